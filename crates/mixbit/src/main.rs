@@ -1,0 +1,2 @@
+//! mixbit
+fn main() {}
