@@ -1,0 +1,393 @@
+//! References to checkpoint tensors and the cheap views on them.
+//!
+//! Nothing is read until [`WeightRef::read`] is called; a reference is a name, a slice of a memory map and a list of views.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use thiserror::Error;
+
+use crate::{Bytes, DType, TensorType};
+
+/// A source of named tensors, such as the files of one checkpoint component.
+pub trait Weights: Send + Sync {
+    /// The names of all tensors, sorted.
+    fn names(&self) -> Vec<&str>;
+
+    /// The tensor of that name, if there is one.
+    fn get(&self, name: &str) -> Option<WeightRef>;
+
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// [`WeightError::Missing`] if there is none, [`WeightError::Shape`] if its shape is not `shape`.
+    fn require(&self, name: &str, shape: &[usize]) -> Result<WeightRef, WeightError> {
+        let weight = self.get(name).ok_or_else(|| WeightError::Missing { name: name.to_string() })?;
+        if weight.ty().shape != shape {
+            return Err(WeightError::Shape {
+                name: name.to_string(),
+                expected: shape.to_vec(),
+                found: weight.ty().shape.clone(),
+            });
+        }
+        Ok(weight)
+    }
+}
+
+/// Why a weight can't be used.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum WeightError {
+    /// The checkpoint has no such tensor.
+    #[error("the checkpoint has no tensor `{name}`")]
+    Missing {
+        /// The tensor's name.
+        name: String,
+    },
+    /// The tensor's shape is not the one that the configuration asks for.
+    #[error("tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// The number of bytes is not what the type takes.
+    #[error("tensor `{name}` of type {ty} has {found} bytes")]
+    Size {
+        /// The tensor's name.
+        name: String,
+        /// The declared type.
+        ty: TensorType,
+        /// The bytes that are there.
+        found: usize,
+    },
+    /// A view that does not fit the tensor.
+    #[error("tensor `{name}`: {what}")]
+    View {
+        /// The tensor's name.
+        name: String,
+        /// What does not fit.
+        what: String,
+    },
+}
+
+/// A checkpoint tensor seen through views: its name, its bytes, and how to read them.
+#[derive(Clone, Debug)]
+pub struct WeightRef {
+    name: Arc<str>,
+    ty: TensorType,
+    stored: DType,
+    layout: Arc<Layout>,
+}
+
+/// How elements are laid out. Element types are uniform inside a layout; the cast is [`WeightRef`]'s own.
+#[derive(Debug)]
+enum Layout {
+    Stored(Bytes),
+    Transpose { of: WeightRef, perm: Vec<usize> },
+    Slice { of: WeightRef, axis: usize, start: usize },
+    Concat { parts: Vec<WeightRef>, axis: usize },
+}
+
+impl WeightRef {
+    /// A tensor as stored: row-major, little-endian.
+    ///
+    /// # Errors
+    /// [`WeightError::Size`] if `bytes` is not as long as `ty` asks for.
+    pub fn new(name: impl Into<Arc<str>>, ty: TensorType, bytes: Bytes) -> Result<Self, WeightError> {
+        let name = name.into();
+        if ty.byte_len() != Some(bytes.len()) {
+            return Err(WeightError::Size { name: name.to_string(), ty, found: bytes.len() });
+        }
+        Ok(WeightRef { name, stored: ty.dtype, ty, layout: Arc::new(Layout::Stored(bytes)) })
+    }
+
+    /// The tensor's name in its checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The type that [`read`](Self::read) gives.
+    pub fn ty(&self) -> &TensorType {
+        &self.ty
+    }
+
+    /// The element type in the file.
+    pub fn stored_dtype(&self) -> DType {
+        self.stored
+    }
+
+    /// The same tensor read as another float type. Casts don't add up: reading rounds once, from the stored value.
+    pub fn cast(&self, dtype: DType) -> Self {
+        WeightRef { ty: self.ty.with_dtype(dtype), ..self.clone() }
+    }
+
+    /// The same tensor with its element type as stored.
+    pub fn uncast(&self) -> Self {
+        self.cast(self.stored)
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// [`WeightError::View`] if the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Result<Self, WeightError> {
+        let ty = TensorType::new(self.ty.dtype, shape);
+        if ty.checked_count() != self.ty.checked_count() {
+            return Err(self.view_error(format!("can't reshape {:?} to {:?}", self.ty.shape, ty.shape)));
+        }
+        Ok(WeightRef { ty, ..self.clone() })
+    }
+
+    /// Axes reordered: axis `i` of the result is axis `perm[i]` of this tensor.
+    ///
+    /// # Errors
+    /// [`WeightError::View`] if `perm` is not a permutation of the axes.
+    pub fn transpose(&self, perm: &[usize]) -> Result<Self, WeightError> {
+        let mut seen = vec![false; self.ty.rank()];
+        let is_permutation = perm.len() == seen.len()
+            && perm.iter().all(|&axis| axis < seen.len() && !std::mem::replace(&mut seen[axis], true));
+        if !is_permutation {
+            return Err(self.view_error(format!("{perm:?} does not permute {} axes", seen.len())));
+        }
+        self.require_whole_bytes()?;
+        let shape: Vec<usize> = perm.iter().map(|&axis| self.ty.shape[axis]).collect();
+        let layout = Layout::Transpose { of: self.uncast(), perm: perm.to_vec() };
+        Ok(self.with_layout(shape, layout))
+    }
+
+    /// `len` indices of `axis`, from `start`.
+    ///
+    /// # Errors
+    /// [`WeightError::View`] if that is not inside the tensor.
+    pub fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self, WeightError> {
+        let fits =
+            axis < self.ty.rank() && start.checked_add(len).is_some_and(|end| end <= self.ty.shape[axis]);
+        if !fits {
+            let what = format!("no slice {start}..+{len} on axis {axis} of {:?}", self.ty.shape);
+            return Err(self.view_error(what));
+        }
+        self.require_whole_bytes()?;
+        let mut shape = self.ty.shape.clone();
+        shape[axis] = len;
+        Ok(self.with_layout(shape, Layout::Slice { of: self.uncast(), axis, start }))
+    }
+
+    /// Tensors joined along `axis`, under the given name.
+    ///
+    /// # Errors
+    /// [`WeightError::View`] if there are none or their other axes or element types differ.
+    pub fn concat(name: impl Into<Arc<str>>, parts: &[WeightRef], axis: usize) -> Result<Self, WeightError> {
+        let name = name.into();
+        let error = |what: &str| WeightError::View { name: name.to_string(), what: what.to_string() };
+        let first = parts.first().ok_or_else(|| error("nothing to join"))?;
+        let mut shape = first.ty.shape.clone();
+        if axis >= shape.len() {
+            return Err(error("no such axis to join along"));
+        }
+        first.require_whole_bytes()?;
+        shape[axis] = 0;
+        for part in parts {
+            let others_equal = part.ty.rank() == shape.len()
+                && (0..shape.len()).all(|at| at == axis || part.ty.shape[at] == shape[at]);
+            if !others_equal || part.stored != first.stored || part.ty.dtype != first.ty.dtype {
+                return Err(error("the parts to join differ in shape or element type"));
+            }
+            shape[axis] += part.ty.shape[axis];
+        }
+        let layout = Layout::Concat { parts: parts.iter().map(WeightRef::uncast).collect(), axis };
+        Ok(WeightRef {
+            name,
+            ty: TensorType::new(first.ty.dtype, shape),
+            stored: first.stored,
+            layout: Arc::new(layout),
+        })
+    }
+
+    /// The elements, row-major, little-endian, as stored. Borrows from the file where no view moves elements.
+    ///
+    /// Only types of whole bytes can be transposed, sliced or joined; the views refuse others.
+    pub fn read_stored(&self) -> Cow<'_, [u8]> {
+        match &*self.layout {
+            Layout::Stored(bytes) => Cow::Borrowed(bytes),
+            Layout::Transpose { of, perm } => Cow::Owned(transpose(of, perm)),
+            Layout::Slice { of, axis, start } => Cow::Owned(slice(of, *axis, *start, self.ty.shape[*axis])),
+            Layout::Concat { parts, axis } => Cow::Owned(concat(parts, *axis)),
+        }
+    }
+
+    /// The elements, row-major, little-endian, in the type that [`ty`](Self::ty) says.
+    ///
+    /// # Errors
+    /// [`WeightError::View`] for a cast that is not between float types.
+    pub fn read(&self) -> Result<Cow<'_, [u8]>, WeightError> {
+        let stored = self.read_stored();
+        if self.stored == self.ty.dtype {
+            return Ok(stored);
+        }
+        cast(&stored, self.stored, self.ty.dtype)
+            .map(Cow::Owned)
+            .ok_or_else(|| self.view_error(format!("can't read {} as {}", self.stored, self.ty.dtype)))
+    }
+
+    fn with_layout(&self, shape: Vec<usize>, layout: Layout) -> Self {
+        WeightRef {
+            name: self.name.clone(),
+            ty: TensorType::new(self.ty.dtype, shape),
+            stored: self.stored,
+            layout: Arc::new(layout),
+        }
+    }
+
+    fn require_whole_bytes(&self) -> Result<(), WeightError> {
+        if self.stored.bits() == 0 || !self.stored.bits().is_multiple_of(8) {
+            return Err(
+                self.view_error(format!("elements of type {} can't be moved one by one", self.stored))
+            );
+        }
+        Ok(())
+    }
+
+    fn view_error(&self, what: String) -> WeightError {
+        WeightError::View { name: self.name.to_string(), what }
+    }
+}
+
+fn transpose(of: &WeightRef, perm: &[usize]) -> Vec<u8> {
+    let bytes = of.read_stored();
+    let width = of.stored.bits() / 8;
+    let shape = &of.ty.shape;
+    let mut strides = vec![width; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis];
+    }
+    let extents: Vec<usize> = perm.iter().map(|&axis| shape[axis]).collect();
+    let strides: Vec<usize> = perm.iter().map(|&axis| strides[axis]).collect();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut index = vec![0usize; extents.len()];
+    let mut offset = 0;
+    while out.len() < bytes.len() {
+        out.extend_from_slice(&bytes[offset..offset + width]);
+        for axis in (0..extents.len()).rev() {
+            index[axis] += 1;
+            offset += strides[axis];
+            if index[axis] < extents[axis] {
+                break;
+            }
+            offset -= strides[axis] * extents[axis];
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+fn slice(of: &WeightRef, axis: usize, start: usize, len: usize) -> Vec<u8> {
+    let bytes = of.read_stored();
+    let inner = of.ty.shape[axis + 1..].iter().product::<usize>() * of.stored.bits() / 8;
+    let stride = of.ty.shape[axis] * inner;
+    let mut out = Vec::new();
+    if stride > 0 {
+        for row in bytes.chunks_exact(stride) {
+            out.extend_from_slice(&row[start * inner..(start + len) * inner]);
+        }
+    }
+    out
+}
+
+fn concat(parts: &[WeightRef], axis: usize) -> Vec<u8> {
+    let outer: usize = parts[0].ty.shape[..axis].iter().product();
+    let read: Vec<Cow<'_, [u8]>> = parts.iter().map(WeightRef::read_stored).collect();
+    let mut out = Vec::with_capacity(read.iter().map(|bytes| bytes.len()).sum());
+    for row in 0..outer {
+        for bytes in &read {
+            let stride = bytes.len() / outer;
+            out.extend_from_slice(&bytes[row * stride..(row + 1) * stride]);
+        }
+    }
+    out
+}
+
+/// Converts little-endian floats; `None` where either type is not a float of at most 32 bits (or f64 as a source).
+fn cast(bytes: &[u8], from: DType, to: DType) -> Option<Vec<u8>> {
+    let values: Box<dyn Iterator<Item = f32> + '_> = match from {
+        DType::F16 => Box::new(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
+        DType::BF16 => Box::new(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+        DType::F32 => Box::new(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        DType::F64 => Box::new(
+            bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32),
+        ),
+        _ => return None,
+    };
+    Some(match to {
+        DType::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+        DType::BF16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(shape: &[usize]) -> WeightRef {
+        let count: usize = shape.iter().product();
+        let bytes: Vec<u8> = (0..count).flat_map(|i| f16::from_f32(i as f32).to_le_bytes()).collect();
+        WeightRef::new("w", TensorType::new(DType::F16, shape), Bytes::new(bytes)).unwrap()
+    }
+
+    fn values(weight: &WeightRef) -> Vec<f32> {
+        let weight = weight.cast(DType::F32);
+        let bytes = weight.read().unwrap().into_owned();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn untouched_weights_are_borrowed() {
+        let weight = weight(&[2, 3]);
+        assert!(matches!(weight.read().unwrap(), Cow::Borrowed(_)));
+        assert!(matches!(weight.reshape([6]).unwrap().read().unwrap(), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn views_compose() {
+        let weight = weight(&[2, 3]);
+        let transposed = weight.transpose(&[1, 0]).unwrap();
+        assert_eq!(transposed.ty().shape, [3, 2]);
+        assert_eq!(values(&transposed), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(values(&transposed.slice(0, 1, 2).unwrap()), [1., 4., 2., 5.]);
+        assert_eq!(values(&weight.slice(1, 0, 1).unwrap()), [0., 3.]);
+        let joined = WeightRef::concat("j", &[weight.clone(), weight.slice(1, 2, 1).unwrap()], 1).unwrap();
+        assert_eq!(joined.ty().shape, [2, 4]);
+        assert_eq!(values(&joined), [0., 1., 2., 2., 3., 4., 5., 5.]);
+        let wide = weight.reshape([3, 1, 2]).unwrap().transpose(&[2, 1, 0]).unwrap();
+        assert_eq!(values(&wide), [0., 2., 4., 1., 3., 5.]);
+    }
+
+    #[test]
+    fn views_that_do_not_fit_are_refused() {
+        let weight = weight(&[2, 3]);
+        assert!(weight.reshape([7]).is_err());
+        assert!(weight.transpose(&[0, 0]).is_err());
+        assert!(weight.transpose(&[0]).is_err());
+        assert!(weight.slice(1, 2, 2).is_err());
+        assert!(weight.slice(0, usize::MAX, 2).is_err());
+        assert!(WeightRef::concat("j", &[], 0).is_err());
+        assert!(WeightRef::new("w", TensorType::new(DType::F16, [3]), Bytes::new(vec![0u8; 5])).is_err());
+    }
+
+    #[test]
+    fn casts_round_once() {
+        let bytes: Vec<u8> = [1.0f32, 65519.0, 1e-8].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let weight = WeightRef::new("w", TensorType::new(DType::F32, [3]), Bytes::new(bytes)).unwrap();
+        let half = weight.cast(DType::F16);
+        assert_eq!(half.read().unwrap().len(), 6);
+        assert_eq!(half.cast(DType::F32).read().unwrap(), weight.read().unwrap());
+        assert!(weight.cast(DType::I32).read().is_err());
+    }
+}
