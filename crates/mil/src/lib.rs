@@ -1,10 +1,37 @@
 //! Core ML's Model Intermediate Language (MIL) as a Rust value.
+//!
+//! Every model in mixbit is one [`Function`]: the graph that is run, analyzed, palettized and written to a package is
+//! the same value. Key types:
+//!
+//! - [`Function`]: values and ops in static single assignment form, with static shapes; [`Program`] holds several.
+//! - [`OpDef`]: the declaration of an op: inputs, defaults, type inference; [`ops::lookup`] finds one.
+//! - [`Builder`]: builds a function op by op; [`verify`] checks every rule of a finished one.
+//! - [`WeightRef`]: a checkpoint tensor by name, not read before it is used; [`Weights`] is a source of them.
+//!
+//! The crate knows no files, threads or execution. Control flow (`cond`, `while_loop`), lists and state are not
+//! represented: Stable Diffusion's models have none.
+#![forbid(unsafe_code)]
+
+mod builder;
 mod bytes;
 mod dtype;
+mod error;
+mod literal;
+pub mod ops;
+pub mod passes;
+mod program;
+mod text;
 mod types;
+mod verify;
 mod weights;
 
+pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
 pub use bytes::Bytes;
 pub use dtype::DType;
+pub use error::Error;
+pub use literal::Literal;
+pub use ops::OpDef;
+pub use program::{Arg, Constant, Def, Function, Op, OpView, Opset, Program, Value, ValueId};
 pub use types::TensorType;
+pub use verify::verify;
 pub use weights::{WeightError, WeightRef, Weights};
