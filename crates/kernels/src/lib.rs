@@ -1,1 +1,89 @@
-//! kernels
+//! CPU kernels for diffusion models: matrix products, convolution, attention, normalisation, element-wise
+//! functions and data movement, in `f32` with weights in `f32`, `f16` or `bf16`.
+//!
+//! A kernel is a function over slices, sizes and strides: it knows no tensors and no graph, and it writes into
+//! the caller's buffer. The key types:
+//!
+//! - [`MatRef`], [`MatMut`] and [`Operand`]: strided matrices, and the two sides of [`gemm`], which may also be
+//!   half-precision weights (widened panel by panel, never copied whole) or a [`PackedMatrix`];
+//! - [`ConvShape`] for [`conv2d`], [`Attention`] with [`HeadLayout`]s for [`attention`], [`AxisShape`] for what
+//!   works along one axis, [`Strided`] for what broadcasts or permutes;
+//! - [`ThreadPool`]: kernels run on the pool they are called in.
+//!
+//! ```
+//! use kernels::{Bias, Epilogue, Mat, MatMut, ThreadPool, WeightSlice, gemm};
+//!
+//! // A linear layer: tokens[2, 3] times the transposed weight[2, 3], plus a bias for each output channel.
+//! let tokens = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+//! let weight = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0];
+//! let bias = [0.5, -0.5];
+//! let mut out = [0.0; 4];
+//! let pool = ThreadPool::new(Some(2)).expect("two threads");
+//! pool.install(|| {
+//!     gemm(
+//!         MatMut::new(&mut out, 2, 2),
+//!         Mat::new(&tokens, 2, 3).into(),
+//!         WeightSlice::F32(&weight).transposed_matrix(2, 3),
+//!         &Epilogue { bias: Bias::PerColumn(&bias), ..Epilogue::default() },
+//!     );
+//! });
+//! assert_eq!(out, [1.5, 4.5, 4.5, 10.5]);
+//! ```
+//!
+//! # Guarantees
+//!
+//! - The widest instruction set of the CPU is chosen at run time (AVX-512, AVX2 with FMA, NEON, portable).
+//! - The same input gives the same bytes with any number of threads.
+//! - Sizes that do not agree are a programming error and panic; values never do. NaN in an operand reaches the
+//!   output.
+//!
+//! # Limits
+//!
+//! - Arithmetic is `f32`. Half-precision or integer arithmetic is another micro-kernel.
+//! - Packing scratch (a few megabytes) stays with each thread from call to call.
+//!
+//! # Shape
+//!
+//! Everything that multiplies matrices goes through one micro-kernel over *panels*. A new way to store or derive
+//! an operand is one more source of panels, as convolution windows are; a new thing to do with a product is one
+//! more field of [`Epilogue`].
+//!
+//! `unsafe` is confined to loads and stores of the micro-kernel and of tasks that write disjoint parts of one
+//! output.
+
+mod attention;
+mod binary;
+mod columns;
+mod conv;
+pub mod convert;
+mod gemm;
+mod isa;
+mod layout;
+mod math;
+mod matrix;
+mod norm;
+mod panels;
+pub mod pool;
+mod reduce;
+mod softmax;
+mod strided;
+#[cfg(test)]
+mod testing;
+mod unary;
+
+pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
+pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
+pub use conv::{ConvEpilogue, ConvShape, ConvWeight, Padding, conv2d, pack_conv_weight};
+pub use gemm::{Activation, Bias, Epilogue, Initial, gemm};
+pub use layout::{
+    ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
+    upsample_nearest,
+};
+pub use matrix::{Mat, MatMut, MatRef, Operand, WeightSlice};
+pub use norm::{AxisShape, GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
+pub use panels::{PackedMatrix, PackedSide};
+pub use pool::ThreadPool;
+pub use reduce::{ReduceOp, argmax, reduce};
+pub use softmax::softmax;
+pub use strided::{MAX_RANK, broadcast_strides, contiguous_strides};
+pub use unary::{UnaryOp, geglu, unary, unary_in_place};

@@ -1,0 +1,189 @@
+use super::*;
+use crate::testing::{Tolerance, check, check_cases, random};
+
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Tokens,
+    Heads,
+    Channels,
+}
+
+impl Order {
+    fn layout(self, heads: usize, tokens: usize, dim: usize) -> HeadLayout {
+        match self {
+            Self::Tokens => HeadLayout::token_major(heads, tokens, dim),
+            Self::Heads => HeadLayout::head_major(heads, tokens, dim),
+            Self::Channels => HeadLayout::channel_major(heads, tokens, dim),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mask {
+    None,
+    Causal,
+    /// As transformers writes it: the lowest finite number.
+    CausalFinite,
+    AllHidden,
+}
+
+#[derive(Debug)]
+struct Case {
+    shape: AttentionShape,
+    order: Order,
+    out_order: Order,
+    mask: Mask,
+    /// Multiplies the inputs: large scores make the running maximum move.
+    gain: f32,
+}
+
+fn shape(
+    batch: usize,
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+    value_dim: usize,
+) -> AttentionShape {
+    AttentionShape { batch, heads, queries, keys, dim, value_dim }
+}
+
+fn mask_of(mask: Mask, queries: usize, keys: usize) -> Option<Vec<f32>> {
+    let hidden = match mask {
+        Mask::None => return None,
+        Mask::CausalFinite => f32::MIN,
+        Mask::Causal | Mask::AllHidden => f32::NEG_INFINITY,
+    };
+    let cell = |query: usize, key: usize| {
+        if mask == Mask::AllHidden || key > query { hidden } else { 0.0 }
+    };
+    Some((0..queries * keys).map(|index| cell(index / keys, index % keys)).collect())
+}
+
+fn oracle(args: &Attention<'_>, out_layout: HeadLayout) -> Vec<f64> {
+    let s = args.shape;
+    let at = |heads: &Heads<'_>, b: usize, h: usize, t: usize, c: usize| {
+        let l = heads.layout;
+        f64::from(heads.data[b * l.batch + h * l.head + t * l.token + c * l.channel])
+    };
+    let mut out = vec![0.0; s.batch * s.heads * s.queries * s.value_dim];
+    for b in 0..s.batch {
+        for h in 0..s.heads {
+            for q in 0..s.queries {
+                let scores: Vec<f64> = (0..s.keys)
+                    .map(|k| {
+                        let dot: f64 =
+                            (0..s.dim).map(|c| at(&args.query, b, h, q, c) * at(&args.key, b, h, k, c)).sum();
+                        let mask = args.mask.map_or(0.0, |mask| mask.data[q * mask.row_stride + k]);
+                        dot * f64::from(args.scale) + f64::from(mask)
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                if max == f64::NEG_INFINITY {
+                    continue;
+                }
+                let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for c in 0..s.value_dim {
+                    let sum: f64 = (0..s.keys).map(|k| weights[k] * at(&args.value, b, h, k, c)).sum();
+                    let l = out_layout;
+                    out[b * l.batch + h * l.head + q * l.token + c * l.channel] = sum / total;
+                }
+            }
+        }
+    }
+    out
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sizes = [
+        shape(1, 1, 1, 1, 8, 8),
+        shape(1, 2, 3, 5, 8, 12),
+        shape(2, 3, 33, 31, 40, 40),
+        shape(1, 1, 31, 251, 13, 7),
+        shape(1, 2, 32, 252, 16, 16),
+        shape(2, 1, 65, 253, 24, 25),
+        shape(1, 2, 7, 505, 160, 160),
+        shape(1, 1, 200, 600, 64, 64),
+    ];
+    for size in sizes {
+        for (order, out_order) in [
+            (Order::Tokens, Order::Tokens),
+            (Order::Heads, Order::Channels),
+            (Order::Channels, Order::Channels),
+            (Order::Channels, Order::Heads),
+        ] {
+            for gain in [1.0, 6.0] {
+                cases.push(Case { shape: size, order, out_order, mask: Mask::None, gain });
+            }
+        }
+    }
+    for mask in [Mask::Causal, Mask::CausalFinite, Mask::AllHidden] {
+        for tokens in [1, 5, 77, 300] {
+            let shape = shape(1, 2, tokens, tokens, 16, 16);
+            cases.push(Case { shape, order: Order::Tokens, out_order: Order::Tokens, mask, gain: 2.0 });
+        }
+    }
+    cases
+}
+
+#[test]
+fn every_shape_layout_and_mask() {
+    check_cases(&cases(), |case| {
+        let s = case.shape;
+        let grow = |data: Vec<f32>| data.into_iter().map(|x| x * case.gain).collect::<Vec<_>>();
+        let query = grow(random(1, s.batch * s.heads * s.queries * s.dim));
+        let key = grow(random(2, s.batch * s.heads * s.keys * s.dim));
+        let value = random(3, s.batch * s.heads * s.keys * s.value_dim);
+        let mask = mask_of(case.mask, s.queries, s.keys);
+        let args = Attention {
+            shape: s,
+            query: Heads { data: &query, layout: case.order.layout(s.heads, s.queries, s.dim) },
+            key: Heads { data: &key, layout: case.order.layout(s.heads, s.keys, s.dim) },
+            value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
+            scale: 1.0 / (s.dim as f32).sqrt(),
+            mask: mask.as_ref().map(|mask| Mat::new(mask, s.queries, s.keys)),
+        };
+        let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
+        // A score's absolute error is its weight's relative error, and it grows with the scores' magnitude.
+        let tolerance = Tolerance::OfLargest(2e-6 * f64::from(case.gain * case.gain / 6.0).max(1.0));
+        check(&oracle(&args, out_layout), tolerance, |out| attention(&args, out, out_layout))
+    });
+}
+
+#[test]
+fn nan_reaches_the_output() {
+    let s = shape(1, 1, 40, 300, 8, 8);
+    let (query, mut key, value) = (random(1, 320), random(2, 2400), random(3, 2400));
+    key[17 * 8] = f32::NAN;
+    let layout = HeadLayout::token_major(1, 300, 8);
+    let args = Attention {
+        shape: s,
+        query: Heads { data: &query, layout },
+        key: Heads { data: &key, layout },
+        value: Heads { data: &value, layout },
+        scale: 1.0,
+        mask: None,
+    };
+    let mut out = vec![0.0; 320];
+    attention(&args, &mut out, layout);
+    assert!(out.iter().all(|x| x.is_nan()));
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn overlapping_output_is_refused() {
+    let data = random(1, 64);
+    let layout = HeadLayout::token_major(1, 8, 8);
+    let heads = Heads { data: &data, layout };
+    let args = Attention {
+        shape: shape(1, 1, 8, 8, 8, 8),
+        query: heads,
+        key: heads,
+        value: heads,
+        scale: 1.0,
+        mask: None,
+    };
+    attention(&args, &mut [0.0; 64], HeadLayout { token: 4, ..layout });
+}

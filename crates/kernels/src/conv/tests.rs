@@ -1,0 +1,126 @@
+use half::f16;
+
+use super::*;
+use crate::testing::{Tolerance, check, check_cases, check_from, random};
+
+const BASE: ConvShape = ConvShape {
+    batch: 1,
+    in_channels: 3,
+    in_size: [7, 9],
+    out_channels: 5,
+    kernel: [3, 3],
+    stride: [1, 1],
+    dilation: [1, 1],
+    padding: Padding { top: 1, bottom: 1, left: 1, right: 1 },
+    groups: 1,
+};
+
+fn shapes() -> Vec<ConvShape> {
+    let uneven = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+    vec![
+        BASE,
+        ConvShape { batch: 2, in_size: [8, 8], out_channels: 16, in_channels: 16, ..BASE },
+        ConvShape { kernel: [1, 1], padding: Padding::default(), batch: 2, ..BASE },
+        ConvShape { kernel: [1, 1], stride: [2, 2], padding: Padding::default(), ..BASE },
+        ConvShape { kernel: [1, 1], padding: Padding::same(2), ..BASE },
+        ConvShape { stride: [2, 2], ..BASE },
+        ConvShape { stride: [2, 2], padding: uneven, in_size: [8, 10], ..BASE },
+        ConvShape { stride: [1, 3], dilation: [2, 1], in_size: [11, 13], ..BASE },
+        ConvShape { padding: Padding { top: 2, bottom: 0, left: 3, right: 5 }, ..BASE },
+        ConvShape { kernel: [4, 4], stride: [4, 4], in_size: [16, 12], padding: Padding::default(), ..BASE },
+        ConvShape { kernel: [1, 3], padding: Padding { top: 0, bottom: 0, left: 1, right: 1 }, ..BASE },
+        ConvShape { in_channels: 6, out_channels: 4, groups: 2, batch: 2, ..BASE },
+        ConvShape { in_channels: 5, out_channels: 5, groups: 5, ..BASE },
+        ConvShape { in_size: [1, 1], ..BASE },
+        ConvShape { in_size: [1, 40], ..BASE },
+        ConvShape { in_size: [40, 1], stride: [2, 2], ..BASE },
+        ConvShape { in_size: [2, 2], kernel: [5, 5], padding: Padding::same(2), ..BASE },
+        ConvShape { in_size: [2, 2], kernel: [5, 5], padding: Padding::same(1), ..BASE },
+        ConvShape { dilation: [3, 3], padding: Padding::same(3), ..BASE },
+        ConvShape { in_channels: 40, out_channels: 33, in_size: [33, 31], ..BASE },
+        ConvShape { in_channels: 0, ..BASE },
+    ]
+}
+
+fn oracle(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f64> {
+    let [out_h, out_w] = shape.out_size();
+    let [in_h, in_w] = shape.in_size;
+    let (per_group, out_per_group) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);
+    let mut out = Vec::new();
+    for image in 0..shape.batch {
+        for o in 0..shape.out_channels {
+            for y in 0..out_h {
+                for x in 0..out_w {
+                    let mut sum = 0.0;
+                    for c in 0..per_group {
+                        for ky in 0..shape.kernel[0] {
+                            for kx in 0..shape.kernel[1] {
+                                let iy = (y * shape.stride[0] + ky * shape.dilation[0]) as isize
+                                    - shape.padding.top as isize;
+                                let ix = (x * shape.stride[1] + kx * shape.dilation[1]) as isize
+                                    - shape.padding.left as isize;
+                                if iy < 0 || ix < 0 || iy >= in_h as isize || ix >= in_w as isize {
+                                    continue;
+                                }
+                                let channel = o / out_per_group * per_group + c;
+                                let at = ((image * shape.in_channels + channel) * in_h + iy as usize) * in_w;
+                                let w = ((o * per_group + c) * shape.kernel[0] + ky) * shape.kernel[1] + kx;
+                                sum += f64::from(input[at + ix as usize]) * f64::from(weight[w]);
+                            }
+                        }
+                    }
+                    out.push(sum);
+                }
+            }
+        }
+    }
+    out
+}
+
+const TOLERANCE: Tolerance = Tolerance::OfLargest(2e-6);
+
+#[test]
+fn every_window() {
+    check_cases(&shapes(), |shape| {
+        let input = random(1, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
+        let weight = random(2, shape.out_channels * shape.depth());
+        check(&oracle(shape, &input, &weight), TOLERANCE, |out| {
+            let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
+            conv2d(shape, &input, weight, &ConvEpilogue::default(), out);
+        })
+    });
+}
+
+#[test]
+fn packed_and_half_weights_with_an_epilogue() {
+    check_cases(&shapes(), |shape| {
+        let input = random(3, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
+        let halves: Vec<f16> =
+            random(4, shape.out_channels * shape.depth()).into_iter().map(f16::from_f32).collect();
+        let weight: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+        let bias = random(5, shape.out_channels);
+        let start = random(6, shape.out_len());
+        let pixels = shape.out_size().iter().product::<usize>().max(1);
+        let mut expected = oracle(shape, &input, &weight);
+        for (index, value) in expected.iter_mut().enumerate() {
+            *value += f64::from(bias[index / pixels % shape.out_channels]) + f64::from(start[index]);
+            *value /= 1.0 + (-*value).exp();
+        }
+        let epilogue =
+            ConvEpilogue { bias: Some(&bias), initial: Initial::Accumulate, activation: Activation::Silu };
+        check_from(&start, &expected, TOLERANCE, |out| {
+            let packed = pack_conv_weight(shape, WeightSlice::F16(&halves));
+            conv2d(shape, &input, ConvWeight::Packed(&packed), &epilogue, out);
+        })?;
+        check_from(&start, &expected, TOLERANCE, |out| {
+            conv2d(shape, &input, ConvWeight::Stored(WeightSlice::F16(&halves)), &epilogue, out);
+        })
+    });
+}
+
+#[test]
+fn windows_that_do_not_fit_give_no_output() {
+    let shape = ConvShape { in_size: [2, 9], padding: Padding::default(), ..BASE };
+    assert_eq!(shape.out_size(), [0, 7]);
+    assert_eq!(shape.out_len(), 0);
+}

@@ -1,0 +1,236 @@
+use half::{bf16, f16};
+
+use super::*;
+use crate::matrix::WeightSlice;
+use crate::testing::{Tolerance, check, check_cases, check_from, random};
+
+/// `[M, K, N]` around the tile sizes of every instruction set, the block sizes and the small-row path.
+const SIZES: &[[usize; 3]] = &[
+    [1, 1, 1],
+    [1, 7, 3],
+    [2, 3, 5],
+    [4, 1030, 70],
+    [5, 17, 33],
+    [6, 16, 16],
+    [7, 15, 31],
+    [11, 255, 32],
+    [12, 256, 64],
+    [13, 257, 65],
+    [24, 64, 8],
+    [25, 3, 97],
+    [97, 31, 29],
+    [3, 0, 4],
+    [0, 4, 4],
+    [4, 4, 0],
+    [130, 520, 130],
+    [1540, 9, 40],
+    [9, 9, 1600],
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Storage {
+    F32,
+    F32Columns,
+    F32Strided,
+    F16,
+    Bf16,
+    Packed,
+}
+
+const STORAGES: &[Storage] =
+    &[Storage::F32, Storage::F32Columns, Storage::F32Strided, Storage::F16, Storage::Bf16, Storage::Packed];
+
+/// A matrix with its values as the operand sees them.
+struct Owned {
+    rows: usize,
+    cols: usize,
+    storage: Storage,
+    values: Vec<f32>,
+    stored: Vec<f32>,
+    halves: Vec<f16>,
+    bfloats: Vec<bf16>,
+    packed: Option<PackedMatrix>,
+}
+
+impl Owned {
+    fn new(seed: u64, rows: usize, cols: usize, storage: Storage, side: PackedSide) -> Self {
+        let mut values = random(seed, rows * cols);
+        let halves: Vec<f16> = values.iter().map(|x| f16::from_f32(*x)).collect();
+        let bfloats: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+        match storage {
+            Storage::F16 => values = halves.iter().map(|x| x.to_f32()).collect(),
+            Storage::Bf16 => values = bfloats.iter().map(|x| x.to_f32()).collect(),
+            _ => {}
+        }
+        let (row_stride, col_stride) = Self::strides(rows, cols, storage);
+        // The gaps hold NaN: reading one shows.
+        let mut stored = vec![f32::NAN; rows * row_stride + cols * col_stride + 1];
+        for row in 0..rows {
+            for col in 0..cols {
+                stored[row * row_stride + col * col_stride] = values[row * cols + col];
+            }
+        }
+        let packed = (storage == Storage::Packed)
+            .then(|| PackedMatrix::new(Mat::new(&values, rows, cols).into(), side));
+        Self { rows, cols, storage, values, stored, halves, bfloats, packed }
+    }
+
+    fn strides(rows: usize, cols: usize, storage: Storage) -> (usize, usize) {
+        match storage {
+            Storage::F32Columns => (1, rows + 3),
+            Storage::F32Strided => (2 * cols + 1, 2),
+            _ => (cols, 1),
+        }
+    }
+
+    fn operand(&self) -> Operand<'_> {
+        let (row_stride, col_stride) = Self::strides(self.rows, self.cols, self.storage);
+        match self.storage {
+            Storage::F16 => WeightSlice::F16(&self.halves).matrix(self.rows, self.cols),
+            Storage::Bf16 => WeightSlice::Bf16(&self.bfloats).matrix(self.rows, self.cols),
+            Storage::Packed => Operand::Packed(self.packed.as_ref().expect("packed above")),
+            _ => Mat::with_strides(&self.stored, self.rows, self.cols, row_stride, col_stride).into(),
+        }
+    }
+}
+
+fn oracle(left: &Owned, right: &Owned) -> Vec<f64> {
+    let mut out = Vec::new();
+    for row in 0..left.rows {
+        for col in 0..right.cols {
+            let terms = (0..left.cols).map(|k| {
+                f64::from(left.values[row * left.cols + k]) * f64::from(right.values[k * right.cols + col])
+            });
+            out.push(terms.sum::<f64>());
+        }
+    }
+    out
+}
+
+const TOLERANCE: Tolerance = Tolerance::OfLargest(2e-6);
+
+#[derive(Debug)]
+struct Case {
+    size: [usize; 3],
+    left: Storage,
+    right: Storage,
+}
+
+#[test]
+fn products_of_every_size_and_storage() {
+    let mut cases = Vec::new();
+    for &size in SIZES {
+        for &storage in STORAGES {
+            cases.push(Case { size, left: storage, right: Storage::F32 });
+            cases.push(Case { size, left: Storage::F32, right: storage });
+        }
+    }
+    check_cases(&cases, |case| {
+        let [m, k, n] = case.size;
+        let left = Owned::new(1, m, k, case.left, PackedSide::Left);
+        let right = Owned::new(2, k, n, case.right, PackedSide::Right);
+        if (case.left, case.right) == (Storage::Packed, Storage::F32) || case.right == Storage::Packed {
+            // Packed for this CPU's widest set, so only that one can read it.
+            let expected = oracle(&left, &right);
+            let mut out = vec![f32::NAN; m * n];
+            gemm(MatMut::new(&mut out, m, n), left.operand(), right.operand(), &Epilogue::default());
+            let pairs = out.iter().zip(&expected);
+            let error = pairs.fold(0.0_f64, |worst, (x, y)| worst.max((f64::from(*x) - y).abs()));
+            let complete = out.iter().all(|x| x.is_finite());
+            return if complete && error <= 2e-5 { Ok(()) } else { Err(format!("error {error}")) };
+        }
+        check(&oracle(&left, &right), TOLERANCE, |out| {
+            gemm(MatMut::new(out, m, n), left.operand(), right.operand(), &Epilogue::default());
+        })
+    });
+}
+
+#[derive(Debug)]
+struct EpilogueCase {
+    size: [usize; 3],
+    right: Storage,
+    bias: &'static str,
+    initial: Initial,
+    activation: Activation,
+}
+
+#[test]
+fn every_epilogue() {
+    let mut cases = Vec::new();
+    for size in [[1, 40, 70], [4, 300, 65], [5, 300, 33], [30, 600, 70], [7, 0, 9]] {
+        for right in [Storage::F32, Storage::F32Columns] {
+            for bias in ["none", "row", "column"] {
+                for initial in [Initial::Overwrite, Initial::Accumulate] {
+                    for activation in [Activation::Identity, Activation::Silu] {
+                        cases.push(EpilogueCase { size, right, bias, initial, activation });
+                    }
+                }
+            }
+        }
+    }
+    check_cases(&cases, |case| {
+        let [m, k, n] = case.size;
+        let left = Owned::new(3, m, k, Storage::F32, PackedSide::Left);
+        let right = Owned::new(4, k, n, case.right, PackedSide::Right);
+        let (per_row, per_column, start) = (random(5, m), random(6, n), random(7, m * n));
+        let bias = match case.bias {
+            "row" => Bias::PerRow(&per_row),
+            "column" => Bias::PerColumn(&per_column),
+            _ => Bias::None,
+        };
+        let mut expected = oracle(&left, &right);
+        for (index, value) in expected.iter_mut().enumerate() {
+            match bias {
+                Bias::None => {}
+                Bias::PerRow(bias) => *value += f64::from(bias[index / n]),
+                Bias::PerColumn(bias) => *value += f64::from(bias[index % n]),
+            }
+            if case.initial == Initial::Accumulate {
+                *value += f64::from(start[index]);
+            }
+            if case.activation == Activation::Silu {
+                *value /= 1.0 + (-*value).exp();
+            }
+        }
+        let nan = vec![f32::NAN; m * n];
+        let initial = if case.initial == Initial::Accumulate { &start } else { &nan };
+        check_from(initial, &expected, TOLERANCE, |out| {
+            let epilogue = Epilogue { bias, initial: case.initial, activation: case.activation };
+            gemm(MatMut::new(out, m, n), left.operand(), right.operand(), &epilogue);
+        })
+    });
+}
+
+#[test]
+fn gaps_between_output_rows_stay_untouched() {
+    check_cases(&[[2, 40, 9], [13, 40, 33], [30, 300, 40]], |&[m, k, n]| {
+        let left = Owned::new(8, m, k, Storage::F32, PackedSide::Left);
+        let right = Owned::new(9, k, n, Storage::F32Columns, PackedSide::Right);
+        let stride = n + 5;
+        let mut expected = vec![7.0; m * stride];
+        for (row, values) in oracle(&left, &right).chunks(n).enumerate() {
+            expected[row * stride..row * stride + n].copy_from_slice(values);
+        }
+        check_from(&vec![7.0; m * stride], &expected, TOLERANCE, |out| {
+            let out = MatMut::with_strides(out, m, n, stride, 1);
+            gemm(out, left.operand(), right.operand(), &Epilogue::default());
+        })
+    });
+}
+
+#[test]
+fn nan_reaches_the_output() {
+    let mut left = vec![1.0; 20 * 50];
+    left[3 * 50 + 49] = f32::NAN;
+    let right = vec![1.0; 50 * 40];
+    let mut out = vec![0.0; 20 * 40];
+    gemm(
+        MatMut::new(&mut out, 20, 40),
+        Mat::new(&left, 20, 50).into(),
+        Mat::new(&right, 50, 40).into(),
+        &Epilogue::default(),
+    );
+    for (index, value) in out.iter().enumerate() {
+        assert_eq!(value.is_nan(), index / 40 == 3, "element {index}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Vector functions that rten-vecmath does not have, or has with less accuracy than images need.
+
+use rten_simd::ops::{BitOps, FloatOps, IntOps, NumOps};
+use rten_simd::{Isa, Simd};
+
+/// Below this, `exp` is not a normal number any more.
+const EXP_LOWEST: f32 = -87.3;
+
+/// `exp(x)` for `x <= 0`; zero where the result would be subnormal; NaN stays NaN.
+///
+/// Relative error at most 1.5e-7: `2^round(x / ln 2)` times a degree-6 polynomial on the remainder.
+#[inline(always)]
+pub(crate) fn exp_nonpositive<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    let (ops, ints) = (isa.f32(), isa.i32());
+    let exponent = ops.round_ties_even(ops.mul(x, ops.splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts, the first with few bits so that its products are exact.
+    let rest = ops.mul_add(exponent, ops.splat(-0.693_359_4), x);
+    let rest = ops.mul_add(exponent, ops.splat(2.121_944_4e-4), rest);
+    let mut poly = ops.splat(0.001_393_368_8);
+    for coefficient in [0.008_363_205, 0.041_666_463, 0.166_665_76, 0.5, 1.0, 1.0] {
+        poly = ops.mul_add(poly, rest, ops.splat(coefficient));
+    }
+    let bits = ints.shift_left::<23>(ints.add(ops.to_int_trunc(exponent), ints.splat(127)));
+    let power: I::F32 = bits.reinterpret_cast();
+    let result = ops.mul(poly, power);
+    ops.select(ops.zero(), result, ops.lt(x, ops.splat(EXP_LOWEST)))
+}
+
+/// `exp(t * t) * erfc(t)` for `t >= 0`, by a polynomial in `(t - 2) / (t + 2)` over `1 + 2 t`.
+#[inline(always)]
+fn scaled_erfc<I: Isa>(isa: I, t: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    let two = ops.splat(2.0);
+    let u = ops.div(ops.sub(t, two), ops.add(t, two));
+    let mut poly = ops.splat(-4.143_926_2e-4);
+    for coefficient in [
+        -0.001_250_883,
+        0.001_319_598,
+        0.008_649_69,
+        -0.008_059_267,
+        -0.054_209_273,
+        0.164_054_97,
+        -0.166_030_97,
+        -0.092_763_96,
+        1.276_978_4,
+    ] {
+        poly = ops.mul_add(poly, u, ops.splat(coefficient));
+    }
+    ops.div(poly, ops.mul_add(two, t, ops.one()))
+}
+
+/// `erfc(t)` for `t >= 0`, given `t` and its square as a rounded value and the rounding error.
+#[inline(always)]
+fn erfc_nonnegative<I: Isa>(isa: I, t: I::F32, square: I::F32, error: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    let decay = exp_nonpositive(isa, ops.neg(square));
+    let decay = ops.mul(decay, ops.sub(ops.one(), error));
+    let result = ops.mul(decay, scaled_erfc(isa, t));
+    // Far out, the quotient of infinities would be NaN where the decay is zero.
+    ops.select(ops.zero(), result, ops.gt(t, ops.splat(12.0)))
+}
+
+/// `x * Phi(x)`, the exact GELU, with `Phi` the normal distribution function.
+///
+/// Both tails come from `erfc`, so the result keeps its relative accuracy for negative `x` too.
+#[inline(always)]
+pub(crate) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    let t = ops.mul(ops.abs(x), ops.splat(std::f32::consts::FRAC_1_SQRT_2));
+    // (x / sqrt 2)^2 from x itself: halving is exact, the rounded quotient is not.
+    let half = ops.splat(0.5);
+    let rounded = ops.mul(x, x);
+    let error = ops.mul(ops.neg(ops.mul_sub_from(x, x, rounded)), half);
+    let tail =
+        ops.mul(half, erfc_nonnegative(isa, t, ops.mul(rounded, half), error_term(isa, error, rounded)));
+    let phi = ops.select(tail, ops.sub(ops.one(), tail), ops.lt(x, ops.zero()));
+    ops.mul(x, phi)
+}
+
+/// The rounding error of a square where it is finite, zero where the square overflowed.
+#[inline(always)]
+fn error_term<I: Isa>(isa: I, error: I::F32, square: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    ops.select(error, ops.zero(), ops.lt(square, ops.splat(1e30)))
+}
+
+/// The error function.
+#[inline(always)]
+pub(crate) fn erf<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    let t = ops.abs(x);
+    let square = ops.mul(x, x);
+    let error = error_term(isa, ops.neg(ops.mul_sub_from(x, x, square)), square);
+    let far = ops.sub(ops.one(), erfc_nonnegative(isa, t, square, error));
+    let far = ops.select(ops.neg(far), far, ops.lt(x, ops.zero()));
+    let mut poly = ops.splat(-5.654_106e-4);
+    for coefficient in [0.004_923_277_5, -0.026_716_385, 0.112_803_645, -0.376_123_5, 1.128_379_1] {
+        poly = ops.mul_add(poly, square, ops.splat(coefficient));
+    }
+    ops.select(ops.mul(x, poly), far, ops.lt(t, ops.one()))
+}

@@ -1,0 +1,368 @@
+//! Normalisations: group, layer and batch norm.
+//!
+//! Mean and variance are taken in two passes. Sums run in `f32` over short stretches and in `f64` over the
+//! stretches, so that planes of millions of pixels keep a relative accuracy of 1e-6.
+
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp, SimdUnaryOp};
+use rten_vecmath::Silu;
+
+use crate::gemm::Activation;
+use crate::isa;
+use crate::pool::{for_each_chunk_mut, rows_per_task};
+
+/// Scale, shift and stabiliser of a normalisation.
+#[derive(Clone, Copy, Debug)]
+pub struct NormParams<'a> {
+    /// Multiplies each normalised channel; 1 if absent.
+    pub gamma: Option<&'a [f32]>,
+    /// Added to each channel; 0 if absent.
+    pub beta: Option<&'a [f32]>,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+impl NormParams<'_> {
+    fn check(&self, channels: usize) {
+        for vector in [self.gamma, self.beta].into_iter().flatten() {
+            assert_eq!(vector.len(), channels, "scale or shift length differs from the channels");
+        }
+    }
+
+    fn gamma(&self, channel: usize) -> f32 {
+        self.gamma.map_or(1.0, |gamma| gamma[channel])
+    }
+
+    fn beta(&self, channel: usize) -> f32 {
+        self.beta.map_or(0.0, |beta| beta[channel])
+    }
+}
+
+/// The sizes of a tensor `[outer, axis, inner]` of which one axis is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AxisShape {
+    /// The product of the sizes before the axis.
+    pub outer: usize,
+    /// The axis.
+    pub axis: usize,
+    /// The product of the sizes after the axis; 1 if it is the last.
+    pub inner: usize,
+}
+
+impl AxisShape {
+    /// The number of elements.
+    pub fn element_count(&self) -> usize {
+        self.outer * self.axis * self.inner
+    }
+}
+
+/// The sizes of a group norm's input `[batch, channels, spatial]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupNormShape {
+    /// Images.
+    pub batch: usize,
+    /// Channels, all groups together.
+    pub channels: usize,
+    /// Pixels.
+    pub spatial: usize,
+    /// Groups of consecutive channels.
+    pub groups: usize,
+}
+
+/// Elements that are summed in `f32` before the sum goes to `f64`.
+const STRETCH: usize = 1024;
+/// Independent `f32` sums of a stretch.
+const LANES: usize = 32;
+
+/// The sum of `(x - centre)` or of its square.
+struct Sum<'a> {
+    data: &'a [f32],
+    centre: f32,
+    power: Power,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Power {
+    One,
+    Two,
+}
+
+impl SimdOp for Sum<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) -> f64 {
+        let term = |x: f32| {
+            let x = x - self.centre;
+            if self.power == Power::Two { x * x } else { x }
+        };
+        let mut total = 0.0;
+        for stretch in self.data.chunks(STRETCH) {
+            let mut sums = [0.0_f32; LANES];
+            let mut vectors = stretch.chunks_exact(LANES);
+            for vector in &mut vectors {
+                for (sum, x) in sums.iter_mut().zip(vector) {
+                    *sum += term(*x);
+                }
+            }
+            for (sum, x) in sums.iter_mut().zip(vectors.remainder()) {
+                *sum += term(*x);
+            }
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        }
+        total
+    }
+}
+
+/// The sum of a slice, accurate to about 1e-7 of the sum of magnitudes.
+pub(crate) fn sum(data: &[f32]) -> f64 {
+    isa::dispatch(Sum { data, centre: 0.0, power: Power::One })
+}
+
+/// Mean and (biased) variance of a slice.
+fn moments(data: &[f32]) -> (f32, f32) {
+    let count = data.len() as f64;
+    let centre = (sum(data) / count) as f32;
+    // The mean's rounding to f32 is made good by the mean of the differences.
+    let rest = isa::dispatch(Sum { data, centre, power: Power::One }) / count;
+    let squares = isa::dispatch(Sum { data, centre, power: Power::Two }) / count;
+    ((f64::from(centre) + rest) as f32, (squares - rest * rest).max(0.0) as f32)
+}
+
+/// `(x - mean) * scale + shift`, then the activation.
+struct Affine<'a> {
+    data: &'a mut [f32],
+    mean: f32,
+    scale: f32,
+    shift: f32,
+    activation: Activation,
+}
+
+impl SimdOp for Affine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
+        let (mean, scale, shift) = (ops.splat(self.mean), ops.splat(self.scale), ops.splat(self.shift));
+        let Self { data, activation, .. } = self;
+        // Closures are inlined into the dispatched body only where they carry the attribute.
+        match activation {
+            Activation::Identity => isa::map_in_place(
+                isa,
+                data,
+                #[inline(always)]
+                |x| ops.mul_add(ops.sub(x, mean), scale, shift),
+            ),
+            Activation::Silu => isa::map_in_place(
+                isa,
+                data,
+                #[inline(always)]
+                |x| Silu {}.eval(isa, ops.mul_add(ops.sub(x, mean), scale, shift)),
+            ),
+        }
+    }
+}
+
+/// Group norm of `input[batch, channels, spatial]` into `out`: each image's groups have their own statistics,
+/// each channel its own scale and shift.
+///
+/// # Panics
+///
+/// When lengths differ from the shape's or the groups do not divide the channels.
+pub fn group_norm(shape: &GroupNormShape, input: &[f32], params: &NormParams<'_>, out: &mut [f32]) {
+    assert!(
+        shape.groups > 0 && shape.channels.is_multiple_of(shape.groups),
+        "{} channels do not divide into {} groups",
+        shape.channels,
+        shape.groups
+    );
+    let len = shape.batch * shape.channels * shape.spatial;
+    assert_eq!((input.len(), out.len()), (len, len), "input or output length differs from the shape's");
+    params.check(shape.channels);
+    let channels = shape.channels / shape.groups;
+    let group_len = channels * shape.spatial;
+    if len == 0 {
+        return;
+    }
+    let groups_per_task = rows_per_task(group_len);
+    for_each_chunk_mut(out, groups_per_task * group_len, |task, chunk| {
+        for (index, out) in chunk.chunks_exact_mut(group_len).enumerate() {
+            let group = task * groups_per_task + index;
+            let data = &input[group * group_len..(group + 1) * group_len];
+            let (mean, variance) = moments(data);
+            let inverse = 1.0 / (variance + params.epsilon).sqrt();
+            let first_channel = group % shape.groups * channels;
+            let planes = data.chunks_exact(shape.spatial).zip(out.chunks_exact_mut(shape.spatial));
+            for (channel, (data, out)) in planes.enumerate() {
+                let channel = first_channel + channel;
+                out.copy_from_slice(data);
+                isa::dispatch(Affine {
+                    data: out,
+                    mean,
+                    scale: inverse * params.gamma(channel),
+                    shift: params.beta(channel),
+                    activation: params.activation,
+                });
+            }
+        }
+    });
+}
+
+/// Layer norm over the axis of `input[outer, axis, inner]` into `out`.
+///
+/// # Panics
+///
+/// When lengths differ from the shape's.
+pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out: &mut [f32]) {
+    let len = shape.element_count();
+    assert_eq!((input.len(), out.len()), (len, len), "input or output length differs from the shape's");
+    params.check(shape.axis);
+    if len == 0 {
+        return;
+    }
+    if shape.inner == 1 {
+        let rows = rows_per_task(shape.axis);
+        for_each_chunk_mut(out, rows * shape.axis, |task, chunk| {
+            let start = task * rows * shape.axis;
+            chunk.copy_from_slice(&input[start..start + chunk.len()]);
+            for row in chunk.chunks_exact_mut(shape.axis) {
+                let (mean, variance) = moments(row);
+                let inverse = 1.0 / (variance + params.epsilon).sqrt();
+                isa::dispatch(NormalizeRow { row, mean, inverse, params });
+            }
+        });
+        return;
+    }
+    crate::columns::for_each_column_block(shape, out, |first, mut block| {
+        isa::dispatch(NormalizeColumns { input: &input[first..], block: &mut block, params });
+    });
+}
+
+/// `(row - mean) * inverse * gamma + beta`, element by element.
+struct NormalizeRow<'a> {
+    row: &'a mut [f32],
+    mean: f32,
+    inverse: f32,
+    params: &'a NormParams<'a>,
+}
+
+impl SimdOp for NormalizeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Self { row, mean, inverse, params } = self;
+        match (params.gamma, params.beta) {
+            (Some(gamma), Some(beta)) => {
+                for ((x, gamma), beta) in row.iter_mut().zip(gamma).zip(beta) {
+                    *x = (*x - mean) * (inverse * gamma) + beta;
+                }
+            }
+            _ => {
+                for (index, x) in row.iter_mut().enumerate() {
+                    *x = (*x - mean) * (inverse * params.gamma(index)) + params.beta(index);
+                }
+            }
+        }
+        if params.activation == Activation::Silu {
+            isa::map_in_place(
+                isa,
+                row,
+                #[inline(always)]
+                |x| Silu {}.eval(isa, x),
+            );
+        }
+    }
+}
+
+/// Layer norm of a block of columns.
+struct NormalizeColumns<'a, 'b> {
+    /// From the block's first element on.
+    input: &'a [f32],
+    block: &'a mut crate::columns::ColumnBlock<'b>,
+    params: &'a NormParams<'a>,
+}
+
+impl SimdOp for NormalizeColumns<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        use crate::columns::WIDTH;
+        let Self { input, block, params } = self;
+        let (axis, width, stride) = (block.rows(), block.width(), block.stride());
+        let row = |index: usize| &input[index * stride..index * stride + width];
+        let mut means = [0.0_f64; WIDTH];
+        for index in 0..axis {
+            for (sum, x) in means.iter_mut().zip(row(index)) {
+                *sum += f64::from(*x);
+            }
+        }
+        let means = means.map(|sum| sum / axis as f64);
+        let mut squares = [0.0_f64; WIDTH];
+        for index in 0..axis {
+            for ((sum, mean), x) in squares.iter_mut().zip(&means).zip(row(index)) {
+                let difference = f64::from(*x) - mean;
+                *sum += difference * difference;
+            }
+        }
+        let mean = means.map(|mean| mean as f32);
+        let inverse =
+            squares.map(|sum| (1.0 / (sum / axis as f64 + f64::from(params.epsilon)).sqrt()) as f32);
+        for index in 0..axis {
+            let (gamma, beta) = (params.gamma(index), params.beta(index));
+            let out = block.row_mut(index);
+            for (((out, x), mean), inverse) in out.iter_mut().zip(row(index)).zip(&mean).zip(&inverse) {
+                *out = (x - mean) * (inverse * gamma) + beta;
+            }
+            if params.activation == Activation::Silu {
+                isa::map_in_place(
+                    isa,
+                    out,
+                    #[inline(always)]
+                    |x| Silu {}.eval(isa, x),
+                );
+            }
+        }
+    }
+}
+
+/// Batch norm of `input[outer, axis, inner]` into `out` with the axis' given means and variances.
+///
+/// # Panics
+///
+/// When lengths differ from the shape's.
+pub fn batch_norm(
+    shape: &AxisShape,
+    input: &[f32],
+    mean: &[f32],
+    variance: &[f32],
+    params: &NormParams<'_>,
+    out: &mut [f32],
+) {
+    let len = shape.element_count();
+    assert_eq!((input.len(), out.len()), (len, len), "input or output length differs from the shape's");
+    assert_eq!((mean.len(), variance.len()), (shape.axis, shape.axis), "statistics differ from the axis");
+    params.check(shape.axis);
+    if len == 0 {
+        return;
+    }
+    let rows = rows_per_task(shape.inner);
+    for_each_chunk_mut(out, rows * shape.inner, |task, chunk| {
+        let start = task * rows * shape.inner;
+        chunk.copy_from_slice(&input[start..start + chunk.len()]);
+        for (index, row) in chunk.chunks_exact_mut(shape.inner).enumerate() {
+            let channel = (task * rows + index) % shape.axis;
+            isa::dispatch(Affine {
+                data: row,
+                mean: mean[channel],
+                scale: params.gamma(channel) / (variance[channel] + params.epsilon).sqrt(),
+                shift: params.beta(channel),
+                activation: params.activation,
+            });
+        }
+    });
+}
