@@ -1,0 +1,364 @@
+//! A model directory as diffusers saves it: `model_index.json` and one folder per component.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mil::Bytes;
+use serde_json::{Map, Value};
+
+use crate::error::shown;
+use crate::files::{Files, is_plain};
+use crate::{Checkpoint, Error};
+
+const INDEX: &str = "model_index.json";
+
+/// What saves the weights of one kind of library are called, without variant and extension.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// The variant that is taken without being asked for where it is all there is.
+const FALLBACK_VARIANT: &str = "fp16";
+
+/// One entry of `model_index.json`: the Python class that reads the folder of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// The library, such as `transformers`.
+    pub library: String,
+    /// The class, such as `CLIPTextModel`.
+    pub class: String,
+}
+
+/// A model in the diffusers layout. Nothing but `model_index.json` is read until it is asked for.
+#[derive(Clone, Debug)]
+pub struct Diffusers {
+    files: Files,
+    class: String,
+    components: BTreeMap<String, Option<Component>>,
+    options: Map<String, Value>,
+}
+
+impl Diffusers {
+    /// Opens a directory that holds `model_index.json`, or a `models--org--name` directory of the Hugging Face cache
+    /// (its `main` revision). Symbolic links are followed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no model, with what to do; [`Error::Text`] or [`Error::Layout`] if
+    /// `model_index.json` is malformed; [`Error::Read`] if it can't be read.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let files = Files::Directory(resolve(path)?);
+        if !files.contains(INDEX) {
+            return Err(Error::NotFound { path: files.path(INDEX), hint: hint_for(&files) });
+        }
+        Self::from_tree(files)
+    }
+
+    /// A model whose files are in memory: their paths relative to the model's directory (`unet/config.json`) and their
+    /// bytes. `label` stands for the directory in messages.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>) -> Result<Self, Error> {
+        Self::from_tree(Files::Memory { label: PathBuf::from(label), files: files.into_iter().collect() })
+    }
+
+    fn from_tree(files: Files) -> Result<Self, Error> {
+        let layout = |what: String| Error::Layout { path: files.path(INDEX), what };
+        let Value::Object(index) = read_json(&files, INDEX)? else {
+            return Err(layout("it is not a JSON object".to_string()));
+        };
+        let (mut class, mut components, mut options) = (None, BTreeMap::new(), Map::new());
+        for (key, value) in index {
+            if key == "_class_name" {
+                class = value.as_str().map(str::to_string);
+            } else if key.starts_with('_') {
+                options.insert(key, value);
+            } else if let Some(component) = component(&value) {
+                if !is_plain(&key) {
+                    return Err(layout(format!("component `{}` is not a plain folder name", shown(&key))));
+                }
+                components.insert(key, component);
+            } else {
+                options.insert(key, value);
+            }
+        }
+        let class = class.ok_or_else(|| layout("it has no `_class_name`".to_string()))?;
+        Ok(Diffusers { files, class, components, options })
+    }
+
+    /// The directory that holds `model_index.json`, or the label of a model in memory.
+    pub fn path(&self) -> &Path {
+        self.files.root()
+    }
+
+    /// The pipeline's class, `_class_name`.
+    pub fn class(&self) -> &str {
+        &self.class
+    }
+
+    /// The components by name; `None` where the pipeline has the place but this model leaves it empty.
+    pub fn components(&self) -> &BTreeMap<String, Option<Component>> {
+        &self.components
+    }
+
+    /// The other values of `model_index.json`, such as `force_zeros_for_empty_prompt`.
+    pub fn options(&self) -> &Map<String, Value> {
+        &self.options
+    }
+
+    /// A component that must be there.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] that names the components that are.
+    pub fn component(&self, name: &str) -> Result<&Component, Error> {
+        self.components.get(name).and_then(Option::as_ref).ok_or_else(|| {
+            let present: Vec<String> = self
+                .components
+                .iter()
+                .filter(|(_, value)| value.is_some())
+                .map(|(name, _)| shown(name))
+                .collect();
+            let what = format!("the model has no component `{name}`; it has {}", listed(&present));
+            Error::Layout { path: self.files.path(INDEX), what }
+        })
+    }
+
+    /// A component's `config.json`.
+    ///
+    /// # Errors
+    /// Those of [`json`](Self::json).
+    pub fn config(&self, component: &str) -> Result<Value, Error> {
+        self.json(component, "config.json")
+    }
+
+    /// A JSON file of a component, such as `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// Those of [`text`](Self::text), and [`Error::Text`] if it is not JSON.
+    pub fn json(&self, component: &str, file: &str) -> Result<Value, Error> {
+        parse_json(&self.text(component, file)?, || self.file_path(component, file))
+    }
+
+    /// A text file of a component, such as `merges.txt`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is absent, [`Error::Text`] if it is not UTF-8, [`Error::TooLarge`], [`Error::Read`].
+    pub fn text(&self, component: &str, file: &str) -> Result<String, Error> {
+        self.optional_text(component, file)?.ok_or_else(|| {
+            let found = self.files.list(component);
+            let hint = if found.is_empty() {
+                format!("the model lacks the folder `{component}`: download the whole model")
+            } else {
+                format!("the folder has {}: download the whole model", listed(&found))
+            };
+            Error::NotFound { path: self.file_path(component, file), hint }
+        })
+    }
+
+    /// A text file of a component that need not be there.
+    ///
+    /// # Errors
+    /// Those of [`text`](Self::text) but for an absent file, which is `None`.
+    pub fn optional_text(&self, component: &str, file: &str) -> Result<Option<String>, Error> {
+        let name = format!("{component}/{file}");
+        if !self.files.contains(&name) {
+            return Ok(None);
+        }
+        self.files.text(&name).map(Some)
+    }
+
+    /// A component's weights.
+    ///
+    /// Of the files that are there, the first of these is taken: the one of `variant`, if one is asked for; the one
+    /// without a variant; the `fp16` one; the only one of any other variant. Each may be one file or an index and its
+    /// shards, named as diffusers (`diffusion_pytorch_model`) or as transformers (`model`) does.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there are no weights in safetensors, [`Error::Layout`] if it is open which are meant, and
+    /// those of [`Checkpoint::open`].
+    pub fn weights(&self, component: &str, variant: Option<&str>) -> Result<Checkpoint, Error> {
+        let present = self.files.list(component);
+        let prefers_model = self
+            .components
+            .get(component)
+            .and_then(Option::as_ref)
+            .is_some_and(|c| c.library == "transformers");
+        let chosen =
+            choose(&present, variant, prefers_model).map_err(|Ambiguous(candidates)| Error::Layout {
+                path: self.files.path(component),
+                what: format!("the weights are one of {}: say which variant", listed(&candidates)),
+            })?;
+        match chosen {
+            Some(name) if !self.files.contains(&format!("{component}/{name}")) => {
+                let hint =
+                    "the link points nowhere, an unfinished download: download the model again".to_string();
+                Err(Error::NotFound { path: self.file_path(component, &name), hint })
+            }
+            Some(name) => Checkpoint::open_in(&self.files, component, &name),
+            None => {
+                let stem = STEMS[usize::from(prefers_model)];
+                let path = self.file_path(component, &format!("{stem}.safetensors"));
+                Err(Error::NotFound { path, hint: hint_for_weights(component, &present) })
+            }
+        }
+    }
+
+    fn file_path(&self, component: &str, file: &str) -> PathBuf {
+        self.files.path(component).join(file)
+    }
+}
+
+/// Several files that could be meant.
+#[derive(Debug, PartialEq, Eq)]
+struct Ambiguous(Vec<String>);
+
+/// The file with the weights among the names in a component's folder.
+fn choose(
+    present: &[String],
+    variant: Option<&str>,
+    prefers_model: bool,
+) -> Result<Option<String>, Ambiguous> {
+    let stems = if prefers_model { [STEMS[1], STEMS[0]] } else { STEMS };
+    for stem in stems {
+        let of_stem: Vec<(&str, String)> =
+            present.iter().filter_map(|name| variant_of(name, stem).map(|v| (name.as_str(), v))).collect();
+        let wanted = variant.into_iter().chain(["", FALLBACK_VARIANT]);
+        for wanted in wanted {
+            // One file comes before an index of the same weights.
+            let mut matching = of_stem.iter().filter(|(_, variant)| variant == wanted).map(|(name, _)| *name);
+            let single = matching.clone().find(|name| name.ends_with(".safetensors"));
+            if let Some(name) = single.or_else(|| matching.next()) {
+                return Ok(Some(name.to_string()));
+            }
+        }
+        match &of_stem[..] {
+            [] => {}
+            [(name, _)] => return Ok(Some(name.to_string())),
+            _ => return Err(Ambiguous(of_stem.iter().map(|(name, _)| shown(name)).collect())),
+        }
+    }
+    Ok(None)
+}
+
+/// The variant of a weight file or index called `stem`; empty if it has none, `None` if the name is another kind's.
+///
+/// Both orders of an index's name are in use: `stem.safetensors.index.fp16.json` and `stem.fp16.safetensors.index.json`.
+fn variant_of(name: &str, stem: &str) -> Option<String> {
+    let rest = name.strip_prefix(stem)?;
+    let parts: Vec<&str> = rest.strip_prefix('.')?.split('.').collect();
+    match parts[..] {
+        ["safetensors"] | ["safetensors", "index", "json"] => Some(String::new()),
+        [variant, "safetensors"]
+        | [variant, "safetensors", "index", "json"]
+        | ["safetensors", "index", variant, "json"] => Some(variant.to_string()),
+        _ => None,
+    }
+}
+
+fn hint_for_weights(component: &str, present: &[String]) -> String {
+    const PICKLES: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
+    if let Some(pickle) = present.iter().find(|name| PICKLES.iter().any(|end| name.ends_with(end))) {
+        return format!(
+            "the weights are there as the PyTorch pickle `{}` only, and mixbit reads safetensors: save the model with \
+             diffusers' save_pretrained(DIR, safe_serialization=True)",
+            shown(pickle)
+        );
+    }
+    if present.is_empty() {
+        return format!("the model lacks the folder `{component}`: download the whole model");
+    }
+    format!("the folder has no weights, only {}: download the whole model", listed(present))
+}
+
+/// The directory of the model itself, where `path` is one of the Hugging Face cache.
+fn resolve(path: &Path) -> Result<PathBuf, Error> {
+    let not_found =
+        |path: &Path, hint: &str| Error::NotFound { path: path.to_path_buf(), hint: hint.to_string() };
+    if path.is_file() {
+        let hint = "it is a file, and a model is a directory with model_index.json; convert a single-file checkpoint \
+                    with diffusers' from_single_file(FILE).save_pretrained(DIR)";
+        return Err(Error::Layout { path: path.to_path_buf(), what: hint.to_string() });
+    }
+    if !path.is_dir() {
+        return Err(not_found(path, "there is no such directory"));
+    }
+    let snapshots = path.join("snapshots");
+    if path.join(INDEX).is_file() || !snapshots.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let revision = fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+    let revision = revision.trim();
+    if is_plain(revision) && snapshots.join(revision).is_dir() {
+        return Ok(snapshots.join(revision));
+    }
+    let mut found = Files::Directory(snapshots.clone()).list("");
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(snapshots.join(only)),
+        (None, _) => Err(not_found(&snapshots, "the cache has no snapshot: download the model again")),
+        (Some(_), false) => Err(Error::Layout {
+            path: snapshots,
+            what: "the cache has several snapshots and no refs/main: give the directory of one".to_string(),
+        }),
+    }
+}
+
+/// Why a directory has no `model_index.json`, as far as its other files tell.
+fn hint_for(files: &Files) -> String {
+    let present = files.list("");
+    let parent_has_index = files
+        .root()
+        .canonicalize()
+        .is_ok_and(|path| path.parent().is_some_and(|parent| parent.join(INDEX).is_file()));
+    if parent_has_index {
+        return "this is one component of a model: give the directory above it".to_string();
+    }
+    if let Some(name) = present.iter().find(|name| name.ends_with(".safetensors") || name.ends_with(".ckpt"))
+    {
+        return format!(
+            "`{}` looks like a single-file checkpoint, and mixbit reads the diffusers layout: convert it with \
+             diffusers' from_single_file(FILE).save_pretrained(DIR)",
+            shown(name)
+        );
+    }
+    match present.is_empty() {
+        true => "the directory is empty: give one that diffusers saved".to_string(),
+        false => format!("the directory has {}: give one that diffusers saved", listed(&present)),
+    }
+}
+
+/// A component's library and class; `Some(None)` for an empty place, `None` if the value is no component.
+fn component(value: &Value) -> Option<Option<Component>> {
+    match value.as_array().map(Vec::as_slice) {
+        Some([Value::String(library), Value::String(class)]) => {
+            Some(Some(Component { library: library.clone(), class: class.clone() }))
+        }
+        Some([Value::Null, Value::Null]) => Some(None),
+        _ => None,
+    }
+}
+
+fn read_json(files: &Files, name: &str) -> Result<Value, Error> {
+    parse_json(&files.text(name)?, || files.path(name))
+}
+
+fn parse_json(text: &str, path: impl FnOnce() -> PathBuf) -> Result<Value, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Text {
+        path: path(),
+        what: format!("it is not JSON: {}", shown(&error.to_string())),
+    })
+}
+
+/// Names for a message: the first few, in backticks.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 8;
+    if names.is_empty() {
+        return "none".to_string();
+    }
+    let mut quoted: Vec<String> = names.iter().take(MOST).map(|name| format!("`{}`", shown(name))).collect();
+    if names.len() > MOST {
+        quoted.push(format!("{} more", names.len() - MOST));
+    }
+    quoted.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! A tree of files: a directory on disk, or files that are in memory (the model that ships inside the binary).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mil::Bytes;
+
+use crate::map::read_file;
+use crate::{Error, map_file};
+
+/// The most bytes that a JSON or text file of a model may have.
+pub(crate) const TEXT_LIMIT: u64 = 100_000_000;
+
+/// Files by their path relative to a root, with `/` between the parts.
+#[derive(Clone, Debug)]
+pub(crate) enum Files {
+    Directory(PathBuf),
+    Memory { label: PathBuf, files: BTreeMap<String, Bytes> },
+}
+
+impl Files {
+    /// The root, for messages.
+    pub(crate) fn root(&self) -> &Path {
+        match self {
+            Files::Directory(root) => root,
+            Files::Memory { label, .. } => label,
+        }
+    }
+
+    /// Where `name` lies, for messages.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root().join(name)
+    }
+
+    /// Whether there is a file of that name.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        match self {
+            Files::Directory(root) => root.join(name).is_file(),
+            Files::Memory { files, .. } => files.contains_key(name),
+        }
+    }
+
+    /// The names directly in `folder` (empty: the root), sorted. Nothing if there is no such folder.
+    pub(crate) fn list(&self, folder: &str) -> Vec<String> {
+        let names: BTreeSet<String> = match self {
+            Files::Directory(root) => fs::read_dir(root.join(folder))
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+            Files::Memory { files, .. } => {
+                let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+                let inside = files.keys().filter_map(|name| name.strip_prefix(&prefix));
+                inside.filter_map(|name| name.split('/').next()).map(str::to_string).collect()
+            }
+        };
+        names.into_iter().collect()
+    }
+
+    /// The bytes of a large file, read when they are used.
+    pub(crate) fn map(&self, name: &str) -> Result<Bytes, Error> {
+        match self {
+            Files::Directory(root) => map_file(&root.join(name)),
+            Files::Memory { files, .. } => files.get(name).cloned().ok_or_else(|| self.absent(name)),
+        }
+    }
+
+    /// A text file's content.
+    pub(crate) fn text(&self, name: &str) -> Result<String, Error> {
+        let bytes = match self {
+            Files::Directory(root) => read_file(&root.join(name), TEXT_LIMIT)?,
+            Files::Memory { .. } => self.map(name)?.to_vec(),
+        };
+        String::from_utf8(bytes).map_err(|error| Error::Text {
+            path: self.path(name),
+            what: format!("it is not UTF-8 text: {}", error.utf8_error()),
+        })
+    }
+
+    fn absent(&self, name: &str) -> Error {
+        Error::Read { path: self.path(name), cause: io::ErrorKind::NotFound.into() }
+    }
+}
+
+/// Whether a name from a file is one plain path component, so that it can't lead out of its folder.
+pub(crate) fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_directory_and_memory_look_the_same() {
+        let scratch = Scratch::new();
+        let content: [(&str, &[u8]); 3] = [("a.json", b"{}"), ("unet/b.txt", b"b"), ("unet/c.txt", b"\xff")];
+        for (name, bytes) in content {
+            scratch.file(name, bytes);
+        }
+        let files = content.map(|(name, bytes)| (name.to_string(), Bytes::new(bytes))).into();
+        let memory = Files::Memory { label: "embedded".into(), files };
+        for files in [Files::Directory(scratch.path().to_path_buf()), memory] {
+            assert_eq!(files.list(""), ["a.json", "unet"]);
+            assert_eq!(files.list("unet"), ["b.txt", "c.txt"]);
+            assert!(files.list("absent").is_empty());
+            assert!(files.contains("unet/b.txt") && !files.contains("unet") && !files.contains("b.txt"));
+            assert_eq!(files.text("unet/b.txt").unwrap(), "b");
+            assert_eq!(&*files.map("a.json").unwrap(), b"{}");
+            assert!(matches!(files.text("unet/c.txt"), Err(Error::Text { .. })));
+            assert!(matches!(files.map("absent"), Err(Error::Read { .. })));
+        }
+    }
+
+    #[test]
+    fn names_can_not_lead_out_of_their_folder() {
+        for name in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:x", "a\0"] {
+            assert!(!is_plain(name), "{name:?}");
+        }
+        assert!(is_plain("model-00001-of-00002.safetensors"));
+    }
+}

@@ -1,0 +1,125 @@
+//! The part of the ZIP format that `numpy.savez` writes: uncompressed members, ZIP64 where sizes ask for it.
+//!
+//! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.16 and 4.5.3.
+
+use mil::Bytes;
+
+use super::{NpyError, malformed};
+
+const END_SIGNATURE: &[u8; 4] = b"PK\x05\x06";
+const CENTRAL_SIGNATURE: &[u8; 4] = b"PK\x01\x02";
+const LOCAL_SIGNATURE: &[u8; 4] = b"PK\x03\x04";
+
+const END_LEN: usize = 22;
+const CENTRAL_LEN: usize = 46;
+const LOCAL_LEN: usize = 30;
+
+/// The value of a 32-bit field whose real value is in the ZIP64 extra field.
+const IN_ZIP64: u64 = 0xffff_ffff;
+
+/// A file in an archive, as the central directory has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) name: String,
+    method: u16,
+    encrypted: bool,
+    compressed: u64,
+    uncompressed: u64,
+    header: u64,
+}
+
+/// The files of an archive.
+pub(super) fn members(file: &[u8]) -> Result<Vec<Member>, NpyError> {
+    let end = find_end(file).ok_or_else(|| malformed("it has no ZIP directory: was it cut off?"))?;
+    let outside = || malformed("its ZIP directory lies outside the file");
+    let (count, start) = (u16_at(end, 10), u32_at(end, 16));
+    if count == 0xffff || start == IN_ZIP64 {
+        return Err(NpyError::Unsupported {
+            what: "a ZIP archive of 65,535 or more files or beyond 4 GiB".into(),
+        });
+    }
+    let mut rest = file.get(start as usize..).ok_or_else(outside)?;
+    let mut members = Vec::new();
+    for _ in 0..count {
+        let entry = rest.get(..CENTRAL_LEN).ok_or_else(outside)?;
+        if !entry.starts_with(CENTRAL_SIGNATURE) {
+            return Err(malformed("its ZIP directory is damaged"));
+        }
+        let name_end = CENTRAL_LEN + usize::from(u16_at(entry, 28));
+        let extra_end = name_end + usize::from(u16_at(entry, 30));
+        let entry_end = extra_end + usize::from(u16_at(entry, 32));
+        if entry_end > rest.len() {
+            return Err(outside());
+        }
+        let name = String::from_utf8(rest[CENTRAL_LEN..name_end].to_vec())
+            .map_err(|_| malformed("the name of a member is not UTF-8"))?;
+        let mut wide = zip64_values(&rest[name_end..extra_end]);
+        let mut field = |at| match u32_at(entry, at) {
+            IN_ZIP64 => wide.next().ok_or_else(|| malformed("a ZIP64 field is missing")),
+            value => Ok(value),
+        };
+        // The ZIP64 field has its values in this order.
+        let (uncompressed, compressed, header) = (field(24)?, field(20)?, field(42)?);
+        let (method, encrypted) = (u16_at(entry, 10), u16_at(entry, 8) & 1 != 0);
+        members.push(Member { name, method, encrypted, compressed, uncompressed, header });
+        rest = &rest[entry_end..];
+    }
+    Ok(members)
+}
+
+/// The bytes of an uncompressed member.
+pub(super) fn stored(file: &Bytes, member: &Member) -> Result<Bytes, NpyError> {
+    if member.encrypted {
+        return Err(NpyError::Unsupported { what: "an encrypted archive".to_string() });
+    }
+    if member.method != 0 {
+        let what = "a compressed archive (save it with numpy.savez instead of savez_compressed)";
+        return Err(NpyError::Unsupported { what: what.to_string() });
+    }
+    if member.compressed != member.uncompressed {
+        return Err(malformed("its two sizes differ, though it is not compressed"));
+    }
+    let outside = || malformed("it lies outside the archive: was the file cut off?");
+    let header_start = usize::try_from(member.header).map_err(|_| outside())?;
+    let header_end = header_start.checked_add(LOCAL_LEN).ok_or_else(outside)?;
+    let header = file.get(header_start..header_end).ok_or_else(outside)?;
+    if !header.starts_with(LOCAL_SIGNATURE) {
+        return Err(malformed("its ZIP header is damaged"));
+    }
+    let start = header_end + usize::from(u16_at(header, 26)) + usize::from(u16_at(header, 28));
+    let len = usize::try_from(member.compressed).map_err(|_| outside())?;
+    let end = start.checked_add(len).ok_or_else(outside)?;
+    file.slice(start..end).ok_or_else(outside)
+}
+
+/// The end record: the last place with its signature whose comment reaches exactly to the end of the file.
+fn find_end(file: &[u8]) -> Option<&[u8]> {
+    let last = file.len().checked_sub(END_LEN)?;
+    let first = last.saturating_sub(usize::from(u16::MAX));
+    (first..=last)
+        .rev()
+        .map(|at| &file[at..])
+        .find(|end| end.starts_with(END_SIGNATURE) && usize::from(u16_at(end, 20)) == end.len() - END_LEN)
+}
+
+/// The 64-bit values of the ZIP64 extra field; none if there is no such field.
+fn zip64_values(mut extra: &[u8]) -> impl Iterator<Item = u64> {
+    let mut values = Vec::new();
+    while extra.len() >= 4 {
+        let (id, len) = (u16_at(extra, 0), usize::from(u16_at(extra, 2)));
+        let field = &extra[4..(4 + len).min(extra.len())];
+        if id == 1 {
+            values.extend(field.chunks_exact(8).map(|value| u32_at(value, 0) | u32_at(value, 4) << 32));
+        }
+        extra = &extra[4 + field.len()..];
+    }
+    values.into_iter()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+}

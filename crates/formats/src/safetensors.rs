@@ -1,0 +1,356 @@
+//! The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes.
+//!
+//! The reader holds a file to the format's whole specification before it gives out a tensor, so that nothing later has
+//! to doubt an offset: the header is at most [`HEADER_LIMIT`] bytes and inside the file, names are unique, every
+//! tensor's bytes are exactly what its type and shape take, and the tensors cover the data without overlap or hole.
+//! Element types that [`DType`] lacks (the 8-bit and smaller floats, complex numbers) are refused when the file is
+//! opened, with the tensor's name.
+
+mod write;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use mil::{Bytes, DType, TensorType, WeightRef, Weights};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use thiserror::Error;
+
+use crate::error::shown;
+use crate::{Error, map_file};
+
+pub use write::{TensorSpec, write, write_to};
+
+/// The most bytes that a header may have, as in the reference implementation.
+pub const HEADER_LIMIT: u64 = 100_000_000;
+
+/// The most axes that a tensor may have, as in NumPy and PyTorch.
+const RANK_LIMIT: usize = 64;
+
+const METADATA: &str = "__metadata__";
+
+/// The format's names of the element types that can be read and written.
+const DTYPES: [(&str, DType); 13] = [
+    ("F16", DType::F16),
+    ("BF16", DType::BF16),
+    ("F32", DType::F32),
+    ("F64", DType::F64),
+    ("I8", DType::I8),
+    ("I16", DType::I16),
+    ("I32", DType::I32),
+    ("I64", DType::I64),
+    ("U8", DType::U8),
+    ("U16", DType::U16),
+    ("U32", DType::U32),
+    ("U64", DType::U64),
+    ("BOOL", DType::Bool),
+];
+
+/// The type and the bytes (in the data, after the header) of every tensor.
+type Tensors = BTreeMap<Arc<str>, (TensorType, Range<usize>)>;
+
+/// Why a file is not a usable safetensors file.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SafeTensorsError {
+    /// Too few bytes to hold a header length.
+    #[error("the file has {len} bytes, too few for safetensors: was it cut off?")]
+    TooShort {
+        /// The file's size.
+        len: usize,
+    },
+    /// The placeholder that Git leaves where a large file was not downloaded.
+    #[error("the file is a Git LFS pointer, not the weights: run `git lfs pull` in its repository")]
+    LfsPointer,
+    /// A header length beyond [`HEADER_LIMIT`].
+    #[error("the header claims {len} bytes, the limit is {HEADER_LIMIT}: this is not a safetensors file")]
+    HeaderTooLong {
+        /// The claimed length.
+        len: u64,
+    },
+    /// A header that ends after the file.
+    #[error("the header claims {len} bytes, the file has {available} after its length: was it cut off?")]
+    HeaderBeyondFile {
+        /// The claimed length.
+        len: u64,
+        /// The bytes that are there.
+        available: usize,
+    },
+    /// A header that is not the JSON object of the format.
+    #[error("the header is malformed: {what}")]
+    Header {
+        /// What the parser says.
+        what: String,
+    },
+    /// A name that appears twice.
+    #[error("tensor `{}` is in the header twice", shown(tensor))]
+    Duplicate {
+        /// The name.
+        tensor: String,
+    },
+    /// An element type that is not supported.
+    #[error("tensor `{}` has elements of type {}, which is not supported", shown(tensor), shown(dtype))]
+    DType {
+        /// The tensor's name.
+        tensor: String,
+        /// The type's name in the header.
+        dtype: String,
+    },
+    /// A shape whose size in bytes overflows.
+    #[error("tensor `{}` of shape {shape:?} is larger than any memory", shown(tensor))]
+    Overflow {
+        /// The tensor's name.
+        tensor: String,
+        /// The shape in the header.
+        shape: Vec<u64>,
+    },
+    /// A byte range that ends before it starts or after the file.
+    #[error(
+        "tensor `{}` lies at bytes {begin} to {end} of data with {available} bytes: was the file cut off?",
+        shown(tensor)
+    )]
+    Range {
+        /// The tensor's name.
+        tensor: String,
+        /// Start offset in the data.
+        begin: u64,
+        /// End offset in the data.
+        end: u64,
+        /// The data bytes that the file has.
+        available: usize,
+    },
+    /// A byte range that does not hold the shape.
+    #[error("tensor `{}` of type {ty} has {found} bytes", shown(tensor))]
+    Size {
+        /// The tensor's name.
+        tensor: String,
+        /// The declared type.
+        ty: TensorType,
+        /// The range's length.
+        found: u64,
+    },
+    /// A tensor that does not start where the one before it ends.
+    #[error(
+        "tensor `{}` starts at byte {begin} of the data, the one before it ends at {expected}",
+        shown(tensor)
+    )]
+    Gap {
+        /// The tensor's name.
+        tensor: String,
+        /// Where it starts.
+        begin: usize,
+        /// Where it should start.
+        expected: usize,
+    },
+    /// Data after the last tensor.
+    #[error("the tensors end at byte {end} of the data, the file has {available}")]
+    Trailing {
+        /// The end of the last tensor.
+        end: usize,
+        /// The data bytes that the file has.
+        available: usize,
+    },
+}
+
+/// An open safetensors file. Tensors are references into it; nothing but the header was read.
+pub struct SafeTensors {
+    data: Bytes,
+    tensors: Tensors,
+    metadata: BTreeMap<String, String>,
+}
+
+impl SafeTensors {
+    /// Maps the file (see [`map_file`] for what that asks of it) and checks its header.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if it can't be opened, [`Error::SafeTensors`] if it breaks the format.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::from_bytes(map_file(path)?)
+            .map_err(|problem| Error::SafeTensors { path: path.to_path_buf(), problem })
+    }
+
+    /// A file that is in memory already.
+    ///
+    /// # Errors
+    /// What breaks the format.
+    pub fn from_bytes(file: Bytes) -> Result<Self, SafeTensorsError> {
+        let (header, start) = split(&file)?;
+        let header: Header = serde_json::from_slice(header)
+            .map_err(|error| SafeTensorsError::Header { what: shown(&error.to_string()) })?;
+        // `split` found the header inside the file.
+        let data = file.slice(start..file.len()).unwrap_or(file);
+        let tensors = check(header.tensors, data.len())?;
+        Ok(SafeTensors { data, tensors, metadata: header.metadata })
+    }
+
+    /// The header's `__metadata__`; empty if it has none.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+}
+
+impl Weights for SafeTensors {
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(|name| &**name).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<WeightRef> {
+        let (name, (ty, range)) = self.tensors.get_key_value(name)?;
+        let bytes = self.data.slice(range.clone())?;
+        WeightRef::new(name.clone(), ty.clone(), bytes).ok()
+    }
+}
+
+impl fmt::Debug for SafeTensors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SafeTensors({} tensors, {} bytes)", self.tensors.len(), self.data.len())
+    }
+}
+
+/// The header's bytes and where the data starts.
+fn split(file: &[u8]) -> Result<(&[u8], usize), SafeTensorsError> {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else {
+        return Err(SafeTensorsError::TooShort { len: file.len() });
+    };
+    if length == b"version " && rest.starts_with(b"https://git-lfs") {
+        return Err(SafeTensorsError::LfsPointer);
+    }
+    let len = u64::from_le_bytes(*length);
+    if len > HEADER_LIMIT {
+        return Err(SafeTensorsError::HeaderTooLong { len });
+    }
+    let beyond = SafeTensorsError::HeaderBeyondFile { len, available: rest.len() };
+    let length = len as usize;
+    let header = rest.get(..length).ok_or(beyond)?;
+    if header.first() != Some(&b'{') {
+        return Err(SafeTensorsError::Header { what: "it does not start with `{`".to_string() });
+    }
+    Ok((header, 8 + length))
+}
+
+/// Holds every entry against the format and returns the tensors by name.
+fn check(entries: Vec<(String, Entry)>, available: usize) -> Result<Tensors, SafeTensorsError> {
+    let mut tensors = BTreeMap::new();
+    for (tensor, entry) in entries {
+        let (ty, range) = check_entry(&tensor, entry, available)?;
+        let name: Arc<str> = tensor.into();
+        if tensors.insert(name.clone(), (ty, range)).is_some() {
+            return Err(SafeTensorsError::Duplicate { tensor: name.to_string() });
+        }
+    }
+    let mut in_order: Vec<(&Arc<str>, &Range<usize>)> =
+        tensors.iter().map(|(name, (_, range))| (name, range)).collect();
+    in_order.sort_by_key(|(_, range)| (range.start, range.end));
+    let mut end = 0;
+    for (name, range) in in_order {
+        if range.start != end {
+            let tensor = name.to_string();
+            return Err(SafeTensorsError::Gap { tensor, begin: range.start, expected: end });
+        }
+        end = range.end;
+    }
+    if end != available {
+        return Err(SafeTensorsError::Trailing { end, available });
+    }
+    Ok(tensors)
+}
+
+fn check_entry(
+    tensor: &str,
+    entry: Entry,
+    available: usize,
+) -> Result<(TensorType, Range<usize>), SafeTensorsError> {
+    let Some(&(_, dtype)) = DTYPES.iter().find(|(name, _)| *name == entry.dtype) else {
+        return Err(SafeTensorsError::DType { tensor: tensor.to_string(), dtype: entry.dtype });
+    };
+    let shape: Option<Vec<usize>> = entry.shape.0.iter().map(|&extent| extent.try_into().ok()).collect();
+    let ty = shape.map(|shape| TensorType::new(dtype, shape));
+    let Some((ty, bytes)) = ty.and_then(|ty| ty.byte_len().map(|bytes| (ty, bytes))) else {
+        return Err(SafeTensorsError::Overflow { tensor: tensor.to_string(), shape: entry.shape.0 });
+    };
+    let [begin, end] = entry.data_offsets;
+    if begin > end || end > available as u64 {
+        return Err(SafeTensorsError::Range { tensor: tensor.to_string(), begin, end, available });
+    }
+    if end - begin != bytes as u64 {
+        return Err(SafeTensorsError::Size { tensor: tensor.to_string(), ty, found: end - begin });
+    }
+    Ok((ty, begin as usize..end as usize))
+}
+
+/// The header as written, in file order, duplicates included.
+struct Header {
+    tensors: Vec<(String, Entry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// One tensor of the header.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Shape,
+    data_offsets: [u64; 2],
+}
+
+/// A shape of at most [`RANK_LIMIT`] axes: a header of nothing but ones must not fill the memory.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct HeaderVisitor;
+
+        impl<'de> Visitor<'de> for HeaderVisitor {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let (mut tensors, mut metadata) = (Vec::new(), None);
+                while let Some(name) = map.next_key::<String>()? {
+                    if name != METADATA {
+                        tensors.push((name, map.next_value()?));
+                    } else if metadata.replace(map.next_value()?).is_some() {
+                        return Err(serde::de::Error::duplicate_field(METADATA));
+                    }
+                }
+                Ok(Header { tensors, metadata: metadata.unwrap_or_default() })
+            }
+        }
+
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShapeVisitor;
+
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a shape of at most {RANK_LIMIT} axes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(extent) = seq.next_element()? {
+                    if shape.len() == RANK_LIMIT {
+                        return Err(serde::de::Error::invalid_length(RANK_LIMIT + 1, &self));
+                    }
+                    shape.push(extent);
+                }
+                Ok(Shape(shape))
+            }
+        }
+
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
