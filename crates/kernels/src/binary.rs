@@ -275,3 +275,6 @@ pub fn select<T: Copy + Send + Sync>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

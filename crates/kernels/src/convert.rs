@@ -126,3 +126,6 @@ pub fn f32_to_bf16(src: &[f32], dst: &mut [bf16]) {
         isa::dispatch(Narrow(&src[start..start + chunk.len()], chunk));
     });
 }
+
+#[cfg(test)]
+mod tests;

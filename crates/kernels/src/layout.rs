@@ -357,3 +357,6 @@ pub fn gather_weight_rows(table: crate::WeightSlice<'_>, width: usize, indices: 
         crate::WeightSlice::Bf16(values) => Element::widen_slice(values, row),
     });
 }
+
+#[cfg(test)]
+mod tests;

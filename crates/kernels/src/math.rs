@@ -60,28 +60,35 @@ fn erfc_nonnegative<I: Isa>(isa: I, t: I::F32, square: I::F32, error: I::F32) ->
     ops.select(ops.zero(), result, ops.gt(t, ops.splat(12.0)))
 }
 
+/// `x * x`, rounded, and the rounding error, whether or not the CPU has fused multiply-adds.
+#[inline(always)]
+fn square_with_error<I: Isa>(isa: I, x: I::F32) -> (I::F32, I::F32) {
+    let (ops, ints) = (isa.f32(), isa.i32());
+    let square = ops.mul(x, x);
+    // Twelve bits in each half, so that all their products are exact (Dekker, 1971).
+    let bits: I::I32 = x.reinterpret_cast();
+    let high: I::F32 = ints.and(bits, ints.splat(!0xfff)).reinterpret_cast();
+    let low = ops.sub(x, high);
+    let error = ops.sub(ops.mul(high, high), square);
+    let error = ops.add(error, ops.mul(ops.mul(high, low), ops.splat(2.0)));
+    let error = ops.add(error, ops.mul(low, low));
+    // Where the square overflows there is no error to speak of.
+    (square, ops.select(error, ops.zero(), ops.lt(square, ops.splat(1e30))))
+}
+
 /// `x * Phi(x)`, the exact GELU, with `Phi` the normal distribution function.
 ///
 /// Both tails come from `erfc`, so the result keeps its relative accuracy for negative `x` too.
 #[inline(always)]
 pub(crate) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let ops = isa.f32();
-    let t = ops.mul(ops.abs(x), ops.splat(std::f32::consts::FRAC_1_SQRT_2));
-    // (x / sqrt 2)^2 from x itself: halving is exact, the rounded quotient is not.
     let half = ops.splat(0.5);
-    let rounded = ops.mul(x, x);
-    let error = ops.mul(ops.neg(ops.mul_sub_from(x, x, rounded)), half);
-    let tail =
-        ops.mul(half, erfc_nonnegative(isa, t, ops.mul(rounded, half), error_term(isa, error, rounded)));
+    let t = ops.mul(ops.abs(x), ops.splat(std::f32::consts::FRAC_1_SQRT_2));
+    // The square of x / sqrt(2) from x itself: halving is exact, the rounded quotient is not.
+    let (square, error) = square_with_error(isa, x);
+    let tail = ops.mul(half, erfc_nonnegative(isa, t, ops.mul(square, half), ops.mul(error, half)));
     let phi = ops.select(tail, ops.sub(ops.one(), tail), ops.lt(x, ops.zero()));
     ops.mul(x, phi)
-}
-
-/// The rounding error of a square where it is finite, zero where the square overflowed.
-#[inline(always)]
-fn error_term<I: Isa>(isa: I, error: I::F32, square: I::F32) -> I::F32 {
-    let ops = isa.f32();
-    ops.select(error, ops.zero(), ops.lt(square, ops.splat(1e30)))
 }
 
 /// The error function.
@@ -89,12 +96,13 @@ fn error_term<I: Isa>(isa: I, error: I::F32, square: I::F32) -> I::F32 {
 pub(crate) fn erf<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let ops = isa.f32();
     let t = ops.abs(x);
-    let square = ops.mul(x, x);
-    let error = error_term(isa, ops.neg(ops.mul_sub_from(x, x, square)), square);
+    let (square, error) = square_with_error(isa, x);
     let far = ops.sub(ops.one(), erfc_nonnegative(isa, t, square, error));
     let far = ops.select(ops.neg(far), far, ops.lt(x, ops.zero()));
     let mut poly = ops.splat(-5.654_106e-4);
-    for coefficient in [0.004_923_277_5, -0.026_716_385, 0.112_803_645, -0.376_123_5, 1.128_379_1] {
+    for coefficient in
+        [0.004_923_277_5, -0.026_716_385, 0.112_803_645, -0.376_123_5, std::f32::consts::FRAC_2_SQRT_PI]
+    {
         poly = ops.mul_add(poly, square, ops.splat(coefficient));
     }
     ops.select(ops.mul(x, poly), far, ops.lt(t, ops.one()))

@@ -366,3 +366,6 @@ pub fn batch_norm(
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,3 +102,40 @@ pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk_len: usize, body: impl 
 pub(crate) fn rows_per_task(row_len: usize) -> usize {
     (GRAIN / row_len.max(1)).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn loops_cover_everything_once() {
+        for threads in [1, 2, 5] {
+            let pool = ThreadPool::new(Some(threads)).expect("threads");
+            assert_eq!(pool.threads(), threads);
+            pool.install(|| {
+                for tasks in [0, 1, 2, 100] {
+                    let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                    parallel_for(tasks, |index| {
+                        counts[index].fetch_add(1, Ordering::Relaxed);
+                    });
+                    assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                    let mut data = vec![0; tasks];
+                    for_each_chunk_mut(&mut data, 7, |index, chunk| {
+                        for (offset, value) in chunk.iter_mut().enumerate() {
+                            *value += index * 7 + offset + 1;
+                        }
+                    });
+                    assert!(data.iter().enumerate().all(|(index, value)| *value == index + 1));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_pool_has_at_least_one_thread() {
+        assert!(ThreadPool::new(None).expect("threads").threads() >= 1);
+        assert_eq!(ThreadPool::new(Some(0)).expect("threads").threads(), 1);
+    }
+}

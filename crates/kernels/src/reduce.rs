@@ -178,3 +178,6 @@ pub fn argmax<T: Copy + PartialOrd + Sync>(shape: &AxisShape, input: &[T], out: 
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,7 +95,7 @@ impl SimdOp for Columns<'_, '_> {
                 *max = max.max(*x);
             }
         }
-        let mut sums = [0.0_f32; WIDTH];
+        let mut sums = [0.0_f64; WIDTH];
         for index in 0..rows {
             let out = block.row_mut(index);
             for ((out, x), max) in out.iter_mut().zip(&input[index * stride..]).zip(&max) {
@@ -108,13 +108,17 @@ impl SimdOp for Columns<'_, '_> {
                 |x| exp_nonpositive(isa, x),
             );
             for (sum, weight) in sums.iter_mut().zip(out.iter()) {
-                *sum += *weight;
+                *sum += f64::from(*weight);
             }
         }
+        let inverse = sums.map(|sum| (1.0 / sum) as f32);
         for index in 0..rows {
-            for (out, sum) in block.row_mut(index).iter_mut().zip(&sums) {
-                *out /= sum;
+            for (out, inverse) in block.row_mut(index).iter_mut().zip(&inverse) {
+                *out *= inverse;
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

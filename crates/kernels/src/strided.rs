@@ -102,3 +102,6 @@ pub fn broadcast_strides(shape: &[usize], out_shape: &[usize]) -> Option<[usize;
     }
     Some(strides)
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,8 @@ pub(crate) enum Tolerance {
     OfLargest(f64),
     /// Relative to each expected element.
     OfEach(f64),
+    /// In units of the output.
+    Absolute(f64),
 }
 
 fn compare(actual: &[f32], expected: &[f64], tolerance: Tolerance) -> Result<(), String> {
@@ -56,8 +58,10 @@ fn compare(actual: &[f32], expected: &[f64], tolerance: Tolerance) -> Result<(),
         let error = match tolerance {
             Tolerance::OfLargest(limit) => (actual - expected).abs() / largest / limit,
             Tolerance::OfEach(limit) => (actual - expected).abs() / expected.abs() / limit,
+            Tolerance::Absolute(limit) => (actual - expected).abs() / limit,
         };
-        if !(error <= 1.0) && worst.as_ref().is_none_or(|(least, _)| error > *least || error.is_nan()) {
+        let fails = error.is_nan() || error > 1.0;
+        if fails && worst.as_ref().is_none_or(|(least, _)| error > *least || error.is_nan()) {
             worst = Some((
                 error,
                 format!("element {index}: {actual:e}, expected {expected:e}: {error} times {tolerance:?}"),

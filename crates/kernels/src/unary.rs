@@ -194,7 +194,10 @@ impl SimdOp for Apply<'_> {
             UnaryOp::Gelu => vectors!(isa, data, x => math::gelu(isa, x)),
             UnaryOp::GeluTanh => {
                 // (1 + tanh(y)) / 2 = sigmoid(2 y), which keeps its accuracy in the negative tail.
-                let (cubic, double) = (ops.splat(0.044_715), ops.splat(1.595_769_1));
+                let (cubic, double) = (
+                    ops.splat(0.044_715),
+                    ops.splat(std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2),
+                );
                 vectors!(isa, data, x => {
                     let y = ops.mul(ops.mul_add(ops.mul(ops.mul(x, x), x), cubic, x), double);
                     ops.div(x, ops.add(ops.one(), Exp {}.eval(isa, ops.neg(y))))
@@ -209,3 +212,6 @@ impl SimdOp for Apply<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

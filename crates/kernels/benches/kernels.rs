@@ -1,0 +1,241 @@
+//! Throughput of the heavy kernels at the UNets' shapes, against this machine's measured peak.
+//!
+//! `cargo bench -p mixbit-kernels [-- FILTER]`, on a quiet machine. Judge the ratio to the peak and compare
+//! within one run: absolute numbers move with the machine.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use half::f16;
+use kernels::*;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
+
+/// Least time that a measurement repeats its body for, in seconds.
+const LEAST: f64 = 0.3;
+
+/// Median seconds of a call.
+fn seconds(mut body: impl FnMut()) -> f64 {
+    body();
+    let mut times = Vec::new();
+    let start = Instant::now();
+    while times.len() < 5 || start.elapsed().as_secs_f64() < LEAST {
+        let call = Instant::now();
+        body();
+        times.push(call.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Independent multiply-adds in registers: what no kernel can exceed.
+struct Peak(usize);
+
+impl SimdOp for Peak {
+    /// Operations done, and a value that keeps them from being removed.
+    type Output = (f64, f32);
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) -> (f64, f32) {
+        const CHAINS: usize = 12;
+        let ops = isa.f32();
+        let (x, y) = (ops.splat(black_box(0.999)), ops.splat(black_box(1e-3)));
+        let mut sums = [ops.zero(); CHAINS];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = ops.mul_add(*sum, x, y);
+            }
+        }
+        let total = sums.into_iter().fold(ops.zero(), |total, sum| ops.add(total, sum));
+        ((2 * CHAINS * ops.len() * self.0) as f64, ops.sum(total))
+    }
+}
+
+/// The machine's multiply-add peak with all threads, in FLOP/s.
+fn peak(threads: usize) -> f64 {
+    let rounds = 2_000_000;
+    let time = seconds(|| {
+        pool::parallel_for(threads, |_| {
+            black_box(Peak(rounds).dispatch());
+        });
+    });
+    Peak(1).dispatch().0 * rounds as f64 * threads as f64 / time
+}
+
+fn data(len: usize) -> Vec<f32> {
+    (0..len).map(|index| ((index * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
+}
+
+struct Report {
+    peak: f64,
+    filter: Option<String>,
+}
+
+impl Report {
+    /// Measures a kernel by its arithmetic.
+    fn flops(&self, name: &str, flops: f64, body: impl FnMut()) {
+        if self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            return;
+        }
+        let time = seconds(body);
+        println!(
+            "{name:<44} {:>9.3} ms {:>8.1} GFLOP/s {:>5.1}% of peak",
+            time * 1e3,
+            flops / time / 1e9,
+            100.0 * flops / time / self.peak
+        );
+    }
+
+    /// Measures a kernel by its traffic.
+    fn bytes(&self, name: &str, bytes: usize, body: impl FnMut()) {
+        if self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            return;
+        }
+        let time = seconds(body);
+        println!("{name:<44} {:>9.3} ms {:>8.1} GB/s", time * 1e3, bytes as f64 / time / 1e9);
+    }
+}
+
+fn bench_gemm(report: &Report) {
+    for [m, k, n] in [
+        [4096, 320, 320],
+        [4096, 320, 2560],
+        [1024, 640, 5120],
+        [256, 1280, 1280],
+        [77, 768, 768],
+        [2, 1280, 1280],
+    ] {
+        let (left, weight, mut out) = (data(m * k), data(k * n), vec![0.0; m * n]);
+        let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
+        let flops = 2.0 * (m * k * n) as f64;
+        let mut run = |name: &str, right: Operand<'_>| {
+            report.flops(&format!("gemm {m}x{k}x{n} {name}"), flops, || {
+                gemm(MatMut::new(&mut out, m, n), Mat::new(&left, m, k).into(), right, &Epilogue::default());
+            });
+        };
+        run("f32 weight", WeightSlice::F32(&weight).transposed_matrix(n, k));
+        run("f16 weight", WeightSlice::F16(&halves).transposed_matrix(n, k));
+        let packed = PackedMatrix::new(WeightSlice::F32(&weight).transposed_matrix(n, k), PackedSide::Right);
+        run("packed weight", Operand::Packed(&packed));
+    }
+}
+
+fn bench_conv(report: &Report) {
+    for (channels, out_channels, size, kernel) in [
+        (320, 320, 64, 3),
+        (640, 640, 32, 3),
+        (1280, 1280, 16, 3),
+        (1280, 1280, 8, 3),
+        (320, 320, 64, 1),
+        (128, 128, 256, 3),
+        (128, 3, 256, 3),
+        (64, 64, 16, 3),
+    ] {
+        let shape = ConvShape {
+            batch: 1,
+            in_channels: channels,
+            in_size: [size, size],
+            out_channels,
+            kernel: [kernel, kernel],
+            stride: [1, 1],
+            dilation: [1, 1],
+            padding: Padding::same(kernel / 2),
+            groups: 1,
+        };
+        let depth = channels * kernel * kernel;
+        let (input, weight) = (data(channels * size * size), data(out_channels * depth));
+        let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
+        let mut out = vec![0.0; shape.out_len()];
+        let flops = 2.0 * (out.len() * depth) as f64;
+        let packed = pack_conv_weight(&shape, WeightSlice::F32(&weight));
+        for (name, weight) in [
+            ("f16 weight", ConvWeight::Stored(WeightSlice::F16(&halves))),
+            ("packed weight", ConvWeight::Packed(&packed)),
+        ] {
+            let name = format!("conv {kernel}x{kernel} {channels}->{out_channels} at {size} {name}");
+            report.flops(&name, flops, || conv2d(&shape, &input, weight, &ConvEpilogue::default(), &mut out));
+        }
+    }
+}
+
+fn bench_attention(report: &Report) {
+    for (heads, queries, keys, dim) in
+        [(8, 4096, 4096, 40), (5, 4096, 4096, 64), (8, 4096, 77, 40), (20, 256, 256, 64), (4, 64, 77, 32)]
+    {
+        let shape = AttentionShape { batch: 1, heads, queries, keys, dim, value_dim: dim };
+        let (query, key) = (data(heads * queries * dim), data(heads * keys * dim));
+        let mut out = vec![0.0; query.len()];
+        let layout = HeadLayout::token_major(heads, queries, dim);
+        let key_layout = HeadLayout::token_major(heads, keys, dim);
+        let args = Attention {
+            shape,
+            query: Heads { data: &query, layout },
+            key: Heads { data: &key, layout: key_layout },
+            value: Heads { data: &key, layout: key_layout },
+            scale: 1.0 / (dim as f32).sqrt(),
+            mask: None,
+        };
+        let flops = 4.0 * (heads * queries * keys * dim) as f64;
+        let name = format!("attention {queries}x{keys} {heads} heads of {dim}");
+        report.flops(&name, flops, || attention(&args, &mut out, layout));
+    }
+}
+
+fn bench_passes(report: &Report) {
+    let len = 320 * 64 * 64 * 2;
+    let (input, other) = (data(len), data(len));
+    let mut out = vec![0.0; len];
+    let bytes = 2 * 4 * len;
+    let group = GroupNormShape { batch: 2, channels: 320, spatial: 4096, groups: 32 };
+    let scale = data(320);
+    let mut params =
+        NormParams { gamma: Some(&scale), beta: Some(&scale), epsilon: 1e-5, activation: Activation::Silu };
+    report.bytes("group norm + SiLU 2x320x64x64", bytes, || group_norm(&group, &input, &params, &mut out));
+    params.activation = Activation::Identity;
+    let rows = AxisShape { outer: 8192, axis: 320, inner: 1 };
+    report.bytes("layer norm 8192x320, last axis", bytes, || layer_norm(&rows, &input, &params, &mut out));
+    let planes = AxisShape { outer: 2, axis: 320, inner: 4096 };
+    report.bytes("layer norm 2x320x4096, channel axis", bytes, || {
+        layer_norm(&planes, &input, &params, &mut out)
+    });
+    report.bytes("softmax 8192x320", bytes, || softmax(&rows, &input, &mut out));
+    for op in [UnaryOp::Silu, UnaryOp::Gelu, UnaryOp::GeluTanh, UnaryOp::Erf, UnaryOp::Exp] {
+        report.bytes(&format!("{op:?} of {len}"), bytes, || unary(op, &input, &mut out));
+    }
+    report.bytes("geglu 8192x160", bytes * 3 / 4, || geglu(&input, 160, &mut out[..len / 2]));
+    report.bytes("add in place", bytes * 3 / 2, || binary_in_place(BinaryOp::Add, &mut out, &other));
+    let (shape, channel) = ([2, 320, 4096], [0, 1, 0]);
+    let strides = contiguous_strides(&shape);
+    let x = Strided { data: &input, strides: &strides[..3] };
+    let y = Strided { data: &scale, strides: &channel };
+    report.bytes("add per channel", bytes, || binary(BinaryOp::Add, x, y, &shape, &mut out));
+    report.bytes("permute [2,320,4096] to [2,4096,320]", bytes, || {
+        permute(&input, &shape, &[0, 2, 1], &mut out)
+    });
+    report.bytes("permute [2,64,64,8,40] to heads", bytes, || {
+        permute(&input, &[2, 4096, 8, 40], &[0, 2, 1, 3], &mut out);
+    });
+    let (small, mut large) = (data(len / 4), vec![0.0; len]);
+    report.bytes("upsample 2x2", 5 * len, || upsample_nearest(&small, 640, [32, 32], [2, 2], &mut large));
+    let mut halves = vec![f16::ZERO; len];
+    report.bytes("f32 to f16", 6 * len, || convert::f32_to_f16(&input, &mut halves));
+    report.bytes("f16 to f32", 6 * len, || convert::f16_to_f32(&halves, &mut out));
+    let (tiny, mut tiny_out) = (data(64 * 256), vec![0.0; 64 * 256]);
+    report.bytes("Silu of 16384", 8 * tiny.len(), || unary(UnaryOp::Silu, &tiny, &mut tiny_out));
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let filter = arguments.next();
+    let threads = std::env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
+    let pool = ThreadPool::new(threads).expect("worker threads");
+    pool.install(|| {
+        let peak = peak(pool.threads());
+        println!("{} threads, multiply-add peak {:.1} GFLOP/s", pool.threads(), peak / 1e9);
+        let report = Report { peak, filter };
+        bench_gemm(&report);
+        bench_conv(&report);
+        bench_attention(&report);
+        bench_passes(&report);
+    });
+}
