@@ -1,1 +1,4 @@
 //! diffusion
+
+pub mod random;
+pub mod scheduler;

@@ -1,0 +1,114 @@
+//! The multistep DPM-Solver: Algorithm 2 of "DPM-Solver++" (arXiv 2211.01095), known as DPM++ 2M.
+
+use super::config::{self, SchedulerConfig, SchedulerError, flag};
+use super::dpm_solver::{self, Solver, difference, lambda};
+use super::float::zip_map;
+use super::noise_schedule::NoiseSchedule;
+use super::prediction::Mix;
+use super::sigmas::{SigmaGrid, SolverFamily, solver_grid};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use crate::random::NoiseSource;
+
+pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
+    name: "dpmpp-2m",
+    aliases: &["dpmpp"],
+    class: "DPMSolverMultistepScheduler",
+    about: "DPM++ 2M: deterministic, second order; good at 20 steps",
+    presets: &[("algorithm_type", "dpmsolver++")],
+    fields: &[
+        &config::BETAS,
+        &dpm_solver::solver(&["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"], true),
+        &config::PREDICTION,
+        &config::THRESHOLDING,
+        &[flag("euler_at_final", false), flag("use_lu_lambdas", false)],
+        &config::SIGMAS,
+        &config::FLOW,
+        &config::FINAL_SIGMA,
+        &config::spacing("linspace"),
+        &config::RESCALE_BETAS,
+    ],
+    build: |config, steps| Ok(Box::new(Multistep::new(config, steps)?)),
+};
+
+pub(super) const SDE_ENTRY: SchedulerEntry =
+    dpm_solver::sde(&ENTRY, "dpmpp-2m-sde", "DPM++ 2M SDE: second order with fresh noise at every step");
+
+/// Runs shorter than this end with lower orders.
+const SHORT_RUN: usize = 15;
+
+struct Multistep {
+    grid: SigmaGrid,
+    solver: Solver,
+    lower_order_final: bool,
+    /// Whether the last step is of first order however long the run is.
+    first_order_last: bool,
+    /// Converted model outputs, newest first.
+    outputs: Vec<Vec<f32>>,
+}
+
+impl Multistep {
+    fn new(config: &SchedulerConfig, steps: usize) -> Result<Multistep, SchedulerError> {
+        let schedule = NoiseSchedule::for_sigmas(config)?;
+        let ends_at_zero = config.choice("final_sigmas_type") == "zero";
+        Ok(Multistep {
+            grid: solver_grid(config, &schedule, SolverFamily::Multistep, steps)?,
+            solver: Solver::of(config)?,
+            lower_order_final: config.bool("lower_order_final"),
+            first_order_last: config.bool("euler_at_final") || ends_at_zero,
+            outputs: Vec::new(),
+        })
+    }
+
+    /// The order of a step, given the outputs that there are.
+    fn order(&self, index: usize) -> usize {
+        let steps = self.grid.timesteps.len();
+        let shortened = self.lower_order_final && steps < SHORT_RUN;
+        let allowed = match steps - index {
+            1 if shortened || self.first_order_last => 1,
+            2 if shortened => 2,
+            _ => 3,
+        };
+        self.solver.order.min(self.outputs.len()).min(allowed)
+    }
+}
+
+impl Scheduler for Multistep {
+    fn timesteps(&self) -> &[f64] {
+        &self.grid.timesteps
+    }
+
+    fn step(&mut self, input: StepInput<'_>, noise: &mut dyn NoiseSource) -> StepOutput {
+        let StepInput { index, model_output, sample, .. } = input;
+        assert_eq!(model_output.len(), sample.len(), "the lengths of output and sample differ");
+        let sigmas = &self.grid.sigmas;
+        let (original, converted) = self.solver.convert(input, sigmas[index]);
+        self.outputs.insert(0, converted);
+        self.outputs.truncate(self.solver.order);
+        let noise = self.solver.draw(noise, sample.len());
+
+        let order = self.order(index);
+        let level = |back: usize| lambda(sigmas[index - back]);
+        let h = lambda(sigmas[index + 1]) - level(0);
+        let weights = self.solver.weights(sigmas[index], sigmas[index + 1], order);
+        let combine = |outputs: &[&[f32]]| weights.combine(sample, outputs, noise.as_deref());
+        let previous = match (order, &self.outputs[..]) {
+            (2, [m0, m1, ..]) => {
+                let r0 = (level(0) - level(1)) / h;
+                combine(&[m0, &difference(1.0 / r0, m0, m1)])
+            }
+            (3, [m0, m1, m2, ..]) => {
+                let (r0, r1) = ((level(0) - level(1)) / h, (level(1) - level(2)) / h);
+                let (d1_0, d1_1) = (difference(1.0 / r0, m0, m1), difference(1.0 / r1, m1, m2));
+                let ratio = r0 / (r0 + r1);
+                let d1 = zip_map(&d1_0, &d1_1, |a, b| a + ratio * (a - b));
+                combine(&[m0, &d1, &difference(1.0 / (r0 + r1), &d1_0, &d1_1)])
+            }
+            (_, outputs) => combine(&[&outputs[0]]),
+        };
+        StepOutput { previous, original }
+    }
+
+    fn add_noise(&self, original: &[f32], noise: &[f32], index: usize) -> Vec<f32> {
+        Mix::of_level(self.grid.sigmas[index]).add_noise(original, noise)
+    }
+}

@@ -1,0 +1,231 @@
+//! What the multistep and the singlestep DPM-Solver share: Lu et al., "DPM-Solver" (arXiv 2206.00927) and
+//! "DPM-Solver++" (arXiv 2211.01095), and the SDE variants of the latter.
+//!
+//! Both go from a base point to a target in log-SNR. They differ in which earlier evaluation is the base and in the
+//! finite differences of model outputs; the weights of those differences are the same and are here.
+
+use super::config::{Field, Kind, SchedulerConfig, SchedulerError, field, flag, solver_order};
+use super::float::{exp, zip_map};
+use super::prediction::{Limit, Mix, Prediction};
+use super::{SchedulerEntry, StepInput};
+use crate::random::NoiseSource;
+
+/// The solver fields of both classes; `algorithms` and the default of `lower_order_final` are the class's own.
+pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_final: bool) -> [Field; 6] {
+    [
+        solver_order(3),
+        field(
+            "algorithm_type",
+            Kind::Choice { default: "dpmsolver++", options: algorithms, aliases: &[("deis", "dpmsolver++")] },
+        ),
+        field(
+            "solver_type",
+            Kind::Choice {
+                default: "midpoint",
+                options: &["midpoint", "heun"],
+                aliases: &[("logrho", "midpoint"), ("bh1", "midpoint"), ("bh2", "midpoint")],
+            },
+        ),
+        flag("lower_order_final", lower_order_final),
+        field("lambda_min_clipped", Kind::Number(f64::NEG_INFINITY)),
+        field("variance_type", Kind::Off),
+    ]
+}
+
+/// The equation that is solved, and what it is solved for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    /// The ODE, for the noise.
+    DpmSolver,
+    /// The ODE, for the clean sample.
+    DpmSolverPlusPlus,
+    /// The SDE, for the noise.
+    SdeDpmSolver,
+    /// The SDE, for the clean sample.
+    SdeDpmSolverPlusPlus,
+}
+
+impl Algorithm {
+    /// Whether the solver works on predicted clean samples instead of predicted noise.
+    pub(super) fn predicts_original(self) -> bool {
+        matches!(self, Algorithm::DpmSolverPlusPlus | Algorithm::SdeDpmSolverPlusPlus)
+    }
+
+    /// Whether every step adds noise.
+    pub(super) fn is_stochastic(self) -> bool {
+        matches!(self, Algorithm::SdeDpmSolver | Algorithm::SdeDpmSolverPlusPlus)
+    }
+}
+
+/// The solver that a configuration describes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Solver {
+    pub algorithm: Algorithm,
+    /// Second-order steps by Heun's rule instead of the midpoint's.
+    pub heun: bool,
+    pub order: usize,
+    prediction: Prediction,
+    limit: Limit,
+}
+
+impl Solver {
+    /// Reads the solver fields.
+    ///
+    /// # Errors
+    ///
+    /// A final sigma of zero with a solver for the noise, which is infinite there.
+    pub(super) fn of(config: &SchedulerConfig) -> Result<Solver, SchedulerError> {
+        let algorithm = match config.choice("algorithm_type") {
+            "dpmsolver" => Algorithm::DpmSolver,
+            "dpmsolver++" => Algorithm::DpmSolverPlusPlus,
+            "sde-dpmsolver" => Algorithm::SdeDpmSolver,
+            "sde-dpmsolver++" => Algorithm::SdeDpmSolverPlusPlus,
+            other => unreachable!("{other} is declared but has no formula"),
+        };
+        if !algorithm.predicts_original() && config.choice("final_sigmas_type") == "zero" {
+            return Err(config.bad_value("algorithm_type", "needs `final_sigmas_type` = sigma_min"));
+        }
+        let order = config.integer("solver_order");
+        if algorithm == Algorithm::SdeDpmSolver && order == 3 {
+            return Err(config.bad_value("algorithm_type", "has no third order"));
+        }
+        Ok(Solver {
+            algorithm,
+            heun: config.choice("solver_type") == "heun",
+            order,
+            prediction: Prediction::of(config),
+            limit: Limit::of(config),
+        })
+    }
+
+    /// The predicted clean sample, in range, and the quantity that the solver works on.
+    pub(super) fn convert(&self, input: StepInput<'_>, level: f32) -> (Vec<f32>, Vec<f32>) {
+        let StepInput { model_output, sample, images, .. } = input;
+        let mix = Mix::of_level(level);
+        let mut original = mix.original(self.prediction, model_output, sample);
+        self.limit.apply(&mut original, images);
+        let converted = if self.algorithm.predicts_original() {
+            original.clone()
+        } else if self.limit == Limit::None {
+            mix.epsilon(self.prediction, model_output, sample)
+        } else {
+            mix.epsilon(Prediction::Original, &original, sample)
+        };
+        (original, converted)
+    }
+
+    /// The weights of a step from the level of `base` to that of `target`, of order 1, 2 or 3.
+    pub(super) fn weights(&self, base: f32, target: f32, order: usize) -> Weights {
+        let (base, target) = (Mix::of_level(base), Mix::of_level(target));
+        let h = target.lambda() - base.lambda();
+        let midpoint = order == 2 && !self.heun;
+        match self.algorithm {
+            Algorithm::DpmSolverPlusPlus => {
+                let (alpha, phi) = (target.alpha, exp(-h) - 1.0);
+                Weights {
+                    sample: target.sigma / base.sigma,
+                    outputs: [
+                        -(alpha * phi),
+                        if midpoint { -(0.5 * (alpha * phi)) } else { alpha * (phi / h + 1.0) },
+                        -(alpha * ((phi + h) / (h * h) - 0.5)),
+                    ],
+                    noise: 0.0,
+                }
+            }
+            Algorithm::DpmSolver => {
+                let (sigma, phi) = (target.sigma, exp(h) - 1.0);
+                Weights {
+                    sample: target.alpha / base.alpha,
+                    outputs: [
+                        -(sigma * phi),
+                        if midpoint { -(0.5 * (sigma * phi)) } else { -(sigma * (phi / h - 1.0)) },
+                        -(sigma * ((phi - h) / (h * h) - 0.5)),
+                    ],
+                    noise: 0.0,
+                }
+            }
+            Algorithm::SdeDpmSolverPlusPlus => {
+                let (alpha, phi) = (target.alpha, 1.0 - exp(-2.0 * h));
+                let double = 2.0 * h;
+                Weights {
+                    sample: target.sigma / base.sigma * exp(-h),
+                    outputs: [
+                        alpha * phi,
+                        if midpoint { 0.5 * (alpha * phi) } else { alpha * (phi / -double + 1.0) },
+                        alpha * ((phi - double) / (double * double) - 0.5),
+                    ],
+                    noise: target.sigma * phi.sqrt(),
+                }
+            }
+            Algorithm::SdeDpmSolver => {
+                let (sigma, phi) = (target.sigma, exp(h) - 1.0);
+                Weights {
+                    sample: target.alpha / base.alpha,
+                    outputs: [
+                        -(2.0 * (sigma * phi)),
+                        if midpoint { -(sigma * phi) } else { -(2.0 * (sigma * (phi / h - 1.0))) },
+                        0.0,
+                    ],
+                    noise: sigma * (exp(2.0 * h) - 1.0).sqrt(),
+                }
+            }
+        }
+    }
+
+    /// The noise of a step; none for an ODE.
+    pub(super) fn draw(&self, noise: &mut dyn NoiseSource, len: usize) -> Option<Vec<f32>> {
+        self.algorithm.is_stochastic().then(|| {
+            let mut values = vec![0.0; len];
+            noise.fill(&mut values);
+            values
+        })
+    }
+}
+
+/// The weights of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weights {
+    /// Of the sample at the base.
+    sample: f32,
+    /// Of the model output at the base, and of its first and second differences.
+    outputs: [f32; 3],
+    /// Of unit noise.
+    noise: f32,
+}
+
+impl Weights {
+    /// The weighted sum.
+    pub(super) fn combine(&self, sample: &[f32], outputs: &[&[f32]], noise: Option<&[f32]>) -> Vec<f32> {
+        let mut sum: Vec<f32> = sample.iter().map(|x| self.sample * x).collect();
+        for (values, weight) in outputs.iter().zip(self.outputs) {
+            sum = zip_map(&sum, values, |sum, d| sum + weight * d);
+        }
+        match noise {
+            Some(noise) => zip_map(&sum, noise, |sum, n| sum + self.noise * n),
+            None => sum,
+        }
+    }
+}
+
+/// Half the log-SNR at a noise level.
+pub(super) fn lambda(level: f32) -> f32 {
+    Mix::of_level(level).lambda()
+}
+
+/// `scale (a - b)`.
+pub(super) fn difference(scale: f32, a: &[f32], b: &[f32]) -> Vec<f32> {
+    zip_map(a, b, |a, b| scale * (a - b))
+}
+
+/// A row for a class under its SDE solver.
+pub(super) const fn sde(base: &SchedulerEntry, name: &'static str, about: &'static str) -> SchedulerEntry {
+    SchedulerEntry {
+        name,
+        aliases: &[],
+        class: base.class,
+        about,
+        presets: &[("algorithm_type", "sde-dpmsolver++")],
+        fields: base.fields,
+        build: base.build,
+    }
+}

@@ -1,0 +1,164 @@
+//! Noise schedulers: the timesteps of a denoising run, and the step from each to the next.
+//!
+//! [`SCHEDULERS`] lists them. [`SchedulerConfig`] is what a model's `scheduler_config.json` says; it may be put under
+//! another scheduler, as diffusers' `from_config` does, and builds a [`Scheduler`] for a number of steps.
+//! Trajectories equal those of diffusers 0.42 within 1e-5.
+//!
+//! ```
+//! use diffusion::random::{NoiseSource, random_source};
+//! use diffusion::scheduler::{SchedulerConfig, StepInput};
+//!
+//! let file = serde_json::json!({
+//!     "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+//!     "beta_schedule": "scaled_linear", "skip_prk_steps": true, "steps_offset": 1,
+//! });
+//! let config = SchedulerConfig::from_json(&file)?.with_scheduler("dpmpp-2m-karras")?;
+//! let mut scheduler = config.build(20)?;
+//! let mut noise = random_source("torch")?.seeded(93)?;
+//!
+//! let mut latents = vec![0.0; 4 * 8 * 8];
+//! noise.fill(&mut latents);
+//! latents.iter_mut().for_each(|x| *x *= scheduler.init_noise_sigma());
+//! for index in 0..scheduler.timesteps().len() {
+//!     let input = scheduler.scale_model_input(&latents, index);
+//!     let model_output = input; // here the UNet would run, at `scheduler.timesteps()[index]`
+//!     let step = StepInput { index, model_output: &model_output, sample: &latents, images: 1 };
+//!     latents = scheduler.step(step, noise.as_mut()).previous;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Limits: flow matching, learned variances and custom lists of timesteps or sigmas are refused by name.
+
+mod beta_quantile;
+mod config;
+mod ddim;
+mod ddpm;
+mod dpm_multistep;
+mod dpm_singlestep;
+mod dpm_solver;
+mod euler;
+mod euler_ancestral;
+mod float;
+mod heun;
+mod lcm;
+mod lms;
+mod noise_schedule;
+mod pndm;
+mod prediction;
+mod sigmas;
+mod spacing;
+mod unipc;
+
+#[cfg(test)]
+mod tests;
+
+use crate::random::NoiseSource;
+pub use config::{Field, Kind, SchedulerConfig, SchedulerError};
+pub use sigmas::SigmaSchedule;
+pub use spacing::TimestepSpacing;
+
+/// One run of a scheduler: it keeps the history that multistep methods need.
+pub trait Scheduler: Send {
+    /// The timesteps at which the model is evaluated, in order; fractional for some schedulers.
+    ///
+    /// There may be more than the number of steps: Heun evaluates most timesteps twice, PNDM some.
+    fn timesteps(&self) -> &[f64];
+
+    /// What unit Gaussian noise is multiplied by to be the first sample.
+    fn init_noise_sigma(&self) -> f32 {
+        1.0
+    }
+
+    /// The model's input for a sample before evaluation `index`.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not less than the number of timesteps.
+    fn scale_model_input(&self, sample: &[f32], index: usize) -> Vec<f32> {
+        assert!(index < self.timesteps().len(), "evaluation {index} is past the last");
+        sample.to_vec()
+    }
+
+    /// Goes from one timestep to the next. Evaluations are given in order, from any first one.
+    ///
+    /// # Panics
+    ///
+    /// If the index is not less than the number of timesteps, or the lengths of output and sample differ.
+    fn step(&mut self, input: StepInput<'_>, noise: &mut dyn NoiseSource) -> StepOutput;
+
+    /// Adds noise to a clean sample so that denoising can start at evaluation `index`.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not less than the number of timesteps.
+    fn add_noise(&self, original: &[f32], noise: &[f32], index: usize) -> Vec<f32>;
+
+    /// Model evaluations per step: 2 for Heun, 1 for the others.
+    fn order(&self) -> usize {
+        1
+    }
+}
+
+/// What a step starts from.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// The evaluation, an index into [`Scheduler::timesteps`].
+    pub index: usize,
+    /// What the model put out, after guidance.
+    pub model_output: &'a [f32],
+    /// The sample that the model saw, before [`Scheduler::scale_model_input`].
+    pub sample: &'a [f32],
+    /// The number of images in the batch, for limits that are per image.
+    pub images: usize,
+}
+
+/// What a step gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutput {
+    /// The sample at the next timestep, `x_{t-1}`.
+    pub previous: Vec<f32>,
+    /// The predicted clean sample `x_0`, for previews.
+    pub original: Vec<f32>,
+}
+
+/// A scheduler: a row of [`SCHEDULERS`].
+#[derive(Debug)]
+pub struct SchedulerEntry {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// Other names that it goes by.
+    pub aliases: &'static [&'static str],
+    /// The class in diffusers' `scheduler_config.json`.
+    pub class: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// Fields that the name sets, for names that share a class.
+    presets: &'static [(&'static str, &'static str)],
+    fields: &'static [&'static [Field]],
+    build: fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>,
+}
+
+impl SchedulerEntry {
+    /// The fields of the class.
+    pub fn fields(&self) -> impl Iterator<Item = Field> {
+        self.fields.iter().copied().flatten().copied()
+    }
+}
+
+/// Every scheduler. Where rows share a class, a file's `_class_name` means the first.
+pub static SCHEDULERS: &[SchedulerEntry] = &[
+    ddim::ENTRY,
+    ddpm::ENTRY,
+    pndm::ENTRY,
+    lms::ENTRY,
+    euler::ENTRY,
+    euler_ancestral::ENTRY,
+    heun::ENTRY,
+    dpm_multistep::ENTRY,
+    dpm_multistep::SDE_ENTRY,
+    dpm_singlestep::ENTRY,
+    dpm_singlestep::SDE_ENTRY,
+    unipc::ENTRY,
+    lcm::ENTRY,
+];

@@ -1,0 +1,296 @@
+//! Noise levels of the sigma-based schedulers.
+//!
+//! `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is the noise level of Karras et al., "Elucidating the Design Space of
+//! Diffusion-Based Generative Models" (arXiv 2206.00364), whose equation 5 is the Karras schedule. The exponential
+//! one is k-diffusion's, the beta one is of "Beta Sampling is All You Need" (arXiv 2407.12173), and the uniform
+//! log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
+
+use super::beta_quantile::beta_quantile;
+use super::config::{SchedulerConfig, SchedulerError};
+use super::float::{exp, ln, numpy_linspace, numpy_ln, torch_linspace};
+use super::noise_schedule::NoiseSchedule;
+use super::spacing::{self, Range, TimestepSpacing};
+
+/// How the noise levels between the first and the last are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SigmaSchedule {
+    /// Those of training, at the chosen timesteps.
+    Trained,
+    /// Even in `sigma^(1/7)`.
+    Karras,
+    /// Even in `ln sigma`.
+    Exponential,
+    /// Quantiles of the beta distribution with both parameters 0.6.
+    Beta,
+    /// Even in the log-SNR of training.
+    Lu,
+}
+
+impl SigmaSchedule {
+    /// Every schedule.
+    pub const ALL: [SigmaSchedule; 5] = [
+        SigmaSchedule::Trained,
+        SigmaSchedule::Karras,
+        SigmaSchedule::Exponential,
+        SigmaSchedule::Beta,
+        SigmaSchedule::Lu,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            SigmaSchedule::Trained => "trained",
+            SigmaSchedule::Karras => "karras",
+            SigmaSchedule::Exponential => "exponential",
+            SigmaSchedule::Beta => "beta",
+            SigmaSchedule::Lu => "lu",
+        }
+    }
+
+    /// The schedule with this name.
+    pub fn parse(name: &str) -> Option<SigmaSchedule> {
+        Self::ALL.into_iter().find(|schedule| schedule.name() == name)
+    }
+
+    /// The configuration's field that turns the schedule on; none for the default.
+    pub(super) fn field(self) -> Option<&'static str> {
+        match self {
+            SigmaSchedule::Trained => None,
+            SigmaSchedule::Karras => Some("use_karras_sigmas"),
+            SigmaSchedule::Exponential => Some("use_exponential_sigmas"),
+            SigmaSchedule::Beta => Some("use_beta_sigmas"),
+            SigmaSchedule::Lu => Some("use_lu_lambdas"),
+        }
+    }
+
+    /// The schedule of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// If more than one is on.
+    fn of(config: &SchedulerConfig) -> Result<SigmaSchedule, SchedulerError> {
+        let mut chosen = SigmaSchedule::Trained;
+        for schedule in Self::ALL {
+            let Some(field) = schedule.field().filter(|field| config.has(field) && config.bool(field)) else {
+                continue;
+            };
+            if chosen != SigmaSchedule::Trained {
+                let reason = format!("excludes `{}`", chosen.field().unwrap_or_default());
+                return Err(config.bad_value(field, reason));
+            }
+            chosen = schedule;
+        }
+        Ok(chosen)
+    }
+
+    /// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training; none for
+    /// the default schedule, which depends on timesteps.
+    fn levels(self, min: f64, max: f64, count: usize, trained: &TrainedSigmas) -> Option<Vec<f64>> {
+        let ramp = numpy_linspace(0.0, 1.0, count);
+        match self {
+            SigmaSchedule::Trained => None,
+            SigmaSchedule::Lu => {
+                let (min, max) =
+                    (f64::from(trained.logs[0]), f64::from(trained.logs[trained.logs.len() - 1]));
+                Some(ramp.iter().map(|r| (max + r * (min - max)).exp()).collect())
+            }
+            SigmaSchedule::Karras => {
+                const RHO: f64 = 7.0;
+                let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
+                Some(ramp.iter().map(|r| (max + r * (min - max)).powf(RHO)).collect())
+            }
+            SigmaSchedule::Exponential => {
+                Some(numpy_linspace(max.ln(), min.ln(), count).into_iter().map(f64::exp).collect())
+            }
+            SigmaSchedule::Beta => {
+                Some(ramp.iter().map(|r| min + beta_quantile(1.0 - r, 0.6) * (max - min)).collect())
+            }
+        }
+    }
+}
+
+/// The timesteps of a run and its noise levels.
+#[derive(Debug, Clone)]
+pub(super) struct SigmaGrid {
+    /// One timestep per level that the model sees.
+    pub timesteps: Vec<f64>,
+    /// The levels, descending, and the final one after them.
+    pub sigmas: Vec<f32>,
+}
+
+impl SigmaGrid {
+    /// The standard deviation of the initial noise of k-diffusion's schedulers.
+    pub(super) fn init_noise_sigma(&self, spacing: TimestepSpacing) -> f32 {
+        let max = self.sigmas.iter().copied().fold(0.0, f32::max);
+        match spacing {
+            TimestepSpacing::Linspace | TimestepSpacing::Trailing => max,
+            TimestepSpacing::Leading => (max * max + 1.0).sqrt(),
+        }
+    }
+}
+
+/// `sample / sqrt(sigma^2 + 1)`, the input scaling of k-diffusion's schedulers.
+pub(super) fn scale_input(sample: &[f32], sigma: f32) -> Vec<f32> {
+    let scale = (sigma * sigma + 1.0).sqrt();
+    sample.iter().map(|x| x / scale).collect()
+}
+
+/// The forward process of k-diffusion's schedulers: `x + sigma noise`.
+pub(super) fn add_noise(original: &[f32], noise: &[f32], sigma: f32) -> Vec<f32> {
+    super::float::zip_map(original, noise, |x, n| x + n * sigma)
+}
+
+/// The grid of k-diffusion's schedulers (LMS, Euler, Heun): timesteps may be fractional, a sigma schedule spans the
+/// levels of the chosen timesteps.
+///
+/// # Errors
+///
+/// If two sigma schedules are on.
+pub(super) fn continuous_grid(
+    config: &SchedulerConfig,
+    schedule: &NoiseSchedule,
+    steps: usize,
+) -> Result<SigmaGrid, SchedulerError> {
+    let trained = TrainedSigmas::new(schedule);
+    let spaced = spacing::inclusive(TimestepSpacing::of(config), Range::of(config), steps);
+    let mut timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
+    let log_linear = config.has("interpolation_type") && config.choice("interpolation_type") == "log_linear";
+    let mut sigmas = if log_linear { trained.log_linear(steps) } else { trained.at(&timesteps) };
+    let (min, max) = bounds(config, sigmas[sigmas.len() - 1], sigmas[0]);
+    if let Some(levels) = SigmaSchedule::of(config)?.levels(min, max, steps, &trained) {
+        timesteps = levels.iter().map(|&sigma| f64::from(trained.timestep(sigma) as f32)).collect();
+        sigmas = levels;
+    }
+    let last = if ends_at_sigma_min(config) { trained.sigmas[0] } else { 0.0 };
+    let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect();
+    Ok(SigmaGrid { timesteps, sigmas })
+}
+
+/// How the DPM-Solver family's classes differ in their grids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SolverFamily {
+    /// `DPMSolverMultistepScheduler`.
+    Multistep,
+    /// `DPMSolverSinglestepScheduler`.
+    Singlestep,
+    /// `UniPCMultistepScheduler`.
+    UniPc,
+}
+
+/// The grid of the DPM-Solver family: whole timesteps, a sigma schedule spans all levels of training.
+///
+/// # Errors
+///
+/// If two sigma schedules are on, or the clipped log-SNR leaves no timestep.
+pub(super) fn solver_grid(
+    config: &SchedulerConfig,
+    schedule: &NoiseSchedule,
+    family: SolverFamily,
+    steps: usize,
+) -> Result<SigmaGrid, SchedulerError> {
+    let trained = TrainedSigmas::new(schedule);
+    let mut range = Range::of(config);
+    if family != SolverFamily::UniPc {
+        range.last -= clipped_timesteps(schedule, config.number("lambda_min_clipped") as f32);
+        if range.last <= steps {
+            let reason = format!("`lambda_min_clipped` leaves {} timesteps", range.last);
+            return Err(config.bad_steps(steps, reason));
+        }
+    }
+    let (min, max) =
+        bounds(config, trained.sigmas[0].into(), trained.sigmas[trained.sigmas.len() - 1].into());
+    let sigma_schedule = SigmaSchedule::of(config)?;
+    let (timesteps, sigmas) = match sigma_schedule.levels(min, max, steps, &trained) {
+        Some(sigmas) => {
+            // Which classes round and which truncate is diffusers' own, from one class to the next.
+            let rounds = match (sigma_schedule, family) {
+                (SigmaSchedule::Karras | SigmaSchedule::Lu, SolverFamily::Multistep) => {
+                    config.choice("beta_schedule") != "squaredcos_cap_v2"
+                }
+                (SigmaSchedule::Karras, _) => true,
+                _ => false,
+            };
+            let whole = |t: f64| if rounds { t.round_ties_even() } else { t.trunc() };
+            (sigmas.iter().map(|&sigma| whole(trained.timestep(sigma))).collect(), sigmas)
+        }
+        None => {
+            let timesteps = spacing::without_last(TimestepSpacing::of(config), range, steps);
+            let sigmas = trained.at(&timesteps);
+            (timesteps, sigmas)
+        }
+    };
+    let last = match (ends_at_sigma_min(config), family, sigma_schedule) {
+        (false, ..) => 0.0,
+        (true, SolverFamily::UniPc, schedule) if schedule != SigmaSchedule::Trained => {
+            sigmas[sigmas.len() - 1] as f32
+        }
+        (true, ..) => trained.sigmas[0],
+    };
+    let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect();
+    Ok(SigmaGrid { timesteps, sigmas })
+}
+
+/// The levels that a sigma schedule spans: the configuration's own, where its class has them, or those given.
+fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> (f64, f64) {
+    let own = |name| if config.has(name) { config.optional_number(name) } else { None };
+    (own("sigma_min").unwrap_or(min), own("sigma_max").unwrap_or(max))
+}
+
+fn ends_at_sigma_min(config: &SchedulerConfig) -> bool {
+    config.has("final_sigmas_type") && config.choice("final_sigmas_type") == "sigma_min"
+}
+
+/// How many of the last timesteps have a log-SNR `ln(alpha / sigma)` below `lambda_min`.
+fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
+    let lambda = |timestep| {
+        let alpha = schedule.alpha(timestep);
+        ln(alpha.sqrt()) - ln((1.0 - alpha).sqrt())
+    };
+    (0..schedule.len()).rev().take_while(|&timestep| lambda(timestep) < lambda_min).count()
+}
+
+/// The noise levels of training, to interpolate in.
+struct TrainedSigmas {
+    /// Ascending, by timestep.
+    sigmas: Vec<f32>,
+    logs: Vec<f32>,
+}
+
+impl TrainedSigmas {
+    fn new(schedule: &NoiseSchedule) -> TrainedSigmas {
+        let sigmas = schedule.sigmas();
+        let logs = sigmas.iter().map(|&sigma| numpy_ln(sigma)).collect();
+        TrainedSigmas { sigmas, logs }
+    }
+
+    /// The levels at timesteps, interpolated linearly and held at the ends.
+    fn at(&self, timesteps: &[f64]) -> Vec<f64> {
+        let last = self.sigmas.len() - 1;
+        let level = |&timestep: &f64| {
+            if timestep >= last as f64 {
+                return self.sigmas[last].into();
+            }
+            let index = timestep.max(0.0) as usize;
+            let (low, high) = (f64::from(self.sigmas[index]), f64::from(self.sigmas[index + 1]));
+            (high - low) * (timestep.max(0.0) - index as f64) + low
+        };
+        timesteps.iter().map(level).collect()
+    }
+
+    /// `steps + 1` levels even in `ln sigma`, as `EulerDiscreteScheduler` interpolates for `log_linear`.
+    fn log_linear(&self, steps: usize) -> Vec<f64> {
+        let (min, max) = (self.logs[0], self.logs[self.logs.len() - 1]);
+        torch_linspace(max, min, steps + 1).into_iter().map(|log| exp(log).into()).collect()
+    }
+
+    /// The timestep of a level, interpolated in its logarithm and held at the ends.
+    fn timestep(&self, sigma: f64) -> f64 {
+        let log = sigma.max(1e-10).ln();
+        let below = self.logs.partition_point(|&other| f64::from(other) <= log);
+        let low = below.saturating_sub(1).min(self.logs.len().saturating_sub(2));
+        let Some(&above) = self.logs.get(low + 1) else { return 0.0 };
+        let span = f64::from(self.logs[low] - above);
+        let weight = ((f64::from(self.logs[low]) - log) / span).clamp(0.0, 1.0);
+        (1.0 - weight) * low as f64 + weight * (low + 1) as f64
+    }
+}

@@ -1,0 +1,136 @@
+//! How inference timesteps are chosen from those of training: Table 2 of Lin et al., "Common Diffusion Noise Schedules
+//! and Sample Steps are Flawed" (arXiv 2305.08891).
+
+use super::config::SchedulerConfig;
+use super::float::numpy_linspace;
+
+/// A way to space inference timesteps over the training timesteps `0..T`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestepSpacing {
+    /// Even, both ends included.
+    Linspace,
+    /// Multiples of a whole step from 0 up, plus an offset; may leave out the last timesteps.
+    Leading,
+    /// Even from the last timestep down; leaves out the first ones.
+    Trailing,
+}
+
+impl TimestepSpacing {
+    /// Every spacing.
+    pub const ALL: [TimestepSpacing; 3] =
+        [TimestepSpacing::Linspace, TimestepSpacing::Leading, TimestepSpacing::Trailing];
+
+    /// The name in a configuration and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            TimestepSpacing::Linspace => "linspace",
+            TimestepSpacing::Leading => "leading",
+            TimestepSpacing::Trailing => "trailing",
+        }
+    }
+
+    /// The spacing with this name.
+    pub fn parse(name: &str) -> Option<TimestepSpacing> {
+        Self::ALL.into_iter().find(|spacing| spacing.name() == name)
+    }
+
+    /// The spacing of a configuration; `linspace` for a class that has no choice.
+    pub(super) fn of(config: &SchedulerConfig) -> TimestepSpacing {
+        if !config.has("timestep_spacing") {
+            return TimestepSpacing::Linspace;
+        }
+        Self::parse(config.choice("timestep_spacing")).unwrap_or(TimestepSpacing::Linspace)
+    }
+}
+
+/// The training timesteps from which inference timesteps are chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Range {
+    /// The training timesteps, `T`.
+    pub train: usize,
+    /// One past the last timestep that is used; `train`, but for a clipped log-SNR.
+    pub last: usize,
+    /// Added to leading timesteps.
+    pub offset: usize,
+}
+
+impl Range {
+    /// All training timesteps of a configuration.
+    pub(super) fn of(config: &SchedulerConfig) -> Range {
+        let train = config.integer("num_train_timesteps");
+        let offset = if config.has("steps_offset") { config.integer("steps_offset") } else { 0 };
+        Range { train, last: train, offset }
+    }
+}
+
+/// Descending timesteps that include timestep 0, for solvers that end there or append sigma 0: unrounded.
+pub(super) fn inclusive(spacing: TimestepSpacing, range: Range, steps: usize) -> Vec<f64> {
+    match spacing {
+        TimestepSpacing::Linspace => reversed(numpy_linspace(0.0, (range.last - 1) as f64, steps)),
+        TimestepSpacing::Leading => leading(range, range.last / steps, 0..steps),
+        TimestepSpacing::Trailing => trailing(range, steps),
+    }
+}
+
+/// Descending timesteps of the DPM-Solver family, which takes one more than asked for and drops timestep 0.
+pub(super) fn without_last(spacing: TimestepSpacing, range: Range, steps: usize) -> Vec<f64> {
+    let mut timesteps = match spacing {
+        TimestepSpacing::Linspace => reversed(numpy_linspace(0.0, (range.last - 1) as f64, steps + 1)),
+        TimestepSpacing::Leading => leading(range, range.last / (steps + 1), 0..steps + 1),
+        TimestepSpacing::Trailing => return trailing(range, steps),
+    };
+    timesteps.pop();
+    timesteps.iter_mut().for_each(|t| *t = t.round_ties_even());
+    timesteps
+}
+
+fn leading(range: Range, ratio: usize, multiples: std::ops::Range<usize>) -> Vec<f64> {
+    multiples.rev().map(|multiple| (multiple * ratio + range.offset) as f64).collect()
+}
+
+/// `round(arange(last, 0, -train / steps)) - 1`.
+///
+/// For some counts (61 of 1000, say) the quotient rounds so that NumPy's `arange` has one element more, and diffusers
+/// ends at timestep -1. That element is left out here.
+fn trailing(range: Range, steps: usize) -> Vec<f64> {
+    let (start, step) = (range.last as f64, -(range.train as f64 / steps as f64));
+    let count = ((0.0 - start) / step).ceil() as usize;
+    // NumPy fills an `arange` by the difference of its first two elements.
+    let step = (start + step) - start;
+    let round = |index: usize| (start + index as f64 * step).round_ties_even() - 1.0;
+    (0..count).map(round).filter(|&timestep| timestep >= 0.0).collect()
+}
+
+fn reversed(mut values: Vec<f64>) -> Vec<f64> {
+    values.reverse();
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THOUSAND: Range = Range { train: 1000, last: 1000, offset: 1 };
+
+    #[test]
+    fn spacings_follow_table_2() {
+        assert_eq!(inclusive(TimestepSpacing::Linspace, THOUSAND, 4), [999.0, 666.0, 333.0, 0.0]);
+        assert_eq!(inclusive(TimestepSpacing::Leading, THOUSAND, 4), [751.0, 501.0, 251.0, 1.0]);
+        assert_eq!(inclusive(TimestepSpacing::Trailing, THOUSAND, 4), [999.0, 749.0, 499.0, 249.0]);
+        assert_eq!(without_last(TimestepSpacing::Linspace, THOUSAND, 4), [999.0, 749.0, 500.0, 250.0]);
+        assert_eq!(without_last(TimestepSpacing::Leading, THOUSAND, 4), [801.0, 601.0, 401.0, 201.0]);
+    }
+
+    #[test]
+    fn every_count_gives_that_many_timesteps_of_training() {
+        for spacing in TimestepSpacing::ALL {
+            for steps in 1..=998 {
+                for timesteps in [inclusive(spacing, THOUSAND, steps), without_last(spacing, THOUSAND, steps)]
+                {
+                    assert_eq!(timesteps.len(), steps, "{spacing:?}");
+                    assert!(timesteps.iter().all(|t| (0.0..=999.0).contains(t)), "{spacing:?} {steps}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The table and the configuration reader.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn refusal(config: Value) -> String {
+    let config = SchedulerConfig::from_json(&config);
+    match config.and_then(|config| config.build(20)) {
+        Ok(_) => "accepted".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn names_aliases_and_fields_are_unique() {
+    let unique = |mut names: Vec<&str>| {
+        names.sort_unstable();
+        names.windows(2).all(|pair| pair[0] != pair[1])
+    };
+    assert!(unique(SCHEDULERS.iter().flat_map(|e| e.aliases.iter().copied().chain([e.name])).collect()));
+    for entry in SCHEDULERS {
+        assert!(unique(entry.fields().map(|field| field.name).collect()), "{}", entry.name);
+    }
+}
+
+#[test]
+fn every_entry_runs_with_its_defaults() {
+    let mut failures = testkit::Failures::new("defaults");
+    for entry in SCHEDULERS {
+        failures.case(entry.name, || {
+            let mut scheduler = SchedulerConfig::new(entry).build(6).map_err(|error| error.to_string())?;
+            let mut noise = crate::random::TorchSource::new(1);
+            let mut sample = vec![0.5; 32];
+            for index in 0..scheduler.timesteps().len() {
+                let model_output = scheduler.scale_model_input(&sample, index);
+                let input = StepInput { index, model_output: &model_output, sample: &sample, images: 2 };
+                let output = scheduler.step(input, &mut noise);
+                if output.previous.iter().chain(&output.original).any(|x| !x.is_finite()) {
+                    return Err(format!("not finite after evaluation {index}"));
+                }
+                sample = output.previous;
+            }
+            Ok(())
+        });
+    }
+    failures.finish();
+}
+
+#[test]
+fn refusals_name_the_field_and_the_value() {
+    let class = "_class_name";
+    let cases = [
+        (json!([]), "the scheduler configuration is not a JSON object"),
+        (json!({}), "the scheduler configuration has no `_class_name`"),
+        (
+            json!({class: "DDIMScheduler", "beta_schedule": "cubic"}),
+            "the scheduler field `beta_schedule` = \"cubic\" of DDIMScheduler is not one of linear, scaled_linear, \
+             squaredcos_cap_v2",
+        ),
+        (
+            json!({class: "DDIMScheduler", "num_train_timesteps": 1e12}),
+            "the scheduler field `num_train_timesteps` = 1000000000000.0 of DDIMScheduler is not an integer from 1 to \
+             100000",
+        ),
+        (
+            json!({class: "DDIMScheduler", "beta_end": "big"}),
+            "the scheduler field `beta_end` = \"big\" of DDIMScheduler is not a number",
+        ),
+        (
+            json!({class: "DDIMScheduler", "beta_end": 1.5}),
+            "the scheduler field `beta_end` = 1.5 of DDIMScheduler is not between 0 and 1",
+        ),
+        (
+            json!({class: "DDIMScheduler", "trained_betas": [0.1, 0.2]}),
+            "the scheduler field `trained_betas` = [0.1,0.2] of DDIMScheduler has 2 values for 1000 timesteps",
+        ),
+        (
+            json!({class: "DDIMScheduler", "warp_factor": 9}),
+            "the scheduler field `warp_factor` = 9 is not known for DDIMScheduler",
+        ),
+        (
+            json!({class: "DDIMScheduler", "num_train_timesteps": 10}),
+            "DDIMScheduler cannot run 20 steps: it must be from 1 to 10, the steps of training",
+        ),
+        (
+            json!({class: "DDIMScheduler", "num_train_timesteps": 20, "steps_offset": 1}),
+            "DDIMScheduler cannot run 20 steps: `steps_offset` = 1 moves a timestep past training",
+        ),
+        (
+            json!({class: "PNDMScheduler", "prediction_type": "sample"}),
+            "the scheduler field `prediction_type` = \"sample\" of PNDMScheduler is not one of epsilon, v_prediction",
+        ),
+        (
+            json!({class: "UniPCMultistepScheduler", "use_flow_sigmas": true}),
+            "the scheduler field `use_flow_sigmas` = true of UniPCMultistepScheduler is not supported",
+        ),
+        (
+            json!({class: "EulerDiscreteScheduler", "use_karras_sigmas": true, "use_beta_sigmas": true}),
+            "the scheduler field `use_beta_sigmas` = true of EulerDiscreteScheduler excludes `use_karras_sigmas`",
+        ),
+        (
+            json!({class: "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}),
+            "the scheduler field `algorithm_type` = \"dpmsolver\" of DPMSolverMultistepScheduler needs \
+             `final_sigmas_type` = sigma_min",
+        ),
+        (
+            json!({class: "LCMScheduler", "original_inference_steps": 10}),
+            "LCMScheduler cannot run 20 steps: `original_inference_steps` is 10",
+        ),
+    ];
+    let mut failures = testkit::Failures::new("refusals");
+    for (config, expected) in cases {
+        let message = refusal(config.clone());
+        failures.case(&config.to_string(), || if message == expected { Ok(()) } else { Err(message) });
+    }
+    failures.finish();
+}
+
+#[test]
+fn unknown_classes_and_names_list_the_known_ones() {
+    let message = refusal(json!({"_class_name": "FlowMatchEulerDiscreteScheduler"}));
+    assert!(
+        message
+            .starts_with("unknown scheduler `FlowMatchEulerDiscreteScheduler`; the known ones are DDIMSch")
+    );
+    let config = SchedulerConfig::new(&SCHEDULERS[0]);
+    for name in ["warp", "euler-warp", "warp-karras", "-karras"] {
+        let message = config.with_scheduler(name).expect_err("unknown").to_string();
+        assert!(message.contains(&format!("`{name}`")) && message.contains("dpmpp-2m-sde, "), "{message}");
+    }
+    let message = config.with_scheduler("ddpm-karras").expect_err("no sigmas").to_string();
+    assert_eq!(message, "the scheduler DDPMScheduler has no `use_karras_sigmas`");
+}
+
+#[test]
+fn fields_of_other_classes_and_switched_off_ones_are_ignored() {
+    let file = json!({
+        "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "clip_sample": false,
+        "sample_max_value": 1.0, "sigma_data": 0.5, "an_option_of_tomorrow": false, "another": null,
+    });
+    assert!(SchedulerConfig::from_json(&file).is_ok());
+}
+
+#[test]
+fn another_scheduler_takes_shared_fields_and_its_own_defaults() {
+    let file = json!({
+        "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+        "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "clip_sample": false,
+    });
+    let config = SchedulerConfig::from_json(&file).expect("valid");
+    let other = config.with_scheduler("ddim").expect("known");
+    assert_eq!(other.prediction_type(), "v_prediction");
+    assert_eq!((other.integer("steps_offset"), other.number("beta_end")), (1, 0.012));
+    // Kept in the file for classes that have it, although PNDM has not; DDIM's own default is true.
+    assert!(!other.bool("clip_sample"));
+    assert!(other.bool("set_alpha_to_one"));
+
+    let other = config.with_scheduler("DPMSolverMultistepScheduler").expect("a class name");
+    assert_eq!((other.entry().name, other.choice("timestep_spacing")), ("dpmpp-2m", "linspace"));
+    let other = other.with_scheduler("dpmpp-2m-sde-karras").expect("known");
+    assert_eq!(other.choice("algorithm_type"), "sde-dpmsolver++");
+    assert!(other.bool("use_karras_sigmas"));
+    let other = other.with_scheduler("dpmpp-exponential").expect("an alias");
+    assert_eq!(other.choice("algorithm_type"), "dpmsolver++");
+    assert!(other.bool("use_exponential_sigmas") && !other.bool("use_karras_sigmas"));
+}
+
+#[test]
+fn overrides_replace_the_files_own() {
+    let file = json!({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": true});
+    let mut config = SchedulerConfig::from_json(&file).expect("valid");
+    config.set_sigmas(SigmaSchedule::Beta).expect("Euler has it");
+    config.set_timestep_spacing(TimestepSpacing::Trailing).expect("Euler has it");
+    assert!(config.bool("use_beta_sigmas") && !config.bool("use_karras_sigmas"));
+    assert_eq!(config.choice("timestep_spacing"), "trailing");
+    config.set_sigmas(SigmaSchedule::Trained).expect("every class has it");
+    assert!(!config.bool("use_beta_sigmas"));
+    let message = config.set_sigmas(SigmaSchedule::Lu).expect_err("Euler has not").to_string();
+    assert_eq!(message, "the scheduler EulerDiscreteScheduler has no `use_lu_lambdas`");
+}
+
+/// diffusers ends these at NaN: its last step multiplies an infinite `B(h)` with a residual of zero.
+#[test]
+fn unipc_with_bh1_ends_finite() {
+    let file = json!({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"});
+    let mut scheduler = SchedulerConfig::from_json(&file).and_then(|c| c.build(5)).expect("valid");
+    let mut sample = vec![0.5; 16];
+    for index in 0..5 {
+        let input = StepInput { index, model_output: &[0.25; 16], sample: &sample, images: 1 };
+        sample = scheduler.step(input, &mut crate::random::TorchSource::new(1)).previous;
+    }
+    assert!(sample.iter().all(|x| x.is_finite()));
+}
