@@ -2,3 +2,4 @@
 
 pub mod random;
 pub mod scheduler;
+pub mod tokenizer;

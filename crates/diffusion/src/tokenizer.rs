@@ -1,0 +1,170 @@
+//! CLIP's byte-pair encoding, equal to Hugging Face's on every input.
+//!
+//! The vocabulary and the merges come from the model's files; everything else is CLIP's own and fixed, as in
+//! transformers' `CLIPTokenizer`, which ignores what `tokenizer.json` says about it too: Unicode NFC, white space
+//! collapsed, lower case, CLIP's word pattern, bytes as characters, `</w>` at the end of a word. The arithmetic is done by
+//! Hugging Face's own `tokenizers` crate; the files are checked before it sees them, because it panics on some.
+
+mod files;
+
+use thiserror::Error;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{SplitDelimiterBehavior, TokenizerBuilder, TokenizerImpl};
+
+pub use files::TokenizerFiles;
+use files::{Parts, parse};
+
+/// CLIP's word pattern.
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// What marks the last piece of a word.
+const END_OF_WORD: &str = "</w>";
+
+/// The positions of every published CLIP text encoder; what a tokenizer without `model_max_length` pads to.
+pub const DEFAULT_LENGTH: usize = 77;
+
+/// Why a tokenizer can't be made or used.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum TokenizerError {
+    /// Neither `tokenizer.json` nor both of `vocab.json` and `merges.txt`.
+    #[error("the tokenizer has neither tokenizer.json nor both vocab.json and merges.txt")]
+    NoVocabulary,
+    /// A file whose content is not what it should be.
+    #[error("{file}: {what}")]
+    File {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong with it, and where.
+        what: String,
+    },
+    /// A prompt that the vocabulary can't express.
+    #[error("the prompt can't be tokenized: {0}")]
+    Prompt(String),
+}
+
+/// A prompt as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// The ids: start, the prompt's tokens, end, then padding up to [`Tokenizer::length`].
+    pub ids: Vec<u32>,
+    /// How many of the ids are not padding.
+    pub used: usize,
+    /// The text of the tokens that did not fit, as diffusers warns of it; `None` if all did.
+    pub dropped: Option<String>,
+}
+
+type Pipeline = TokenizerImpl<
+    BPE,
+    Normalizers,
+    PreTokenizers,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
+
+/// A CLIP tokenizer.
+pub struct Tokenizer {
+    pipeline: Pipeline,
+    length: usize,
+    start: u32,
+    end: u32,
+    padding: u32,
+}
+
+impl Tokenizer {
+    /// A tokenizer from the contents of a model's tokenizer files.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] with the file or token that can't be used.
+    pub fn new(files: &TokenizerFiles<'_>) -> Result<Self, TokenizerError> {
+        let parts = parse(files)?;
+        let length = parts.length.unwrap_or(DEFAULT_LENGTH);
+        let Parts { vocabulary, merges, added, special, .. } = parts;
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
+            .unk_token(special.unknown.clone())
+            .end_of_word_suffix(END_OF_WORD.to_string())
+            .build()
+            .map_err(internal)?;
+        let mut pipeline = pipeline(bpe).map_err(internal)?;
+        pipeline.add_tokens(added).map_err(internal)?;
+        let id = |token: &str| {
+            pipeline.token_to_id(token).ok_or_else(|| internal(format!("no id for `{token}`").into()))
+        };
+        let (start, end, padding) = (id(&special.start)?, id(&special.end)?, id(&special.padding)?);
+        Ok(Tokenizer { pipeline, length, start, end, padding })
+    }
+
+    /// The length of every encoding: `model_max_length`, or [`DEFAULT_LENGTH`].
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The id that ends a prompt.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// The number of ids, added tokens included. A special or added token that the vocabulary lacks gets the next free
+    /// id, as in transformers, so a text encoder with fewer embeddings than this does not fit.
+    pub fn vocabulary_size(&self) -> usize {
+        self.pipeline.get_vocab_size(true)
+    }
+
+    /// Tokenizes a prompt: cut and padded to [`length`](Self::length) ids.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary no unknown token.
+    pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
+        let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
+        let encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
+        let (kept, cut) = encoding.get_ids().split_at(encoding.len().min(self.length - 2));
+        let mut ids = Vec::with_capacity(self.length);
+        ids.push(self.start);
+        ids.extend_from_slice(kept);
+        ids.push(self.end);
+        let used = ids.len();
+        ids.resize(self.length, self.padding);
+        let dropped = if cut.is_empty() { None } else { Some(self.decode(cut).map_err(to_error)?) };
+        Ok(Encoding { ids, used, dropped })
+    }
+
+    /// The text of token ids, words separated by spaces.
+    fn decode(&self, ids: &[u32]) -> tokenizers::Result<String> {
+        let text = self.pipeline.decode(ids, false)?;
+        // What Python's `str.strip` takes off: Unicode's white space and four separators.
+        let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+        Ok(text.replace(END_OF_WORD, " ").trim_matches(is_space).to_string())
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} ids, length {})", self.vocabulary_size(), self.length)
+    }
+}
+
+fn pipeline(bpe: BPE) -> tokenizers::Result<Pipeline> {
+    let whitespace = Replace::new(ReplacePattern::Regex(r"\s+".to_string()), " ")?;
+    let words = Split::new(SplitPattern::Regex(WORDS.to_string()), SplitDelimiterBehavior::Removed, true)?;
+    let bytes = ByteLevel::new(false, true, true);
+    TokenizerBuilder::new()
+        .with_model(bpe)
+        .with_normalizer(Some(Normalizers::new(vec![NFC.into(), whitespace.into(), Lowercase.into()])))
+        .with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])))
+        .with_decoder(Some(bytes.into()))
+        .with_post_processor(None)
+        .build()
+}
+
+/// An error of the library that the checks of the files did not foresee.
+fn internal(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::File { file: "tokenizer", what: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,328 @@
+//! Reading a tokenizer's files, with the rules by which transformers merges what they say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use super::TokenizerError;
+
+/// Ids beyond this are a mistake or an attack: no text encoder has so many embeddings.
+const ID_LIMIT: u64 = 1 << 24;
+
+/// Longer prompts than this are a mistake or an attack.
+const LENGTH_LIMIT: u64 = 1 << 16;
+
+/// What transformers takes for "no limit" in `model_max_length`.
+const NO_LENGTH: f64 = 1e20;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+const VOCABULARY_FILE: &str = "vocab.json";
+const MERGES_FILE: &str = "merges.txt";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const SPECIAL_FILE: &str = "special_tokens_map.json";
+const ADDED_FILE: &str = "added_tokens.json";
+
+/// The contents of the files of a `tokenizer` folder, as far as they are there.
+///
+/// Needed are `tokenizer`, or both `vocab` and `merges`; `tokenizer` is preferred, as transformers does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenizerFiles<'a> {
+    /// `vocab.json`: ids by token.
+    pub vocab: Option<&'a str>,
+    /// `merges.txt`: pairs of pieces, the first to be merged first.
+    pub merges: Option<&'a str>,
+    /// `tokenizer.json`: vocabulary, merges and added tokens in one.
+    pub tokenizer: Option<&'a str>,
+    /// `tokenizer_config.json`: special tokens and the maximum length.
+    pub config: Option<&'a str>,
+    /// `special_tokens_map.json`: special tokens, in older models.
+    pub special_tokens_map: Option<&'a str>,
+    /// `added_tokens.json`: ids of added tokens, in older models.
+    pub added_tokens: Option<&'a str>,
+}
+
+/// Ids by token.
+type Vocabulary = HashMap<String, u32>;
+
+/// Pairs of pieces, the first to be merged first.
+type Merges = Vec<(String, String)>;
+
+/// What the files say together.
+pub(super) struct Parts {
+    pub(super) vocabulary: Vocabulary,
+    pub(super) merges: Merges,
+    /// Tokens that are found in a prompt before it is split into words.
+    pub(super) added: Vec<AddedToken>,
+    pub(super) special: Special,
+    /// `model_max_length`, where it is set.
+    pub(super) length: Option<usize>,
+}
+
+/// The content of the special tokens.
+pub(super) struct Special {
+    pub(super) start: String,
+    pub(super) end: String,
+    pub(super) unknown: String,
+    pub(super) padding: String,
+}
+
+/// The roles that a special token can have in the order in which transformers adds them.
+const ROLES: [(&str, Option<&str>); 7] = [
+    ("bos_token", Some(START)),
+    ("eos_token", Some(END)),
+    ("unk_token", Some(END)),
+    ("sep_token", None),
+    ("pad_token", Some(END)),
+    ("cls_token", None),
+    ("mask_token", None),
+];
+
+pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError> {
+    let tokenizer = files.tokenizer.map(|text| object(TOKENIZER_FILE, text)).transpose()?;
+    let mut config = files.config.map(|text| object(CONFIG_FILE, text)).transpose()?.unwrap_or_default();
+    let (vocabulary, merges) = match (&tokenizer, files.vocab, files.merges) {
+        (Some(tokenizer), _, _) => from_tokenizer(tokenizer)?,
+        (None, Some(vocab), Some(merges)) => {
+            (vocabulary(VOCABULARY_FILE, &object(VOCABULARY_FILE, vocab)?)?, merges_of_text(merges)?)
+        }
+        _ => return Err(TokenizerError::NoVocabulary),
+    };
+    check_merges(files.tokenizer.map_or(MERGES_FILE, |_| TOKENIZER_FILE), &vocabulary, &merges)?;
+    if config.get("padding_side").is_some_and(|side| side != "right") {
+        return Err(wrong(CONFIG_FILE, "only `right` is supported as `padding_side`"));
+    }
+    let length = length(&config)?;
+
+    // Newer configurations list every added token; older ones are spread over three files.
+    let mut added: BTreeMap<u64, AddedToken> = BTreeMap::new();
+    if let Some(list) = config.get("added_tokens_decoder") {
+        let list =
+            list.as_object().ok_or_else(|| wrong(CONFIG_FILE, "`added_tokens_decoder` is no object"))?;
+        for (id, token) in list {
+            let id = id
+                .parse()
+                .map_err(|_| wrong(CONFIG_FILE, format!("added token id `{}` is no number", brief(id))))?;
+            added.insert(id, added_token(CONFIG_FILE, token, false)?);
+        }
+    } else {
+        if let Some(text) = files.special_tokens_map {
+            for (role, mut token) in object(SPECIAL_FILE, text)? {
+                if let Some(token) = token.as_object_mut() {
+                    token.insert("special".to_string(), Value::Bool(true));
+                }
+                config.insert(role, token);
+            }
+        }
+        if let Some(text) = files.added_tokens {
+            add_legacy(text, &config, &mut added)?;
+        }
+        let list = tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("added_tokens"));
+        for token in list.and_then(Value::as_array).into_iter().flatten() {
+            let id = token.get("id").and_then(Value::as_u64);
+            let id = id.ok_or_else(|| wrong(TOKENIZER_FILE, "an added token has no id"))?;
+            added.insert(id, added_token(TOKENIZER_FILE, token, false)?);
+        }
+    }
+    let (special, added) = special_tokens(&config, added.into_values().collect())?;
+    Ok(Parts { vocabulary, merges, added, special, length })
+}
+
+/// Names the special tokens and adds those that are not among the added tokens yet.
+///
+/// As transformers has it, a special token that one role gives as a string and another as an object is added twice, and
+/// the later one's flags count: in Stable Diffusion 1.x the string of `pad_token` overrides the `eos_token` object.
+fn special_tokens(
+    config: &Map<String, Value>,
+    mut added: Vec<AddedToken>,
+) -> Result<(Special, Vec<AddedToken>), TokenizerError> {
+    let mut content: BTreeMap<&str, String> = BTreeMap::new();
+    let mut candidates: Vec<Value> = Vec::new();
+    for (role, default) in ROLES {
+        let value = config.get(role).filter(|value| !value.is_null()).cloned();
+        let Some(value) = value.or(default.map(Value::from)) else { continue };
+        content.insert(role, added_token(CONFIG_FILE, &value, true)?.content);
+        candidates.push(value);
+    }
+    for key in ["extra_special_tokens", "additional_special_tokens"] {
+        candidates.extend(config.get(key).and_then(Value::as_array).into_iter().flatten().cloned());
+    }
+    let listed = added.len();
+    let mut seen: Vec<(bool, AddedToken)> = Vec::new();
+    for value in candidates {
+        let token = (value.is_string(), added_token(CONFIG_FILE, &value, true)?);
+        if !added[..listed].iter().any(|other| other.content == token.1.content) && !seen.contains(&token) {
+            added.push(token.1.clone());
+            seen.push(token);
+        }
+    }
+    let mut take = |role: &str| content.remove(role).unwrap_or_default();
+    let special = Special {
+        start: take("bos_token"),
+        end: take("eos_token"),
+        unknown: take("unk_token"),
+        padding: take("pad_token"),
+    };
+    Ok((special, added))
+}
+
+/// `added_tokens.json`: special if a role has the token, otherwise normalized.
+fn add_legacy(
+    text: &str,
+    config: &Map<String, Value>,
+    added: &mut BTreeMap<u64, AddedToken>,
+) -> Result<(), TokenizerError> {
+    for (token, id) in object(ADDED_FILE, text)? {
+        let id = id
+            .as_u64()
+            .ok_or_else(|| wrong(ADDED_FILE, format!("the id of `{}` is no number", brief(&token))))?;
+        let is_special = ROLES.iter().any(|(role, _)| {
+            let value = config.get(*role);
+            let content = value.and_then(|value| value.get("content")).or(value);
+            content.and_then(Value::as_str) == Some(&token)
+        });
+        added.insert(id, AddedToken::from(token, is_special));
+    }
+    Ok(())
+}
+
+/// A token that is a string or an object with flags.
+fn added_token(file: &'static str, value: &Value, special: bool) -> Result<AddedToken, TokenizerError> {
+    let (content, flags) = match value {
+        Value::String(content) => (content.as_str(), None),
+        Value::Object(flags) => {
+            let content = flags.get("content").and_then(Value::as_str);
+            (content.ok_or_else(|| wrong(file, "a token has no `content`"))?, Some(flags))
+        }
+        _ => return Err(wrong(file, format!("a token is neither string nor object: {}", brief(value)))),
+    };
+    if content.is_empty() {
+        return Err(wrong(file, "a special token is empty"));
+    }
+    let flag = |name: &str| flags.and_then(|flags| flags.get(name)).and_then(Value::as_bool);
+    let is_special = flag("special").unwrap_or(false);
+    Ok(AddedToken {
+        content: content.to_string(),
+        single_word: flag("single_word").unwrap_or(false),
+        lstrip: flag("lstrip").unwrap_or(false),
+        rstrip: flag("rstrip").unwrap_or(false),
+        // The library's default: what is special is looked for in the prompt as it was typed.
+        normalized: flag("normalized").unwrap_or(!(is_special || flags.is_none())),
+        special: is_special || special,
+    })
+}
+
+fn from_tokenizer(tokenizer: &Map<String, Value>) -> Result<(Vocabulary, Merges), TokenizerError> {
+    let model = tokenizer.get("model").and_then(Value::as_object);
+    let model = model.ok_or_else(|| wrong(TOKENIZER_FILE, "it has no `model`"))?;
+    if let Some(kind) = model.get("type").filter(|kind| *kind != "BPE") {
+        return Err(wrong(
+            TOKENIZER_FILE,
+            format!("a model of type {} is not CLIP's, which is BPE", brief(kind)),
+        ));
+    }
+    let vocab = model.get("vocab").and_then(Value::as_object);
+    let vocab = vocab.ok_or_else(|| wrong(TOKENIZER_FILE, "its `model` has no object `vocab`"))?;
+    let merges = model.get("merges").and_then(Value::as_array);
+    let merges = merges.ok_or_else(|| wrong(TOKENIZER_FILE, "its `model` has no list `merges`"))?;
+    let pairs: Option<Merges> = merges.iter().map(pair_of_json).collect();
+    let pairs = pairs.ok_or_else(|| wrong(TOKENIZER_FILE, "one of its `merges` is not a pair"))?;
+    Ok((vocabulary(TOKENIZER_FILE, vocab)?, pairs))
+}
+
+/// A merge, `"a b"` in older files and `["a", "b"]` in newer ones.
+fn pair_of_json(value: &Value) -> Option<(String, String)> {
+    match value {
+        Value::String(text) => pair(text),
+        Value::Array(parts) => match &parts[..] {
+            [Value::String(first), Value::String(second)] => Some((first.clone(), second.clone())),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    let (first, second) = text.split_once(' ')?;
+    (!second.contains(' ')).then(|| (first.to_string(), second.to_string()))
+}
+
+fn merges_of_text(text: &str) -> Result<Merges, TokenizerError> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version"));
+    lines
+        .map(|(index, line)| {
+            pair(line)
+                .ok_or_else(|| wrong(MERGES_FILE, format!("line {} is not a pair of pieces", index + 1)))
+        })
+        .collect()
+}
+
+fn vocabulary(file: &'static str, object: &Map<String, Value>) -> Result<Vocabulary, TokenizerError> {
+    let mut vocabulary = HashMap::with_capacity(object.len());
+    for (token, id) in object {
+        let id = id.as_u64().filter(|&id| id < ID_LIMIT);
+        let id =
+            id.ok_or_else(|| wrong(file, format!("token `{}` has no id below {ID_LIMIT}", brief(token))))?;
+        vocabulary.insert(token.clone(), id as u32);
+    }
+    if vocabulary.is_empty() {
+        return Err(wrong(file, "the vocabulary is empty"));
+    }
+    Ok(vocabulary)
+}
+
+/// The library panics where a merge's result is longer than every token, so all are looked up first.
+fn check_merges(
+    file: &'static str,
+    vocabulary: &Vocabulary,
+    merges: &[(String, String)],
+) -> Result<(), TokenizerError> {
+    for (first, second) in merges {
+        let merged = format!("{first}{second}");
+        for token in [first, second, &merged] {
+            if !vocabulary.contains_key(token) {
+                let (merge, token) = (brief(&format!("{first} {second}")), brief(token));
+                let what = format!("the vocabulary lacks `{token}`, which the merge `{merge}` needs");
+                return Err(wrong(file, what));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn length(config: &Map<String, Value>) -> Result<Option<usize>, TokenizerError> {
+    let Some(value) = config.get("model_max_length").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    if value.as_f64().is_some_and(|length| length > NO_LENGTH) {
+        return Ok(None);
+    }
+    // Start, end and at least one token between them.
+    let length = value.as_u64().filter(|length| (3..=LENGTH_LIMIT).contains(length));
+    let length = length.ok_or_else(|| {
+        let value = brief(value);
+        wrong(CONFIG_FILE, format!("`model_max_length` is {value}, not a number from 3 to {LENGTH_LIMIT}"))
+    })?;
+    Ok(Some(length as usize))
+}
+
+fn object(file: &'static str, text: &str) -> Result<Map<String, Value>, TokenizerError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(wrong(file, "it is not a JSON object")),
+        Err(error) => Err(wrong(file, format!("it is not JSON: {}", brief(&error)))),
+    }
+}
+
+/// A value from a file for a message: on one line and not long.
+fn brief(value: &(impl Display + ?Sized)) -> String {
+    value.to_string().chars().take(80).flat_map(char::escape_debug).collect()
+}
+
+fn wrong(file: &'static str, what: impl Into<String>) -> TokenizerError {
+    TokenizerError::File { file, what: what.into() }
+}
