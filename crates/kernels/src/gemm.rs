@@ -62,8 +62,10 @@ pub struct Epilogue<'a> {
     pub activation: Activation,
 }
 
-/// The depth of a block: a right panel of it stays in the L1 cache.
+/// The depth of a block when there are several: a right panel of it stays in the L1 cache.
 const DEPTH_BLOCK: usize = 256;
+/// The depth up to which one block is better than two, which would read and write the output twice.
+const SINGLE_DEPTH_BLOCK: usize = 384;
 /// The lanes of a block on either side, in panels' elements: a block of it stays in the L2 cache.
 const LANE_BLOCK: usize = 1536;
 /// Multiply-adds below which a product stays on the calling thread.
@@ -228,7 +230,8 @@ pub(crate) fn run(out: MatMut<'_>, left: Side<'_>, right: Side<'_>, depth: usize
     let target = Target::new(out);
     let panel_block = |lanes: usize, width: usize| lanes.min(LANE_BLOCK).div_ceil(width);
     let (left_block, right_block) = (panel_block(rows, tile.mr), panel_block(cols, tile.nr));
-    let depth_block = depth.clamp(1, DEPTH_BLOCK);
+    let depth_blocks = if depth <= SINGLE_DEPTH_BLOCK { 1 } else { depth.div_ceil(DEPTH_BLOCK) };
+    let depth_block = depth.div_ceil(depth_blocks);
     for right_panels in ranges(cols.div_ceil(tile.nr), right_block) {
         // A product over no depth is still a product: zero, to be stored once.
         for depths in ranges(depth.max(1), depth_block) {

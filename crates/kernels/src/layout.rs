@@ -161,8 +161,8 @@ pub fn slice<T: Copy + Send + Sync>(
 ///
 /// # Panics
 ///
-/// When ranks differ, the rank exceeds half of [`MAX_RANK`] with more than that many repeated axes, or lengths
-/// differ from the shapes'.
+/// When ranks differ, lengths differ from the shapes', or the axes longer than 1 and the repeated axes are more than
+/// [`MAX_RANK`] together.
 pub fn tile<T: Copy + Send + Sync>(input: &[T], shape: &[usize], repeats: &[usize], out: &mut [T]) {
     assert_eq!(shape.len(), repeats.len(), "ranks differ");
     let own = contiguous_strides(shape);
@@ -183,7 +183,7 @@ pub fn tile<T: Copy + Send + Sync>(input: &[T], shape: &[usize], repeats: &[usiz
     copy_strided(Strided { data: input, strides: &strides[..rank] }, &walk_shape[..rank], out);
 }
 
-/// One input of [`concat`]: `[outer, axis, inner]`, row-major.
+/// One input of [`concat()`]: `[outer, axis, inner]`, row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct ConcatInput<'a, T> {
     /// The elements.
