@@ -1,0 +1,47 @@
+"""Writes the seed corpora of the fuzz targets. Made with safetensors 0.8.0 and NumPy 2.4.6; nothing in it is random."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def write(name: str, data: bytes) -> None:
+    path = CORPUS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def safetensors_file(header: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def saved_by_numpy(save_function, *arrays, **named) -> bytes:
+    buffer = io.BytesIO()
+    save_function(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+tensors = {"a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array([7, -8])}
+write("safetensors/two-types", save(tensors, metadata={"format": "pt"}))
+write("safetensors/empty-and-scalar", save({"e": np.zeros((0, 4), np.float32), "s": np.array(1.5, np.float32)}))
+write("safetensors/hole", safetensors_file(b'{"t":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}', bytes(3)))
+write("safetensors/ten-gigabyte-header", struct.pack("<Q", 10**10) + b"{}")
+
+write("npz/two-arrays", saved_by_numpy(np.savez, **tensors))
+write("npz/compressed", saved_by_numpy(np.savez_compressed, **tensors))
+write("npz/one-array", saved_by_numpy(np.save, tensors["a"]))
+
+write(
+    "model_index/pipeline",
+    b'{"_class_name":"StableDiffusionPipeline","unet":["diffusers","UNet2DConditionModel"],'
+    b'"safety_checker":[null,null],"requires_safety_checker":false}',
+)
+write(
+    "model_index/shards",
+    b'{"metadata":{"total_size":4},"weight_map":{"w":"diffusion_pytorch_model-00001-of-00001.safetensors"}}',
+)
