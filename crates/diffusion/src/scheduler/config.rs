@@ -103,9 +103,9 @@ pub enum Kind {
         /// The largest accepted value.
         max: i64,
     },
-    /// A number.
+    /// A finite number, or the default.
     Number(f64),
-    /// A number or `null`, the default.
+    /// A finite number or `null`, the default.
     OptionalNumber,
     /// A list of numbers or `null`, the default.
     Numbers,
@@ -364,6 +364,18 @@ impl SchedulerConfig {
         self.value(name).and_then(number).unwrap_or(default)
     }
 
+    /// A number of the class that must be from 0 to 1.
+    ///
+    /// # Errors
+    ///
+    /// If it is not.
+    pub(super) fn fraction(&self, name: &'static str) -> Result<f64, SchedulerError> {
+        match self.number(name) {
+            fraction if (0.0..=1.0).contains(&fraction) => Ok(fraction),
+            _ => Err(self.bad_value(name, "is not from 0 to 1")),
+        }
+    }
+
     /// A number of the class that may be `null`.
     pub(super) fn optional_number(&self, name: &str) -> Option<f64> {
         self.value(name).and_then(number)
@@ -444,9 +456,11 @@ impl Field {
             Kind::Integer { min, max, .. } if !integer(value).is_some_and(|v| (min..=max).contains(&v)) => {
                 refuse(format!("is not an integer from {min} to {max}"))
             }
-            Kind::Number(_) if number(value).is_none() => refuse("is not a number".into()),
-            Kind::OptionalNumber if !value.is_null() && number(value).is_none() => {
-                refuse("is neither a number nor null".into())
+            Kind::Number(default) if !number(value).is_some_and(|v| v.is_finite() || v == default) => {
+                refuse("is not a finite number".into())
+            }
+            Kind::OptionalNumber if !value.is_null() && !number(value).is_some_and(f64::is_finite) => {
+                refuse("is neither a finite number nor null".into())
             }
             Kind::Numbers
                 if !value.is_null()

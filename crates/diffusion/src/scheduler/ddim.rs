@@ -50,8 +50,8 @@ impl Ddim {
             final_alpha: if config.bool("set_alpha_to_one") { 1.0 } else { schedule.alpha(0) },
             schedule,
             prediction: Prediction::of(config),
-            limit: Limit::of(config),
-            eta: config.number("eta") as f32,
+            limit: Limit::of(config)?,
+            eta: config.fraction("eta")? as f32,
         })
     }
 }

@@ -63,7 +63,7 @@ impl Ddpm {
                 other => unreachable!("{other} is declared but has no formula"),
             },
             prediction: Prediction::of(config),
-            limit: Limit::of(config),
+            limit: Limit::of(config)?,
         })
     }
 }

@@ -94,7 +94,7 @@ impl Solver {
             heun: config.choice("solver_type") == "heun",
             order,
             prediction: Prediction::of(config),
-            limit: Limit::of(config),
+            limit: Limit::of(config)?,
         })
     }
 

@@ -52,7 +52,7 @@ impl Heun {
             sigmas: [&twice_but_first(&single.sigmas[..steps])[..], &single.sigmas[steps..]].concat(),
         };
         let (spacing, prediction) = (TimestepSpacing::of(config), Prediction::of(config));
-        Ok(Heun { grid, spacing, prediction, limit: Limit::of(config), half: None })
+        Ok(Heun { grid, spacing, prediction, limit: Limit::of(config)?, half: None })
     }
 }
 

@@ -63,7 +63,7 @@ impl Lcm {
             timesteps: (0..steps).map(timestep).collect(),
             timestep_scaling: config.number("timestep_scaling") as f32,
             prediction: Prediction::of(config),
-            limit: Limit::of(config),
+            limit: Limit::of(config)?,
         })
     }
 }

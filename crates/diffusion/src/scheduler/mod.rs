@@ -109,7 +109,7 @@ pub struct StepInput<'a> {
     pub model_output: &'a [f32],
     /// The sample that the model saw, before [`Scheduler::scale_model_input`].
     pub sample: &'a [f32],
-    /// The number of images in the batch, for limits that are per image.
+    /// The number of images in the batch, at least 1, for limits that are per image.
     pub images: usize,
 }
 
@@ -121,6 +121,9 @@ pub struct StepOutput {
     /// The predicted clean sample `x_0`, for previews.
     pub original: Vec<f32>,
 }
+
+/// Makes a run of a scheduler from a configuration and a number of steps.
+type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>;
 
 /// A scheduler: a row of [`SCHEDULERS`].
 #[derive(Debug)]
@@ -136,7 +139,7 @@ pub struct SchedulerEntry {
     /// Fields that the name sets, for names that share a class.
     presets: &'static [(&'static str, &'static str)],
     fields: &'static [&'static [Field]],
-    build: fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>,
+    build: Build,
 }
 
 impl SchedulerEntry {

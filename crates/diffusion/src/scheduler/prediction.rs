@@ -1,6 +1,6 @@
 //! What a model predicts, and how the predicted sample is kept in range.
 
-use super::config::SchedulerConfig;
+use super::config::{SchedulerConfig, SchedulerError};
 use super::float::zip_map;
 
 /// What the model's output is.
@@ -110,15 +110,23 @@ pub(super) enum Limit {
 
 impl Limit {
     /// The limit of a configuration, by the fields that its class has.
-    pub(super) fn of(config: &SchedulerConfig) -> Limit {
+    ///
+    /// # Errors
+    ///
+    /// A bound that is not positive, or a quantile outside 0 to 1.
+    pub(super) fn of(config: &SchedulerConfig) -> Result<Limit, SchedulerError> {
+        let positive = |name| match config.number(name) as f32 {
+            bound if bound > 0.0 => Ok(bound),
+            _ => Err(config.bad_value(name, "is not positive")),
+        };
         if config.has("thresholding") && config.bool("thresholding") {
-            let ratio = config.number("dynamic_thresholding_ratio") as f32;
-            return Limit::Threshold { ratio, max: config.number("sample_max_value") as f32 };
+            let ratio = config.fraction("dynamic_thresholding_ratio")? as f32;
+            return Ok(Limit::Threshold { ratio, max: positive("sample_max_value")? });
         }
         if config.has("clip_sample") && config.bool("clip_sample") {
-            return Limit::Clip(config.number("clip_sample_range") as f32);
+            return Ok(Limit::Clip(positive("clip_sample_range")?));
         }
-        Limit::None
+        Ok(Limit::None)
     }
 
     /// Applies the limit to a batch of `images`.

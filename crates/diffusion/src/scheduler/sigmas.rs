@@ -156,7 +156,7 @@ pub(super) fn continuous_grid(
     let mut timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
     let log_linear = config.has("interpolation_type") && config.choice("interpolation_type") == "log_linear";
     let mut sigmas = if log_linear { trained.log_linear(steps) } else { trained.at(&timesteps) };
-    let (min, max) = bounds(config, sigmas[sigmas.len() - 1], sigmas[0]);
+    let (min, max) = bounds(config, sigmas[sigmas.len() - 1], sigmas[0])?;
     if let Some(levels) = SigmaSchedule::of(config)?.levels(min, max, steps, &trained) {
         timesteps = levels.iter().map(|&sigma| f64::from(trained.timestep(sigma) as f32)).collect();
         sigmas = levels;
@@ -181,7 +181,8 @@ pub(super) enum SolverFamily {
 ///
 /// # Errors
 ///
-/// If two sigma schedules are on, or the clipped log-SNR leaves no timestep.
+/// If two sigma schedules are on, the clipped log-SNR leaves no timestep, or two steps have the same noise level, between
+/// which the solvers would divide by zero.
 pub(super) fn solver_grid(
     config: &SchedulerConfig,
     schedule: &NoiseSchedule,
@@ -192,13 +193,12 @@ pub(super) fn solver_grid(
     let mut range = Range::of(config);
     if family != SolverFamily::UniPc {
         range.last -= clipped_timesteps(schedule, config.number("lambda_min_clipped") as f32);
-        if range.last <= steps {
-            let reason = format!("`lambda_min_clipped` leaves {} timesteps", range.last);
-            return Err(config.bad_steps(steps, reason));
+        if range.last == 0 {
+            return Err(config.bad_value("lambda_min_clipped", "leaves no timestep"));
         }
     }
     let (min, max) =
-        bounds(config, trained.sigmas[0].into(), trained.sigmas[trained.sigmas.len() - 1].into());
+        bounds(config, trained.sigmas[0].into(), trained.sigmas[trained.sigmas.len() - 1].into())?;
     let sigma_schedule = SigmaSchedule::of(config)?;
     let (timesteps, sigmas) = match sigma_schedule.levels(min, max, steps, &trained) {
         Some(sigmas) => {
@@ -219,6 +219,10 @@ pub(super) fn solver_grid(
             (timesteps, sigmas)
         }
     };
+    if let Some(repeated) = sigmas.windows(2).position(|pair| pair[0] as f32 == pair[1] as f32) {
+        let reason = format!("steps {repeated} and {} have the same noise level", repeated + 1);
+        return Err(config.bad_steps(steps, reason));
+    }
     let last = match (ends_at_sigma_min(config), family, sigma_schedule) {
         (false, ..) => 0.0,
         (true, SolverFamily::UniPc, schedule) if schedule != SigmaSchedule::Trained => {
@@ -231,9 +235,17 @@ pub(super) fn solver_grid(
 }
 
 /// The levels that a sigma schedule spans: the configuration's own, where its class has them, or those given.
-fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> (f64, f64) {
-    let own = |name| if config.has(name) { config.optional_number(name) } else { None };
-    (own("sigma_min").unwrap_or(min), own("sigma_max").unwrap_or(max))
+///
+/// # Errors
+///
+/// If one of the configuration's own is not positive.
+fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> Result<(f64, f64), SchedulerError> {
+    let own = |name, default| match config.has(name).then(|| config.optional_number(name)).flatten() {
+        None => Ok(default),
+        Some(level) if level > 0.0 => Ok(level),
+        Some(_) => Err(config.bad_value(name, "is not positive")),
+    };
+    Ok((own("sigma_min", min)?, own("sigma_max", max)?))
 }
 
 fn ends_at_sigma_min(config: &SchedulerConfig) -> bool {

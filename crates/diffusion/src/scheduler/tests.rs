@@ -65,7 +65,7 @@ fn refusals_name_the_field_and_the_value() {
         ),
         (
             json!({class: "DDIMScheduler", "beta_end": "big"}),
-            "the scheduler field `beta_end` = \"big\" of DDIMScheduler is not a number",
+            "the scheduler field `beta_end` = \"big\" of DDIMScheduler is not a finite number",
         ),
         (
             json!({class: "DDIMScheduler", "beta_end": 1.5}),
@@ -103,6 +103,31 @@ fn refusals_name_the_field_and_the_value() {
             json!({class: "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}),
             "the scheduler field `algorithm_type` = \"dpmsolver\" of DPMSolverMultistepScheduler needs \
              `final_sigmas_type` = sigma_min",
+        ),
+        (
+            json!({class: "DPMSolverMultistepScheduler", "num_train_timesteps": 20}),
+            "DPMSolverMultistepScheduler cannot run 20 steps: steps 9 and 10 have the same noise level",
+        ),
+        (
+            json!({class: "DPMSolverSinglestepScheduler", "lambda_min_clipped": "Infinity"}),
+            "the scheduler field `lambda_min_clipped` = \"Infinity\" of DPMSolverSinglestepScheduler is not a finite \
+             number",
+        ),
+        (
+            json!({class: "DPMSolverSinglestepScheduler", "lambda_min_clipped": 1e3}),
+            "the scheduler field `lambda_min_clipped` = 1000.0 of DPMSolverSinglestepScheduler leaves no timestep",
+        ),
+        (
+            json!({class: "HeunDiscreteScheduler", "clip_sample": true, "clip_sample_range": -1}),
+            "the scheduler field `clip_sample_range` = -1 of HeunDiscreteScheduler is not positive",
+        ),
+        (
+            json!({class: "UniPCMultistepScheduler", "thresholding": true, "dynamic_thresholding_ratio": 2}),
+            "the scheduler field `dynamic_thresholding_ratio` = 2 of UniPCMultistepScheduler is not from 0 to 1",
+        ),
+        (
+            json!({class: "EulerDiscreteScheduler", "use_karras_sigmas": true, "sigma_min": 0}),
+            "the scheduler field `sigma_min` = 0 of EulerDiscreteScheduler is not positive",
         ),
         (
             json!({class: "LCMScheduler", "original_inference_steps": 10}),

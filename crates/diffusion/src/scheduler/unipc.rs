@@ -93,7 +93,7 @@ impl UniPc {
             uncorrected: uncorrected.into_iter().map(|step| step as usize).collect(),
             prediction: Prediction::of(config),
             // diffusers limits predicted samples only.
-            limit: if predict_original { Limit::of(config) } else { Limit::None },
+            limit: if predict_original { Limit::of(config)? } else { Limit::None },
             outputs: Vec::new(),
             last: None,
         })
