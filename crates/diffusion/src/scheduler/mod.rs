@@ -29,6 +29,10 @@
 //! ```
 //!
 //! Limits: flow matching, learned variances and custom lists of timesteps or sigmas are refused by name.
+//!
+//! Three differences from diffusers are on purpose. Trailing timesteps are as many as asked for, where a rounding in
+//! diffusers adds one at -1 (for 62 of the counts up to 1000). UniPC's `bh1` ends finite, where diffusers ends at NaN.
+//! A run starts at its first timestep even if the second is equal, where diffusers without a begin index skips one.
 
 mod beta_quantile;
 mod config;

@@ -217,3 +217,53 @@ fn unipc_with_bh1_ends_finite() {
     }
     assert!(sample.iter().all(|x| x.is_finite()));
 }
+
+/// Final samples of diffusers 0.42.1 after 6 steps with the betas of Stable Diffusion and otherwise the defaults of each
+/// class. The sample starts at `[1, -0.5, 0.25, 2]` times the initial sigma, the model puts out
+/// `0.5 input + [0.1, -0.2, 0.3, -0.4]`, and noise is PyTorch's of seed 7.
+#[test]
+fn every_entry_ends_where_diffusers_does() {
+    const FINAL: &[(&str, [f32; 4])] = &[
+        ("ddim", [0.8842527, -0.3038718, -0.49139437, 0.91571116]),
+        ("ddpm", [1.0, -0.40921474, 0.2732282, 1.0]),
+        ("pndm", [1.4567361, -0.31952, -0.3853708, 4.5488644]),
+        ("lms", [2.5991957, -0.43645388, -0.9326315, 8.650967]),
+        ("euler", [2.7635443, -0.43826377, -1.0388794, 9.301122]),
+        ("euler-ancestral", [2.3636048, -0.24952859, 0.009731055, 6.3736672]),
+        ("heun", [1.9357352, -0.37864438, -0.5963085, 6.2283626]),
+        ("dpmpp-2m", [2.3019807, -0.39765775, -0.80561465, 7.6172943]),
+        ("dpmpp-2m-sde", [2.4132464, -0.4545439, 1.2539294, 4.7593675]),
+        ("dpmpp-2s", [2.4553168, -0.41005337, -0.8851136, 8.181057]),
+        ("dpmpp-2s-sde", [2.8948872, -0.20313516, 0.61299443, 6.600031]),
+        ("unipc", [2.2415898, -0.39322582, -0.7734792, 7.393456]),
+        ("lcm", [1.8919411, 0.08479696, 0.7198149, 4.7036343]),
+    ];
+    let mut failures = testkit::Failures::new("final samples");
+    for entry in SCHEDULERS {
+        failures.case(entry.name, || {
+            let (_, expected) =
+                FINAL.iter().find(|(name, _)| *name == entry.name).ok_or("no final sample")?;
+            let mut config = SchedulerConfig::new(entry);
+            for (name, value) in [
+                ("beta_start", json!(0.00085)),
+                ("beta_end", json!(0.012)),
+                ("beta_schedule", json!("scaled_linear")),
+            ] {
+                config.set(name, value).map_err(|error| error.to_string())?;
+            }
+            let mut scheduler = config.build(6).map_err(|error| error.to_string())?;
+            let mut noise = crate::random::TorchSource::new(7);
+            let mut sample: Vec<f32> =
+                [1.0, -0.5, 0.25, 2.0].iter().map(|x| x * scheduler.init_noise_sigma()).collect();
+            for index in 0..scheduler.timesteps().len() {
+                let input = scheduler.scale_model_input(&sample, index);
+                let output: Vec<f32> =
+                    input.iter().zip([0.1, -0.2, 0.3, -0.4]).map(|(x, bias)| 0.5 * x + bias).collect();
+                let step = StepInput { index, model_output: &output, sample: &sample, images: 1 };
+                sample = scheduler.step(step, &mut noise).previous;
+            }
+            testkit::ErrorStats::compare(&sample, expected).within(1e-5)
+        });
+    }
+    failures.finish();
+}
