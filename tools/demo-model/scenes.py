@@ -37,7 +37,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart")
 
 # Radius in pixels. An object whose caption names no size is medium.
-RADII = {"small": 14.0, "medium": 19.0, "large": 25.0}
+RADII = {"small": 15.5, "medium": 19.5, "large": 24.0}
 
 POSITIONS: dict[str, tuple[float, float]] = {
     "left": (32.0, 64.0),
@@ -101,7 +101,7 @@ def _polygon(shape: str) -> np.ndarray:
         return 1.2 * np.stack([np.cos(angles), np.sin(angles)], 1)
     if shape == "star":
         angles = np.radians(-90 + 36 * np.arange(10))
-        radius = np.where(np.arange(10) % 2 == 0, 1.2, 0.5)
+        radius = np.where(np.arange(10) % 2 == 0, 1.25, 0.48)
         return radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
     if shape == "heart":
         t = 2 * math.pi * np.arange(32) / 32
