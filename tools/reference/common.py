@@ -58,6 +58,7 @@ def write_cases(folder, record, cases, **more):
 def write_tensors(path, tensors):
     """Writes a safetensors file, in the order of the names so that a rerun gives the same bytes."""
     save_file({name: tensors[name].detach().contiguous().clone() for name in sorted(tensors)}, str(path))
+    Path(path).chmod(0o644)
 
 
 def representable(tensor, dtype=torch.float16):
