@@ -1,0 +1,244 @@
+"""Tiny random checkpoints of every architecture, with inputs and outputs. See fixtures/README.md for the format."""
+
+import shutil
+import warnings
+
+import common
+import torch
+from common import representable, write_cases, write_tensors
+from safetensors.torch import load_file, save_file
+
+import diffusers
+import model_configs as configs
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import logging
+
+warnings.filterwarnings("ignore")
+logging.set_verbosity_error()
+diffusers.utils.logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+SEED = 20261123
+TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+
+
+class Draws:
+    """Seeded normals that f16 and bf16 both hold."""
+
+    def __init__(self, name):
+        offset = sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
+        self.generator = torch.Generator().manual_seed(SEED + offset)
+
+    def __call__(self, *shape, scale=1.0):
+        values = torch.randn(*shape, generator=self.generator) * scale
+        return representable(representable(values, torch.bfloat16))
+
+    def integers(self, low, high, *shape):
+        return torch.randint(low, high, shape, generator=self.generator)
+
+
+def randomize(model, draws, dtype):
+    """Weights that keep activations near 1, and norms and biases that no test can mistake for 1 and 0."""
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if "embedding" in name and "position" in name or "token_embedding" in name:
+                values = draws(*weight.shape, scale=0.5)
+            elif weight.dim() >= 2:
+                values = draws(*weight.shape, scale=0.9 / weight[0].numel() ** 0.5)
+            elif name.endswith("weight"):
+                values = 1.0 + draws(*weight.shape, scale=0.2)
+            else:
+                values = draws(*weight.shape, scale=0.1)
+            weight.copy_(representable(values, dtype))
+    return model.eval()
+
+
+def save(model, name, dtype, **options):
+    """`save_pretrained` in the element type; the model itself stays f32."""
+    folder = common.area("models") / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.to(dtype).save_pretrained(folder, safe_serialization=True, **options)
+    model.to(torch.float32)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    return folder
+
+
+class Area:
+    """Collects cases, one tensor file per checkpoint."""
+
+    def __init__(self):
+        self.cases = []
+
+    def add(self, model, kind, name, inputs, outputs, tensors, **more):
+        entry = {"key": f"{model}/{name}", "dir": model, "kind": kind, "tensors": f"{model}.safetensors"}
+        for role, values in (("inputs", inputs), ("outputs", outputs)):
+            entry[role] = {part: f"{name}/{role}/{part}" for part in values}
+            for part, value in values.items():
+                key = f"{name}/{role}/{part}"
+                assert torch.isfinite(value.float()).all() and key not in tensors, f"{model}/{key}"
+                tensors[key] = value
+        self.cases.append({**entry, **more})
+
+    def write(self, model, tensors):
+        write_tensors(common.area("models") / f"{model}.safetensors", tensors)
+
+
+def text_ids(draws, config, rows, length):
+    """Rows of a start token, words, an end token, and padding with the end token or with 0."""
+    end = config["vocab_size"] - 1
+    ids = draws.integers(3, config["vocab_size"] - 2, len(rows), length)
+    ids[:, 0] = config["bos_token_id"]
+    for row, (words, pad) in enumerate(rows):
+        ids[row, words + 1 :] = end if pad == "end" else 0
+        ids[row, words + 1] = end
+    return ids.to(torch.int32)
+
+
+TEXTS = {
+    "b1-77": (77, ((7, "end"),)),
+    "b2-77": (77, ((5, "zero"), (75, "end"))),
+    "b2-16": (16, ((0, "end"), (6, "zero"))),
+}
+"""Length, and per row the number of words and the padding."""
+
+
+def text_encoders(area):
+    for name, entry in configs.TEXT_ENCODERS.items():
+        config = {**configs.TEXT, **entry["config"]}
+        draws = Draws(name)
+        kind = CLIPTextModelWithProjection if entry.get("projection") else CLIPTextModel
+        model = randomize(kind(CLIPTextConfig(**config)), draws, TYPES["f16"])
+        model.set_attn_implementation("eager")
+        folder = save(model, name, TYPES["f16"])
+        if entry.get("names") == 4:
+            rename_to_4(folder, model)
+        tensors = {}
+        for label, (length, rows) in TEXTS.items():
+            ids = text_ids(draws, config, rows, length)
+            with torch.no_grad():
+                result = model(input_ids=ids.long(), output_hidden_states=True)
+            outputs = {
+                "last_hidden_state": result.last_hidden_state,
+                "penultimate_hidden_state": result.hidden_states[-2],
+                "first_hidden_state": result.hidden_states[0],
+            }
+            if entry.get("projection"):
+                outputs["text_embeds"] = result.text_embeds
+            else:
+                outputs["pooler_output"] = result.pooler_output
+            area.add(name, "text-encoder", label, {"input_ids": ids}, outputs, tensors)
+        area.write(name, tensors)
+
+
+def rename_to_4(folder, model):
+    """Gives the file the tensor names of transformers 4, and checks that transformers 5 reads it as the same model."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    renamed = {n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": w for n, w in weights.items()}
+    renamed["text_model.embeddings.position_ids"] = torch.arange(configs.TEXT["max_position_embeddings"])[None]
+    save_file(renamed, str(file), metadata={"format": "pt"})
+    file.chmod(0o644)
+    again = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again[name]), name
+
+
+def unets(area):
+    for name, entry in configs.UNETS.items():
+        draws = Draws(name)
+        dtype = TYPES[entry.get("dtype", "f16")]
+        model = randomize(UNet2DConditionModel(**{**configs.UNET, **entry["config"]}), draws, dtype)
+        save(model, name, dtype, **entry.get("save", {}))
+        tensors = {}
+        for case in entry.get("cases", configs.UNET_CASES):
+            label, inputs = unet_inputs(draws, model.config, entry, case)
+            arguments = {
+                "sample": inputs["sample"],
+                "timestep": inputs["timesteps"],
+                "encoder_hidden_states": inputs["encoder_hidden_states"],
+            }
+            added = {n: inputs[n] for n in ("text_embeds", "time_ids") if n in inputs}
+            if added:
+                arguments["added_cond_kwargs"] = added
+            for optional in ("timestep_cond", "class_labels"):
+                if optional in inputs:
+                    arguments[optional] = inputs[optional]
+            with torch.no_grad():
+                sample = model(**arguments).sample
+            stored = {n: small(n, values) for n, values in inputs.items()}
+            area.add(name, "unet", label, stored, {"sample": sample}, tensors, note=entry["note"])
+        area.write(name, tensors)
+
+
+def small(name, values):
+    """The input in the smallest type that holds it exactly."""
+    if values.dtype.is_floating_point and torch.equal(representable(values), values):
+        return values.to(torch.float16)
+    return values.to(torch.int32) if not values.dtype.is_floating_point else values
+
+
+def unet_inputs(draws, config, entry, case):
+    batch, height, width, length, timesteps = case
+    text = entry.get("text_dim") or config.cross_attention_dim
+    inputs = {
+        "sample": draws(batch, config.in_channels, height, width),
+        "timesteps": torch.tensor(timesteps, dtype=torch.float32),
+        "encoder_hidden_states": draws(batch, length, text),
+    }
+    if config.addition_embed_type == "text_time":
+        ids = config.addition_time_embed_dim
+        count = entry["time_ids"]
+        pooled = config.projection_class_embeddings_input_dim - count * ids
+        inputs["text_embeds"] = draws(batch, pooled)
+        rows = torch.tensor([[1024, 768, 0, 16, 640, 512], [512, 1024, 32, 0, 1024, 1024]], dtype=torch.float32)
+        if count == 5:
+            rows = torch.tensor([[1024, 768, 0, 16, 6.0], [512, 1024, 32, 0, 2.5]], dtype=torch.float32)
+        inputs["time_ids"] = rows[:batch]
+    if config.time_cond_proj_dim:
+        inputs["timestep_cond"] = draws(batch, config.time_cond_proj_dim)
+    if entry.get("labels"):
+        inputs["class_labels"] = entry["labels"](draws, batch)
+    label = f"b{batch}-{height}x{width}-t{'+'.join(f'{t:g}' for t in timesteps)}" + ("" if length == 77 else f"-c{length}")
+    return label, inputs
+
+
+def autoencoders(area):
+    for name, entry in configs.AUTOENCODERS.items():
+        draws = Draws(name)
+        dtype = TYPES[entry.get("dtype", "f16")]
+        model = randomize(AutoencoderKL(**{**configs.AUTOENCODER, **entry["config"]}), draws, dtype)
+        save(model, name, dtype)
+        tensors = {}
+        for batch, height, width in entry["latents"]:
+            latents = draws(batch, model.config.latent_channels, height, width)
+            with torch.no_grad():
+                image = model.decode(latents).sample
+            label = f"decode-b{batch}-{height}x{width}"
+            inputs = {"z": latents.to(torch.float16)}
+            area.add(name, "vae-decoder", label, inputs, {"image": image}, tensors, note=entry["note"])
+        for batch, height, width in entry["images"]:
+            image = draws(batch, model.config.in_channels, height, width, scale=0.5).clamp(-1, 1)
+            with torch.no_grad():
+                posterior = model.encode(image).latent_dist
+            outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "moments": posterior.parameters}
+            label = f"encode-b{batch}-{height}x{width}"
+            inputs = {"image": image.to(torch.float16)}
+            area.add(name, "vae-encoder", label, inputs, outputs, tensors, note=entry["note"])
+        area.write(name, tensors)
+
+
+def main():
+    shutil.rmtree(common.area("models"))
+    area = Area()
+    text_encoders(area)
+    unets(area)
+    autoencoders(area)
+    record = common.meta("models.py", SEED, "torch", "diffusers", "transformers")
+    write_cases(common.area("models"), record, area.cases)
+    print(f"{len(area.cases)} cases")
+
+
+if __name__ == "__main__":
+    main()
