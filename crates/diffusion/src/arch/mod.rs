@@ -1,0 +1,157 @@
+//! Stable Diffusion's networks as MIL graphs.
+//!
+//! A network is built from two things: its `config.json`, read into a `Config`, and a source of weights
+//! ([`mil::Weights`]). [`text_encoder`], [`unet`] and [`vae`] each have a `Config` and `build` functions;
+//! [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's converter writes for the same network
+//! (its `ORIGINAL` attention), so what is run here can be written to a Core ML package as it is.
+//!
+//! Every field of a configuration is honoured or refused by name. Constants keep their checkpoint names.
+//! No weight is read while building.
+
+mod error;
+mod fields;
+mod inventory;
+mod layers;
+mod resnet;
+pub mod text_encoder;
+pub mod unet;
+pub mod vae;
+
+use std::collections::BTreeSet;
+
+use mil::{Constant, DType, Def, Function, Opset, Weights};
+use serde_json::Value;
+
+pub use error::ArchError;
+pub use inventory::required_tensors;
+pub use layers::Activation;
+
+/// How attention is written in MIL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionImplementation {
+    /// Batched matrix products over all heads; Apple's `ORIGINAL`.
+    #[default]
+    Original,
+}
+
+/// What a graph is built for. Shapes in MIL are static: another size is another graph over the same weights.
+#[derive(Clone, Debug)]
+pub struct GraphOptions {
+    /// Samples per run. A UNet with classifier-free guidance takes two for each image.
+    pub batch: usize,
+    /// Height of the latent image.
+    pub height: usize,
+    /// Width of the latent image.
+    pub width: usize,
+    /// Text tokens.
+    pub tokens: usize,
+    /// How many numbers `time_ids` has for each sample, for UNets that take it: 6, or 5 with an aesthetic score.
+    pub time_ids: usize,
+    /// The type to compute in, `fp16` or `fp32`.
+    pub dtype: DType,
+    /// The ops that may be used.
+    pub opset: Opset,
+    /// How attention is written.
+    pub attention: AttentionImplementation,
+}
+
+impl Default for GraphOptions {
+    /// One image of 512 by 512 pixels in `fp32`.
+    fn default() -> Self {
+        GraphOptions {
+            batch: 1,
+            height: 64,
+            width: 64,
+            tokens: 77,
+            time_ids: 6,
+            dtype: DType::F32,
+            opset: Opset::Ios16,
+            attention: AttentionImplementation::Original,
+        }
+    }
+}
+
+impl GraphOptions {
+    /// Height and width, times `scale`, checked to be within what a graph can have.
+    fn size(&self, scale: usize) -> Result<[usize; 2], ArchError> {
+        let check = |option: &'static str, extent: usize| {
+            if (1..=fields::MAX_EXTENT).contains(&extent) {
+                return Ok(extent);
+            }
+            let what = format!("must be 1 to {}, not {extent}", fields::MAX_EXTENT);
+            Err(ArchError::Option { option, what })
+        };
+        check("batch", self.batch)?;
+        check("tokens", self.tokens)?;
+        Ok([check("height", self.height)? * scale, check("width", self.width)? * scale])
+    }
+}
+
+/// The configuration of a network of any supported class.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// A CLIP text encoder.
+    TextEncoder(text_encoder::Config),
+    /// A denoising UNet.
+    Unet(Box<unet::Config>),
+    /// An image autoencoder.
+    Vae(vae::Config),
+}
+
+/// A network class of diffusers or transformers.
+pub struct Architecture {
+    /// The class name, as `model_index.json` has it.
+    pub class: &'static str,
+    read: fn(&Value) -> Result<Config, ArchError>,
+}
+
+impl Architecture {
+    /// Reads the class's `config.json`.
+    ///
+    /// # Errors
+    /// [`ArchError::Config`] with the field that is malformed or not supported.
+    pub fn config(&self, config: &Value) -> Result<Config, ArchError> {
+        (self.read)(config)
+    }
+}
+
+/// Every supported class.
+pub static ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        class: "CLIPTextModel",
+        read: |config| text_encoder::Config::from_json(config).map(Config::TextEncoder),
+    },
+    Architecture {
+        class: "CLIPTextModelWithProjection",
+        read: |config| text_encoder::Config::with_projection(config).map(Config::TextEncoder),
+    },
+    Architecture {
+        class: "UNet2DConditionModel",
+        read: |config| unet::Config::from_json(config).map(|config| Config::Unet(Box::new(config))),
+    },
+    Architecture { class: "AutoencoderKL", read: |config| vae::Config::from_json(config).map(Config::Vae) },
+];
+
+/// The architecture of a class.
+///
+/// # Errors
+/// [`ArchError::UnknownClass`].
+pub fn lookup(class: &str) -> Result<&'static Architecture, ArchError> {
+    ARCHITECTURES.iter().find(|architecture| architecture.class == class).ok_or_else(|| {
+        let supported: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.class).collect();
+        ArchError::UnknownClass { class: class.to_string(), supported: supported.join(", ") }
+    })
+}
+
+/// The names of checkpoint tensors that no constant of the given graphs comes from.
+pub fn unused_weights(weights: &dyn Weights, functions: &[&Function]) -> Vec<String> {
+    let used: BTreeSet<&str> = functions
+        .iter()
+        .flat_map(|function| function.values())
+        .filter_map(|value| match &value.def {
+            Def::Const(Constant::Weight(weight)) => Some(weight.name()),
+            _ => None,
+        })
+        .collect();
+    weights.names().into_iter().filter(|name| !used.contains(name)).map(str::to_string).collect()
+}

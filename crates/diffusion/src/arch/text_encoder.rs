@@ -1,0 +1,379 @@
+//! CLIP text encoders: `CLIPTextModel` and `CLIPTextModelWithProjection`.
+
+use mil::{DType, Function, Literal, ValueId, Weights, identifier};
+use serde_json::Value;
+
+use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, short};
+use super::layers::{Activation, Bias, Net, int};
+use super::{ArchError, GraphOptions};
+
+/// The causal mask is a square of this many tokens at most.
+const MAX_TOKENS: usize = 2048;
+/// What is added to the score of a later token; the same in `fp16`, and enough for its probability to be 0.
+const MASKED: f64 = -1e4;
+
+/// Fields of every transformers configuration that do not bear on this network.
+const UNRELATED: &[&str] = &[
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dropout",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "problem_type",
+    "pruned_heads",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// The configuration of a CLIP text encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Channels of the hidden states.
+    pub hidden_size: usize,
+    /// Channels inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    pub num_hidden_layers: usize,
+    /// Heads of every layer.
+    pub num_attention_heads: usize,
+    /// The longest sequence.
+    pub max_position_embeddings: usize,
+    /// The activation of the feed-forward layers.
+    pub hidden_act: Activation,
+    /// The epsilon of every layer norm.
+    pub layer_norm_eps: f64,
+    /// Where the pooled output is taken.
+    pub pooling: Pooling,
+    /// Channels of the projected pooled output, if the class has a projection.
+    pub projection_dim: Option<usize>,
+}
+
+/// Which token's state is the pooled output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The one with the highest id, the first such: the rule of configurations whose `eos_token_id` is 2.
+    HighestId,
+    /// The first one with this id.
+    First(i32),
+}
+
+/// What a text encoder's graph puts out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outputs {
+    /// How many of the last layers the hidden states skip; 0 takes the last layer's.
+    pub skipped_layers: usize,
+    /// Whether the hidden states pass the final layer norm. With it the output is named `last_hidden_state`, without
+    /// it `hidden_embeds`.
+    pub final_norm: bool,
+    /// Whether there is an output `pooled_outputs`. Without it, skipped layers are not built.
+    pub pooled: bool,
+}
+
+impl Outputs {
+    /// Stable Diffusion 1 and 2: the last layer, normalized.
+    pub const LAST: Outputs = Outputs { skipped_layers: 0, final_norm: true, pooled: true };
+    /// Stable Diffusion XL: the last layer but one, not normalized.
+    pub const PENULTIMATE: Outputs = Outputs { skipped_layers: 1, final_norm: false, pooled: true };
+
+    /// The name of the output with the hidden states.
+    pub fn hidden_name(self) -> &'static str {
+        if self.final_norm { "last_hidden_state" } else { "hidden_embeds" }
+    }
+}
+
+impl Config {
+    /// Reads the `config.json` of a `CLIPTextModel`.
+    ///
+    /// # Errors
+    /// [`ArchError::Config`] with the field that is malformed or not supported.
+    pub fn from_json(config: &Value) -> Result<Self, ArchError> {
+        Ok(Config { projection_dim: None, ..Self::with_projection(config)? })
+    }
+
+    /// Reads the `config.json` of a `CLIPTextModelWithProjection`.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn with_projection(config: &Value) -> Result<Self, ArchError> {
+        let mut fields = Fields::of(config)?;
+        fields.only("model_type", "clip_text_model")?;
+        fields.ignore(UNRELATED);
+        let config = Config {
+            vocab_size: fields.count("vocab_size", 49408, MAX_EXTENT)?,
+            hidden_size: fields.count("hidden_size", 512, MAX_EXTENT)?,
+            intermediate_size: fields.count("intermediate_size", 2048, MAX_EXTENT)?,
+            num_hidden_layers: fields.count("num_hidden_layers", 12, MAX_LAYERS)?,
+            num_attention_heads: fields.count("num_attention_heads", 8, MAX_EXTENT)?,
+            max_position_embeddings: fields.count("max_position_embeddings", 77, MAX_EXTENT)?,
+            hidden_act: activation(fields.text("hidden_act", "quick_gelu")?)?,
+            layer_norm_eps: fields.positive("layer_norm_eps", 1e-5)?,
+            pooling: pooling(fields.raw("eos_token_id"))?,
+            projection_dim: Some(fields.count("projection_dim", 512, MAX_EXTENT)?),
+        };
+        fields.finish()?;
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+            let what = format!(
+                "{} heads don't divide hidden_size {}",
+                config.num_attention_heads, config.hidden_size
+            );
+            return Err(ArchError::config("num_attention_heads", what));
+        }
+        Ok(config)
+    }
+}
+
+/// An activation by transformers' name.
+fn activation(name: &str) -> Result<Activation, ArchError> {
+    match name {
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "gelu" | "gelu_python" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_pytorch_tanh" | "gelu_python_tanh" => {
+            Ok(Activation::GeluTanh)
+        }
+        "silu" | "swish" => Ok(Activation::Silu),
+        "relu" => Ok(Activation::Relu),
+        _ => Err(ArchError::config(
+            "hidden_act",
+            format!(
+                "\"{name}\" is not supported; supported: quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, silu, relu"
+            ),
+        )),
+    }
+}
+
+fn pooling(eos_token_id: Option<&Value>) -> Result<Pooling, ArchError> {
+    let Some(value) = eos_token_id else { return Ok(Pooling::First(49407)) };
+    let id = match value {
+        Value::Array(ids) if ids.len() == 1 => &ids[0],
+        Value::Array(_) => {
+            let what = format!("{} is not supported; supported: one id", short(value));
+            return Err(ArchError::config("eos_token_id", what));
+        }
+        id => id,
+    };
+    match as_count("eos_token_id", id, i32::MAX as usize)? {
+        2 if !value.is_array() => Ok(Pooling::HighestId),
+        id => Ok(Pooling::First(int(id)?)),
+    }
+}
+
+/// Builds the encoder: `input_ids` (batch, tokens), `fp32` as Core ML takes them, to hidden states (batch, tokens,
+/// hidden_size) and, if asked for, `pooled_outputs` (batch, hidden_size or projection_dim), both `fp32`.
+///
+/// Of `options`, `batch`, `tokens`, `dtype` and `opset` count. Tensor names may begin with `text_model.` or not.
+///
+/// # Errors
+/// A missing or misshapen tensor, or options that the configuration does not fit.
+pub fn build(
+    config: &Config,
+    weights: &dyn Weights,
+    options: &GraphOptions,
+    outputs: Outputs,
+) -> Result<Function, ArchError> {
+    check(config, options, outputs)?;
+    let mut net = Net::new(weights, options)?;
+    let bare = "embeddings.token_embedding.weight";
+    let prefix = if net.has_weight(bare) { "" } else { "text_model." };
+    let ids = net.input("input_ids", DType::F32, &[options.batch, options.tokens])?;
+    let ids = net.cast(ids, DType::I32, "token_ids")?;
+    let mut x = embed(&mut net, config, &format!("{prefix}embeddings"), ids, options.tokens)?;
+    let mask = causal_mask(&mut net, options.tokens)?;
+
+    let hidden_layer = config.num_hidden_layers - outputs.skipped_layers;
+    let layers = if outputs.pooled { config.num_hidden_layers } else { hidden_layer };
+    let hidden_name = net.result_name(outputs.hidden_name());
+    let mut hidden = x;
+    for index in 0..layers {
+        let path = format!("{prefix}encoder.layers.{index}");
+        let is_output = index + 1 == hidden_layer && !outputs.final_norm;
+        let name = if is_output { hidden_name.clone() } else { identifier(&path) };
+        x = layer(&mut net, config, &path, x, mask, &name)?;
+        if index + 1 == hidden_layer {
+            hidden = x;
+        }
+    }
+
+    let norm = format!("{prefix}final_layer_norm");
+    let epsilon = config.layer_norm_eps;
+    if outputs.final_norm {
+        hidden = net.layer_norm(hidden, &norm, -1, epsilon, &hidden_name)?;
+    }
+    let mut results = vec![net.output(hidden, outputs.hidden_name())?];
+    if outputs.pooled {
+        let last = match (outputs.final_norm, outputs.skipped_layers) {
+            (true, 0) => hidden,
+            _ => net.layer_norm(x, &norm, -1, epsilon, &identifier(&norm))?,
+        };
+        let pooled = pool(&mut net, config, last, ids)?;
+        results.push(net.output(pooled, "pooled_outputs")?);
+    }
+    net.finish(&results)
+}
+
+fn check(config: &Config, options: &GraphOptions, outputs: Outputs) -> Result<(), ArchError> {
+    let most = config.max_position_embeddings.min(MAX_TOKENS);
+    if !(1..=most).contains(&options.tokens) {
+        let what = format!("this text encoder takes 1 to {most} tokens, not {}", options.tokens);
+        return Err(ArchError::Option { option: "tokens", what });
+    }
+    if !(1..=MAX_EXTENT).contains(&options.batch) {
+        let what = format!("must be 1 to {MAX_EXTENT}, not {}", options.batch);
+        return Err(ArchError::Option { option: "batch", what });
+    }
+    if outputs.skipped_layers >= config.num_hidden_layers {
+        let what = format!("can't skip {} of {} layers", outputs.skipped_layers, config.num_hidden_layers);
+        return Err(ArchError::Option { option: "skipped_layers", what });
+    }
+    Ok(())
+}
+
+fn embed(
+    net: &mut Net,
+    config: &Config,
+    path: &str,
+    ids: ValueId,
+    tokens: usize,
+) -> Result<ValueId, ArchError> {
+    let table =
+        net.weight(&format!("{path}.token_embedding.weight"), &[config.vocab_size, config.hidden_size])?;
+    let table = net.add_weight(table);
+    let op = net.op("gather").arg("x", table).arg("indices", ids).arg("axis", 0).arg("batch_dims", 0);
+    let embedded = op.named(&identifier(&format!("{path}.token_embedding"))).add()?;
+    let position_name = format!("{path}.position_embedding.weight");
+    let positions = net.weight(&position_name, &[config.max_position_embeddings, config.hidden_size])?;
+    let positions =
+        if tokens == config.max_position_embeddings { positions } else { positions.slice(0, 0, tokens)? };
+    let positions = net.add_weight(positions.reshape([1, tokens, config.hidden_size])?);
+    net.sum(embedded, positions, &identifier(path))
+}
+
+/// 0 where a token may look, [`MASKED`] at the tokens after it; [1, 1, tokens, tokens].
+fn causal_mask(net: &mut Net, tokens: usize) -> Result<ValueId, ArchError> {
+    let mut mask = vec![0.0; tokens * tokens];
+    for row in 0..tokens {
+        mask[row * tokens + row + 1..(row + 1) * tokens].fill(MASKED);
+    }
+    net.floats(net.dtype(), &[1, 1, tokens, tokens], &mask)
+}
+
+fn layer(
+    net: &mut Net,
+    config: &Config,
+    path: &str,
+    x: ValueId,
+    mask: ValueId,
+    name: &str,
+) -> Result<ValueId, ArchError> {
+    let hidden = config.hidden_size;
+    let part = |part: &str| format!("{path}.{part}");
+    let linear = |net: &mut Net, x, module: &str, out| {
+        let path = part(module);
+        net.linear(x, &path, out, Bias::Yes, &identifier(&path))
+    };
+    let id = identifier(&part("self_attn"));
+    let normed = net.layer_norm(
+        x,
+        &part("layer_norm1"),
+        -1,
+        config.layer_norm_eps,
+        &identifier(&part("layer_norm1")),
+    )?;
+    let query = linear(net, normed, "self_attn.q_proj", hidden)?;
+    let key = linear(net, normed, "self_attn.k_proj", hidden)?;
+    let value = linear(net, normed, "self_attn.v_proj", hidden)?;
+    let attended =
+        net.sequence_attention([query, key, value], config.num_attention_heads, Some(mask), &id)?;
+    let attended = linear(net, attended, "self_attn.out_proj", hidden)?;
+    let x = net.sum(x, attended, &id)?;
+
+    let normed = net.layer_norm(
+        x,
+        &part("layer_norm2"),
+        -1,
+        config.layer_norm_eps,
+        &identifier(&part("layer_norm2")),
+    )?;
+    let inner = linear(net, normed, "mlp.fc1", config.intermediate_size)?;
+    let inner = net.activate(inner, config.hidden_act, &identifier(&part("mlp.activation")))?;
+    let fed = linear(net, inner, "mlp.fc2", hidden)?;
+    net.sum(x, fed, name)
+}
+
+/// The state of the end-of-text token, projected if the class does; (batch, channels).
+fn pool(net: &mut Net, config: &Config, states: ValueId, ids: ValueId) -> Result<ValueId, ArchError> {
+    let scores = match config.pooling {
+        Pooling::HighestId => ids,
+        Pooling::First(id) => {
+            let matches = net.op("equal").arg("x", ids).arg("y", id).named("is_eos").add()?;
+            net.cast(matches, DType::I32, "eos_score")?
+        }
+    };
+    let position = net.op("reduce_argmax").arg("x", scores).arg("axis", -1).arg("keep_dims", false);
+    let position = position.named("eos_position").add()?;
+    let batch = net.shape(states)[0];
+    let rows: Vec<i32> = (0..int(batch)?).collect();
+    let rows = net.literal(Literal::ints(&rows));
+    let indices =
+        net.op("stack").arg("values", [rows, position]).arg("axis", 1).named("eos_indices").add()?;
+    let pooled_name = net.result_name("pooled_outputs");
+    let name = if config.projection_dim.is_some() { "eos_state" } else { pooled_name.as_str() };
+    let op = net.op("gather_nd").arg("x", states).arg("indices", indices).arg("batch_dims", 0);
+    let pooled = op.named(name).add()?;
+    match config.projection_dim {
+        Some(out) => net.linear(pooled, "text_projection", out, Bias::No, &pooled_name),
+        None => Ok(pooled),
+    }
+}

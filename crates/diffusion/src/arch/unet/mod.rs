@@ -1,0 +1,157 @@
+//! The denoising UNet: `UNet2DConditionModel`.
+//!
+//! Images are (batch, channels, height, width), token sequences (batch, channels, 1, tokens), vectors (batch,
+//! channels, 1, 1): every linear layer is a 1x1 convolution, as in Apple's rewrite for the Neural Engine.
+
+mod attention;
+mod config;
+mod embedding;
+
+use mil::{Function, ValueId, Weights, identifier};
+
+pub use config::{Addition, Attention, ClassLabels, Config, Middle, Stage, TimeEmbedding};
+
+use super::layers::{Activation, Conv, Groups, Net};
+use super::resnet::{self, Time};
+use super::{ArchError, GraphOptions};
+
+/// Builds the UNet.
+///
+/// | input | shape | for models with |
+/// |---|---|---|
+/// | `sample` | (batch, in_channels, height, width) | |
+/// | `timestep` | (batch) | |
+/// | `encoder_hidden_states` | (batch, text_channels, 1, tokens) | text |
+/// | `time_ids`, `text_embeds` | (batch, time_ids), (batch, the rest of the channels) | `text_time` embeddings |
+/// | `timestep_cond` | (batch, channels) | `time_cond_proj_dim` |
+/// | `class_labels` | (batch) or (batch, channels) | class embeddings |
+///
+/// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height, width) is
+/// `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
+///
+/// # Errors
+/// A missing or misshapen tensor, or options that the configuration does not fit.
+pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> Result<Function, ArchError> {
+    let [height, width] = options.size(1)?;
+    let mut net = Net::new(weights, options)?;
+    let sample = net.input("sample", options.dtype, &[options.batch, config.in_channels, height, width])?;
+    let timestep = net.input("timestep", options.dtype, &[options.batch])?;
+    let text = match config.text_channels {
+        Some(channels) => {
+            let shape = [options.batch, channels, 1, options.tokens];
+            Some(net.input("encoder_hidden_states", options.dtype, &shape)?)
+        }
+        None => None,
+    };
+    let time = embedding::build(&mut net, config, options, timestep, text)?;
+    let text = embedding::project_text(&mut net, config, text)?;
+    let time = net.activate(time, config.act_fn, "time_embedding_act")?;
+    let mut unet = Unet { net, config, options, time, text };
+    let noise = unet.run(sample)?;
+    let noise = unet.net.output(noise, "noise_pred")?;
+    unet.net.finish(&[noise])
+}
+
+/// A UNet that is being built.
+struct Unet<'w> {
+    net: Net<'w>,
+    config: &'w Config,
+    options: &'w GraphOptions,
+    /// The sum of all embeddings, activated.
+    time: ValueId,
+    /// The text states, projected.
+    text: Option<ValueId>,
+}
+
+impl Unet<'_> {
+    fn run(&mut self, sample: ValueId) -> Result<ValueId, ArchError> {
+        let config = self.config;
+        let mut x = self.center(sample)?;
+        x = self.net.conv(x, "conv_in", Conv::same(config.down[0].channels, config.conv_in_kernel))?;
+        let mut skips = vec![x];
+        for (level, stage) in config.down.iter().enumerate() {
+            let path = format!("down_blocks.{level}");
+            for layer in 0..stage.layers {
+                x = self.layer(&path, layer, stage, x)?;
+                skips.push(x);
+            }
+            if level + 1 < config.down.len() {
+                let path = format!("{path}.downsamplers.0.conv");
+                x = self.net.downsample(x, &path, config.downsample_padding)?;
+                skips.push(x);
+            }
+        }
+        x = self.middle(x)?;
+        let halvings = config.down.len() - 1;
+        let uneven =
+            [self.options.height, self.options.width].iter().any(|extent| extent % (1 << halvings) != 0);
+        for (level, stage) in config.up.iter().enumerate() {
+            let path = format!("up_blocks.{level}");
+            for layer in 0..stage.layers {
+                let skip = skips.pop().ok_or_else(unbalanced)?;
+                let name = format!("{}_resnets_{layer}_joined", identifier(&path));
+                x = self.net.concat(&[x, skip], 1, &name)?;
+                x = self.layer(&path, layer, stage, x)?;
+            }
+            if level + 1 < config.up.len() {
+                let next = *skips.last().ok_or_else(unbalanced)?;
+                let size = [self.net.shape(next)[2], self.net.shape(next)[3]];
+                let path = format!("{path}.upsamplers.0");
+                x = self.net.upsample(x, uneven.then_some(size), &identifier(&path))?;
+                x = self.net.conv(x, &format!("{path}.conv"), Conv::same(stage.channels, 3))?;
+            }
+        }
+        x = self.net.group_norm(x, "conv_norm_out", self.groups())?;
+        x = self.net.activate(x, config.act_fn, "conv_act")?;
+        let name = self.net.result_name("noise_pred");
+        self.net.conv_named(x, "conv_out", Conv::same(config.out_channels, config.conv_out_kernel), &name)
+    }
+
+    fn groups(&self) -> Groups {
+        Groups { count: self.config.norm_num_groups, epsilon: self.config.norm_eps }
+    }
+
+    fn center(&mut self, sample: ValueId) -> Result<ValueId, ArchError> {
+        if !self.config.center_input_sample {
+            return Ok(sample);
+        }
+        let doubled = self.net.op("mul").arg("x", sample).arg("y", 2.0).named("sample_doubled").add()?;
+        Ok(self.net.op("sub").arg("x", doubled).arg("y", 1.0).named("sample_centered").add()?)
+    }
+
+    /// A residual block, and the transformer after it if the level has one.
+    fn layer(&mut self, path: &str, layer: usize, stage: &Stage, x: ValueId) -> Result<ValueId, ArchError> {
+        let x = self.residual(&format!("{path}.resnets.{layer}"), x, stage.channels, 1.0)?;
+        match &stage.attention {
+            Some(attention) => {
+                let depth = attention.depths[layer];
+                self.transformer(&format!("{path}.attentions.{layer}"), x, attention, depth)
+            }
+            None => Ok(x),
+        }
+    }
+
+    fn residual(&mut self, path: &str, x: ValueId, out: usize, scale: f64) -> Result<ValueId, ArchError> {
+        let block = resnet::Block { out, groups: self.groups(), activation: self.config.act_fn, scale };
+        let time = Time { embedding: self.time, scale_shift: self.config.scale_shift };
+        resnet::build(&mut self.net, path, x, &block, Some(time))
+    }
+
+    fn middle(&mut self, x: ValueId) -> Result<ValueId, ArchError> {
+        let scale = self.config.mid_block_scale_factor;
+        let channels = self.net.channels(x);
+        match &self.config.middle {
+            Middle::None => Ok(x),
+            Middle::Residual => self.residual("mid_block.resnets.0", x, channels, scale),
+            Middle::Attention(attention) => {
+                let x = self.residual("mid_block.resnets.0", x, channels, scale)?;
+                let x = self.transformer("mid_block.attentions.0", x, attention, attention.depths[0])?;
+                self.residual("mid_block.resnets.1", x, channels, scale)
+            }
+        }
+    }
+}
+
+fn unbalanced() -> ArchError {
+    ArchError::config("layers_per_block", "the way up has more layers than the way down")
+}
