@@ -49,8 +49,8 @@ def write_json(path, value, indent=1):
 
 def write_cases(folder, record, cases, **more):
     """Writes `cases.json`: `meta`, whatever else the area has, and one case a line."""
-    head = json.dumps({"meta": record, **more}, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = (json.dumps(case, ensure_ascii=False, allow_nan=False) for case in cases)
+    head = json.dumps({"meta": record, **more}, indent=1, allow_nan=False)
+    lines = (json.dumps(case, allow_nan=False) for case in cases)
     text = head[: head.rindex("\n")] + ',\n "cases": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
     (folder / "cases.json").write_text(text, encoding="utf-8")
 
