@@ -231,8 +231,12 @@ pub(super) fn as_float(name: &str, value: &Value) -> Result<f64, ArchError> {
     value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| mismatch(name, "a number", value))
 }
 
+/// A truth value. Published files have null for some that are off.
 pub(super) fn as_flag(name: &str, value: &Value) -> Result<bool, ArchError> {
-    value.as_bool().ok_or_else(|| mismatch(name, "true or false", value))
+    match value {
+        Value::Null => Ok(false),
+        value => value.as_bool().ok_or_else(|| mismatch(name, "true or false", value)),
+    }
 }
 
 pub(super) fn as_text<'v>(name: &str, value: &'v Value) -> Result<&'v str, ArchError> {

@@ -28,6 +28,8 @@ pub enum Activation {
     QuickGelu,
     /// max(x, 0).
     Relu,
+    /// x tanh(ln(1 + exp(x))).
+    Mish,
 }
 
 /// The form of a convolution; padding is on all four sides.
@@ -134,9 +136,14 @@ impl<'w> Net<'w> {
 
     /// A checkpoint tensor of the given shape, in the type that the network computes in.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<WeightRef, ArchError> {
+        Ok(self.float_weight(name, shape)?.cast(self.dtype))
+    }
+
+    /// A checkpoint tensor of the given shape, as stored.
+    pub(super) fn float_weight(&self, name: &str, shape: &[usize]) -> Result<WeightRef, ArchError> {
         let weight = self.weights.require(name, shape)?;
         match weight.stored_dtype() {
-            DType::F16 | DType::BF16 | DType::F32 | DType::F64 => Ok(weight.cast(self.dtype)),
+            DType::F16 | DType::BF16 | DType::F32 | DType::F64 => Ok(weight),
             dtype => Err(ArchError::WeightType { name: name.to_string(), dtype }),
         }
     }
@@ -343,8 +350,26 @@ impl<'w> Net<'w> {
                 let gate = self.b.op("sigmoid").arg("x", scaled).named(&format!("{name}_gate")).add()?;
                 self.b.op("mul").arg("x", x).arg("y", gate)
             }
+            Activation::Mish => {
+                let gate = self.mish_gate(x, name)?;
+                self.b.op("mul").arg("x", x).arg("y", gate)
+            }
         };
         Ok(op.named(name).add()?)
+    }
+
+    /// tanh(ln(1 + e)) as n / (n + 2) with n = e (e + 2) and e = exp(x), which does not cancel. Where n would overflow,
+    /// the gate is 1 to the last digit.
+    fn mish_gate(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
+        let most = if self.dtype == DType::F16 { 5.5 } else { 10.0 };
+        let part = |part: &str| format!("{name}_{part}");
+        let b = &mut self.b;
+        let bounded = b.op("minimum").arg("x", x).arg("y", most).named(&part("bounded")).add()?;
+        let e = b.op("exp").arg("x", bounded).named(&part("exp")).add()?;
+        let e_plus = b.op("add").arg("x", e).arg("y", 2.0).named(&part("exp_plus")).add()?;
+        let n = b.op("mul").arg("x", e).arg("y", e_plus).named(&part("numerator")).add()?;
+        let n_plus = b.op("add").arg("x", n).arg("y", 2.0).named(&part("denominator")).add()?;
+        Ok(b.op("real_div").arg("x", n).arg("y", n_plus).named(&part("gate")).add()?)
     }
 
     pub(super) fn sum(&mut self, x: ValueId, y: ValueId, name: &str) -> Result<ValueId, ArchError> {
@@ -477,9 +502,10 @@ impl Activation {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "relu" => Ok(Activation::Relu),
+            "mish" => Ok(Activation::Mish),
             _ => Err(ArchError::config(
                 field,
-                format!("\"{name}\" is not supported; supported: silu, swish, gelu, relu"),
+                format!("\"{name}\" is not supported; supported: silu, swish, gelu, relu, mish"),
             )),
         }
     }

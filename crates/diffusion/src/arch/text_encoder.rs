@@ -140,7 +140,9 @@ impl Config {
     /// # Errors
     /// [`ArchError::Config`] with the field that is malformed or not supported.
     pub fn from_json(config: &Value) -> Result<Self, ArchError> {
-        Ok(Config { projection_dim: None, ..Self::with_projection(config)? })
+        let mut fields = Fields::of(config)?;
+        fields.ignore(&["projection_dim"]);
+        Self::read(fields, None)
     }
 
     /// Reads the `config.json` of a `CLIPTextModelWithProjection`.
@@ -149,6 +151,11 @@ impl Config {
     /// As [`from_json`](Self::from_json).
     pub fn with_projection(config: &Value) -> Result<Self, ArchError> {
         let mut fields = Fields::of(config)?;
+        let projection_dim = fields.count("projection_dim", 512, MAX_EXTENT)?;
+        Self::read(fields, Some(projection_dim))
+    }
+
+    fn read(mut fields: Fields, projection_dim: Option<usize>) -> Result<Self, ArchError> {
         fields.only("model_type", "clip_text_model")?;
         fields.ignore(UNRELATED);
         let config = Config {
@@ -161,7 +168,7 @@ impl Config {
             hidden_act: activation(fields.text("hidden_act", "quick_gelu")?)?,
             layer_norm_eps: fields.positive("layer_norm_eps", 1e-5)?,
             pooling: pooling(fields.raw("eos_token_id"))?,
-            projection_dim: Some(fields.count("projection_dim", 512, MAX_EXTENT)?),
+            projection_dim,
         };
         fields.finish()?;
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
@@ -185,10 +192,11 @@ fn activation(name: &str) -> Result<Activation, ArchError> {
         }
         "silu" | "swish" => Ok(Activation::Silu),
         "relu" => Ok(Activation::Relu),
+        "mish" => Ok(Activation::Mish),
         _ => Err(ArchError::config(
             "hidden_act",
             format!(
-                "\"{name}\" is not supported; supported: quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, silu, relu"
+                "\"{name}\" is not supported; supported: quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, silu, relu, mish"
             ),
         )),
     }

@@ -102,9 +102,11 @@ pub struct TimeEmbedding {
     pub sinusoid: usize,
     /// Channels of the embedding.
     pub channels: usize,
+    /// Whether the sinusoid's frequencies are the checkpoint's.
+    pub fourier: bool,
     /// Whether cosines come before sines.
     pub flip_sin_to_cos: bool,
-    /// What is subtracted from half the channels to scale the frequencies.
+    /// What is subtracted from half the channels to scale the frequencies that are not the checkpoint's.
     pub freq_shift: f64,
     /// An activation after the embedding's last layer.
     pub post_act: Option<Activation>,
@@ -163,7 +165,6 @@ impl Config {
         fields.ignore(&["mid_block_only_cross_attention"]);
         fields.only("dual_cross_attention", "false")?;
         fields.only("attention_type", "default")?;
-        fields.only("time_embedding_type", "positional")?;
         let channels = fields.counts("block_out_channels", &[320, 640, 1280, 1280], MAX_EXTENT)?;
         if channels.len() > MAX_LEVELS {
             let what = format!("has {} levels, more than {MAX_LEVELS}", channels.len());
@@ -226,6 +227,7 @@ impl Config {
     }
 
     fn check(&self, channels: &[usize]) -> Result<(), ArchError> {
+        self.check_freq_shift()?;
         let groups = self.norm_num_groups;
         if let Some(level) = channels.iter().find(|channels| !channels.is_multiple_of(groups)) {
             let what = format!("{groups} groups don't divide {level} channels");
@@ -236,6 +238,22 @@ impl Config {
             return Err(ArchError::config("class_embeddings_concat", what));
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// Frequencies divide by half the channels less the shift.
+    fn check_freq_shift(&self) -> Result<(), ArchError> {
+        let narrowest = match self.addition {
+            Some(Addition::TextTime { sinusoid, .. }) => sinusoid.min(self.time.sinusoid),
+            _ => self.time.sinusoid,
+        };
+        let shift = self.time.freq_shift;
+        if (0.0..(narrowest / 2) as f64).contains(&shift) {
+            return Ok(());
+        }
+        let what = format!("{shift} is not from 0 to below half of {narrowest} channels of a sinusoid");
+        Err(ArchError::config("freq_shift", what))
     }
 }
 
@@ -439,25 +457,32 @@ fn text(
 }
 
 fn time_embedding(fields: &mut Fields, first: usize) -> Result<TimeEmbedding, ArchError> {
-    if !first.is_multiple_of(2) {
-        let what =
-            format!("the first level has {first} channels; the timestep's sinusoid needs an even number");
-        return Err(ArchError::config("block_out_channels", what));
+    let width = fields.optional_extent("time_embedding_dim")?;
+    let (fourier, sinusoid, channels, field) = match fields.text("time_embedding_type", "positional")? {
+        "positional" => (false, first, width.unwrap_or(4 * first), "block_out_channels"),
+        "fourier" => {
+            let channels = width.unwrap_or(2 * first);
+            (true, channels, channels, "time_embedding_dim")
+        }
+        other => {
+            let what = format!("\"{other}\" is not supported; supported: positional, fourier");
+            return Err(ArchError::config("time_embedding_type", what));
+        }
+    };
+    if !sinusoid.is_multiple_of(2) {
+        let what = format!("the timestep's sinusoid would have {sinusoid} channels; it needs an even number");
+        return Err(ArchError::config(field, what));
     }
     let mut activation = |name: &'static str| {
         fields.optional_text(name)?.map(|value| Activation::diffusers(name, value)).transpose()
     };
     let (post_act, sum_act) = (activation("timestep_post_act")?, activation("time_embedding_act_fn")?);
-    let freq_shift = fields.float("freq_shift", 0.0)?;
-    if freq_shift < 0.0 || freq_shift >= (first / 2) as f64 {
-        let what = format!("{freq_shift} is not from 0 to half of the first level's {first} channels");
-        return Err(ArchError::config("freq_shift", what));
-    }
     Ok(TimeEmbedding {
-        sinusoid: first,
-        channels: fields.optional_extent("time_embedding_dim")?.unwrap_or(4 * first),
+        sinusoid,
+        channels,
+        fourier,
         flip_sin_to_cos: fields.flag("flip_sin_to_cos", true)?,
-        freq_shift,
+        freq_shift: fields.float("freq_shift", 0.0)?,
         post_act,
         sum_act,
         condition: fields.optional_extent("time_cond_proj_dim")?,

@@ -20,7 +20,7 @@ pub(super) fn build(
 ) -> Result<ValueId, ArchError> {
     let time = &config.time;
     let batch = options.batch;
-    let mut x = sinusoid(net, config, timestep, time.sinusoid, "time_proj")?;
+    let mut x = time_sinusoid(net, config, timestep, "time_proj")?;
     x = column(net, x, "time_proj")?;
     if let Some(channels) = time.condition {
         let condition = net.input("timestep_cond", options.dtype, &[batch, channels])?;
@@ -66,9 +66,22 @@ pub(super) fn project_text(
     }
 }
 
+/// Sines and cosines of timesteps (n): (n, channels).
+fn time_sinusoid(net: &mut Net, config: &Config, numbers: ValueId, id: &str) -> Result<ValueId, ArchError> {
+    let time = &config.time;
+    if !time.fourier {
+        return sinusoid(net, config, numbers, time.sinusoid, id);
+    }
+    let half = time.sinusoid / 2;
+    let table = net.float_weight("time_proj.weight", &[half])?.reshape([1, half])?.cast(DType::F32);
+    let table = net.add_weight(table);
+    let turns = multiply(net, numbers, table, &format!("{id}_turns"))?;
+    let phase = net.op("mul").arg("x", turns).arg("y", std::f64::consts::TAU);
+    let phase = phase.named(&format!("{id}_phase")).add()?;
+    sines(net, phase, time.flip_sin_to_cos, id)
+}
+
 /// Sines and cosines of numbers (n) at frequencies that fall from 1 to almost 1/10000: (n, channels).
-///
-/// Computed in `fp32`: at timestep 1000 a frequency in `fp16` is off by up to a quarter of a radian.
 fn sinusoid(
     net: &mut Net,
     config: &Config,
@@ -77,18 +90,31 @@ fn sinusoid(
     id: &str,
 ) -> Result<ValueId, ArchError> {
     let half = channels / 2;
-    let name = |part: &str| format!("{id}_{part}");
+    let table = net.floats(DType::F32, &[1, half], &frequencies(half, config.time.freq_shift))?;
+    let phase = multiply(net, numbers, table, &format!("{id}_phase"))?;
+    sines(net, phase, config.time.flip_sin_to_cos, id)
+}
+
+/// Numbers (n) times frequencies (1, half), in `fp32` whatever the network computes in: at timestep 1000 a phase in
+/// `fp16` is off by up to a quarter of a radian.
+fn multiply(net: &mut Net, numbers: ValueId, table: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let numbers = match net.dtype() {
         DType::F32 => numbers,
-        _ => net.cast(numbers, DType::F32, &name("fp32"))?,
+        _ => net.cast(numbers, DType::F32, &format!("{name}_fp32"))?,
     };
-    let numbers = net.op("expand_dims").arg("x", numbers).arg("axes", [1]).named(&name("column")).add()?;
-    let table = net.floats(DType::F32, &[1, half], &frequencies(half, config.time.freq_shift))?;
-    let phase = net.op("mul").arg("x", numbers).arg("y", table).named(&name("phase")).add()?;
+    let numbers =
+        net.op("expand_dims").arg("x", numbers).arg("axes", [1]).named(&format!("{name}_column")).add()?;
+    Ok(net.op("mul").arg("x", numbers).arg("y", table).named(name).add()?)
+}
+
+/// Sines, then cosines, of phases (n, half), or the other way round, in the type that the network computes in.
+fn sines(net: &mut Net, phase: ValueId, flip: bool, id: &str) -> Result<ValueId, ArchError> {
+    let name = |part: &str| format!("{id}_{part}");
+    let half = net.channels(phase);
     let sine = net.op("sin").arg("x", phase).named(&name("sin")).add()?;
     let cosine = net.op("cos").arg("x", phase).named(&name("cos")).add()?;
     let mut x = net.concat(&[sine, cosine], -1, &name("sin_cos"))?;
-    if config.time.flip_sin_to_cos {
+    if flip {
         let rows = int(net.shape(x)[0])?;
         let (half, channels) = (int(half)?, int(2 * half)?);
         let op = net.op("slice_by_index").arg("x", x).arg("begin", [0, half]).arg("end", [rows, channels]);
@@ -152,7 +178,7 @@ fn class_embedding(
         }
         ClassLabels::Timestep => {
             let numbers = input(options.dtype, &[batch])?;
-            let x = sinusoid(net, config, numbers, config.time.sinusoid, "class_proj")?;
+            let x = time_sinusoid(net, config, numbers, "class_proj")?;
             let x = column(net, x, "class_proj")?;
             two_layers(net, PATH, x, out, config.act_fn)?
         }
