@@ -5,6 +5,9 @@ CORPUS = (
     "on a white background green yellow triangle cat dog blurry ugly low quality text"
 )
 
+MERGES = 90
+"""Merges of the tiny vocabulary: some words of the corpus become one token, some stay in pieces."""
+
 TEXT = {
     "hidden_size": 16,
     "intermediate_size": 32,

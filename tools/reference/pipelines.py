@@ -1,5 +1,7 @@
 """Whole tiny models in the diffusers layout, and what diffusers' pipelines draw with them. See fixtures/README.md."""
 
+import collections
+import functools
 import json
 import shutil
 import warnings
@@ -7,7 +9,6 @@ import warnings
 import common
 import torch
 from common import write_cases, write_json, write_tensors
-from tokenizers import Tokenizer, models as bpe, pre_tokenizers, trainers
 
 import diffusers
 import pipeline_configs as configs
@@ -38,17 +39,32 @@ PIPELINES = {
 }
 
 
+def joined(pieces, pair):
+    """The pieces of a word after a merge."""
+    result = []
+    for piece in pieces:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
+
+
+@functools.cache
 def vocabulary():
-    """A CLIP vocabulary of a few hundred tokens: bytes, and merges that are learned from a few words."""
-    learner = Tokenizer(bpe.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=120, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator([configs.CORPUS], trainer)
-    merges = [" ".join(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    """A CLIP vocabulary of a few hundred tokens: bytes, and merges of the most frequent pairs of a few words."""
+    words = [[*word[:-1], word[-1] + "</w>"] for word in configs.CORPUS.split()]
+    merges = []
+    while len(merges) < configs.MERGES:
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        # The library's own trainer breaks ties by hash order, differently in each run.
+        pair = max(sorted(counts), key=counts.get)
+        merges.append(pair)
+        words = [joined(word, pair) for word in words]
     characters = byte_characters()
-    tokens = [*characters, *(c + "</w>" for c in characters), *("".join(m.split()) for m in merges), START, END]
+    tokens = [*characters, *(c + "</w>" for c in characters), *(left + right for left, right in merges), START, END]
     assert len(set(tokens)) == len(tokens)
-    return {token: index for index, token in enumerate(tokens)}, merges
+    return {token: index for index, token in enumerate(tokens)}, [" ".join(pair) for pair in merges]
 
 
 def write_tokenizer(folder, pad, layout):
