@@ -17,6 +17,9 @@ pub mod text_encoder;
 pub mod unet;
 pub mod vae;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use mil::{Constant, DType, Def, Function, Opset, Weights};
