@@ -102,7 +102,7 @@ def flags(kind):
         zero = {"rescale_betas_zero_snr": True, "timestep_spacing": spacing, "prediction_type": "v_prediction"}
         options.append((f"zero-snr-{spacing}", zero))
     for name, config in options:
-        if all(field in known for field in config) and config.get("trained_betas", 1):
+        if all(field in known for field in config):
             yield name, config
     if kind == "ddpm":
         for variance in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
@@ -162,10 +162,9 @@ def cases_of(kind):
     for name, config in product(kind):
         yield f"{name}-n{usual}", config, usual, {}
     for name, config in (*betas(), *flags(kind)):
-        steps = usual
-        if lcm and name == "few-training-steps" or name == "trained-betas" and lcm:
+        if lcm and name in ("few-training-steps", "trained-betas"):
             config = {**config, "original_inference_steps": 20}
-        yield f"{name}-n{steps}", config, steps, {}
+        yield f"{name}-n{usual}", config, usual, {}
     for name, config in solvers(kind):
         yield f"{name}-n8", config, 8, {}
     for steps in (1, 2, 3, 8, 15) if lcm else (1, 2, 3, 4, 5, 14, 15, 20, 25, 30, 50):
@@ -347,7 +346,7 @@ def main():
                 refused.append(f"{key}: not finite from the first step")
                 continue
             entry, found = result
-            assert all(not existing["key"] == key for existing in cases), key
+            assert all(existing["key"] != key for existing in cases), key
             cases.append({"key": key, **entry})
             tensors |= {f"{key}/{name}": tensor for name, tensor in found.items()}
     folder = common.area("schedulers")
