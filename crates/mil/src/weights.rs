@@ -88,7 +88,7 @@ pub struct WeightRef {
 enum Layout {
     Stored(Bytes),
     Transpose { of: WeightRef, perm: Vec<usize> },
-    Slice { of: WeightRef, axis: usize, start: usize },
+    Slice { of: WeightRef, axis: usize, start: usize, len: usize },
     Concat { parts: Vec<WeightRef>, axis: usize },
 }
 
@@ -173,7 +173,7 @@ impl WeightRef {
         self.require_whole_bytes()?;
         let mut shape = self.ty.shape.clone();
         shape[axis] = len;
-        Ok(self.with_layout(shape, Layout::Slice { of: self.uncast(), axis, start }))
+        Ok(self.with_layout(shape, Layout::Slice { of: self.uncast(), axis, start, len }))
     }
 
     /// Tensors joined along `axis`, under the given name.
@@ -214,7 +214,7 @@ impl WeightRef {
         match &*self.layout {
             Layout::Stored(bytes) => Cow::Borrowed(bytes),
             Layout::Transpose { of, perm } => Cow::Owned(transpose(of, perm)),
-            Layout::Slice { of, axis, start } => Cow::Owned(slice(of, *axis, *start, self.ty.shape[*axis])),
+            Layout::Slice { of, axis, start, len } => Cow::Owned(slice(of, *axis, *start, *len)),
             Layout::Concat { parts, axis } => Cow::Owned(concat(parts, *axis)),
         }
     }
@@ -362,6 +362,9 @@ mod tests {
         assert_eq!(values(&transposed), [0., 3., 1., 4., 2., 5.]);
         assert_eq!(values(&transposed.slice(0, 1, 2).unwrap()), [1., 4., 2., 5.]);
         assert_eq!(values(&weight.slice(1, 0, 1).unwrap()), [0., 3.]);
+        let row = weight.slice(0, 1, 1).unwrap();
+        assert_eq!(values(&row.reshape([3, 1]).unwrap()), [3., 4., 5.]);
+        assert_eq!(values(&transposed.slice(0, 0, 2).unwrap().reshape([1, 4]).unwrap()), [0., 3., 1., 4.]);
         let joined = WeightRef::concat("j", &[weight.clone(), weight.slice(1, 2, 1).unwrap()], 1).unwrap();
         assert_eq!(joined.ty().shape, [2, 4]);
         assert_eq!(values(&joined), [0., 1., 2., 2., 3., 4., 5., 5.]);
