@@ -189,7 +189,8 @@ fn missing_and_misshapen_tensors_are_named() {
 
 #[test]
 fn options_that_do_not_fit_are_refused() {
-    let changes: [(&str, fn(&mut GraphOptions)); 10] = [
+    type Change = fn(&mut GraphOptions);
+    let changes: [(&str, Change); 10] = [
         ("batch", |options| options.batch = 0),
         ("batch", |options| options.batch = usize::MAX),
         ("height", |options| options.height = 0),
