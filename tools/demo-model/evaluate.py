@@ -93,15 +93,21 @@ def overlap(region: np.ndarray, shape: str) -> float:
     """The largest intersection over union of the region with the shape's templates."""
     cx, cy = centre_of(region)
     area, ox, oy = UNITS[shape]
-    side = region.shape[0]
-    x, y = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
+    total = int(region.sum())
+    # No template reaches beyond this window.
+    reach = 1.4 * max(SCALES) * math.sqrt(total / area) + 3
+    x0, y0 = max(0, int(cx - reach)), max(0, int(cy - reach))
+    window = region[y0 : int(cy + reach) + 2, x0 : int(cx + reach) + 2]
+    y, x = np.indices(window.shape)
+    x, y = x + (x0 + 0.5), y + (y0 + 0.5)
     best = 0.0
     for scale in SCALES:
-        radius = scale * math.sqrt(region.sum() / area)
+        radius = scale * math.sqrt(total / area)
         for dy in SHIFTS:
             for dx in SHIFTS:
                 template = scenes.signed_distance(shape, radius, x - (cx + dx - ox * radius), y - (cy + dy - oy * radius)) < 0
-                best = max(best, (template & region).sum() / (template | region).sum())
+                shared = int((template & window).sum())
+                best = max(best, shared / (int(template.sum()) + total - shared))
     return best
 
 
@@ -194,7 +200,7 @@ def main() -> None:
     parser.add_argument("--vae", type=pathlib.Path)
     parser.add_argument("--captions", type=pathlib.Path, default=pathlib.Path(__file__).parents[2] / "models/demo/heldout.json")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--grid", type=pathlib.Path, help="write all pictures as one PNG")
     args = parser.parse_args()

@@ -193,13 +193,13 @@ def bands(timesteps: torch.Tensor, errors: torch.Tensor) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5000.0, help="training time over all stretches; the learning rate ends there")
+    parser.add_argument("--seconds", type=float, default=2760.0, help="training time over all stretches; the learning rate ends there")
     parser.add_argument("--captions", type=int, default=24, help="captions per step, over all workers")
     parser.add_argument("--repeats", type=int, default=2, help="noise levels per caption")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--ema", type=float, default=0.997)
     parser.add_argument("--pool", type=int, default=40_000, help="images to train on")
-    parser.add_argument("--start", type=int, default=1_000, help="images encoded before the first step")
+    parser.add_argument("--start", type=int, default=400, help="images encoded before the first step")
     parser.add_argument("--grow", type=int, default=8, help="images added at each step")
     parser.add_argument("--warm-start", type=pathlib.Path, help="an exported model whose weights to start from, with a fresh optimizer")
     add_worker_arguments(parser)

@@ -157,7 +157,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=900.0, help="training time, over all stretches")
+    parser.add_argument("--seconds", type=float, default=1080.0, help="training time, over all stretches")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=8, help="images per step, over all workers; twice as many crops")
     add_worker_arguments(parser)
