@@ -46,9 +46,8 @@ def averaged_modules(work: pathlib.Path, tokenizer: words.WordTokenizer) -> tupl
 def save_text_encoder(module: torch.nn.Module, folder: pathlib.Path) -> None:
     """config.json and model.safetensors, tensors named as published checkpoints name them."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in module.config.to_dict().items() if key != "transformers_version"}
-    config |= {"architectures": [type(module).__name__], "torch_dtype": "float16", "dtype": None}
-    del config["dtype"]
+    config = {key: value for key, value in module.config.to_dict().items() if key not in ("transformers_version", "dtype")}
+    config |= {"architectures": [type(module).__name__], "torch_dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {}
     for key, value in module.named_parameters():

@@ -67,7 +67,7 @@ def save(folder: pathlib.Path, pad: str) -> None:
     def special(text: str, normalized: bool) -> dict:
         return {"content": text, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": False}
 
-    added = {BOS: True, EOS: True if pad == EOS else True, pad: pad == EOS}
+    added = {BOS: True, EOS: True, pad: pad == EOS}
     config = {
         "add_prefix_space": False,
         "added_tokens_decoder": {
