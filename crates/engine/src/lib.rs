@@ -1,1 +1,37 @@
-//! engine
+//! Compiles and runs MIL functions.
+//!
+//! - [`Backend`] turns a [`mil::Function`] into a [`Model`]; [`BACKENDS`] lists them.
+//! - [`Reference`] runs every op naively and is the oracle; [`Cpu`] fuses, plans memory and calls fast kernels.
+//! - [`Tensor`] is what goes in and comes out.
+//!
+//! ```
+//! use engine::{Backend, Cpu, Options, Tensor};
+//! use mil::{Builder, DType, Opset, TensorType};
+//!
+//! let mut b = Builder::new("main", Opset::Ios16);
+//! let x = b.input("x", TensorType::new(DType::F32, [2, 3]))?;
+//! let y = b.op("softmax").arg("x", x).arg("axis", -1).named("y").add()?;
+//! let function = b.finish(&[y])?;
+//!
+//! let mut model = Cpu::new(None)?.compile(&function, &Options::default())?;
+//! let x = Tensor::from_f32(&[2, 3], vec![0.0; 6])?;
+//! let y = model.run(&[("x", &x)])?.remove(0);
+//! assert!((y.as_f32().unwrap()[0] - 1.0 / 3.0).abs() < 1e-6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The engine knows no models' names and reads no files: weights come through [`mil::WeightRef`].
+#![forbid(unsafe_code)]
+
+mod backend;
+mod cpu;
+mod error;
+mod ops;
+mod reference;
+mod tensor;
+
+pub use backend::{Arithmetic, Backend, Model, Options, Signature};
+pub use cpu::Cpu;
+pub use error::Error;
+pub use reference::Reference;
+pub use tensor::{Data, Tensor};

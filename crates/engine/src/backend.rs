@@ -1,0 +1,138 @@
+//! What every backend gives.
+
+use mil::{DType, Function, TensorType};
+
+use crate::{Data, Error, Tensor};
+
+/// How floats are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Every float is an `f32`, whatever the graph declares.
+    #[default]
+    Wide,
+    /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
+    Declared,
+}
+
+/// How a function is compiled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How floats are computed.
+    pub arithmetic: Arithmetic,
+}
+
+/// Something that runs functions.
+pub trait Backend {
+    /// The name, for messages and menus.
+    fn name(&self) -> &'static str;
+
+    /// Prepares a function to be run many times. Weights are referred to, not copied.
+    ///
+    /// # Errors
+    /// If the function is not valid or uses what the backend does not run.
+    fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error>;
+}
+
+/// The name and type of a function's input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// The value's name.
+    pub name: String,
+    /// The declared type.
+    pub ty: TensorType,
+}
+
+/// A function that is ready to run.
+pub struct Model {
+    inputs: Vec<Signature>,
+    outputs: Vec<Signature>,
+    executable: Box<dyn Executable>,
+}
+
+/// A backend's own form of a function.
+pub(crate) trait Executable: Send {
+    /// Runs the function. Inputs are in the function's order and have its types.
+    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error>;
+
+    /// Bytes held for intermediate results.
+    fn arena_bytes(&self) -> usize;
+
+    /// What is run, step by step, for people.
+    fn describe(&self) -> String;
+}
+
+impl Model {
+    pub(crate) fn new(function: &Function, executable: Box<dyn Executable>) -> Self {
+        let signature = |ids: &[mil::ValueId]| {
+            let one = |&id: &mil::ValueId| Signature {
+                name: function.value(id).name.clone(),
+                ty: function.value(id).ty.clone(),
+            };
+            ids.iter().map(one).collect()
+        };
+        Model { inputs: signature(function.inputs()), outputs: signature(function.outputs()), executable }
+    }
+
+    /// The inputs, in the function's order.
+    pub fn inputs(&self) -> &[Signature] {
+        &self.inputs
+    }
+
+    /// The outputs, in the order in which [`run`](Self::run) gives them.
+    pub fn outputs(&self) -> &[Signature] {
+        &self.outputs
+    }
+
+    /// The position of an output among the results of [`run`](Self::run).
+    pub fn output_index(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|output| output.name == name)
+    }
+
+    /// Bytes held for intermediate results.
+    pub fn arena_bytes(&self) -> usize {
+        self.executable.arena_bytes()
+    }
+
+    /// What is run, step by step, for people.
+    pub fn describe(&self) -> String {
+        self.executable.describe()
+    }
+
+    /// Runs the function on named inputs.
+    ///
+    /// # Errors
+    /// If an input is missing, unknown or has another type, or an index inside a tensor points nowhere.
+    pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
+        if let Some((name, _)) =
+            inputs.iter().find(|(name, _)| self.inputs.iter().all(|input| input.name != *name))
+        {
+            let known: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
+            return Err(Error::InputUnknown { name: name.to_string(), known: known.join(", ") });
+        }
+        let ordered = self.inputs.iter().map(|input| {
+            let given = inputs.iter().find(|(name, _)| input.name == *name);
+            let (_, tensor) = given
+                .ok_or_else(|| Error::InputMissing { name: input.name.clone(), ty: input.ty.clone() })?;
+            let (is_float, kind) = match tensor.data() {
+                Data::Float(_) => (true, "floats"),
+                Data::Int(_) => (false, "integers"),
+            };
+            if tensor.shape() != input.ty.shape || is_float != holds_floats(input.ty.dtype) {
+                return Err(Error::InputType {
+                    name: input.name.clone(),
+                    expected: input.ty.clone(),
+                    found: tensor.shape().to_vec(),
+                    kind,
+                });
+            }
+            Ok(*tensor)
+        });
+        let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
+        self.executable.run(&ordered)
+    }
+}
+
+/// Whether values of a MIL type are held as floats.
+pub(crate) fn holds_floats(dtype: DType) -> bool {
+    dtype.is_float()
+}

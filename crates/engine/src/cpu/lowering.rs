@@ -1,0 +1,260 @@
+//! From ops to steps: calls of kernels on buffers.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use mil::{Constant, DType, Def, Function, OpView, ValueId};
+
+use super::Weight;
+use crate::backend::holds_floats;
+use crate::reference::Operands;
+use crate::{Data, Error, Tensor};
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the arena.
+    Buffer(usize),
+    /// Among the plan's constants.
+    Const(usize),
+}
+
+/// A stretch of memory that holds one value, under all its shapes.
+#[derive(Clone, Debug)]
+pub(super) struct Buffer {
+    pub(super) is_float: bool,
+    pub(super) len: usize,
+}
+
+type Run = Box<dyn Fn(&mut Io) -> Result<(), Error> + Send + Sync>;
+
+/// One call of a kernel.
+pub(super) struct Step {
+    pub(super) label: String,
+    pub(super) reads: Vec<Place>,
+    pub(super) read_floats: Vec<bool>,
+    pub(super) writes: Vec<usize>,
+    pub(super) write_types: Vec<DType>,
+    pub(super) run: Run,
+}
+
+impl Step {
+    pub(super) fn read_buffers(&self) -> impl Iterator<Item = usize> {
+        self.typed_reads().map(|(buffer, _)| buffer)
+    }
+
+    pub(super) fn typed_reads(&self) -> impl Iterator<Item = (usize, bool)> {
+        self.reads.iter().zip(&self.read_floats).filter_map(|(place, &is_float)| match place {
+            Place::Buffer(buffer) => Some((*buffer, is_float)),
+            Place::Const(_) => None,
+        })
+    }
+
+    pub(super) fn write_buffers(&self) -> Vec<(usize, bool)> {
+        self.writes.iter().copied().zip(self.write_types.iter().map(|&dtype| holds_floats(dtype))).collect()
+    }
+}
+
+/// What a step reads and writes, floats and integers each in the order in which the step named them.
+#[derive(Default)]
+pub(crate) struct Io<'a> {
+    pub(crate) floats: Vec<&'a [f32]>,
+    pub(crate) ints: Vec<&'a [i32]>,
+    pub(crate) out: Vec<&'a mut [f32]>,
+    pub(crate) int_out: Vec<&'a mut [i32]>,
+}
+
+/// A lowered function.
+pub(super) struct Plan {
+    pub(super) buffers: Vec<Buffer>,
+    pub(super) constants: Vec<Data>,
+    pub(super) steps: Vec<Step>,
+    pub(super) inputs: Vec<Place>,
+    pub(super) outputs: Vec<(Place, Vec<usize>)>,
+}
+
+impl Plan {
+    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first.
+    pub(super) fn lifetimes(&self) -> Vec<Range<usize>> {
+        let mut lifetimes: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
+        let mut touch = |buffer: usize, time: usize| {
+            let lifetime = lifetimes[buffer].get_or_insert(time..time + 1);
+            lifetime.end = lifetime.end.max(time + 1);
+        };
+        let buffer_of = |place: &Place| match place {
+            Place::Buffer(buffer) => Some(*buffer),
+            Place::Const(_) => None,
+        };
+        self.inputs.iter().filter_map(buffer_of).for_each(|buffer| touch(buffer, 0));
+        for (index, step) in self.steps.iter().enumerate() {
+            step.read_buffers()
+                .chain(step.writes.iter().copied())
+                .for_each(|buffer| touch(buffer, index + 1));
+        }
+        self.outputs
+            .iter()
+            .filter_map(|(place, _)| buffer_of(place))
+            .for_each(|buffer| touch(buffer, self.steps.len() + 1));
+        lifetimes.into_iter().map(|lifetime| lifetime.unwrap_or(0..0)).collect()
+    }
+}
+
+/// A plan in the making.
+pub(crate) struct Lowering<'f> {
+    function: &'f Function,
+    shared: Arc<Function>,
+    places: Vec<Option<Place>>,
+    plan: Plan,
+}
+
+impl<'f> Lowering<'f> {
+    pub(super) fn new(function: &'f Function) -> Self {
+        let plan = Plan {
+            buffers: Vec::new(),
+            constants: Vec::new(),
+            steps: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        };
+        let places = vec![None; function.values().len()];
+        let mut lowering = Lowering { function, shared: Arc::new(function.clone()), places, plan };
+        for &id in function.inputs() {
+            let buffer = lowering.make(id);
+            lowering.plan.inputs.push(Place::Buffer(buffer));
+        }
+        lowering
+    }
+
+    pub(super) fn finish(mut self) -> Result<Plan, Error> {
+        for &id in self.function.outputs() {
+            let place = self.place(id)?;
+            self.plan.outputs.push((place, self.function.value(id).ty.shape.clone()));
+        }
+        Ok(self.plan)
+    }
+
+    /// The function that is lowered.
+    pub(crate) fn function(&self) -> &'f Function {
+        self.function
+    }
+
+    /// The function that is lowered, to keep.
+    pub(crate) fn shared(&self) -> Arc<Function> {
+        self.shared.clone()
+    }
+
+    /// The shape of a value.
+    pub(crate) fn shape(&self, id: ValueId) -> &'f [usize] {
+        &self.function.value(id).ty.shape
+    }
+
+    fn make(&mut self, id: ValueId) -> usize {
+        let ty = &self.function.value(id).ty;
+        let buffer = self.plan.buffers.len();
+        self.plan.buffers.push(Buffer { is_float: holds_floats(ty.dtype), len: ty.count() });
+        self.places[id.index()] = Some(Place::Buffer(buffer));
+        buffer
+    }
+
+    fn place(&mut self, id: ValueId) -> Result<Place, Error> {
+        if let Some(place) = self.places[id.index()] {
+            return Ok(place);
+        }
+        let value = self.function.value(id);
+        let Def::Const(constant) = &value.def else {
+            return Err(mil::Error::Graph(format!("`{}` is used before it is made", value.name)).into());
+        };
+        let data = Tensor::of_constant(constant)?;
+        let place = Place::Const(self.plan.constants.len());
+        self.plan.constants.push(data.data().clone());
+        self.places[id.index()] = Some(place);
+        Ok(place)
+    }
+
+    /// The constant bound to an input, as a weight that stays as stored; `None` if it is computed.
+    pub(crate) fn weight(&self, id: ValueId) -> Result<Option<Weight>, Error> {
+        match &self.function.value(id).def {
+            Def::Const(Constant::Weight(weight)) => Weight::new(weight).map(Some),
+            Def::Const(constant @ Constant::Literal(_)) => {
+                Ok(Weight::of_tensor(Tensor::of_constant(constant)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The floats of a constant, widened; an error if the value is computed.
+    pub(crate) fn constant_floats(&self, id: ValueId) -> Result<Vec<f32>, Error> {
+        let value = self.function.value(id);
+        let Def::Const(constant) = &value.def else {
+            return Err(mil::Error::Graph(format!("`{}` must be a constant", value.name)).into());
+        };
+        let tensor = Tensor::of_constant(constant)?;
+        tensor.into_f32().ok_or_else(|| Error::ElementType { ty: value.ty.clone() })
+    }
+
+    /// Says that `to` is `from` under another shape: both lie in the same place.
+    pub(crate) fn alias(&mut self, from: ValueId, to: ValueId) -> Result<(), Error> {
+        self.places[to.index()] = Some(self.place(from)?);
+        Ok(())
+    }
+
+    /// Adds a step that reads `reads` and makes `writes`.
+    pub(crate) fn step(
+        &mut self,
+        label: impl Into<String>,
+        reads: &[ValueId],
+        writes: &[ValueId],
+        run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let places = reads.iter().map(|&id| self.place(id)).collect::<Result<Vec<_>, _>>()?;
+        let dtype = |id: &ValueId| self.function.value(*id).ty.dtype;
+        let read_floats = reads.iter().map(|id| holds_floats(dtype(id))).collect();
+        let write_types = writes.iter().map(dtype).collect();
+        let writes = writes.iter().map(|&id| self.make(id)).collect();
+        let step =
+            Step { label: label.into(), reads: places, read_floats, writes, write_types, run: Box::new(run) };
+        self.plan.steps.push(step);
+        Ok(())
+    }
+
+    /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.
+    pub(crate) fn by_reference(
+        &mut self,
+        op: &OpView,
+        reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
+    ) -> Result<(), Error> {
+        let is_computed = |id: &ValueId| !matches!(self.function.value(*id).def, Def::Const(_));
+        let mut reads: Vec<ValueId> = op.op().args.iter().flat_map(|arg| arg.values()).copied().collect();
+        reads.retain(is_computed);
+        reads.sort_unstable();
+        reads.dedup();
+        let (function, node, bound) = (self.shared.clone(), op.op().clone(), reads.clone());
+        self.step(op.label(), &reads, &op.op().outputs, move |io| {
+            let view = function.view(&node);
+            let lookup = |id: ValueId| gather_operand(&function, &bound, id, io);
+            let results = reference(&Operands { view, lookup: &lookup })?;
+            let (mut floats, mut ints) = (io.out.iter_mut(), io.int_out.iter_mut());
+            for result in results {
+                match result.data() {
+                    Data::Float(values) => {
+                        floats.next().into_iter().for_each(|out| out.copy_from_slice(values))
+                    }
+                    Data::Int(values) => ints.next().into_iter().for_each(|out| out.copy_from_slice(values)),
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The tensor bound to `id` among a step's reads, which are `bound` in order.
+fn gather_operand(function: &Function, bound: &[ValueId], id: ValueId, io: &Io) -> Option<Tensor> {
+    let is_float = |id: ValueId| holds_floats(function.value(id).ty.dtype);
+    let position = bound.iter().position(|&other| other == id)?;
+    let before = bound[..position].iter().filter(|&&other| is_float(other) == is_float(id)).count();
+    let data = match is_float(id) {
+        true => Data::Float(io.floats[before].to_vec()),
+        false => Data::Int(io.ints[before].to_vec()),
+    };
+    Tensor::new(&function.value(id).ty.shape, data).ok()
+}

@@ -1,0 +1,185 @@
+//! Where intermediate results lie: one arena for floats and one for integers, shared by buffers that don't live at
+//! the same time.
+
+use std::ops::Range;
+
+use super::lowering::{Buffer, Io, Place, Step};
+use crate::Data;
+
+/// Buffers start at multiples of this many elements: a cache line of floats.
+const ALIGN: usize = 16;
+
+/// The place of every buffer in its arena.
+pub(super) struct Regions {
+    pub(super) ranges: Vec<Range<usize>>,
+    /// Elements of the float arena.
+    pub(super) floats: usize,
+    /// Elements of the integer arena.
+    pub(super) ints: usize,
+}
+
+impl Regions {
+    /// Places the largest buffers first, each at the lowest offset where it overlaps no other that lives with it.
+    pub(super) fn plan(buffers: &[Buffer], lifetimes: &[Range<usize>]) -> Self {
+        let mut order: Vec<usize> = (0..buffers.len()).collect();
+        order.sort_by_key(|&index| std::cmp::Reverse(buffers[index].len));
+        let mut ranges = vec![0..0; buffers.len()];
+        let mut placed: Vec<usize> = Vec::new();
+        let mut totals = [0, 0];
+        for index in order {
+            let buffer = &buffers[index];
+            let alive = |other: &&usize| {
+                buffers[**other].is_float == buffer.is_float
+                    && lifetimes[**other].start < lifetimes[index].end
+                    && lifetimes[index].start < lifetimes[**other].end
+            };
+            let mut taken: Vec<Range<usize>> =
+                placed.iter().filter(alive).map(|&other| ranges[other].clone()).collect();
+            taken.sort_by_key(|range| range.start);
+            let mut start = 0;
+            for range in taken {
+                if range.start >= start + buffer.len {
+                    break;
+                }
+                start = start.max(range.end.next_multiple_of(ALIGN));
+            }
+            ranges[index] = start..start + buffer.len;
+            let total = &mut totals[usize::from(buffer.is_float)];
+            *total = (*total).max(start + buffer.len);
+            placed.push(index);
+        }
+        Regions { ranges, floats: totals[1], ints: totals[0] }
+    }
+
+    /// The slices that a step reads and writes.
+    pub(super) fn borrow<'a>(
+        &self,
+        step: &Step,
+        constants: &'a [Data],
+        floats: &'a mut [f32],
+        ints: &'a mut [i32],
+    ) -> Io<'a> {
+        let mut io = Io::default();
+        let mut float_arena = Arena::new(floats);
+        let mut int_arena = Arena::new(ints);
+        for &(buffer, is_float) in &step.write_buffers() {
+            let range = self.ranges[buffer].clone();
+            if is_float { float_arena.write(range) } else { int_arena.write(range) }
+        }
+        for (buffer, is_float) in step.typed_reads() {
+            let range = self.ranges[buffer].clone();
+            if is_float { float_arena.read(range) } else { int_arena.read(range) }
+        }
+        let (float_reads, float_writes) = float_arena.split();
+        let (int_reads, int_writes) = int_arena.split();
+        io.out = float_writes;
+        io.int_out = int_writes;
+        let (mut float_reads, mut int_reads) = (float_reads.into_iter(), int_reads.into_iter());
+        for (place, is_float) in step.reads.iter().zip(&step.read_floats) {
+            match (place, is_float) {
+                (Place::Const(index), _) => match &constants[*index] {
+                    Data::Float(values) => io.floats.push(values),
+                    Data::Int(values) => io.ints.push(values),
+                },
+                (Place::Buffer(_), true) => io.floats.extend(float_reads.next()),
+                (Place::Buffer(_), false) => io.ints.extend(int_reads.next()),
+            }
+        }
+        io
+    }
+}
+
+/// One arena, cut into the ranges that a step reads and writes.
+struct Arena<'a, T> {
+    data: &'a mut [T],
+    reads: Vec<Range<usize>>,
+    writes: Vec<Range<usize>>,
+}
+
+impl<'a, T> Arena<'a, T> {
+    fn new(data: &'a mut [T]) -> Self {
+        Arena { data, reads: Vec::new(), writes: Vec::new() }
+    }
+
+    fn read(&mut self, range: Range<usize>) {
+        self.reads.push(range);
+    }
+
+    fn write(&mut self, range: Range<usize>) {
+        self.writes.push(range);
+    }
+
+    /// The slices, in the order of the calls. What is written overlaps nothing else: that is the plan's promise, and
+    /// `split_at_mut` would panic if it were broken.
+    fn split(self) -> (Vec<&'a [T]>, Vec<&'a mut [T]>) {
+        let mut cuts: Vec<(usize, Range<usize>)> = self.writes.iter().cloned().enumerate().collect();
+        cuts.sort_by_key(|(_, range)| (range.start, range.end));
+        let mut writes: Vec<(usize, &'a mut [T])> = Vec::with_capacity(cuts.len());
+        let mut gaps: Vec<(usize, &'a [T])> = Vec::with_capacity(cuts.len() + 1);
+        let (mut rest, mut at) = (self.data, 0);
+        for (index, range) in cuts {
+            let (gap, after) = rest.split_at_mut(range.start - at);
+            let (write, after) = after.split_at_mut(range.len());
+            gaps.push((at, gap));
+            writes.push((index, write));
+            (rest, at) = (after, range.end);
+        }
+        gaps.push((at, rest));
+        let find = |range: &Range<usize>| {
+            let gap =
+                gaps.iter().find(|(start, gap)| *start <= range.start && range.end <= start + gap.len());
+            gap.map(|(start, gap)| &gap[range.start - start..range.end - start])
+        };
+        let reads =
+            self.reads.iter().map(|range| find(range).expect("no step reads what it writes")).collect();
+        writes.sort_by_key(|(index, _)| *index);
+        (reads, writes.into_iter().map(|(_, write)| write).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(lens: &[usize]) -> Vec<Buffer> {
+        lens.iter().map(|&len| Buffer { is_float: true, len }).collect()
+    }
+
+    #[test]
+    fn buffers_that_live_together_do_not_overlap() {
+        // A deterministic tangle of sizes and lifetimes.
+        let lens: Vec<usize> = (0..60).map(|i| (i * 37) % 101).collect();
+        let lifetimes: Vec<Range<usize>> =
+            (0..60).map(|i| (i * 7) % 40..(i * 7) % 40 + 1 + (i * 13) % 11).collect();
+        let regions = Regions::plan(&floats(&lens), &lifetimes);
+        for a in 0..60 {
+            for b in 0..a {
+                let together = lifetimes[a].start < lifetimes[b].end && lifetimes[b].start < lifetimes[a].end;
+                let (x, y) = (&regions.ranges[a], &regions.ranges[b]);
+                let overlap = x.start < y.end && y.start < x.end;
+                assert!(!(together && overlap), "{a} {b}");
+            }
+        }
+        assert!(regions.floats < lens.iter().sum());
+    }
+
+    #[test]
+    fn memory_of_the_dead_is_used_again() {
+        let regions = Regions::plan(&floats(&[64, 64, 64]), &[0..2, 1..3, 2..4]);
+        assert_eq!(regions.floats, 128);
+    }
+
+    #[test]
+    fn slices_come_in_the_order_of_the_calls() {
+        let mut data: Vec<i32> = (0..10).collect();
+        let mut arena = Arena::new(&mut data);
+        arena.write(6..8);
+        arena.write(2..4);
+        arena.read(8..10);
+        arena.read(0..2);
+        arena.read(8..9);
+        let (reads, writes) = arena.split();
+        assert_eq!(reads, [&[8, 9][..], &[0, 1], &[8]]);
+        assert_eq!(writes, [&[6, 7][..], &[2, 3]]);
+    }
+}

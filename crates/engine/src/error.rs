@@ -1,0 +1,77 @@
+//! What can go wrong when a program is compiled or run.
+
+use mil::TensorType;
+use thiserror::Error;
+
+/// Why a program can't be compiled or run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The program is not valid.
+    #[error(transparent)]
+    Program(#[from] mil::Error),
+    /// The backend does not run an op of the program, or not in this form.
+    #[error("{backend} can't run {op}: {what}")]
+    Unsupported {
+        /// The backend's name.
+        backend: &'static str,
+        /// The op, as `type name`.
+        op: String,
+        /// What is not supported.
+        what: String,
+    },
+    /// The threads of a backend can't be started.
+    #[error("the worker threads can't be started: {0}")]
+    Threads(String),
+    /// A constant of a type that the engine does not hold.
+    #[error("a value of type {ty} can't be held: only floats, and integers of at most 32 bits, can")]
+    ElementType {
+        /// The value's type.
+        ty: TensorType,
+    },
+    /// The number of elements is not the shape's.
+    #[error("{found} elements don't fill a tensor of shape {shape:?}")]
+    Elements {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+        /// The elements that were given.
+        found: usize,
+    },
+    /// An input of the program was not given.
+    #[error("input `{name}` of type {ty} was not given")]
+    InputMissing {
+        /// The input's name.
+        name: String,
+        /// The declared type.
+        ty: TensorType,
+    },
+    /// The program has no input of that name.
+    #[error("the program has no input `{name}`; it has {known}")]
+    InputUnknown {
+        /// The name that was given.
+        name: String,
+        /// The names that it has.
+        known: String,
+    },
+    /// A given tensor does not have the declared type.
+    #[error("input `{name}` must be {expected}, but has shape {found:?} of {kind}")]
+    InputType {
+        /// The input's name.
+        name: String,
+        /// The declared type.
+        expected: TensorType,
+        /// The shape that was given.
+        found: Vec<usize>,
+        /// Whether floats or integers were given.
+        kind: &'static str,
+    },
+    /// An index read from a tensor does not exist in the tensor that it points into.
+    #[error("{op}: index {index} is not in an axis of extent {extent}")]
+    Index {
+        /// The op, as `type name`.
+        op: String,
+        /// The index.
+        index: i64,
+        /// The extent of the axis.
+        extent: usize,
+    },
+}

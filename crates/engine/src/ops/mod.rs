@@ -1,0 +1,113 @@
+//! What every op does: its naive definition and how the CPU backend runs it.
+
+mod activation;
+mod binary;
+mod convolution;
+mod linear;
+mod normalization;
+mod reduction;
+mod scatter_gather;
+mod shape;
+mod unary;
+
+use mil::OpView;
+
+use crate::cpu::Lowering;
+use crate::reference::Operands;
+use crate::{Error, Tensor};
+
+/// What an op of the MIL table does.
+pub(crate) struct Binding {
+    /// MIL's name.
+    pub(crate) op: &'static str,
+    /// The naive definition, in f32 with sums in f64.
+    pub(crate) reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
+    /// Adds the steps that run it to a plan.
+    pub(crate) lower: fn(&OpView, &mut Lowering) -> Result<(), Error>,
+}
+
+/// Every op that the engine runs, by family, as in [`mil::ops::OPS`].
+static BINDINGS: &[&[Binding]] = &[
+    activation::BINDINGS,
+    binary::BINDINGS,
+    convolution::BINDINGS,
+    linear::BINDINGS,
+    normalization::BINDINGS,
+    reduction::BINDINGS,
+    scatter_gather::BINDINGS,
+    shape::BINDINGS,
+    unary::BINDINGS,
+];
+
+/// What the op of that name does.
+pub(crate) fn binding(op: &str) -> Option<&'static Binding> {
+    BINDINGS.iter().flat_map(|family| family.iter()).find(|binding| binding.op == op)
+}
+
+/// Row-major distances between elements along each axis.
+pub(crate) fn strides(shape: &[usize]) -> Vec<isize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis] as isize;
+    }
+    strides
+}
+
+/// Distances that read a tensor of `shape` as if broadcast to `out`: 0 along repeated axes.
+pub(crate) fn broadcast_strides(shape: &[usize], out: &[usize]) -> Vec<isize> {
+    let own = strides(shape);
+    let missing = out.len() - shape.len();
+    (0..out.len())
+        .map(|axis| if axis < missing || shape[axis - missing] == 1 { 0 } else { own[axis - missing] })
+        .collect()
+}
+
+/// The offsets that a walk over `shape` in row-major order visits.
+pub(crate) fn offsets(shape: &[usize], strides: &[isize], start: usize) -> Vec<usize> {
+    let count = shape.iter().product();
+    let mut out = Vec::with_capacity(count);
+    let mut index = vec![0usize; shape.len()];
+    let mut at = start as isize;
+    for _ in 0..count {
+        out.push(at as usize);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            at -= strides[axis] * shape[axis] as isize;
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+/// A shape seen from one axis: the product of the extents before it, its own, and the product of those after.
+pub(crate) fn around(shape: &[usize], axis: usize) -> [usize; 3] {
+    [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_op_of_the_table_is_bound() {
+        for def in mil::ops::OPS.iter().flat_map(|family| family.iter()) {
+            assert!(binding(def.name).is_some(), "`{}` has no binding", def.name);
+        }
+        for bound in BINDINGS.iter().flat_map(|family| family.iter()) {
+            assert!(mil::ops::lookup(bound.op).is_some(), "`{}` is not in the table", bound.op);
+        }
+    }
+
+    #[test]
+    fn walks_visit_in_row_major_order() {
+        assert_eq!(offsets(&[2, 3], &strides(&[2, 3]), 0), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(offsets(&[3, 2], &[1, 3], 0), [0, 3, 1, 4, 2, 5]);
+        assert_eq!(offsets(&[2, 2], &broadcast_strides(&[2], &[2, 2]), 0), [0, 1, 0, 1]);
+        assert_eq!(offsets(&[], &[], 5), [5]);
+        assert_eq!(offsets(&[0, 2], &[2, 1], 0), Vec::<usize>::new());
+    }
+}

@@ -1,0 +1,149 @@
+//! Normalizations.
+
+use kernels::{Activation, AxisShape, NormParams};
+use mil::OpView;
+
+use super::{Binding, around, offsets, strides};
+use crate::cpu::Lowering;
+use crate::reference::Operands;
+use crate::{Error, Tensor};
+
+pub(super) static BINDINGS: &[Binding] = &[
+    Binding { op: "batch_norm", reference: batch_norm, lower: lower_batch_norm },
+    Binding {
+        op: "instance_norm",
+        reference: instance_norm,
+        lower: |op, plan| plan.by_reference(op, instance_norm),
+    },
+    Binding { op: "layer_norm", reference: layer_norm, lower: lower_layer_norm },
+];
+
+fn factor(values: &Option<Vec<f32>>, index: usize, absent: f64) -> f64 {
+    values.as_ref().map_or(absent, |values| values[index].into())
+}
+
+fn batch_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    let (x, mean, variance) = (op.floats("x")?, op.floats("mean")?, op.floats("variance")?);
+    let (gamma, beta) = (op.optional_floats("gamma")?, op.optional_floats("beta")?);
+    let epsilon = op.view.float("epsilon")?;
+    let [_, channels, inner] = around(&op.out(0).shape, 1);
+    let norm = |(at, &x): (usize, &f32)| {
+        let channel = at / inner % channels;
+        let unit =
+            (f64::from(x) - f64::from(mean[channel])) / (f64::from(variance[channel]) + epsilon).sqrt();
+        (unit * factor(&gamma, channel, 1.0) + factor(&beta, channel, 0.0)) as f32
+    };
+    op.float_result(x.iter().enumerate().map(norm).collect())
+}
+
+/// Mean and inverse deviation of some elements.
+fn statistics(x: &[f32], places: &[usize], epsilon: f64) -> (f64, f64) {
+    let count = places.len() as f64;
+    let mean = places.iter().map(|&at| f64::from(x[at])).sum::<f64>() / count;
+    let variance = places.iter().map(|&at| (f64::from(x[at]) - mean).powi(2)).sum::<f64>() / count;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+fn instance_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    let x = op.floats("x")?;
+    let (gamma, beta) = (op.optional_floats("gamma")?, op.optional_floats("beta")?);
+    let epsilon = op.view.float("epsilon")?;
+    let [batch, channels, inner] = around(&op.out(0).shape, 1);
+    let mut out = vec![0.0; x.len()];
+    for plane in 0..batch * channels {
+        let places: Vec<usize> = (plane * inner..(plane + 1) * inner).collect();
+        let (mean, inverse) = statistics(&x, &places, epsilon);
+        let (gamma, beta) = (factor(&gamma, plane % channels, 1.0), factor(&beta, plane % channels, 0.0));
+        places.iter().for_each(|&at| out[at] = ((f64::from(x[at]) - mean) * inverse * gamma + beta) as f32);
+    }
+    op.float_result(out)
+}
+
+/// The axes of a `layer_norm`, sorted.
+fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
+    let rank = op.ty("x")?.rank();
+    let Some(axes) = op.opt_ints("axes")? else { return Ok((0..rank).collect()) };
+    let mut axes = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
+    axes.sort_unstable();
+    Ok(axes)
+}
+
+fn layer_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    let x = op.floats("x")?;
+    let (gamma, beta) = (op.optional_floats("gamma")?, op.optional_floats("beta")?);
+    let epsilon = op.view.float("epsilon")?;
+    let (shape, axes) = (&op.out(0).shape, axes(&op.view)?);
+    let all = strides(shape);
+    let pick = |wanted: bool| -> (Vec<usize>, Vec<isize>) {
+        (0..shape.len())
+            .filter(|axis| axes.contains(axis) == wanted)
+            .map(|axis| (shape[axis], all[axis]))
+            .unzip()
+    };
+    let (inside, outside) = (pick(true), pick(false));
+    let mut out = vec![0.0; x.len()];
+    for start in offsets(&outside.0, &outside.1, 0) {
+        let places = offsets(&inside.0, &inside.1, start);
+        let (mean, inverse) = statistics(&x, &places, epsilon);
+        for (index, &at) in places.iter().enumerate() {
+            let unit = (f64::from(x[at]) - mean) * inverse;
+            out[at] = (unit * factor(&gamma, index, 1.0) + factor(&beta, index, 0.0)) as f32;
+        }
+    }
+    op.float_result(out)
+}
+
+fn constants(op: &OpView, plan: &Lowering, input: &str) -> Result<Option<Vec<f32>>, Error> {
+    op.get(input).map(|id| plan.constant_floats(id)).transpose()
+}
+
+fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let axes = axes(op)?;
+    let consecutive = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    let (Some(&first), Some(&last), true) = (axes.first(), axes.last(), consecutive) else {
+        return plan.by_reference(op, layer_norm);
+    };
+    let shape = &op.ty("x")?.shape;
+    let axis = AxisShape {
+        outer: shape[..first].iter().product(),
+        axis: shape[first..=last].iter().product(),
+        inner: shape[last + 1..].iter().product(),
+    };
+    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
+    let epsilon = op.float("epsilon")? as f32;
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        let params = NormParams {
+            gamma: gamma.as_deref(),
+            beta: beta.as_deref(),
+            epsilon,
+            activation: Activation::Identity,
+        };
+        kernels::layer_norm(&axis, io.floats[0], &params, io.out[0]);
+        Ok(())
+    })
+}
+
+fn lower_batch_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let [outer, axis, inner] = around(&op.ty("x")?.shape, 1);
+    let mean = plan.constant_floats(op.value("mean")?)?;
+    let variance = plan.constant_floats(op.value("variance")?)?;
+    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
+    let epsilon = op.float("epsilon")? as f32;
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        let params = NormParams {
+            gamma: gamma.as_deref(),
+            beta: beta.as_deref(),
+            epsilon,
+            activation: Activation::Identity,
+        };
+        kernels::batch_norm(
+            &AxisShape { outer, axis, inner },
+            io.floats[0],
+            &mean,
+            &variance,
+            &params,
+            io.out[0],
+        );
+        Ok(())
+    })
+}

@@ -1,0 +1,119 @@
+//! Reductions.
+
+use kernels::{AxisShape, ReduceOp};
+use mil::OpView;
+
+use super::{Binding, around, offsets, strides};
+use crate::backend::holds_floats;
+use crate::cpu::Lowering;
+use crate::reference::Operands;
+use crate::{Data, Error, Tensor};
+
+type Fold = fn(&mut dyn Iterator<Item = f64>) -> f64;
+
+macro_rules! reduction {
+    ($name:literal, $fold:expr, $kernel:expr) => {
+        Binding {
+            op: $name,
+            reference: |op| reduce(op, $fold),
+            lower: |op, plan| lower(op, plan, $kernel, |op| reduce(op, $fold)),
+        }
+    };
+}
+
+pub(super) static BINDINGS: &[Binding] = &[
+    Binding { op: "reduce_argmax", reference: argmax, lower: |op, plan| plan.by_reference(op, argmax) },
+    Binding { op: "reduce_argmin", reference: argmin, lower: |op, plan| plan.by_reference(op, argmin) },
+    reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, f64::max), Some(ReduceOp::Max)),
+    reduction!("reduce_mean", mean, Some(ReduceOp::Mean)),
+    reduction!("reduce_min", |values| values.fold(f64::INFINITY, f64::min), Some(ReduceOp::Min)),
+    reduction!("reduce_prod", |values| values.product(), None),
+    reduction!("reduce_sum", |values| values.sum(), Some(ReduceOp::Sum)),
+    reduction!("reduce_sum_square", |values| values.map(|x| x * x).sum(), None),
+];
+
+fn mean(values: &mut dyn Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), x| (sum + x, count + 1.0));
+    sum / count
+}
+
+/// The axes of a reduction, sorted.
+fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
+    let rank = op.ty("x")?.rank();
+    let Some(axes) = op.opt_ints("axes")? else { return Ok((0..rank).collect()) };
+    let mut axes = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
+    axes.sort_unstable();
+    Ok(axes)
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    match tensor.data() {
+        Data::Float(values) => values.iter().map(|&x| x.into()).collect(),
+        Data::Int(values) => values.iter().map(|&x| x.into()).collect(),
+    }
+}
+
+fn reduce(op: &Operands, fold: Fold) -> Result<Vec<Tensor>, Error> {
+    let x = op.tensor("x")?;
+    let (shape, axes, x) = (x.shape().to_vec(), axes(&op.view)?, values(&x));
+    let all = strides(&shape);
+    let pick = |wanted: bool| -> (Vec<usize>, Vec<isize>) {
+        (0..shape.len())
+            .filter(|axis| axes.contains(axis) == wanted)
+            .map(|axis| (shape[axis], all[axis]))
+            .unzip()
+    };
+    let (inside, outside) = (pick(true), pick(false));
+    let reduced = offsets(&outside.0, &outside.1, 0)
+        .into_iter()
+        .map(|start| fold(&mut offsets(&inside.0, &inside.1, start).into_iter().map(|at| x[at])));
+    let data = match holds_floats(op.out(0).dtype) {
+        true => Data::Float(reduced.map(|x| x as f32).collect()),
+        false => Data::Int(reduced.map(|x| x as i32).collect()),
+    };
+    op.result(data)
+}
+
+fn lower(
+    op: &OpView,
+    plan: &mut Lowering,
+    kernel: Option<ReduceOp>,
+    reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
+) -> Result<(), Error> {
+    let (x, axes) = (op.ty("x")?, axes(op)?);
+    let consecutive = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    let (Some(kernel), Some(&first), Some(&last), true, true) =
+        (kernel, axes.first(), axes.last(), consecutive, holds_floats(x.dtype))
+    else {
+        return plan.by_reference(op, reference);
+    };
+    let shape = AxisShape {
+        outer: x.shape[..first].iter().product(),
+        axis: x.shape[first..=last].iter().product(),
+        inner: x.shape[last + 1..].iter().product(),
+    };
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
+        Ok(())
+    })
+}
+
+fn argmax(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    first_best(op, |x, best| x > best)
+}
+
+fn argmin(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    first_best(op, |x, best| x < best)
+}
+
+fn first_best(op: &Operands, better: fn(f64, f64) -> bool) -> Result<Vec<Tensor>, Error> {
+    let x = op.tensor("x")?;
+    let [outer, axis, inner] = around(x.shape(), op.view.axis(op.view.int("axis")?, x.shape().len())?);
+    let x = values(&x);
+    let starts = (0..outer).flat_map(|o| (0..inner).map(move |i| o * axis * inner + i));
+    let best = starts.map(|start| {
+        let at = |index: usize| x[start + index * inner];
+        (1..axis).fold(0, |best, index| if better(at(index), at(best)) { index } else { best }) as i32
+    });
+    op.result(Data::Int(best.collect()))
+}

@@ -1,0 +1,152 @@
+//! The reference backend: every op alone, naively, in the order of the function.
+
+use mil::{Arg, DType, Def, Function, OpView, TensorType, ValueId};
+
+use crate::backend::Executable;
+use crate::ops::{Binding, binding};
+use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor};
+
+/// Runs every op naively, with sums in `f64`, and keeps no more than the values still to be used.
+///
+/// Its only virtue is that it is plainly right: it is the oracle of every faster path.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
+        mil::verify(function)?;
+        let bindings = function
+            .ops()
+            .iter()
+            .map(|op| {
+                binding(op.def.name).ok_or_else(|| Error::Unsupported {
+                    backend: self.name(),
+                    op: function.view(op).label(),
+                    what: "the op has no definition".to_string(),
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let run = ReferenceRun { function: function.clone(), bindings, options: *options };
+        Ok(Model::new(function, Box::new(run)))
+    }
+}
+
+struct ReferenceRun {
+    function: Function,
+    bindings: Vec<&'static Binding>,
+    options: Options,
+}
+
+impl Executable for ReferenceRun {
+    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
+        let function = &self.function;
+        let mut values: Vec<Option<Tensor>> = vec![None; function.values().len()];
+        for (id, tensor) in function.inputs().iter().zip(inputs) {
+            values[id.index()] = Some((*tensor).clone());
+        }
+        let last_use = last_uses(function);
+        for (index, (op, binding)) in function.ops().iter().zip(&self.bindings).enumerate() {
+            let view = function.view(op);
+            let lookup = |id: ValueId| values[id.index()].clone();
+            let results = (binding.reference)(&Operands { view, lookup: &lookup })?;
+            for (&id, mut result) in op.outputs.iter().zip(results) {
+                debug_assert_eq!(result.shape(), function.value(id).ty.shape, "{}", view.label());
+                if self.options.arithmetic == Arithmetic::Declared
+                    && function.value(id).ty.dtype == DType::F16
+                {
+                    result.round_to_f16();
+                }
+                values[id.index()] = Some(result);
+            }
+            for &id in op.args.iter().flat_map(Arg::values) {
+                if last_use[id.index()] == Some(index) {
+                    values[id.index()] = None;
+                }
+            }
+        }
+        let output = |&id: &ValueId| match (&values[id.index()], &function.value(id).def) {
+            (Some(tensor), _) => Ok(tensor.clone()),
+            (None, Def::Const(constant)) => Tensor::of_constant(constant),
+            (None, _) => Err(mil::Error::Graph(format!("`{}` was not made", function.value(id).name)).into()),
+        };
+        function.outputs().iter().map(output).collect()
+    }
+
+    fn arena_bytes(&self) -> usize {
+        0
+    }
+
+    fn describe(&self) -> String {
+        mil::Program::new(self.function.clone()).to_string()
+    }
+}
+
+/// The op that uses each value last; `None` for values that are outputs.
+pub(crate) fn last_uses(function: &Function) -> Vec<Option<usize>> {
+    let mut last = vec![None; function.values().len()];
+    for (index, op) in function.ops().iter().enumerate() {
+        op.args.iter().flat_map(Arg::values).for_each(|id| last[id.index()] = Some(index));
+    }
+    function.outputs().iter().for_each(|id| last[id.index()] = None);
+    last
+}
+
+/// An op and the tensors bound to its inputs.
+pub(crate) struct Operands<'a> {
+    pub(crate) view: OpView<'a>,
+    pub(crate) lookup: &'a dyn Fn(ValueId) -> Option<Tensor>,
+}
+
+impl Operands<'_> {
+    /// The type of a result.
+    pub(crate) fn out(&self, index: usize) -> &TensorType {
+        &self.view.function().value(self.view.op().outputs[index]).ty
+    }
+
+    fn tensor_of(&self, id: ValueId) -> Result<Tensor, Error> {
+        match &self.view.function().value(id).def {
+            Def::Const(constant) => Tensor::of_constant(constant),
+            _ => (self.lookup)(id).ok_or_else(|| self.view.invalid("an input was not made").into()),
+        }
+    }
+
+    /// The tensor bound to a required input.
+    pub(crate) fn tensor(&self, input: &str) -> Result<Tensor, Error> {
+        self.tensor_of(self.view.value(input)?)
+    }
+
+    /// The tensor bound to an input, if any.
+    pub(crate) fn optional(&self, input: &str) -> Result<Option<Tensor>, Error> {
+        self.view.get(input).map(|id| self.tensor_of(id)).transpose()
+    }
+
+    /// The tensors bound to a variadic input.
+    pub(crate) fn list(&self, input: &str) -> Result<Vec<Tensor>, Error> {
+        self.view.arg(input).values().iter().map(|&id| self.tensor_of(id)).collect()
+    }
+
+    /// The floats bound to a required input.
+    pub(crate) fn floats(&self, input: &str) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensor(input)?;
+        tensor.into_f32().ok_or_else(|| self.view.invalid(format!("`{input}` must be floats")).into())
+    }
+
+    /// The floats bound to an input, if any.
+    pub(crate) fn optional_floats(&self, input: &str) -> Result<Option<Vec<f32>>, Error> {
+        Ok(self.optional(input)?.and_then(Tensor::into_f32))
+    }
+
+    /// The only result, of floats.
+    pub(crate) fn float_result(&self, values: Vec<f32>) -> Result<Vec<Tensor>, Error> {
+        Ok(vec![Tensor::from_f32(&self.out(0).shape, values)?])
+    }
+
+    /// The only result, with elements of `data`'s kind.
+    pub(crate) fn result(&self, data: Data) -> Result<Vec<Tensor>, Error> {
+        Ok(vec![Tensor::new(&self.out(0).shape, data)?])
+    }
+}
