@@ -324,11 +324,16 @@ impl SchedulerConfig {
     ///
     /// A number of steps, or a combination of fields, that the class cannot run.
     pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        let train = self.integer("num_train_timesteps");
+        let train = self.training_steps();
         if steps == 0 || steps > train {
             return Err(self.bad_steps(steps, format!("it must be from 1 to {train}, the steps of training")));
         }
         (self.entry.build)(self, steps)
+    }
+
+    /// The timesteps that the model was trained on.
+    pub fn training_steps(&self) -> usize {
+        self.integer("num_train_timesteps")
     }
 
     /// What the model predicts, by diffusers' name: `epsilon`, `v_prediction` or `sample`.

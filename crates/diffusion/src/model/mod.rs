@@ -1,0 +1,316 @@
+//! A whole model: text encoders, UNet, autoencoder and the rules that its files set.
+//!
+//! [`DiffusionModel::from_files`] reads one in the diffusers layout. What distinguishes one family from another (the
+//! latent scale, which text layer, whether an absent negative prompt is zeros) is decided here once, from the model's
+//! own configuration; the [`pipeline`](crate::pipeline) only follows.
+
+mod error;
+mod files;
+mod latent;
+
+use std::fmt;
+use std::sync::Arc;
+
+use mil::{Constant, DType, Def, Function, Weights};
+use serde_json::Value;
+
+pub use error::ModelError;
+pub use files::{FileError, ModelFiles};
+pub use latent::LatentFormat;
+
+use crate::arch::text_encoder::{self, Outputs};
+use crate::arch::{self, ArchError, Config, GraphOptions, unet, vae};
+use crate::scheduler::SchedulerConfig;
+use crate::tokenizer::Tokenizer;
+
+/// The folders of text encoders and their tokenizers, in the order in which their states are joined.
+const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+
+/// The key of `model_index.json` under which a model says what mixbit should take when the user does not say.
+const DEFAULTS: &str = "_mixbit";
+
+/// A model that can be run. Weights are referred to, not read.
+#[derive(Debug)]
+pub struct DiffusionModel {
+    /// The text encoders, in the order in which their states are joined.
+    pub text_encoders: Vec<TextEncoder>,
+    /// The denoising network: see [`unet::build`] for its inputs.
+    pub unet: Unet,
+    /// The autoencoder's decoder: see [`vae::build_decoder`].
+    pub decoder: Decoder,
+    /// The model's own scheduler.
+    pub scheduler: SchedulerConfig,
+    /// Whether the text states of an absent negative prompt are zeros, not those of an empty prompt.
+    pub zeros_for_absent_negative: bool,
+    /// What the model is best run with.
+    pub defaults: Defaults,
+}
+
+/// A text encoder and its tokenizer.
+#[derive(Debug)]
+pub struct TextEncoder {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The graph: see [`text_encoder::build`].
+    pub network: Network,
+    /// The name of the graph's output that the UNet attends to.
+    pub states: &'static str,
+}
+
+/// The denoising network.
+#[derive(Debug)]
+pub struct Unet {
+    /// The graph: see [`unet::build`].
+    pub network: Network,
+    /// How many numbers `time_ids` has for each image, if the network takes them.
+    pub time_ids: Option<usize>,
+    /// Whether the network is told the guidance scale (`timestep_cond`) and needs no second evaluation for it.
+    pub takes_guidance: bool,
+}
+
+/// The autoencoder's decoder.
+#[derive(Debug)]
+pub struct Decoder {
+    /// The graph: see [`vae::build_decoder`].
+    pub network: Network,
+    /// How its latents relate to the UNet's.
+    pub latent: LatentFormat,
+    /// Whether it needs `fp32` where the rest is run in `fp16`.
+    pub force_upcast: bool,
+}
+
+/// What a model is best run with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// Width and height in pixels.
+    pub size: [usize; 2],
+    /// Inference steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance_scale: f32,
+}
+
+type Build = dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync;
+
+/// One of a model's networks: a graph for any size.
+pub struct Network {
+    component: String,
+    build: Box<Build>,
+}
+
+impl Network {
+    /// A network that is built by a function; `component` is the folder that it comes from, for messages.
+    pub fn new(
+        component: impl Into<String>,
+        build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
+    ) -> Self {
+        Network { component: component.into(), build: Box::new(build) }
+    }
+
+    /// The folder that the network comes from.
+    pub fn component(&self) -> &str {
+        &self.component
+    }
+
+    /// The graph for one size.
+    ///
+    /// # Errors
+    /// A missing or misshapen weight, or options that the network does not fit; with the component's name.
+    pub fn graph(&self, options: &GraphOptions) -> Result<Function, ModelError> {
+        (self.build)(options)
+            .map_err(|source| ModelError::Network { component: self.component.clone(), source })
+    }
+
+    /// The name of the first weight of a graph that holds an infinity or a NaN.
+    ///
+    /// Every weight is read: this is for saying why a result is not finite.
+    pub fn not_finite_weight(graph: &Function) -> Option<String> {
+        graph.values().iter().find_map(|value| match &value.def {
+            Def::Const(Constant::Weight(weight)) => {
+                let weight = weight.cast(DType::F32);
+                let bytes = weight.read().ok()?;
+                let mut values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                values.any(|value| !value.is_finite()).then(|| weight.name().to_string())
+            }
+            _ => None,
+        })
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Network({})", self.component)
+    }
+}
+
+impl DiffusionModel {
+    /// Reads a model in the diffusers layout: its configurations and tokenizers, and the names of its weights.
+    ///
+    /// # Errors
+    /// [`ModelError`] with the component, the file or the field that is missing, malformed or not supported.
+    pub fn from_files(files: &dyn ModelFiles) -> Result<Self, ModelError> {
+        let pipeline_error =
+            |what: &str| ModelError::Pipeline { class: files.class().to_string(), what: what.to_string() };
+        for needed in ["unet", "vae", "scheduler"] {
+            if files.component(needed).is_none() {
+                return Err(pipeline_error(&format!("it has no `{needed}`")));
+            }
+        }
+        let Config::Unet(unet_config) = config(files, "unet")? else {
+            return Err(pipeline_error("its `unet` is not a UNet2DConditionModel"));
+        };
+        let Config::Vae(vae_config) = config(files, "vae")? else {
+            return Err(pipeline_error("its `vae` is not an AutoencoderKL"));
+        };
+        if unet_config.in_channels != vae_config.latent_channels {
+            return Err(pipeline_error(&format!(
+                "its UNet takes {} channels and its autoencoder makes {}: inpainting, depth and editing models take \
+                 an image beside the prompt",
+                unet_config.in_channels, vae_config.latent_channels
+            )));
+        }
+        if unet_config.class_labels.is_some() {
+            return Err(pipeline_error("its UNet takes `class_labels`, which text to image does not have"));
+        }
+        let takes_sizes = matches!(unet_config.addition, Some(unet::Addition::TextTime { .. }));
+        let (text_encoders, pooled) = text_encoders(files, takes_sizes)?;
+        let pooled = pooled.ok_or_else(|| pipeline_error("it has no text encoder"))?;
+        let time_ids = unet_config
+            .time_id_count(pooled)
+            .map_err(|source| ModelError::Network { component: "unet".to_string(), source })?;
+        let scheduler = json(files, "scheduler", "scheduler_config.json")?;
+        let latent = LatentFormat::of(&vae_config);
+        Ok(DiffusionModel {
+            defaults: defaults(files, &unet_config, &latent)?,
+            text_encoders,
+            unet: Unet {
+                time_ids,
+                takes_guidance: unet_config.time.condition.is_some(),
+                network: unet_network(*unet_config, weights(files, "unet")?),
+            },
+            decoder: Decoder {
+                latent,
+                force_upcast: vae_config.force_upcast,
+                network: decoder_network(vae_config, weights(files, "vae")?),
+            },
+            scheduler: SchedulerConfig::from_json(&scheduler)?,
+            zeros_for_absent_negative: takes_sizes
+                && files.option("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true),
+        })
+    }
+}
+
+fn unet_network(config: unet::Config, weights: Arc<dyn Weights>) -> Network {
+    Network::new("unet", move |options| unet::build(&config, &*weights, options))
+}
+
+fn decoder_network(config: vae::Config, weights: Arc<dyn Weights>) -> Network {
+    Network::new("vae", move |options| vae::build_decoder(&config, &*weights, options))
+}
+
+/// The text encoders that the model has, and the channels of the last one's pooled output.
+fn text_encoders(
+    files: &dyn ModelFiles,
+    takes_sizes: bool,
+) -> Result<(Vec<TextEncoder>, Option<usize>), ModelError> {
+    let (mut encoders, mut pooled) = (Vec::new(), None);
+    let present = TEXT_ENCODERS.iter().filter(|(component, _)| files.component(component).is_some());
+    let last = present.clone().count().saturating_sub(1);
+    for (index, &(component, tokenizer)) in present.enumerate() {
+        let Config::TextEncoder(config) = config(files, component)? else {
+            let what = format!("its `{component}` is not a CLIP text encoder");
+            return Err(ModelError::Pipeline { class: files.class().to_string(), what });
+        };
+        let tokenizer = read_tokenizer(files, tokenizer)?;
+        let (ids, rows) = (tokenizer.vocabulary_size(), config.vocab_size);
+        if ids > rows {
+            let what = format!(
+                "its tokenizer makes {ids} ids and the text encoder has {rows} embeddings: they are of different models"
+            );
+            return Err(ModelError::Mismatch { component: component.to_string(), what });
+        }
+        // The networks that take sizes are conditioned on the last layer but one, and on the last encoder's pooled text.
+        let layer = if takes_sizes { Outputs::PENULTIMATE } else { Outputs::LAST };
+        let outputs = Outputs { pooled: takes_sizes && index == last, ..layer };
+        pooled = Some(config.projection_dim.unwrap_or(config.hidden_size));
+        let weights = weights(files, component)?;
+        let build = move |options: &GraphOptions| text_encoder::build(&config, &*weights, options, outputs);
+        encoders.push(TextEncoder {
+            tokenizer,
+            network: Network::new(component, build),
+            states: outputs.hidden_name(),
+        });
+    }
+    Ok((encoders, pooled))
+}
+
+fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<Tokenizer, ModelError> {
+    let read = |file| files.text(component, file).map_err(ModelError::File);
+    let [vocab, merges, tokenizer, config, special_tokens_map, added_tokens] = [
+        read("vocab.json")?,
+        read("merges.txt")?,
+        read("tokenizer.json")?,
+        read("tokenizer_config.json")?,
+        read("special_tokens_map.json")?,
+        read("added_tokens.json")?,
+    ];
+    let contents = crate::tokenizer::TokenizerFiles {
+        vocab: vocab.as_deref(),
+        merges: merges.as_deref(),
+        tokenizer: tokenizer.as_deref(),
+        config: config.as_deref(),
+        special_tokens_map: special_tokens_map.as_deref(),
+        added_tokens: added_tokens.as_deref(),
+    };
+    Tokenizer::new(&contents)
+        .map_err(|source| ModelError::Tokenizer { component: component.to_string(), source })
+}
+
+fn json(files: &dyn ModelFiles, component: &str, file: &str) -> Result<Value, ModelError> {
+    files.json(component, file).map_err(ModelError::File)
+}
+
+fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, ModelError> {
+    files.weights(component).map_err(ModelError::File)
+}
+
+/// A component's configuration, read as its class asks.
+fn config(files: &dyn ModelFiles, component: &str) -> Result<Config, ModelError> {
+    let network = |source| ModelError::Network { component: component.to_string(), source };
+    let architecture = arch::lookup(files.component(component).unwrap_or_default()).map_err(network)?;
+    architecture.config(&json(files, component, "config.json")?).map_err(network)
+}
+
+fn defaults(
+    files: &dyn ModelFiles,
+    unet: &unet::Config,
+    latent: &LatentFormat,
+) -> Result<Defaults, ModelError> {
+    let [height, width] = unet.sample_size.unwrap_or([64, 64]);
+    let mut defaults = Defaults {
+        size: [width * latent.scale, height * latent.scale],
+        steps: Defaults::STEPS,
+        guidance_scale: Defaults::GUIDANCE_SCALE,
+    };
+    let Some(chosen) = files.option(DEFAULTS) else { return Ok(defaults) };
+    let wrong = |field: &str| ModelError::Pipeline {
+        class: files.class().to_string(),
+        what: format!("`{DEFAULTS}.{field}` in model_index.json must be a positive number"),
+    };
+    if let Some(steps) = chosen.get("steps") {
+        let steps = steps.as_u64().and_then(|steps| usize::try_from(steps).ok());
+        defaults.steps = steps.filter(|&steps| steps > 0).ok_or_else(|| wrong("steps"))?;
+    }
+    if let Some(scale) = chosen.get("guidance_scale") {
+        let scale = scale.as_f64().filter(|scale| scale.is_finite() && *scale > 0.0);
+        defaults.guidance_scale = scale.ok_or_else(|| wrong("guidance_scale"))? as f32;
+    }
+    Ok(defaults)
+}
+
+impl Defaults {
+    /// Steps for a model that does not say.
+    pub const STEPS: usize = 25;
+    /// The guidance scale for a model that does not say.
+    pub const GUIDANCE_SCALE: f32 = 7.5;
+}

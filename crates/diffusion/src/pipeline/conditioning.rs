@@ -1,0 +1,271 @@
+//! What the UNet is told besides the latents: text states, sizes, guidance.
+
+use engine::{Backend, Tensor};
+
+use super::{PipelineError, Request, compile, engine_error, floats, graph_options, guidance, tensor};
+use crate::arch::GraphOptions;
+use crate::model::{DiffusionModel, TextEncoder};
+
+/// The prompts. Stable Diffusion XL has two text encoders, which may be given different ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// What to draw.
+    pub prompt: String,
+    /// The second text encoder's prompt, if it is another.
+    pub prompt_2: Option<String>,
+    /// What not to draw. Absent is not the same as empty: see
+    /// [`zeros_for_absent_negative`](DiffusionModel::zeros_for_absent_negative).
+    pub negative_prompt: Option<String>,
+    /// The second text encoder's negative prompt, if it is another.
+    pub negative_prompt_2: Option<String>,
+}
+
+impl Text {
+    /// A prompt, and nothing that is not to be drawn.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Text { prompt: prompt.into(), ..Text::default() }
+    }
+
+    /// The prompt for a component.
+    fn positive(&self, component: &str) -> &str {
+        match (&self.prompt_2, component) {
+            (Some(prompt), SECOND) => prompt,
+            _ => &self.prompt,
+        }
+    }
+
+    /// The negative prompt for a component.
+    fn negative(&self, component: &str) -> &str {
+        match (&self.negative_prompt_2, component) {
+            (Some(prompt), SECOND) => prompt,
+            _ => self.negative_prompt.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// The component that the second prompts are for.
+const SECOND: &str = "text_encoder_2";
+
+/// The sizes and scores that Stable Diffusion XL's networks are told (section 2.2 of arXiv 2307.01952). All are pixels,
+/// height before width and top before left; a size that is absent is the image's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MicroConditioning {
+    /// The size that the image is to look as if it had been scaled from.
+    pub original_size: Option<[usize; 2]>,
+    /// Where the image is to look as if it had been cropped.
+    pub crop: [usize; 2],
+    /// The size that the image is to look as if it had.
+    pub target_size: Option<[usize; 2]>,
+    /// The same for the negative prompt.
+    pub negative_original_size: Option<[usize; 2]>,
+    /// The same for the negative prompt; counts only where the two negative sizes are given, or for a refiner.
+    pub negative_crop: [usize; 2],
+    /// The same for the negative prompt.
+    pub negative_target_size: Option<[usize; 2]>,
+    /// The score of refiners, 1 to 10.
+    pub aesthetic_score: f32,
+    /// The score of refiners for the negative prompt.
+    pub negative_aesthetic_score: f32,
+}
+
+impl Default for MicroConditioning {
+    fn default() -> Self {
+        MicroConditioning {
+            original_size: None,
+            crop: [0, 0],
+            target_size: None,
+            negative_original_size: None,
+            negative_crop: [0, 0],
+            negative_target_size: None,
+            aesthetic_score: 6.0,
+            negative_aesthetic_score: 2.5,
+        }
+    }
+}
+
+impl MicroConditioning {
+    /// The time ids of the prompt and of the negative prompt for an image of `size` (height, width): six of a base
+    /// model, or five of a refiner, which has a score in place of the target size.
+    fn time_ids(&self, count: usize, size: [usize; 2]) -> Option<[Vec<f32>; 2]> {
+        let original = self.original_size.unwrap_or(size);
+        let target = self.target_size.unwrap_or(size);
+        let floats = |pairs: &[[usize; 2]]| pairs.iter().flatten().map(|&v| v as f32).collect::<Vec<f32>>();
+        match count {
+            6 => {
+                let positive = floats(&[original, self.crop, target]);
+                let negative = match (self.negative_original_size, self.negative_target_size) {
+                    (Some(original), Some(target)) => floats(&[original, self.negative_crop, target]),
+                    _ => positive.clone(),
+                };
+                Some([positive, negative])
+            }
+            5 => {
+                let ids = |original, crop, score| [floats(&[original, crop]), vec![score]].concat();
+                let negative_original = self.negative_original_size.unwrap_or(original);
+                Some([
+                    ids(original, self.crop, self.aesthetic_score),
+                    ids(negative_original, self.negative_crop, self.negative_aesthetic_score),
+                ])
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The end of a prompt that a text encoder did not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DroppedWords {
+    /// The text encoder's folder.
+    pub component: String,
+    /// Whether the prompt is the negative one.
+    pub negative: bool,
+    /// The words.
+    pub words: String,
+}
+
+/// The text of one prompt as the UNet sees it.
+#[derive(Default)]
+struct TextStates {
+    /// (channels, tokens), the encoders' channels one after another.
+    states: Vec<f32>,
+    /// The last encoder's pooled output, if the model takes it.
+    pooled: Vec<f32>,
+}
+
+/// The UNet's inputs that are the same in every step.
+pub(super) struct Conditioning {
+    /// Samples in each evaluation: 2 with guidance, the negative prompt's before the prompt's.
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
+    pub(super) dropped: Vec<DroppedWords>,
+    /// The inputs by name.
+    pub(super) inputs: Vec<(&'static str, Tensor)>,
+}
+
+impl Conditioning {
+    /// Encodes the prompts of a request.
+    pub(super) fn encode(
+        model: &DiffusionModel,
+        backend: &dyn Backend,
+        request: &Request,
+    ) -> Result<Self, PipelineError> {
+        let guided = request.guidance_scale > 1.0 && !model.unet.takes_guidance;
+        let negative_is_zero = model.zeros_for_absent_negative && request.text.negative_prompt.is_none();
+        let (mut positive, mut negative) = (TextStates::default(), TextStates::default());
+        let (mut dropped, mut tokens) = (Vec::new(), None);
+        for encoder in &model.text_encoders {
+            let component = encoder.network.component();
+            let length = encoder.tokenizer.length();
+            if *tokens.get_or_insert(length) != length {
+                let what = format!("it takes {length} tokens, and the text encoder before it another number");
+                return Err(PipelineError::Mismatch { network: component.to_string(), what });
+            }
+            let mut runner = EncoderRun::new(encoder, model, backend, request)?;
+            let mut encode = |prompt: &str, is_negative, to: &mut TextStates| {
+                let words = runner.encode(prompt, to)?;
+                let component = component.to_string();
+                dropped.extend(words.map(|words| DroppedWords { component, negative: is_negative, words }));
+                Ok::<(), PipelineError>(())
+            };
+            encode(request.text.positive(component), false, &mut positive)?;
+            if guided && !negative_is_zero {
+                encode(request.text.negative(component), true, &mut negative)?;
+            }
+        }
+        if negative_is_zero {
+            negative.states = vec![0.0; positive.states.len()];
+            negative.pooled = vec![0.0; positive.pooled.len()];
+        }
+        let tokens = tokens.unwrap_or(1);
+        let batch = if guided { 2 } else { 1 };
+        let samples = if guided { vec![&negative, &positive] } else { vec![&positive] };
+        let joined =
+            |part: fn(&TextStates) -> &[f32]| samples.iter().flat_map(|s| part(s)).copied().collect();
+        let channels = positive.states.len() / tokens;
+        let states = tensor(&[batch, channels, 1, tokens], joined(|states| &states.states))?;
+        let mut inputs = vec![("encoder_hidden_states", states)];
+        if let Some(count) = model.unet.time_ids {
+            let pooled = tensor(&[batch, positive.pooled.len()], joined(|states| &states.pooled))?;
+            inputs.push(("text_embeds", pooled));
+            let size = [request.size[1], request.size[0]];
+            let [positive, negative] =
+                request.micro.time_ids(count, size).ok_or_else(|| PipelineError::Mismatch {
+                    network: model.unet.network.component().to_string(),
+                    what: format!("it takes {count} time ids; base models take 6 and refiners 5"),
+                })?;
+            let ids = if guided { [negative, positive].concat() } else { positive };
+            inputs.push(("time_ids", tensor(&[batch, count], ids)?));
+        }
+        Ok(Conditioning { batch, tokens, dropped, inputs })
+    }
+
+    /// Fits the inputs to those that the compiled UNet declares.
+    pub(super) fn fit(&mut self, unet: &engine::Model, request: &Request) -> Result<(), PipelineError> {
+        let mismatch = |what| PipelineError::Mismatch { network: "unet".to_string(), what };
+        self.inputs.retain(|(name, _)| unet.inputs().iter().any(|input| input.name == *name));
+        for input in unet.inputs() {
+            let shape = &input.ty.shape;
+            match (input.name.as_str(), self.inputs.iter().find(|(name, _)| *name == input.name)) {
+                ("sample" | "timestep", _) => {}
+                ("timestep_cond", _) => {
+                    let one = guidance::embedding(request.guidance_scale, shape[1]);
+                    self.inputs.push(("timestep_cond", tensor(shape, one.repeat(shape[0]))?));
+                }
+                (name, None) => {
+                    return Err(mismatch(format!("it takes `{name}`, which text to image does not have")));
+                }
+                (name, Some((_, given))) if given.shape() != shape => {
+                    return Err(mismatch(format!(
+                        "it takes `{name}` of shape {shape:?}, and the text encoders give {:?}: they are of different models",
+                        given.shape()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text encoder that is ready to run.
+struct EncoderRun<'m> {
+    encoder: &'m TextEncoder,
+    network: engine::Model,
+}
+
+impl<'m> EncoderRun<'m> {
+    fn new(
+        encoder: &'m TextEncoder,
+        model: &DiffusionModel,
+        backend: &dyn Backend,
+        request: &Request,
+    ) -> Result<Self, PipelineError> {
+        let options = GraphOptions {
+            tokens: encoder.tokenizer.length(),
+            ..graph_options(model, request, request.precision)
+        };
+        let graph = encoder.network.graph(&options)?;
+        Ok(EncoderRun { encoder, network: compile(&encoder.network, backend, &graph, request.precision)? })
+    }
+
+    /// Appends a prompt's states, and gives the words that did not fit.
+    fn encode(&mut self, prompt: &str, to: &mut TextStates) -> Result<Option<String>, PipelineError> {
+        let encoding = self.encoder.tokenizer.encode(prompt).map_err(PipelineError::Prompt)?;
+        let ids = encoding.ids.iter().map(|&id| id as f32).collect();
+        let ids = tensor(&[1, encoding.ids.len()], ids)?;
+        let network = &self.encoder.network;
+        let results =
+            self.network.run(&[("input_ids", &ids)]).map_err(|source| engine_error(network, source))?;
+        let states = floats(&results, &self.network, network, self.encoder.states)?;
+        let tokens = encoding.ids.len();
+        let channels = states.len() / tokens;
+        to.states.extend((0..states.len()).map(|at| states[at % tokens * channels + at / tokens]));
+        if self.network.output_index(POOLED).is_some() {
+            to.pooled = floats(&results, &self.network, network, POOLED)?.to_vec();
+        }
+        Ok(encoding.dropped)
+    }
+}
+
+/// The output with the pooled text.
+const POOLED: &str = "pooled_outputs";

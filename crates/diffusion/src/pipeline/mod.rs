@@ -1,0 +1,338 @@
+//! Text to image: prompts to text states, the denoising loop with classifier-free guidance, latents to pixels.
+//!
+//! ```no_run
+//! # fn files() -> Box<dyn diffusion::model::ModelFiles> { unimplemented!() }
+//! use std::ops::ControlFlow;
+//!
+//! use diffusion::{model::DiffusionModel, pipeline::{Pipeline, Request, Start, Text}, random::random_source};
+//!
+//! let model = DiffusionModel::from_files(&*files())?;
+//! let backend = engine::Cpu::new(None)?;
+//! let request = Request::new(&model, Text::new("a red circle"));
+//! let mut pipeline = Pipeline::new(&model, &backend, request)?;
+//! let mut noise = random_source("torch")?.seeded(93)?;
+//! let latents = pipeline.denoise(Start::Noise, &mut *noise, &mut |_| ControlFlow::Continue(()))?;
+//! let pixels: Vec<u8> = pipeline.decode(&latents)?.to_rgb8();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The results are those of diffusers' pipelines. A pipeline makes one image at a time: image by image, each from its own
+//! random source, a batch is the images that its seeds give alone.
+
+mod conditioning;
+mod error;
+mod guidance;
+mod image;
+mod start;
+
+use std::ops::ControlFlow;
+
+use engine::{Arithmetic, Backend, Options, Tensor};
+use mil::DType;
+
+pub use conditioning::{DroppedWords, MicroConditioning, Text};
+pub use error::PipelineError;
+pub use image::Image;
+pub use start::Start;
+
+use crate::arch::GraphOptions;
+use crate::model::{Decoder, DiffusionModel, Network};
+use crate::random::NoiseSource;
+use crate::scheduler::{Scheduler, SchedulerConfig, StepInput};
+use conditioning::Conditioning;
+
+/// The largest width and height in pixels.
+pub const MAX_SIZE: usize = 8192;
+
+/// What to compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Every number in `fp32`.
+    #[default]
+    F32,
+    /// Graphs of `fp16`, every result rounded to it, as a Core ML device computes. An autoencoder that asks for `fp32`
+    /// gets it.
+    F16,
+}
+
+/// What to draw.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompts.
+    pub text: Text,
+    /// Width and height in pixels, multiples of the latent scale, 8.
+    pub size: [usize; 2],
+    /// Inference steps.
+    pub steps: usize,
+    /// The scale of classifier-free guidance; up to 1 there is none and the negative prompt does not count.
+    pub guidance_scale: f32,
+    /// How far the guided prediction is brought back to the deviation of the unguided one (arXiv 2305.08891), 0 to 1.
+    pub guidance_rescale: f32,
+    /// The scheduler.
+    pub scheduler: SchedulerConfig,
+    /// The sizes that the networks of Stable Diffusion XL are told.
+    pub micro: MicroConditioning,
+    /// What to compute in.
+    pub precision: Precision,
+}
+
+impl Request {
+    /// The model's own defaults.
+    pub fn new(model: &DiffusionModel, text: Text) -> Self {
+        Request {
+            text,
+            size: model.defaults.size,
+            steps: model.defaults.steps,
+            guidance_scale: model.defaults.guidance_scale,
+            guidance_rescale: 0.0,
+            scheduler: model.scheduler.clone(),
+            micro: MicroConditioning::default(),
+            precision: Precision::default(),
+        }
+    }
+
+    fn check(&self, model: &DiffusionModel) -> Result<(), PipelineError> {
+        let option = |option, what: String| Err(PipelineError::Option { option, what });
+        let scale = model.decoder.latent.scale;
+        for (name, extent) in [("width", self.size[0]), ("height", self.size[1])] {
+            if !(1..=MAX_SIZE).contains(&extent) || !extent.is_multiple_of(scale) {
+                let below = (extent / scale * scale).clamp(scale, MAX_SIZE);
+                let what =
+                    format!("must be a multiple of {scale} up to {MAX_SIZE}, not {extent}; try {below}");
+                return option(name, what);
+            }
+        }
+        if !self.guidance_scale.is_finite() {
+            return option("guidance scale", format!("must be finite, not {}", self.guidance_scale));
+        }
+        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+            return option("guidance rescale", format!("must be 0 to 1, not {}", self.guidance_rescale));
+        }
+        Ok(())
+    }
+}
+
+/// Where a run is, after each evaluation of the UNet.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Evaluations done.
+    pub done: usize,
+    /// Evaluations of the run. Some schedulers need more than one for a step.
+    pub total: usize,
+    /// The timestep of the evaluation.
+    pub timestep: f64,
+    /// The clean latents that it predicts (channels, height, width), for [`Pipeline::decode`].
+    pub predicted: &'a [f32],
+}
+
+/// A model that is ready to draw one request.
+pub struct Pipeline<'m> {
+    model: &'m DiffusionModel,
+    backend: &'m dyn Backend,
+    request: Request,
+    unet: engine::Model,
+    conditioning: Conditioning,
+    decoder: Option<engine::Model>,
+}
+
+impl<'m> Pipeline<'m> {
+    /// Encodes the prompts and prepares the UNet.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the request or the model can't be run.
+    pub fn new(
+        model: &'m DiffusionModel,
+        backend: &'m dyn Backend,
+        request: Request,
+    ) -> Result<Self, PipelineError> {
+        request.check(model)?;
+        request.scheduler.build(request.steps)?;
+        let conditioning = Conditioning::encode(model, backend, &request)?;
+        let options = GraphOptions {
+            batch: conditioning.batch,
+            tokens: conditioning.tokens,
+            time_ids: model.unet.time_ids.unwrap_or_default(),
+            ..graph_options(model, &request, request.precision)
+        };
+        let graph = model.unet.network.graph(&options)?;
+        let unet = compile(&model.unet.network, backend, &graph, request.precision)?;
+        let mut conditioning = conditioning;
+        conditioning.fit(&unet, &request)?;
+        Ok(Pipeline { model, backend, request, unet, conditioning, decoder: None })
+    }
+
+    /// What of the prompts did not fit the text encoders.
+    pub fn dropped(&self) -> &[DroppedWords] {
+        &self.conditioning.dropped
+    }
+
+    /// Channels, height and width of the latents.
+    pub fn latent_shape(&self) -> [usize; 3] {
+        let latent = &self.model.decoder.latent;
+        let [width, height] = self.request.size;
+        [latent.channels, height / latent.scale, width / latent.scale]
+    }
+
+    /// Evaluations of the UNet in a run from noise.
+    ///
+    /// # Errors
+    /// If the scheduler can't be built.
+    pub fn evaluations(&self) -> Result<usize, PipelineError> {
+        Ok(self.request.scheduler.build(self.request.steps)?.timesteps().len())
+    }
+
+    /// Draws one image: from `start` to its final latents (channels, height, width).
+    ///
+    /// `noise` gives the starting noise first, then what the scheduler asks for. `on_step` is called after every
+    /// evaluation and may stop the run.
+    ///
+    /// # Errors
+    /// [`PipelineError::Stopped`] if `on_step` said so; [`PipelineError::NotFinite`] if a prediction is not a number.
+    pub fn denoise(
+        &mut self,
+        start: Start<'_>,
+        noise: &mut dyn NoiseSource,
+        on_step: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>, PipelineError> {
+        let mut scheduler = self.request.scheduler.build(self.request.steps)?;
+        let count = self.latent_shape().iter().product();
+        let (first, mut sample) = start.begin(&*scheduler, &self.request, count, noise)?;
+        let total = scheduler.timesteps().len();
+        for index in first..total {
+            let timestep = scheduler.timesteps()[index];
+            let model_output = self.predict(&*scheduler, &sample, index)?;
+            let step = StepInput { index, model_output: &model_output, sample: &sample, images: 1 };
+            let output = scheduler.step(step, noise);
+            sample = output.previous;
+            let (done, total) = (index + 1 - first, total - first);
+            let progress = Progress { done, total, timestep, predicted: &output.original };
+            if on_step(&progress).is_break() {
+                return Err(PipelineError::Stopped { done, total });
+            }
+        }
+        self.check_finite(&self.model.unet.network, &sample)?;
+        Ok(sample)
+    }
+
+    /// The guided prediction for a sample.
+    fn predict(
+        &mut self,
+        scheduler: &dyn Scheduler,
+        sample: &[f32],
+        index: usize,
+    ) -> Result<Vec<f32>, PipelineError> {
+        let input = scheduler.scale_model_input(sample, index);
+        let batch = self.conditioning.batch;
+        let [channels, height, width] = self.latent_shape();
+        let sample_tensor = tensor(&[batch, channels, height, width], input.repeat(batch))?;
+        let timestep = tensor(&[batch], vec![scheduler.timesteps()[index] as f32; batch])?;
+        let mut inputs = vec![("sample", &sample_tensor), ("timestep", &timestep)];
+        inputs.extend(self.conditioning.inputs.iter().map(|(name, value)| (*name, value)));
+        let network = &self.model.unet.network;
+        let prediction = run(&mut self.unet, network, &inputs, "noise_pred")?;
+        self.check_finite(network, &prediction)?;
+        Ok(match batch {
+            2 => guidance::guide(&prediction, self.request.guidance_scale, self.request.guidance_rescale),
+            _ => prediction,
+        })
+    }
+
+    /// Decodes latents (channels, height, width).
+    ///
+    /// # Errors
+    /// If the decoder can't be built, or [`PipelineError::NotFinite`].
+    pub fn decode(&mut self, latents: &[f32]) -> Result<Image, PipelineError> {
+        let Decoder { network, latent, force_upcast } = &self.model.decoder;
+        let precision = if *force_upcast { Precision::F32 } else { self.request.precision };
+        let mut decoder = match self.decoder.take() {
+            Some(decoder) => decoder,
+            None => {
+                let graph = network.graph(&graph_options(self.model, &self.request, precision))?;
+                compile(network, self.backend, &graph, precision)?
+            }
+        };
+        let [channels, height, width] = self.latent_shape();
+        let z = tensor(&[1, channels, height, width], latent.to_decoder(latents))?;
+        let values = run(&mut decoder, network, &[("z", &z)], "image")?;
+        self.decoder = Some(decoder);
+        self.check_finite(network, &values)?;
+        Ok(Image::new(self.request.size, values))
+    }
+
+    fn check_finite(&self, network: &Network, values: &[f32]) -> Result<(), PipelineError> {
+        if values.iter().all(|value| value.is_finite()) {
+            return Ok(());
+        }
+        let graph = network.graph(&graph_options(self.model, &self.request, self.request.precision))?;
+        Err(PipelineError::NotFinite {
+            network: network.component().to_string(),
+            weight: Network::not_finite_weight(&graph),
+        })
+    }
+}
+
+fn graph_options(model: &DiffusionModel, request: &Request, precision: Precision) -> GraphOptions {
+    let scale = model.decoder.latent.scale;
+    GraphOptions {
+        height: request.size[1] / scale,
+        width: request.size[0] / scale,
+        dtype: precision.dtype(),
+        ..GraphOptions::default()
+    }
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+        }
+    }
+
+    fn engine_options(self) -> Options {
+        let arithmetic = match self {
+            Precision::F32 => Arithmetic::Wide,
+            Precision::F16 => Arithmetic::Declared,
+        };
+        Options { arithmetic }
+    }
+}
+
+fn compile(
+    network: &Network,
+    backend: &dyn Backend,
+    graph: &mil::Function,
+    precision: Precision,
+) -> Result<engine::Model, PipelineError> {
+    backend.compile(graph, &precision.engine_options()).map_err(|source| engine_error(network, source))
+}
+
+fn engine_error(network: &Network, source: engine::Error) -> PipelineError {
+    PipelineError::Engine { network: network.component().to_string(), source }
+}
+
+/// Runs a network for one of its outputs.
+fn run(
+    model: &mut engine::Model,
+    network: &Network,
+    inputs: &[(&str, &Tensor)],
+    output: &'static str,
+) -> Result<Vec<f32>, PipelineError> {
+    let results = model.run(inputs).map_err(|source| engine_error(network, source))?;
+    Ok(floats(&results, model, network, output)?.to_vec())
+}
+
+/// One of the outputs among the results of a run.
+fn floats<'r>(
+    results: &'r [Tensor],
+    model: &engine::Model,
+    network: &Network,
+    output: &'static str,
+) -> Result<&'r [f32], PipelineError> {
+    let found = model.output_index(output).and_then(|index| results[index].as_f32());
+    found.ok_or_else(|| PipelineError::Output { network: network.component().to_string(), output })
+}
+
+fn tensor(shape: &[usize], values: Vec<f32>) -> Result<Tensor, PipelineError> {
+    Tensor::from_f32(shape, values).map_err(PipelineError::Tensor)
+}
