@@ -1,0 +1,8 @@
+//! What the `mixbit` binary is made of.
+//!
+//! - [`model`] finds models: directories in the diffusers layout, and the demo model in the binary;
+//! - [`cli`] is the command line.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod model;

@@ -1,0 +1,119 @@
+//! Finding models.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use diffusion::model::{FileError, ModelFiles};
+use formats::Diffusers;
+use mil::Weights;
+use serde_json::Value;
+
+/// A model in the diffusers layout, in a directory or in the binary.
+#[derive(Debug)]
+pub struct DiffusersModel {
+    files: Diffusers,
+    name: String,
+    variant: Option<String>,
+}
+
+impl DiffusersModel {
+    /// Opens a directory. `variant` chooses among the weights, as in diffusers: `fp16` takes
+    /// `diffusion_pytorch_model.fp16.safetensors`.
+    ///
+    /// # Errors
+    /// If it holds no model.
+    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, formats::Error> {
+        let files = Diffusers::open(path)?;
+        let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let name = canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Ok(DiffusersModel { files, name, variant: variant.map(str::to_string) })
+    }
+
+    /// The model in the binary; `None` if it was built without.
+    ///
+    /// # Errors
+    /// If its files are malformed.
+    pub fn demo() -> Result<Option<Self>, formats::Error> {
+        demo::files()
+            .map(|files| {
+                let files = Diffusers::from_files("the demo model", files)?;
+                Ok(DiffusersModel { files, name: "mixbit demo".to_string(), variant: None })
+            })
+            .transpose()
+    }
+
+    /// The name for people: the directory's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl ModelFiles for DiffusersModel {
+    fn class(&self) -> &str {
+        self.files.class()
+    }
+
+    fn component(&self, name: &str) -> Option<&str> {
+        self.files.components().get(name)?.as_ref().map(|component| component.class.as_str())
+    }
+
+    fn option(&self, name: &str) -> Option<&Value> {
+        self.files.options().get(name)
+    }
+
+    fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
+        Ok(self.files.json(component, file)?)
+    }
+
+    fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
+        Ok(self.files.optional_text(component, file)?)
+    }
+
+    fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
+        Ok(Arc::new(self.files.weights(component, self.variant.as_deref())?))
+    }
+}
+
+#[cfg(not(feature = "demo-model"))]
+mod demo {
+    use mil::Bytes;
+
+    pub(super) fn files() -> Option<Vec<(String, Bytes)>> {
+        None
+    }
+}
+
+#[cfg(feature = "demo-model")]
+mod demo {
+    use mil::Bytes;
+
+    macro_rules! files {
+        ($($path:literal),* $(,)?) => {
+            [$(($path, include_bytes!(concat!("../../../models/demo/", $path)).as_slice())),*]
+        };
+    }
+
+    pub(super) fn files() -> Option<Vec<(String, Bytes)>> {
+        let files = files![
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "text_encoder_2/config.json",
+            "text_encoder_2/model.safetensors",
+            "tokenizer/merges.txt",
+            "tokenizer/special_tokens_map.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/vocab.json",
+            "tokenizer_2/merges.txt",
+            "tokenizer_2/special_tokens_map.json",
+            "tokenizer_2/tokenizer_config.json",
+            "tokenizer_2/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+        ];
+        Some(files.map(|(path, bytes)| (path.to_string(), Bytes::new(bytes))).into())
+    }
+}
