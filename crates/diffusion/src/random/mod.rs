@@ -38,6 +38,8 @@ pub trait NoiseSource {
 pub struct RandomSourceEntry {
     /// The name on the command line.
     pub name: &'static str,
+    /// The name in AUTOMATIC1111's generation parameters, where it has the source.
+    pub label: &'static str,
     /// Other names that it goes by.
     pub aliases: &'static [&'static str],
     /// One line of help.
@@ -51,6 +53,7 @@ pub struct RandomSourceEntry {
 pub static RANDOM_SOURCES: &[RandomSourceEntry] = &[
     RandomSourceEntry {
         name: "torch",
+        label: "CPU",
         aliases: &["pytorch", "cpu"],
         about: "PyTorch's CPU generator, as diffusers uses it on any device for a CPU generator",
         max_seed: u64::MAX,
@@ -58,6 +61,7 @@ pub static RANDOM_SOURCES: &[RandomSourceEntry] = &[
     },
     RandomSourceEntry {
         name: "numpy",
+        label: "NumPy",
         aliases: &[],
         about: "NumPy's legacy RandomState, as Apple's Core ML sample uses it",
         max_seed: u32::MAX as u64,
@@ -65,6 +69,7 @@ pub static RANDOM_SOURCES: &[RandomSourceEntry] = &[
     },
     RandomSourceEntry {
         name: "nvidia",
+        label: "NV",
         aliases: &["cuda"],
         about: "PyTorch's CUDA generator (Philox), as AUTOMATIC1111 uses it by default",
         max_seed: u64::MAX,

@@ -305,6 +305,15 @@ impl SchedulerConfig {
         Ok(())
     }
 
+    /// The sigma schedule.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration turns on two.
+    pub fn sigmas(&self) -> Result<SigmaSchedule, SchedulerError> {
+        SigmaSchedule::of(self)
+    }
+
     /// Overrides one field.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "ddim",
+    label: "DDIM",
     aliases: &[],
     class: "DDIMScheduler",
     about: "DDIM: deterministic, first order",

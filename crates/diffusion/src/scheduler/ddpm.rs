@@ -10,6 +10,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "ddpm",
+    label: "DDPM",
     aliases: &[],
     class: "DDPMScheduler",
     about: "DDPM: the original ancestral sampler, needs many steps",

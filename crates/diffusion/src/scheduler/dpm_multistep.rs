@@ -11,6 +11,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "dpmpp-2m",
+    label: "DPM++ 2M",
     aliases: &["dpmpp"],
     class: "DPMSolverMultistepScheduler",
     about: "DPM++ 2M: deterministic, second order; good at 20 steps",
@@ -30,8 +31,11 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     build: |config, steps| Ok(Box::new(Multistep::new(config, steps)?)),
 };
 
-pub(super) const SDE_ENTRY: SchedulerEntry =
-    dpm_solver::sde(&ENTRY, "dpmpp-2m-sde", "DPM++ 2M SDE: second order with fresh noise at every step");
+pub(super) const SDE_ENTRY: SchedulerEntry = dpm_solver::sde(
+    &ENTRY,
+    ["dpmpp-2m-sde", "DPM++ 2M SDE"],
+    "DPM++ 2M SDE: second order with fresh noise at every step",
+);
 
 /// Runs shorter than this end with lower orders.
 const SHORT_RUN: usize = 15;

@@ -13,6 +13,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "dpmpp-2s",
+    label: "DPM++ 2S",
     aliases: &[],
     class: "DPMSolverSinglestepScheduler",
     about: "DPM++ 2S: deterministic, second order, single steps",
@@ -30,7 +31,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 };
 
 pub(super) const SDE_ENTRY: SchedulerEntry =
-    dpm_solver::sde(&ENTRY, "dpmpp-2s-sde", "DPM++ 2S SDE: single steps with fresh noise");
+    dpm_solver::sde(&ENTRY, ["dpmpp-2s-sde", "DPM++ SDE"], "DPM++ 2S SDE: single steps with fresh noise");
 
 struct Singlestep {
     grid: SigmaGrid,

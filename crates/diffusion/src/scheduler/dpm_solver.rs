@@ -217,10 +217,15 @@ pub(super) fn difference(scale: f32, a: &[f32], b: &[f32]) -> Vec<f32> {
     zip_map(a, b, |a, b| scale * (a - b))
 }
 
-/// A row for a class under its SDE solver.
-pub(super) const fn sde(base: &SchedulerEntry, name: &'static str, about: &'static str) -> SchedulerEntry {
+/// A row for a class under its SDE solver: its name and label, and its line of help.
+pub(super) const fn sde(
+    base: &SchedulerEntry,
+    [name, label]: [&'static str; 2],
+    about: &'static str,
+) -> SchedulerEntry {
     SchedulerEntry {
         name,
+        label,
         aliases: &[],
         class: base.class,
         about,

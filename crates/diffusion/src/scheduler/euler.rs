@@ -12,6 +12,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "euler",
+    label: "Euler",
     aliases: &[],
     class: "EulerDiscreteScheduler",
     about: "Euler: deterministic, first order; XL's default",

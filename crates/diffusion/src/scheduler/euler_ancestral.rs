@@ -12,6 +12,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "euler-ancestral",
+    label: "Euler a",
     aliases: &["euler-a"],
     class: "EulerAncestralDiscreteScheduler",
     about: "Euler with fresh noise at every step",

@@ -13,6 +13,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "heun",
+    label: "Heun",
     aliases: &[],
     class: "HeunDiscreteScheduler",
     about: "Heun: deterministic, second order, two evaluations a step",

@@ -13,6 +13,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "lcm",
+    label: "LCM",
     aliases: &[],
     class: "LCMScheduler",
     about: "LCM: a few steps, for latent consistency models",

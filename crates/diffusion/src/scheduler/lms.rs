@@ -12,6 +12,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "lms",
+    label: "LMS",
     aliases: &[],
     class: "LMSDiscreteScheduler",
     about: "LMS: deterministic, linear multistep of order 4",

@@ -134,6 +134,8 @@ type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, Scheduler
 pub struct SchedulerEntry {
     /// The name on the command line.
     pub name: &'static str,
+    /// The name that people know and that AUTOMATIC1111's generation parameters use where it has the scheduler.
+    pub label: &'static str,
     /// Other names that it goes by.
     pub aliases: &'static [&'static str],
     /// The class in diffusers' `scheduler_config.json`.

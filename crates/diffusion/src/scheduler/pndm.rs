@@ -14,6 +14,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "pndm",
+    label: "PLMS",
     aliases: &["plms"],
     class: "PNDMScheduler",
     about: "PNDM (PLMS): deterministic, linear multistep of order 4",

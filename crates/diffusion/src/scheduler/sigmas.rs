@@ -68,7 +68,7 @@ impl SigmaSchedule {
     /// # Errors
     ///
     /// If more than one is on.
-    fn of(config: &SchedulerConfig) -> Result<SigmaSchedule, SchedulerError> {
+    pub(super) fn of(config: &SchedulerConfig) -> Result<SigmaSchedule, SchedulerError> {
         let mut chosen = SigmaSchedule::Trained;
         for schedule in Self::ALL {
             let Some(field) = schedule.field().filter(|field| config.has(field) && config.bool(field)) else {

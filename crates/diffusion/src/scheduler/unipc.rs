@@ -14,6 +14,7 @@ use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "unipc",
+    label: "UniPC",
     aliases: &[],
     class: "UniPCMultistepScheduler",
     about: "UniPC: deterministic predictor-corrector; good at 10 steps",
