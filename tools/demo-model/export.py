@@ -69,6 +69,8 @@ def export(work: pathlib.Path, output: pathlib.Path) -> dict:
     words.save(output / "tokenizer", words.EOS)
     words.save(output / "tokenizer_2", "!")
     index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": diffusers.__version__}
+    # What mixbit takes where the user does not say; diffusers ignores keys that begin with an underscore.
+    index |= {"_mixbit": {"guidance_scale": 3.0, "steps": 25}}
     index |= {"feature_extractor": [None, None], "force_zeros_for_empty_prompt": True, "image_encoder": [None, None]} | CLASSES
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for config in (output / "unet/config.json", output / "vae/config.json"):
