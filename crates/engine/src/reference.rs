@@ -19,6 +19,7 @@ impl Backend for Reference {
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         mil::verify(function)?;
+        let function = mil::constexpr::decoded(function)?;
         let bindings = function
             .ops()
             .iter()
@@ -31,7 +32,7 @@ impl Backend for Reference {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let run = ReferenceRun { function: function.clone(), bindings, options: *options };
-        Ok(Model::new(function, Box::new(run)))
+        Ok(Model::new(&function, Box::new(run)))
     }
 }
 

@@ -119,6 +119,10 @@ impl Tensor {
 
     fn of_weight(weight: &WeightRef) -> Result<Self, Error> {
         let bytes = weight.read().map_err(mil::Error::from)?;
+        if !weight.ty().dtype.is_float() {
+            let literal = Literal::from_bytes(weight.ty().clone(), bytes.into_owned());
+            return Self::of_literal(&literal.ok_or_else(|| Error::ElementType { ty: weight.ty().clone() })?);
+        }
         Self::from_f32(&weight.ty().shape, widen(weight.ty(), &bytes)?)
     }
 }

@@ -12,8 +12,10 @@
 //! represented: Stable Diffusion's models have none.
 #![forbid(unsafe_code)]
 
+mod assemble;
 mod builder;
 mod bytes;
+pub mod constexpr;
 mod dtype;
 mod error;
 mod literal;
@@ -25,6 +27,7 @@ mod types;
 mod verify;
 mod weights;
 
+pub use assemble::{Assembler, Declared};
 pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
 pub use bytes::Bytes;
 pub use dtype::DType;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::builder::is_identifier;
+use crate::constexpr;
 use crate::{Def, Error, Function};
 
 /// Checks every rule of a function: names, order, arguments, types.
@@ -10,6 +11,7 @@ use crate::{Def, Error, Function};
 /// - Names are identifiers, and unique among the values that are used.
 /// - Every value is made once, before it is used.
 /// - Arguments fit their declarations, and recorded types are the inferred ones.
+/// - Operands of constexpr ops are constants or results of others.
 /// - Inputs and outputs exist; no output is named twice.
 ///
 /// Tests run it after every build and pass.
@@ -62,6 +64,7 @@ pub fn verify(function: &Function) -> Result<(), Error> {
             used.insert(id);
         }
     }
+    constexpr::check_operands(function)?;
     verify_outputs(function, &made)?;
     verify_names(function, &used)
 }

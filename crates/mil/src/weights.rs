@@ -90,6 +90,20 @@ enum Layout {
     Transpose { of: WeightRef, perm: Vec<usize> },
     Slice { of: WeightRef, axis: usize, start: usize, len: usize },
     Concat { parts: Vec<WeightRef>, axis: usize },
+    Encoded(Encoding),
+}
+
+/// A compressed constant; `crate::constexpr` says what it decodes to. Operands have the element type that they are
+/// stored in, and the op table has checked that their shapes fit.
+#[derive(Debug)]
+pub(crate) enum Encoding {
+    /// `indices` holds one of `bits` bits for each element of `shape`; `lut` has the blocks of each axis, the entries
+    /// and the values of a vector.
+    Lut { indices: WeightRef, bits: usize, shape: Vec<usize>, lut: WeightRef, vector_axis: usize },
+    /// `scale` and `offset` have `data`'s rank and one element for each block of it.
+    ShiftScale { data: WeightRef, scale: WeightRef, offset: Option<WeightRef> },
+    /// `mask` holds `count` bits.
+    Sparse { values: WeightRef, mask: WeightRef, count: usize },
 }
 
 impl WeightRef {
@@ -103,6 +117,22 @@ impl WeightRef {
             return Err(WeightError::Size { name: name.to_string(), ty, found: bytes.len() });
         }
         Ok(WeightRef { name, stored: ty.dtype, ty, layout: Arc::new(Layout::Stored(bytes)) })
+    }
+
+    /// A compressed tensor that decodes to `ty`.
+    pub(crate) fn encoded(name: &str, ty: TensorType, encoding: Encoding) -> Self {
+        WeightRef { name: name.into(), stored: ty.dtype, ty, layout: Arc::new(Layout::Encoded(encoding)) }
+    }
+
+    /// How many encodings must be decoded one after the other to read this.
+    pub(crate) fn encoding_depth(&self) -> usize {
+        let Layout::Encoded(encoding) = &*self.layout else { return 0 };
+        let operands = match encoding {
+            Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None],
+            Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref()],
+            Encoding::Sparse { values, mask, .. } => [Some(values), Some(mask), None],
+        };
+        1 + operands.into_iter().flatten().map(WeightRef::encoding_depth).max().unwrap_or(0)
     }
 
     /// The tensor's name in its checkpoint.
@@ -216,6 +246,7 @@ impl WeightRef {
             Layout::Transpose { of, perm } => Cow::Owned(transpose(of, perm)),
             Layout::Slice { of, axis, start, len } => Cow::Owned(slice(of, *axis, *start, *len)),
             Layout::Concat { parts, axis } => Cow::Owned(concat(parts, *axis)),
+            Layout::Encoded(encoding) => Cow::Owned(encoding.decode()),
         }
     }
 

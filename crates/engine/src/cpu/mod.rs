@@ -50,7 +50,7 @@ impl Backend for Cpu {
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         mil::verify(function)?;
-        let function = mil::passes::DEAD_CODE.run(function);
+        let function = mil::passes::DEAD_CODE.run(&mil::constexpr::decoded(function)?);
         let mut lowering = Lowering::new(&function);
         // A fused step rounds only its last result; declared arithmetic rounds every one.
         let fused = match options.arithmetic {

@@ -2,6 +2,7 @@
 
 mod activation;
 mod binary;
+mod constexpr;
 mod convolution;
 mod linear;
 mod normalization;
@@ -30,6 +31,7 @@ pub(crate) struct Binding {
 static BINDINGS: &[&[Binding]] = &[
     activation::BINDINGS,
     binary::BINDINGS,
+    constexpr::BINDINGS,
     convolution::BINDINGS,
     linear::BINDINGS,
     normalization::BINDINGS,

@@ -7,6 +7,7 @@
 
 mod activation;
 mod binary;
+mod constexpr;
 mod convolution;
 mod linear;
 mod normalization;
@@ -25,6 +26,7 @@ use crate::{DType, Error, Literal, OpView, Opset, TensorType};
 pub static OPS: &[&[OpDef]] = &[
     activation::OPS,
     binary::OPS,
+    constexpr::OPS,
     convolution::OPS,
     linear::OPS,
     normalization::OPS,
@@ -63,6 +65,11 @@ impl OpDef {
     const fn since(mut self, opset: Opset) -> Self {
         self.since = opset;
         self
+    }
+
+    /// Whether the result is a constant that is stored compressed.
+    pub fn is_constexpr(&self) -> bool {
+        self.name.starts_with("constexpr_")
     }
 
     /// The position of an input.

@@ -1,0 +1,37 @@
+//! Compressed constants. Both backends decode them by `mil::constexpr::decoded` before they bind ops; these bindings
+//! are the same definition for one op by itself.
+
+use mil::Constant;
+
+use super::Binding;
+use crate::reference::Operands;
+use crate::{Error, Tensor};
+
+pub(super) static BINDINGS: &[Binding] = &[
+    Binding {
+        op: "constexpr_affine_dequantize",
+        reference: decode,
+        lower: |op, plan| plan.by_reference(op, decode),
+    },
+    Binding {
+        op: "constexpr_blockwise_shift_scale",
+        reference: decode,
+        lower: |op, plan| plan.by_reference(op, decode),
+    },
+    Binding { op: "constexpr_cast", reference: decode, lower: |op, plan| plan.by_reference(op, decode) },
+    Binding {
+        op: "constexpr_lut_to_dense",
+        reference: decode,
+        lower: |op, plan| plan.by_reference(op, decode),
+    },
+    Binding {
+        op: "constexpr_sparse_to_dense",
+        reference: decode,
+        lower: |op, plan| plan.by_reference(op, decode),
+    },
+];
+
+fn decode(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    let weight = mil::constexpr::decoded_op(&op.view, &|_| None)?;
+    Ok(vec![Tensor::of_constant(&Constant::Weight(weight))?])
+}

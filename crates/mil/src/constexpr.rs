@@ -1,0 +1,299 @@
+//! What the constexpr ops decode to: the scalar definition of every compressed encoding.
+//!
+//! [`decoded`] replaces the ops by constants that are decoded when they are read, so that a program runs on any
+//! executor; the bytes in memory stay compressed until then.
+
+use half::f16;
+
+use crate::weights::Encoding;
+use crate::{Bytes, Constant, DType, Def, Error, Function, OpView, ValueId, WeightRef};
+
+/// The function with every constexpr op replaced by a constant, which decodes when it is read.
+///
+/// ```text
+/// w = constexpr_lut_to_dense()[indices = .., lut = ..]      w = const()[..]
+/// y = conv(weight = w, x = x)                           ->  y = conv(weight = w, x = x)
+/// ```
+///
+/// # Errors
+/// [`Error::NotConst`] if an operand is computed at run time, or what makes a weight unreadable.
+pub fn decoded(function: &Function) -> Result<Function, Error> {
+    let mut out = function.clone();
+    if function.ops.iter().all(|op| !op.def.is_constexpr()) {
+        return Ok(out);
+    }
+    let mut results: Vec<Option<WeightRef>> = vec![None; function.values.len()];
+    for op in function.ops.iter().filter(|op| op.def.is_constexpr()) {
+        let view = function.view(op);
+        let weight = decoded_op(&view, &|id| results[id.index()].clone())?;
+        let [id] = op.outputs[..] else { return Err(view.invalid("has not one result")) };
+        results[id.index()] = Some(weight.clone());
+        out.values[id.index()].def = Def::Const(Constant::Weight(weight));
+    }
+    out.ops.retain(|op| !op.def.is_constexpr());
+    Ok(out)
+}
+
+/// The result of one constexpr op, which decodes when it is read. `result` gives those of other constexpr ops.
+///
+/// # Errors
+/// Those of [`decoded`].
+pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) -> Result<WeightRef, Error> {
+    let ty = op.op().def.infer(op)?.swap_remove(0);
+    let name = op.op().outputs.first().map_or("", |&id| &op.function().value(id).name);
+    let operand = |input: &str| operand(op, input, result);
+    let encoding = match op.kind() {
+        "constexpr_cast" => return Ok(operand("source_val")?.cast(ty.dtype)),
+        "constexpr_affine_dequantize" => {
+            let data = operand("quantized_data")?;
+            let axis = op.axis(op.int("axis")?, data.ty().rank())?;
+            let along_axis = |weight: WeightRef| {
+                let mut shape = vec![1; data.ty().rank()];
+                shape[axis] = weight.ty().count();
+                weight.reshape(shape)
+            };
+            let (scale, offset) = (along_axis(operand("scale")?)?, along_axis(operand("zero_point")?)?);
+            Encoding::ShiftScale { data, scale, offset: Some(offset) }
+        }
+        "constexpr_blockwise_shift_scale" => {
+            let offset = op.get("offset").map(|_| operand("offset")).transpose()?;
+            Encoding::ShiftScale { data: operand("data")?, scale: operand("scale")?, offset }
+        }
+        "constexpr_lut_to_dense" => {
+            let (indices, lut) = (operand("indices")?, operand("lut")?);
+            if op.get("shape").is_some() {
+                let entries = lut.ty().count();
+                let lut = lut.reshape([vec![1; ty.rank()], vec![entries, 1]].concat())?;
+                let (shape, bits) = (ty.shape.clone(), entries.ilog2() as usize);
+                Encoding::Lut { indices, bits, shape, lut, vector_axis: 0 }
+            } else {
+                let (shape, bits) = (indices.ty().shape.clone(), indices.ty().dtype.bits());
+                let vector_axis = match op.get("vector_axis") {
+                    Some(_) => op.axis(op.int("vector_axis")?, shape.len())?,
+                    None => 0,
+                };
+                Encoding::Lut { indices, bits, shape, lut, vector_axis }
+            }
+        }
+        "constexpr_sparse_to_dense" => {
+            Encoding::Sparse { values: operand("nonzero_data")?, mask: operand("mask")?, count: ty.count() }
+        }
+        other => return Err(op.invalid(format!("`{other}` is not decoded"))),
+    };
+    Ok(WeightRef::encoded(name, ty, encoding))
+}
+
+/// An operand as stored bytes: a constant, or the result of another constexpr op.
+fn operand(
+    op: &OpView,
+    input: &str,
+    result: &dyn Fn(ValueId) -> Option<WeightRef>,
+) -> Result<WeightRef, Error> {
+    let id = op.value(input)?;
+    let value = op.function().value(id);
+    let weight = match &value.def {
+        Def::Const(Constant::Weight(weight)) => weight.clone(),
+        Def::Const(Constant::Literal(literal)) => {
+            let bytes = literal.bytes().unwrap_or_default().to_vec();
+            WeightRef::new(value.name.clone(), literal.ty().clone(), Bytes::new(bytes))?
+        }
+        _ => result(id).ok_or_else(|| Error::NotConst { op: op.label(), input: input.to_string() })?,
+    };
+    // A cast is applied now: decoding works on stored elements. So is a chain that is deeper than any tool makes,
+    // so that reading never recurses far.
+    if weight.ty().dtype != weight.stored_dtype() || weight.encoding_depth() >= 4 {
+        let bytes = weight.read()?.into_owned();
+        return Ok(WeightRef::new(weight.name(), weight.ty().clone(), Bytes::new(bytes))?);
+    }
+    Ok(weight)
+}
+
+/// Checks that every operand of a constexpr op is a constant or the result of another.
+pub(crate) fn check_operands(function: &Function) -> Result<(), Error> {
+    let mut constant: Vec<bool> =
+        function.values.iter().map(|value| matches!(value.def, Def::Const(_))).collect();
+    for op in function.ops.iter().filter(|op| op.def.is_constexpr()) {
+        for (param, arg) in op.def.params.iter().zip(&op.args) {
+            if arg.values().iter().any(|id| !constant[id.index()]) {
+                let op = function.view(op).label();
+                return Err(Error::NotConst { op, input: param.name.to_string() });
+            }
+        }
+        op.outputs.iter().for_each(|id| constant[id.index()] = true);
+    }
+    Ok(())
+}
+
+/// How many of the first `count` bits of a constant are set.
+pub(crate) fn count_set(op: &OpView, input: &str, count: usize) -> Result<usize, Error> {
+    let weight = operand(op, input, &|_| None)?;
+    let bytes = weight.read_stored();
+    let whole: usize = bytes[..count / 8].iter().map(|byte| byte.count_ones() as usize).sum();
+    Ok(whole + (count / 8 * 8..count).filter(|&at| bits_at(&bytes, 1, at) == 1).count())
+}
+
+impl Encoding {
+    /// The elements, row-major, little-endian. The op table has checked that the operands fit.
+    pub(crate) fn decode(&self) -> Vec<u8> {
+        match self {
+            Encoding::Lut { indices, bits, shape, lut, vector_axis } => {
+                let table = lut.read_stored();
+                let decode = match lut.stored_dtype().bits() {
+                    8 => look_up::<1>,
+                    16 => look_up::<2>,
+                    _ => look_up::<4>,
+                };
+                decode(&indices.read_stored(), *bits, shape, &table, &lut.ty().shape, *vector_axis)
+            }
+            Encoding::ShiftScale { data, scale, offset } => shift_scale(data, scale, offset.as_ref()),
+            Encoding::Sparse { values, mask, count } => {
+                let width = values.stored_dtype().bits() / 8;
+                spread(&values.read_stored(), width, &mask.read_stored(), *count)
+            }
+        }
+    }
+}
+
+/// Element `at` of a stream of `bits`-bit unsigned integers (at most 8 bits each), least significant bit first.
+fn bits_at(bytes: &[u8], bits: usize, at: usize) -> usize {
+    let position = at * bits;
+    let low = usize::from(bytes[position / 8]);
+    let high = bytes.get(position / 8 + 1).map_or(0, |&byte| usize::from(byte) << 8);
+    (low | high) >> (position % 8) & ((1 << bits) - 1)
+}
+
+/// Row-major elements of `shape` in stretches that share one block, and the blocks' row-major indices: the number of
+/// elements in a stretch, and the block of the stretch that begins at a given element.
+struct Blocks<'a> {
+    shape: &'a [usize],
+    blocks: &'a [usize],
+    run: usize,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(shape: &'a [usize], blocks: &'a [usize]) -> Self {
+        let run = match blocks.iter().rposition(|&blocks| blocks > 1) {
+            Some(axis) => shape[axis..].iter().product::<usize>() / blocks[axis],
+            None => shape.iter().product(),
+        };
+        Blocks { shape, blocks, run: run.max(1) }
+    }
+
+    fn block(&self, element: usize) -> usize {
+        let mut stride: usize = self.shape.iter().product();
+        let mut rest = element;
+        let mut block = 0;
+        for (&extent, &blocks) in self.shape.iter().zip(self.blocks) {
+            stride /= extent;
+            block = block * blocks + rest / stride / (extent / blocks);
+            rest %= stride;
+        }
+        block
+    }
+}
+
+/// Elements of `W` bytes. `lut` has the blocks of each axis, then entries, then values of a vector.
+fn look_up<const W: usize>(
+    indices: &[u8],
+    bits: usize,
+    shape: &[usize],
+    table: &[u8],
+    lut: &[usize],
+    axis: usize,
+) -> Vec<u8> {
+    let table = table.as_chunks::<W>().0;
+    let (blocks, vector) = (&lut[..shape.len()], lut[shape.len() + 1]);
+    let row = lut[shape.len()] * vector;
+    let count: usize = shape.iter().product();
+    let inner: usize = shape.iter().skip(axis + 1).product();
+    let mut out = vec![[0; W]; count * vector];
+    let blocks = Blocks::new(shape, blocks);
+    let mut block = 0;
+    for element in 0..count {
+        if element % blocks.run == 0 {
+            block = blocks.block(element);
+        }
+        let entry = block * row + bits_at(indices, bits, element) * vector;
+        let (outer, along) = (element / inner, element % inner);
+        for (place, value) in table[entry..entry + vector].iter().enumerate() {
+            out[(outer * vector + place) * inner + along] = *value;
+        }
+    }
+    out.into_flattened()
+}
+
+/// scale * (data - offset), every step rounded to the type of `scale`.
+fn shift_scale(data: &WeightRef, scale: &WeightRef, offset: Option<&WeightRef>) -> Vec<u8> {
+    let half = scale.stored_dtype() == DType::F16;
+    let round = |value: f32| if half { f16::from_f32(value).to_f32() } else { value };
+    let shape = &data.ty().shape;
+    let elements = Numbers::new(data);
+    let (scales, offsets) = (Numbers::new(scale), offset.map(Numbers::new));
+    let scale_blocks = Blocks::new(shape, &scale.ty().shape);
+    let offset_blocks = offset.map(|offset| Blocks::new(shape, &offset.ty().shape));
+    let count: usize = shape.iter().product();
+    let mut out = Vec::with_capacity(count * if half { 2 } else { 4 });
+    let (mut factor, mut shift) = (1.0, 0.0);
+    for element in 0..count {
+        if element % scale_blocks.run == 0 {
+            factor = scales.at(scale_blocks.block(element));
+        }
+        if let (Some(offsets), Some(blocks)) = (&offsets, &offset_blocks)
+            && element % blocks.run == 0
+        {
+            shift = round(offsets.at(blocks.block(element)));
+        }
+        let value = round(factor * round(round(elements.at(element)) - shift));
+        match half {
+            true => out.extend(f16::from_f32(value).to_le_bytes()),
+            false => out.extend(value.to_le_bytes()),
+        }
+    }
+    out
+}
+
+/// Stored elements as numbers.
+struct Numbers<'a> {
+    bytes: std::borrow::Cow<'a, [u8]>,
+    dtype: DType,
+}
+
+impl<'a> Numbers<'a> {
+    fn new(weight: &'a WeightRef) -> Self {
+        Numbers { bytes: weight.read_stored(), dtype: weight.stored_dtype() }
+    }
+
+    fn at(&self, index: usize) -> f32 {
+        let bytes = &self.bytes;
+        match self.dtype {
+            DType::I8 => (bytes[index] as i8).into(),
+            DType::I4 => {
+                let nibble = bits_at(bytes, 4, index) as i8;
+                (nibble << 4 >> 4).into()
+            }
+            DType::F16 => f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+            DType::F32 => {
+                let at = 4 * index;
+                f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            }
+            dtype => bits_at(bytes, dtype.bits(), index) as f32,
+        }
+    }
+}
+
+/// `values`, one after the other, where a bit of `mask` is set; zeros elsewhere.
+fn spread(values: &[u8], width: usize, mask: &[u8], count: usize) -> Vec<u8> {
+    let mut out = vec![0; count * width];
+    let mut values = values.chunks_exact(width);
+    for (at, place) in out.chunks_exact_mut(width).enumerate() {
+        if bits_at(mask, 1, at) == 1
+            && let Some(value) = values.next()
+        {
+            place.copy_from_slice(value);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
