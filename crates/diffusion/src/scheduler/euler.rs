@@ -2,7 +2,7 @@
 //! k-diffusion's `sample_euler`.
 
 use super::config::{self, Kind, SchedulerConfig, SchedulerError, choice, field};
-use super::float::{ln, zip_map};
+use super::float::ln;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::{Prediction, original_at_level};
 use super::sigmas::{self, SigmaGrid, continuous_grid};
@@ -79,7 +79,7 @@ impl Scheduler for Euler {
         assert_eq!(model_output.len(), sample.len(), "the lengths of output and sample differ");
         let (sigma, next) = (self.grid.sigmas[index], self.grid.sigmas[index + 1]);
         let original = original_at_level(self.prediction, model_output, sample, sigma);
-        let previous = zip_map(sample, &original, |x, x0| x + (x - x0) / sigma * (next - sigma));
+        let previous = sigmas::euler_step(sample, &original, sigma, next);
         StepOutput { previous, original }
     }
 

@@ -66,7 +66,7 @@ impl Scheduler for EulerAncestral {
         let down = (to_square - up * up).sqrt();
 
         let original = original_at_level(self.prediction, model_output, sample, from);
-        let mut previous = zip_map(sample, &original, |x, x0| x + (x - x0) / from * (down - from));
+        let mut previous = sigmas::euler_step(sample, &original, from, down);
         let mut added = vec![0.0; sample.len()];
         noise.fill(&mut added);
         previous = zip_map(&previous, &added, |x, n| x + n * up);

@@ -28,7 +28,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: flow matching, learned variances and custom lists of timesteps or sigmas are refused by name.
+//! Limits: flow matching, learned variances, custom lists of timesteps or sigmas, and the few combinations of fields with
+//! which diffusers ends at NaN are refused by name.
 //!
 //! Three differences from diffusers are on purpose. Trailing timesteps are as many as asked for, where a rounding in
 //! diffusers adds one at -1 (for 62 of the counts up to 1000). UniPC's `bh1` ends finite, where diffusers ends at NaN.
