@@ -1,8 +1,11 @@
 //! What the `mixbit` binary is made of.
 //!
 //! - [`model`] finds models: directories in the diffusers layout, and the demo model in the binary;
+//! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod model;
+pub mod parameters;
+pub mod picture;

@@ -1,2 +1,5 @@
-//! mixbit
-fn main() {}
+//! The `mixbit` command.
+
+fn main() -> std::process::ExitCode {
+    mixbit::cli::main()
+}

@@ -1,7 +1,5 @@
 //! Whole runs of tiny models against the final latents of diffusers' own pipelines.
 
-use std::ops::ControlFlow;
-
 use diffusion::model::DiffusionModel;
 use diffusion::pipeline::{MicroConditioning, Pipeline, Request, Start, Text};
 use diffusion::random::NoiseSource;
@@ -87,15 +85,11 @@ fn draw(
             }
         };
         let mut noise = Recorded(draws);
-        let mut evaluations = 0;
-        let latents = pipeline.denoise(begin, &mut noise, &mut |progress| {
-            evaluations += 1;
-            assert_eq!(progress.done, evaluations);
-            ControlFlow::Continue(())
-        })?;
+        let mut run = pipeline.begin(begin, &mut noise)?;
+        while pipeline.step(&mut run, &mut noise)? {}
         assert!(noise.0.is_empty(), "{} values of noise are left", noise.0.len());
-        drawn.image.extend(pipeline.decode(&latents)?.planes);
-        drawn.latents.extend(latents);
+        drawn.image.extend(pipeline.decode(run.latents())?.planes);
+        drawn.latents.extend(run.latents());
     }
     Ok(drawn)
 }

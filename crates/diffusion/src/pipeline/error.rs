@@ -61,14 +61,6 @@ pub enum PipelineError {
         /// A weight that is not, if one is to blame.
         weight: Option<String>,
     },
-    /// The run was stopped.
-    #[error("stopped after {done} of {total} evaluations")]
-    Stopped {
-        /// Evaluations done.
-        done: usize,
-        /// Evaluations of the whole run.
-        total: usize,
-    },
 }
 
 fn not_finite(weight: Option<&str>) -> String {

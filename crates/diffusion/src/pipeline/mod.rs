@@ -2,8 +2,6 @@
 //!
 //! ```no_run
 //! # fn files() -> Box<dyn diffusion::model::ModelFiles> { unimplemented!() }
-//! use std::ops::ControlFlow;
-//!
 //! use diffusion::{model::DiffusionModel, pipeline::{Pipeline, Request, Start, Text}, random::random_source};
 //!
 //! let model = DiffusionModel::from_files(&*files())?;
@@ -11,8 +9,11 @@
 //! let request = Request::new(&model, Text::new("a red circle"));
 //! let mut pipeline = Pipeline::new(&model, &backend, request)?;
 //! let mut noise = random_source("torch")?.seeded(93)?;
-//! let latents = pipeline.denoise(Start::Noise, &mut *noise, &mut |_| ControlFlow::Continue(()))?;
-//! let pixels: Vec<u8> = pipeline.decode(&latents)?.to_rgb8();
+//! let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
+//! while pipeline.step(&mut run, &mut *noise)? {
+//!     println!("{} of {}", run.done(), run.total());
+//! }
+//! let pixels: Vec<u8> = pipeline.decode(run.latents())?.to_rgb8();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -24,8 +25,6 @@ mod error;
 mod guidance;
 mod image;
 mod start;
-
-use std::ops::ControlFlow;
 
 use engine::{Arithmetic, Backend, Options, Tensor};
 use mil::DType;
@@ -112,17 +111,35 @@ impl Request {
     }
 }
 
-/// Where a run is, after each evaluation of the UNet.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress<'a> {
-    /// Evaluations done.
-    pub done: usize,
-    /// Evaluations of the run. Some schedulers need more than one for a step.
-    pub total: usize,
-    /// The timestep of the evaluation.
-    pub timestep: f64,
-    /// The clean latents that it predicts (channels, height, width), for [`Pipeline::decode`].
-    pub predicted: &'a [f32],
+/// An image on its way from noise.
+pub struct Run {
+    scheduler: Box<dyn Scheduler>,
+    latents: Vec<f32>,
+    predicted: Vec<f32>,
+    first: usize,
+    next: usize,
+}
+
+impl Run {
+    /// Evaluations of the UNet so far.
+    pub fn done(&self) -> usize {
+        self.next - self.first
+    }
+
+    /// Evaluations of the whole run. Some schedulers need more than one for a step.
+    pub fn total(&self) -> usize {
+        self.scheduler.timesteps().len() - self.first
+    }
+
+    /// The latents (channels, height, width); final once there is nothing left to do.
+    pub fn latents(&self) -> &[f32] {
+        &self.latents
+    }
+
+    /// The final latents that the last evaluation predicts, for previews.
+    pub fn predicted(&self) -> &[f32] {
+        &self.predicted
+    }
 }
 
 /// A model that is ready to draw one request.
@@ -173,45 +190,34 @@ impl<'m> Pipeline<'m> {
         [latent.channels, height / latent.scale, width / latent.scale]
     }
 
-    /// Evaluations of the UNet in a run from noise.
+    /// Begins an image. `noise` gives the starting noise.
     ///
     /// # Errors
-    /// If the scheduler can't be built.
-    pub fn evaluations(&self) -> Result<usize, PipelineError> {
-        Ok(self.request.scheduler.build(self.request.steps)?.timesteps().len())
+    /// If the scheduler can't be built or `start` does not fit the request.
+    pub fn begin(&self, start: Start<'_>, noise: &mut dyn NoiseSource) -> Result<Run, PipelineError> {
+        let scheduler = self.request.scheduler.build(self.request.steps)?;
+        let count = self.latent_shape().iter().product();
+        let (first, latents) = start.begin(&*scheduler, &self.request, count, noise)?;
+        Ok(Run { predicted: latents.clone(), latents, scheduler, first, next: first })
     }
 
-    /// Draws one image: from `start` to its final latents (channels, height, width).
-    ///
-    /// `noise` gives the starting noise first, then what the scheduler asks for. `on_step` is called after every
-    /// evaluation and may stop the run.
+    /// Evaluates the UNet once more, and says whether there was anything left to do. `noise` gives what the scheduler
+    /// asks for.
     ///
     /// # Errors
-    /// [`PipelineError::Stopped`] if `on_step` said so; [`PipelineError::NotFinite`] if a prediction is not a number.
-    pub fn denoise(
-        &mut self,
-        start: Start<'_>,
-        noise: &mut dyn NoiseSource,
-        on_step: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
-    ) -> Result<Vec<f32>, PipelineError> {
-        let mut scheduler = self.request.scheduler.build(self.request.steps)?;
-        let count = self.latent_shape().iter().product();
-        let (first, mut sample) = start.begin(&*scheduler, &self.request, count, noise)?;
-        let total = scheduler.timesteps().len();
-        for index in first..total {
-            let timestep = scheduler.timesteps()[index];
-            let model_output = self.predict(&*scheduler, &sample, index)?;
-            let step = StepInput { index, model_output: &model_output, sample: &sample, images: 1 };
-            let output = scheduler.step(step, noise);
-            sample = output.previous;
-            let (done, total) = (index + 1 - first, total - first);
-            let progress = Progress { done, total, timestep, predicted: &output.original };
-            if on_step(&progress).is_break() {
-                return Err(PipelineError::Stopped { done, total });
-            }
+    /// If the UNet can't be run, or [`PipelineError::NotFinite`].
+    pub fn step(&mut self, run: &mut Run, noise: &mut dyn NoiseSource) -> Result<bool, PipelineError> {
+        if run.next >= run.scheduler.timesteps().len() {
+            return Ok(false);
         }
-        self.check_finite(&self.model.unet.network, &sample)?;
-        Ok(sample)
+        let model_output = self.predict(&*run.scheduler, &run.latents, run.next)?;
+        let step =
+            StepInput { index: run.next, model_output: &model_output, sample: &run.latents, images: 1 };
+        let output = run.scheduler.step(step, noise);
+        (run.latents, run.predicted) = (output.previous, output.original);
+        run.next += 1;
+        self.check_finite(&self.model.unet.network, &run.latents)?;
+        Ok(true)
     }
 
     /// The guided prediction for a sample.

@@ -1,0 +1,399 @@
+//! `mixbit generate`.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{self, DroppedWords, Image, Pipeline, Request, Start, Text};
+use diffusion::random::{NoiseSource, random_source};
+use diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
+use engine::Cpu;
+use serde_json::json;
+
+use super::output::{Output, preview};
+use super::progress::Progress;
+use super::{interrupt, memory, values};
+use crate::model::DiffusersModel;
+use crate::parameters::Parameters;
+use crate::picture;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mixbit generate \"a large red circle at the left and a small blue square at the right\"
+  mixbit generate \"a lighthouse at dusk\" --model stable-diffusion-xl-base-1.0 --size 1024x1024 --seed 7
+  mixbit generate \"a lighthouse at dusk\" --model sd21 --scheduler dpmpp-2m-karras --steps 20 --images 4")]
+pub(super) struct Arguments {
+    /// What to draw
+    prompt: String,
+    /// What not to draw
+    #[arg(short, long, value_name = "PROMPT")]
+    negative_prompt: Option<String>,
+    /// The prompt for the second text encoder of XL models, if it is another
+    #[arg(long, value_name = "PROMPT")]
+    prompt_2: Option<String>,
+    /// The negative prompt for the second text encoder of XL models, if it is another
+    #[arg(long, value_name = "PROMPT")]
+    negative_prompt_2: Option<String>,
+
+    /// A model's directory in the diffusers layout (it holds model_index.json); without it, the
+    /// small demo model in the binary draws coloured shapes
+    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    model: Option<PathBuf>,
+    /// Which of several weight files to take, such as fp16
+    #[arg(long, value_name = "NAME", requires = "model", help_heading = "Model")]
+    variant: Option<String>,
+    /// Compute in 32-bit floats, or round every result to 16 bits as Core ML devices do
+    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Model")]
+    precision: Precision,
+    /// Threads to compute with [default: one for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    threads: Option<u16>,
+
+    /// Inference steps [default: the model's, mostly 25]
+    #[arg(
+        short,
+        long,
+        alias = "num-inference-steps",
+        alias = "step-count",
+        value_name = "N",
+        help_heading = "Drawing"
+    )]
+    steps: Option<usize>,
+    /// How strongly the prompt counts; from 1 down, the negative prompt is not used
+    /// [default: the model's, mostly 7.5]
+    #[arg(short, long, value_name = "X", allow_negative_numbers = true, help_heading = "Drawing")]
+    guidance_scale: Option<f32>,
+    /// Keep strong guidance from overexposing, 0 to 1; for v-prediction models, 0.7 is usual
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Drawing")]
+    guidance_rescale: f32,
+    /// Width and height in pixels, multiples of 8 [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
+    size: Option<[usize; 2]>,
+    /// The scheduler; -karras, -exponential, -beta or -lu may follow the name [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::schedulers(), hide_possible_values = true, help_heading = "Drawing")]
+    scheduler: Option<String>,
+    /// How the scheduler spaces its timesteps [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::spacings(), help_heading = "Drawing")]
+    timestep_spacing: Option<String>,
+    /// The seed of the first image; the next images take the next seeds [default: random]
+    #[arg(long, value_name = "N", help_heading = "Drawing")]
+    seed: Option<u64>,
+    /// The generator of noise, for the same image as another tool from the same seed
+    #[arg(long, value_name = "NAME", value_parser = values::random_sources(), default_value = "torch", help_heading = "Drawing")]
+    rng: String,
+    /// How many images to draw
+    #[arg(
+        short = 'i',
+        long,
+        alias = "image-count",
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Drawing"
+    )]
+    images: u32,
+
+    /// A file that ends in .png, or a directory for files named after the prompt
+    #[arg(
+        short,
+        long,
+        alias = "output-path",
+        value_name = "PATH",
+        default_value = ".",
+        help_heading = "Output"
+    )]
+    output: PathBuf,
+    /// Also write what the image looks like after every N steps
+    #[arg(long, alias = "save-every", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Output")]
+    preview_every: Option<u32>,
+    /// Print only the files' names
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// Print one JSON object with files, seeds, timings and memory
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    F32,
+    F16,
+}
+
+impl From<Precision> for pipeline::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => pipeline::Precision::F32,
+            Precision::F16 => pipeline::Precision::F16,
+        }
+    }
+}
+
+/// An image that was written.
+struct Drawn {
+    path: PathBuf,
+    seed: u64,
+}
+
+/// What a run took.
+#[derive(Default)]
+struct Times {
+    load: Duration,
+    steps: Duration,
+    evaluations: usize,
+    decode: Duration,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let stop = interrupt::flag()?;
+    let progress = Progress::new(arguments.quiet);
+    let files = open(arguments)?;
+    let model = DiffusionModel::from_files(&files).with_context(|| files.name().to_string())?;
+    let request = request(arguments, &model)?;
+    let source = random_source(&arguments.rng)?;
+    let seeds = seeds(arguments, source.max_seed)?;
+    let output = Output::new(&arguments.output, &arguments.prompt, seeds.len())?;
+    let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    let mut pipeline = {
+        let _waiting = progress.wait("loading the model");
+        Pipeline::new(&model, &backend, request.clone())?
+    };
+    let mut times = Times { load: begin.elapsed(), ..Times::default() };
+    for dropped in dropped_words(pipeline.dropped()) {
+        progress.say(dropped);
+    }
+    let mut drawn = Vec::new();
+    for (index, &seed) in seeds.iter().enumerate() {
+        let path = output.image(seed);
+        let parameters = parameters(arguments, &request, files.name(), source.label, seed)?.to_string();
+        let name = match seeds.len() {
+            1 => "drawing".to_string(),
+            count => format!("image {} of {count}", index + 1),
+        };
+        let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
+        let mut noise = source.seeded(seed)?;
+        let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &stop, &mut times)?;
+        picture::write(&path, &image, &parameters)?;
+        if !arguments.json {
+            println!("{}", path.display());
+        }
+        drawn.push(Drawn { path, seed });
+    }
+    let total = begin.elapsed();
+    match arguments.json {
+        true => println!("{:#}", summary_json(&pipeline, &request, files.name(), &drawn, &times, total)),
+        false => progress.say(summary(&request, &times, drawn.len(), total)),
+    }
+    Ok(())
+}
+
+fn open(arguments: &Arguments) -> anyhow::Result<DiffusersModel> {
+    match &arguments.model {
+        Some(path) => Ok(DiffusersModel::open(path, arguments.variant.as_deref())?),
+        None => DiffusersModel::demo()?
+            .context("this build has no model in it: give a model's directory with --model"),
+    }
+}
+
+fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Request> {
+    let text = Text {
+        prompt: arguments.prompt.clone(),
+        prompt_2: arguments.prompt_2.clone(),
+        negative_prompt: arguments.negative_prompt.clone(),
+        negative_prompt_2: arguments.negative_prompt_2.clone(),
+    };
+    let mut request = Request::new(model, text);
+    request.size = arguments.size.unwrap_or(request.size);
+    request.steps = arguments.steps.unwrap_or(request.steps);
+    request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
+    request.guidance_rescale = arguments.guidance_rescale;
+    request.precision = arguments.precision.into();
+    if let Some(name) = &arguments.scheduler {
+        request.scheduler = request.scheduler.with_scheduler(name)?;
+    }
+    if let Some(spacing) = arguments.timestep_spacing.as_deref().and_then(TimestepSpacing::parse) {
+        request.scheduler.set_timestep_spacing(spacing)?;
+    }
+    Ok(request)
+}
+
+/// One seed for each image.
+fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<Vec<u64>> {
+    // A random seed is short enough to be typed, and for every random source.
+    let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
+    let images = u64::from(arguments.images.max(1));
+    let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
+        format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
+    })?;
+    Ok((first..=last).collect())
+}
+
+/// The previews of one image.
+struct Previews<'a> {
+    every: Option<u32>,
+    path: &'a Path,
+    parameters: &'a str,
+}
+
+/// Draws one image.
+fn draw(
+    pipeline: &mut Pipeline,
+    noise: &mut dyn NoiseSource,
+    progress: &Progress,
+    name: String,
+    previews: &Previews,
+    stop: &AtomicBool,
+    times: &mut Times,
+) -> anyhow::Result<Image> {
+    let mut run = pipeline.begin(Start::Noise, noise)?;
+    let mut counter = progress.count(name, run.total());
+    loop {
+        let begin = Instant::now();
+        if !pipeline.step(&mut run, noise)? {
+            break;
+        }
+        times.steps += begin.elapsed();
+        times.evaluations += 1;
+        counter.advance(run.done());
+        if stop.load(Ordering::SeqCst) {
+            bail!("stopped after {} of {} steps; this image was not written", run.done(), run.total());
+        }
+        if previews.is_due(run.done(), run.total()) {
+            let path = preview(previews.path, run.done());
+            picture::write(&path, &pipeline.decode(run.predicted())?, previews.parameters)?;
+            counter.say(path.display());
+        }
+    }
+    drop(counter);
+    let _waiting = progress.wait("decoding the image");
+    let begin = Instant::now();
+    let image = pipeline.decode(run.latents())?;
+    times.decode += begin.elapsed();
+    Ok(image)
+}
+
+impl Previews<'_> {
+    fn is_due(&self, done: usize, total: usize) -> bool {
+        self.every.is_some_and(|every| done.is_multiple_of(every as usize) && done < total)
+    }
+}
+
+/// What the image file says it was made from, by the web UI's names.
+fn parameters(
+    arguments: &Arguments,
+    request: &Request,
+    model: &str,
+    source: &str,
+    seed: u64,
+) -> anyhow::Result<Parameters> {
+    let mut parameters = Parameters {
+        prompt: request.text.prompt.clone(),
+        negative_prompt: request.text.negative_prompt.clone().unwrap_or_default(),
+        settings: Vec::new(),
+    };
+    parameters.set("Steps", request.steps);
+    parameters.set("Sampler", request.scheduler.entry().label);
+    let sigmas = request.scheduler.sigmas()?;
+    if sigmas != SigmaSchedule::Trained {
+        parameters.set("Schedule type", capitalized(sigmas.name()));
+    }
+    parameters.set("CFG scale", request.guidance_scale);
+    if request.guidance_rescale > 0.0 {
+        parameters.set("Guidance rescale", request.guidance_rescale);
+    }
+    parameters.set("Seed", seed);
+    parameters.set("Size", format!("{}x{}", request.size[0], request.size[1]));
+    parameters.set("Model", model);
+    parameters.set("RNG", source);
+    for (name, prompt) in
+        [("Prompt 2", &request.text.prompt_2), ("Negative prompt 2", &request.text.negative_prompt_2)]
+    {
+        prompt.iter().for_each(|prompt| parameters.set(name, prompt));
+    }
+    if arguments.precision != Precision::F32 {
+        parameters.set("Precision", "f16");
+    }
+    parameters.set("Version", concat!("mixbit ", env!("CARGO_PKG_VERSION")));
+    Ok(parameters)
+}
+
+fn capitalized(name: &str) -> String {
+    let mut characters = name.chars();
+    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+}
+
+/// What did not fit the text encoders, each once: XL's two encoders mostly drop the same words.
+fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    for DroppedWords { negative, words, .. } in dropped {
+        let which = if *negative { "negative prompt" } else { "prompt" };
+        let message = format!("warning: the {which} is too long; the model does not see: {words}");
+        if !messages.contains(&message) {
+            messages.push(message);
+        }
+    }
+    messages
+}
+
+fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> String {
+    let [width, height] = request.size;
+    let images = if images == 1 { "1 image".to_string() } else { format!("{images} images") };
+    let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
+    let memory = memory::peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6));
+    format!(
+        "{images} of {width}x{height} in {}: load {}, {} steps of {}, decode {}{}",
+        seconds(total),
+        seconds(times.load),
+        times.evaluations,
+        seconds(times.per_step()),
+        seconds(times.decode),
+        memory.unwrap_or_default()
+    )
+}
+
+fn summary_json(
+    pipeline: &Pipeline,
+    request: &Request,
+    model: &str,
+    drawn: &[Drawn],
+    times: &Times,
+    total: Duration,
+) -> serde_json::Value {
+    let images: Vec<_> =
+        drawn.iter().map(|drawn| json!({"path": drawn.path.to_string_lossy(), "seed": drawn.seed})).collect();
+    let dropped: Vec<_> = pipeline
+        .dropped()
+        .iter()
+        .map(|dropped| {
+            let DroppedWords { component, negative, words } = dropped;
+            json!({"text_encoder": component, "negative": negative, "words": words})
+        })
+        .collect();
+    json!({
+        "images": images,
+        "model": model,
+        "width": request.size[0],
+        "height": request.size[1],
+        "steps": request.steps,
+        "scheduler": request.scheduler.entry().name,
+        "guidance_scale": request.guidance_scale,
+        "dropped_words": dropped,
+        "evaluations": times.evaluations,
+        "load_seconds": times.load.as_secs_f64(),
+        "seconds_per_step": times.per_step().as_secs_f64(),
+        "decode_seconds": times.decode.as_secs_f64(),
+        "total_seconds": total.as_secs_f64(),
+        "peak_memory_bytes": memory::peak(),
+    })
+}
+
+impl Times {
+    fn per_step(&self) -> Duration {
+        self.steps / u32::try_from(self.evaluations.max(1)).unwrap_or(u32::MAX)
+    }
+}

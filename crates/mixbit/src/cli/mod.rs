@@ -1,0 +1,69 @@
+//! The command line.
+
+mod generate;
+mod interrupt;
+mod memory;
+mod metadata;
+mod output;
+mod progress;
+mod values;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Stable Diffusion with mixed-bit palettization, on any machine.
+#[derive(Debug, Parser)]
+#[command(name = "mixbit", version, about, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Draw images from a prompt
+    Generate(Box<generate::Arguments>),
+    /// Show the generation parameters that an image file holds
+    Metadata(metadata::Arguments),
+    /// Print the completions of a shell
+    ///
+    /// For bash: mixbit completions bash > ~/.local/share/bash-completion/completions/mixbit
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Runs the command line: 0 if all went well, 1 if not, 2 if it was not understood.
+pub fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Metadata(arguments) => metadata::run(&arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,128 @@
+//! Where images go.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+/// The longest part of a prompt in a file name, in bytes.
+const LONGEST_NAME: usize = 75;
+
+/// Where the images of a run go.
+#[derive(Debug)]
+pub(super) struct Output {
+    directory: PathBuf,
+    /// The names' beginning.
+    stem: String,
+    naming: Naming,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Naming {
+    /// The user named the file, which may be replaced.
+    Given,
+    /// The user named the file of several images.
+    GivenSeveral,
+    /// Named after the prompt; nothing is replaced.
+    Prompt,
+}
+
+impl Output {
+    /// The images of `prompt` at `path`: a file ending in `.png`, or a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub(super) fn new(path: &Path, prompt: &str, images: usize) -> anyhow::Result<Self> {
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        let output = match extension.as_deref() {
+            Some("png") if !path.is_dir() => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                Output {
+                    directory: parent.unwrap_or(Path::new(".")).to_path_buf(),
+                    stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                    naming: if images > 1 { Naming::GivenSeveral } else { Naming::Given },
+                }
+            }
+            Some("jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff") if !path.is_dir() => {
+                bail!("{}: images are PNG; give a name that ends in .png, or a directory", path.display())
+            }
+            _ => Output { directory: path.to_path_buf(), stem: slug(prompt), naming: Naming::Prompt },
+        };
+        let directory = &output.directory;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("the directory {} can't be made", directory.display()))?;
+        // Found out now, not after the images are drawn.
+        let probe = directory.join(format!(".mixbit-{}", std::process::id()));
+        fs::write(&probe, []).with_context(|| format!("{} can't be written to", directory.display()))?;
+        let _ = fs::remove_file(&probe);
+        Ok(output)
+    }
+
+    /// The file of the image of `seed`.
+    pub(super) fn image(&self, seed: u64) -> PathBuf {
+        match self.naming {
+            Naming::Given => self.directory.join(format!("{}.png", self.stem)),
+            Naming::GivenSeveral => self.directory.join(format!("{}.{seed}.png", self.stem)),
+            Naming::Prompt => {
+                let first = self.directory.join(format!("{}.{seed}.png", self.stem));
+                let others =
+                    (2..).map(|index| self.directory.join(format!("{}.{seed}-{index}.png", self.stem)));
+                std::iter::once(first).chain(others).find(|path| !path.exists()).unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// The file of a preview of `image` after `evaluation`.
+pub(super) fn preview(image: &Path, evaluation: usize) -> PathBuf {
+    let stem = image.file_stem().unwrap_or_default().to_string_lossy();
+    image.with_file_name(format!("{stem}.step-{evaluation:03}.png"))
+}
+
+/// A prompt as the beginning of a file name: letters and digits of any script, `_` between them.
+fn slug(prompt: &str) -> String {
+    let mut slug = String::new();
+    for c in prompt.chars() {
+        let c = if c.is_alphanumeric() { c } else { '_' };
+        if slug.len() + c.len_utf8() > LONGEST_NAME {
+            break;
+        }
+        if c != '_' || !(slug.is_empty() || slug.ends_with('_')) {
+            slug.push(c);
+        }
+    }
+    let slug = slug.trim_end_matches('_');
+    if slug.is_empty() { "image".to_string() } else { slug.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_the_prompt_and_are_safe() {
+        assert_eq!(slug("a red circle, at the left!"), "a_red_circle_at_the_left");
+        assert_eq!(slug("../../etc/passwd"), "etc_passwd");
+        assert_eq!(slug("  ... "), "image");
+        assert_eq!(slug("猫と犬"), "猫と犬");
+        assert!(slug(&"é".repeat(200)).len() <= LONGEST_NAME);
+    }
+
+    #[test]
+    fn files_are_as_asked_for() {
+        let root = std::env::temp_dir().join(format!("mixbit-output-{}", std::process::id()));
+        let one = Output::new(&root.join("a.png"), "x", 1).unwrap();
+        assert_eq!(one.image(7), root.join("a.png"));
+        let several = Output::new(&root.join("a.png"), "x", 2).unwrap();
+        assert_eq!(several.image(8), root.join("a.8.png"));
+        let named = Output::new(&root.join("new/er"), "a cat", 1).unwrap();
+        let first = named.image(3);
+        assert_eq!(first, root.join("new/er/a_cat.3.png"));
+        fs::write(&first, []).unwrap();
+        assert_eq!(named.image(3), root.join("new/er/a_cat.3-2.png"));
+        assert_eq!(preview(&first, 5), root.join("new/er/a_cat.3.step-005.png"));
+        assert!(Output::new(&first.join("below"), "x", 1).is_err());
+        assert!(Output::new(Path::new("a.jpg"), "x", 1).is_err());
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

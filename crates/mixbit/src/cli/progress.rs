@@ -1,0 +1,141 @@
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere, or nothing.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Plain lines are at least this far apart.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Shows progress.
+pub(super) struct Progress {
+    shown: Shown,
+}
+
+enum Shown {
+    Nothing,
+    Lines,
+    Bar,
+}
+
+impl Progress {
+    /// Shows nothing if `quiet`, else what fits where standard error goes.
+    pub(super) fn new(quiet: bool) -> Self {
+        let shown = match (quiet, stderr().is_terminal()) {
+            (true, _) => Shown::Nothing,
+            (false, true) => Shown::Bar,
+            (false, false) => Shown::Lines,
+        };
+        Progress { shown }
+    }
+
+    /// Says something.
+    pub(super) fn say(&self, message: impl Display) {
+        if !matches!(self.shown, Shown::Nothing) {
+            eprintln!("{message}");
+        }
+    }
+
+    /// Says that something will take a while, until the result is dropped.
+    pub(super) fn wait(&self, message: &'static str) -> Waiting {
+        let bar = match self.shown {
+            Shown::Bar => {
+                let bar = ProgressBar::new_spinner().with_message(message);
+                bar.enable_steady_tick(Duration::from_millis(100));
+                Some(bar)
+            }
+            _ => None,
+        };
+        Waiting { bar }
+    }
+
+    /// Counts to `total`.
+    pub(super) fn count(&self, name: String, total: usize) -> Counter {
+        let bar = match self.shown {
+            Shown::Bar => {
+                let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
+                bar.set_style(style());
+                bar.enable_steady_tick(Duration::from_millis(100));
+                Some(bar)
+            }
+            _ => None,
+        };
+        let lines = matches!(self.shown, Shown::Lines);
+        Counter { name, total, bar, lines, start: Instant::now(), last_line: None }
+    }
+}
+
+/// The template is a constant; if it were wrong, indicatif's own style is shown.
+fn style() -> ProgressStyle {
+    let template = "{prefix} [{bar:32}] {pos}/{len} steps, {msg}{elapsed_precise} gone, {eta_precise} left";
+    let fallback = ProgressStyle::default_bar();
+    ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ")
+}
+
+/// Something that takes a while.
+pub(super) struct Waiting {
+    bar: Option<ProgressBar>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A count on its way.
+pub(super) struct Counter {
+    name: String,
+    total: usize,
+    bar: Option<ProgressBar>,
+    lines: bool,
+    start: Instant,
+    last_line: Option<Instant>,
+}
+
+impl Counter {
+    /// Shows that `done` are done.
+    pub(super) fn advance(&mut self, done: usize) {
+        let seconds = self.start.elapsed().as_secs_f64() / done.max(1) as f64;
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}, ", rate(seconds)));
+            bar.set_position(done as u64);
+        }
+        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
+        if self.lines && (is_due || done == self.total) {
+            let left = seconds * (self.total - done) as f64;
+            eprintln!("{}: {done}/{} steps, {}, {left:.0} s left", self.name, self.total, rate(seconds));
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    /// Says something above the bar.
+    pub(super) fn say(&self, message: impl Display) {
+        match (&self.bar, self.lines) {
+            (Some(bar), _) => bar.println(message.to_string()),
+            (None, true) => eprintln!("{message}"),
+            (None, false) => {}
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A duration of one step, as the rate that reads better.
+fn rate(seconds: f64) -> String {
+    if seconds > 1.0 {
+        format!("{seconds:.2} s/step")
+    } else {
+        format!("{:.2} steps/s", 1.0 / seconds.max(1e-9))
+    }
+}

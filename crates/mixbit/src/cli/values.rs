@@ -1,0 +1,60 @@
+//! How values on the command line are read.
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use diffusion::random::RANDOM_SOURCES;
+use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+
+/// Reads `WIDTHxHEIGHT`, or one number for a square.
+pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
+    let (width, height) = text.split_once(['x', 'X', '×']).unwrap_or((text, text));
+    let side = |side: &str| side.trim().parse::<usize>().ok().filter(|&side| side > 0);
+    match (side(width), side(height)) {
+        (Some(width), Some(height)) => Ok([width, height]),
+        _ => Err("a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string()),
+    }
+}
+
+/// Every scheduler by name, and with a sigma schedule after it; diffusers' class names too.
+pub(super) fn schedulers() -> PossibleValuesParser {
+    let mut values: Vec<PossibleValue> = Vec::new();
+    for entry in SCHEDULERS {
+        values.push(PossibleValue::new(entry.name).help(entry.about));
+    }
+    let hidden = |name: String| PossibleValue::new(name).hide(true);
+    let names = || SCHEDULERS.iter().flat_map(|entry| entry.aliases.iter().copied().chain([entry.name]));
+    values.extend(SCHEDULERS.iter().flat_map(|entry| entry.aliases).map(|alias| hidden(alias.to_string())));
+    for sigmas in SigmaSchedule::ALL.iter().filter(|sigmas| **sigmas != SigmaSchedule::Trained) {
+        values.extend(names().map(|name| hidden(format!("{name}-{}", sigmas.name()))));
+    }
+    let mut classes: Vec<&str> = SCHEDULERS.iter().map(|entry| entry.class).collect();
+    classes.dedup();
+    values.extend(classes.into_iter().map(|class| hidden(class.to_string())));
+    values.into()
+}
+
+/// Every random source.
+pub(super) fn random_sources() -> PossibleValuesParser {
+    let value = |entry: &diffusion::random::RandomSourceEntry| {
+        PossibleValue::new(entry.name).aliases(entry.aliases).help(entry.about)
+    };
+    RANDOM_SOURCES.iter().map(value).collect::<Vec<_>>().into()
+}
+
+/// Every timestep spacing.
+pub(super) fn spacings() -> PossibleValuesParser {
+    TimestepSpacing::ALL.map(|spacing| PossibleValue::new(spacing.name())).to_vec().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_pairs_or_squares() {
+        assert_eq!(size("512x768"), Ok([512, 768]));
+        assert_eq!(size("64"), Ok([64, 64]));
+        for wrong in ["", "x", "0x8", "8x", "-8x8", "8x8x8", "a", "99999999999999999999x8"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}
