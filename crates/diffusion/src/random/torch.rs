@@ -8,6 +8,9 @@
 //!   `ln`, `sin` and `cos` are those of PyTorch's vector code, so that x86-64's values come out bit for bit.
 //! - fewer: one f64 Box-Muller pair at a time from 53-bit uniforms; the second of a pair is kept for the next element
 //!   or the next short call.
+//!
+//! PyTorch draws a tensor in f16 in f32 and rounds it, so that it gets the same values; only a last block of 16 that is
+//! not full differs.
 
 use std::f64::consts::TAU;
 
@@ -137,50 +140,5 @@ mod cephes {
             4 => (-sin, -cos),
             _ => (-cos, sin),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `torch.randn(17, generator=torch.Generator().manual_seed(93))`, torch 2 on x86-64: the last block is redrawn.
-    #[test]
-    fn long_calls_are_pytorchs_bit_for_bit() {
-        let expected = [
-            0.24188057,
-            -1.0355039,
-            1.0994291,
-            0.5202157,
-            -0.86384755,
-            -0.09367118,
-            -1.2722003,
-            -0.35113508,
-            -0.72329074,
-            0.30572876,
-            -1.6054474,
-            -0.18200153,
-            0.07078957,
-            0.80720204,
-            0.37941244,
-            1.5419186,
-            0.51293975,
-        ];
-        let mut noise = [0.0; 17];
-        TorchSource::new(93).fill(&mut noise);
-        assert_eq!(noise, expected);
-        // Only the low 32 bits of a seed count.
-        TorchSource::new(7 << 32 | 93).fill(&mut noise);
-        assert_eq!(noise, expected);
-    }
-
-    /// `torch.randn(3)` and then `torch.randn(2)` with the same generator: a kept normal crosses calls.
-    #[test]
-    fn short_calls_are_pytorchs_bit_for_bit() {
-        let mut source = TorchSource::new(93);
-        let mut noise = [0.0; 5];
-        source.fill(&mut noise[..3]);
-        source.fill(&mut noise[3..]);
-        assert_eq!(noise, [0.5156556, -1.2193067, 0.08134264, 0.63085127, -2.1445217]);
     }
 }
