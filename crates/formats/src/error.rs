@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::coreml::CoreMlError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
 
@@ -60,6 +61,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         problem: NpyError,
+    },
+    /// A malformed or unsupported Core ML model.
+    #[error("{}: {problem}", path.display())]
+    CoreMl {
+        /// The file in the model's directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: CoreMlError,
     },
     /// Text that is not the JSON, or not the UTF-8, that it should be.
     #[error("{}: {what}", path.display())]

@@ -7,7 +7,7 @@
 //! - [`Checkpoint`]: the weights of one model, one file or many shards;
 //! - [`Diffusers`]: a model directory as diffusers saves it, or the same tree in memory.
 //!
-//! The first two are [`mil::Weights`]. [`npy`] reads NumPy's files, [`write_atomically`] writes any file whole or not at all.
+//! The first two are [`mil::Weights`]. [`coreml`] reads and writes Core ML models, [`npy`] reads NumPy's files, [`write_atomically`] writes any file whole or not at all.
 //!
 //! ```
 //! use formats::{SafeTensors, safetensors::{self, TensorSpec}};
@@ -30,6 +30,7 @@
 
 mod atomic;
 mod checkpoint;
+pub mod coreml;
 pub mod diffusers;
 mod error;
 mod files;

@@ -1,0 +1,55 @@
+//! Why a Core ML model can't be read or written.
+
+use thiserror::Error;
+
+use crate::error::shown;
+
+/// What is wrong with a Core ML model.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CoreMlError {
+    /// The specification (`model.mlmodel`) is not what it claims to be.
+    #[error("the specification is malformed at byte {at}: {what}")]
+    Malformed {
+        /// The byte of the file at which the faulty message begins.
+        at: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A kind of model, feature or value that is not read.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What was found.
+        what: String,
+    },
+    /// The manifest, the description or the files of the model contradict each other.
+    #[error("{what}")]
+    Inconsistent {
+        /// The contradiction.
+        what: String,
+    },
+    /// A weight that is not where the specification says.
+    #[error("weight `{}` at offset {offset} of {}: {what}", shown(name), shown(file))]
+    Blob {
+        /// The value's name.
+        name: String,
+        /// The weight file, as the specification names it.
+        file: String,
+        /// The offset of the blob's header.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The program itself is not valid.
+    #[error(transparent)]
+    Program(#[from] mil::Error),
+}
+
+impl CoreMlError {
+    pub(super) fn unsupported(what: impl Into<String>) -> Self {
+        CoreMlError::Unsupported { what: what.into() }
+    }
+
+    pub(super) fn inconsistent(what: impl Into<String>) -> Self {
+        CoreMlError::Inconsistent { what: what.into() }
+    }
+}

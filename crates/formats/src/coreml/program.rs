@@ -1,0 +1,232 @@
+//! The program of a specification.
+
+use std::collections::BTreeMap;
+
+use mil::ops::lookup;
+use mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType};
+
+use super::value::{constant, named_type};
+use super::wire::Message;
+use super::{CoreMlError, WeightFiles};
+
+/// More inputs or attributes than any op has.
+const ARGUMENT_LIMIT: usize = 64;
+
+/// The specification's names of opsets.
+const OPSETS: [(&str, Opset); 4] = [
+    ("CoreML5", Opset::Ios15),
+    ("CoreML6", Opset::Ios16),
+    ("CoreML7", Opset::Ios17),
+    ("CoreML8", Opset::Ios18),
+];
+
+/// The specification's name of an opset.
+pub(super) fn opset_name(opset: Opset) -> &'static str {
+    OPSETS[opset as usize].0
+}
+
+/// Reads a program. `inputs` are the described types of the main function's inputs, for extents that it leaves open.
+pub(super) fn read(
+    message: Message,
+    inputs: &BTreeMap<String, TensorType>,
+    weights: &mut WeightFiles,
+) -> Result<Program, CoreMlError> {
+    let mut functions = Vec::new();
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 if field.number()? != 1 => {
+                return Err(CoreMlError::unsupported(format!("a program of version {}", field.number()?)));
+            }
+            2 => {
+                let (name, function) = field.message()?.entry()?;
+                functions.push(read_function(name, function, inputs, weights)?);
+            }
+            _ => {}
+        }
+    }
+    // Maps have no order in the file; a program has one.
+    functions.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = functions.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(message.malformed(format!("two functions are named `{}`", pair[0].name)));
+    }
+    Ok(Program { functions })
+}
+
+fn read_function(
+    name: &str,
+    message: Message,
+    described: &BTreeMap<String, TensorType>,
+    weights: &mut WeightFiles,
+) -> Result<Function, CoreMlError> {
+    let mut opset_text = "";
+    for field in message.fields() {
+        let field = field?;
+        if field.number == 2 {
+            opset_text = field.text()?;
+        }
+    }
+    let opset = OPSETS.iter().find(|(known, _)| *known == opset_text).map(|(_, opset)| *opset);
+    let opset =
+        opset.ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", crate::error::shown(opset_text))))?;
+    if !mil::is_identifier(name) {
+        return Err(message.malformed("a function's name is not an identifier"));
+    }
+    let mut assembler = Assembler::new(name, opset);
+    let mut block = None;
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => {
+                let (name, ty) = named_type(field.message()?)?;
+                let ty = resolve_input(name, &ty, described)?;
+                assembler.input(name, ty)?;
+            }
+            3 => {
+                let (key, message) = field.message()?.entry()?;
+                if key == opset_text {
+                    block = Some(message);
+                }
+            }
+            _ => {}
+        }
+    }
+    let block = block.ok_or_else(|| message.malformed(format!("no block of opset {opset_text}")))?;
+    read_block(block, assembler, weights)
+}
+
+/// The type of an input, with open extents as described.
+pub(super) fn resolve_input(
+    name: &str,
+    declared: &Declared,
+    described: &BTreeMap<String, TensorType>,
+) -> Result<TensorType, CoreMlError> {
+    if let Some(ty) = declared.fixed() {
+        return Ok(ty);
+    }
+    let default = described.get(name).map(|ty| ty.with_dtype(declared.dtype));
+    default.filter(|ty| declared.admits(ty)).ok_or_else(|| {
+        CoreMlError::unsupported(format!("input `{}` without a default shape", crate::error::shown(name)))
+    })
+}
+
+fn read_block(
+    message: Message,
+    mut assembler: Assembler,
+    weights: &mut WeightFiles,
+) -> Result<Function, CoreMlError> {
+    let mut outputs = Vec::new();
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => return Err(CoreMlError::unsupported("a block with inputs")),
+            2 => outputs.push(field.text()?),
+            3 => read_op(field.message()?, &mut assembler, weights)?,
+            _ => {}
+        }
+    }
+    Ok(assembler.finish(&outputs)?)
+}
+
+fn read_op(message: Message, assembler: &mut Assembler, weights: &mut WeightFiles) -> Result<(), CoreMlError> {
+    let mut kind = "";
+    let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
+    for field in message.fields() {
+        let field = field?;
+        match field.number {
+            1 => kind = field.text()?,
+            2 => inputs.push(field.message()?.entry()?),
+            3 => outputs.push(named_type(field.message()?)?),
+            4 => return Err(CoreMlError::unsupported("an op with blocks of its own")),
+            5 => attributes.push(field.message()?.entry()?),
+            _ => {}
+        }
+        if inputs.len() + attributes.len() > ARGUMENT_LIMIT {
+            return Err(message.malformed("an op has too many inputs"));
+        }
+    }
+    let Some(&(first, _)) = outputs.first() else {
+        return Err(message.malformed(format!("op `{}` has no result", crate::error::shown(kind))));
+    };
+    if kind == "const" {
+        return read_const(message, &outputs, &attributes, assembler, weights);
+    }
+    // Before its inputs, so that the message is about the op.
+    lookup(kind).ok_or_else(|| mil::Error::UnknownOp(crate::error::shown(kind)))?;
+    let mut args = Vec::new();
+    for (input, argument) in inputs {
+        args.push((input, read_argument(argument, kind, first, input, assembler, weights)?));
+    }
+    for (attribute, value) in attributes {
+        if attribute != "name" {
+            let name = format!("{first}_{attribute}");
+            let constant = constant(value, &name, weights)?;
+            args.push((attribute, Arg::One(assembler.unnamed(&name, constant)?)));
+        }
+    }
+    Ok(assembler.op(kind, &args, &outputs)?)
+}
+
+fn read_const(
+    message: Message,
+    outputs: &[(&str, Declared)],
+    attributes: &[(&str, Message)],
+    assembler: &mut Assembler,
+    weights: &mut WeightFiles,
+) -> Result<(), CoreMlError> {
+    let value = attributes.iter().find(|(name, _)| *name == "val");
+    let (&[(name, ref declared)], Some(&(_, value))) = (outputs, value) else {
+        return Err(message.malformed("a const has not one result and a value"));
+    };
+    let constant = constant(value, name, weights)?;
+    if !declared.admits(constant.ty()) {
+        return Err(message.malformed(format!("const `{name}` is declared otherwise than its value")));
+    }
+    assembler.constant(name, constant)?;
+    Ok(())
+}
+
+/// What an input is bound to: one value or a list, each by name or in place.
+fn read_argument(
+    message: Message,
+    kind: &str,
+    output: &str,
+    input: &str,
+    assembler: &mut Assembler,
+    weights: &mut WeightFiles,
+) -> Result<Arg, CoreMlError> {
+    let mut values = Vec::new();
+    for field in message.fields() {
+        let field = field?;
+        if field.number != 1 {
+            continue;
+        }
+        let binding = field.message()?;
+        let mut bound = None;
+        for field in binding.fields() {
+            let field = field?;
+            bound = Some(match field.number {
+                1 => {
+                    let name = field.text()?;
+                    assembler.value(name).ok_or_else(|| {
+                        let name = crate::error::shown(name);
+                        let what = format!("{kind} `{output}`: `{input}` is `{name}`, which is not made before it");
+                        mil::Error::Graph(what)
+                    })?
+                }
+                2 => {
+                    let name = format!("{output}_{input}");
+                    let constant = constant(field.message()?, &name, weights)?;
+                    assembler.unnamed(&name, constant)?
+                }
+                _ => continue,
+            });
+        }
+        values.push(bound.ok_or_else(|| binding.malformed("an input is bound to nothing"))?);
+    }
+    match values[..] {
+        [] => Ok(Arg::Absent),
+        [value] => Ok(Arg::One(value)),
+        _ => Ok(Arg::Many(values)),
+    }
+}

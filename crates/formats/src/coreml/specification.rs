@@ -1,0 +1,95 @@
+//! `model.mlmodel`: the specification of a model.
+
+use std::collections::HashMap;
+
+use mil::{Function, ValueId};
+
+use super::description::Description;
+use super::wire::Message;
+use super::{CoreMlError, Feature, Model, WeightFiles, program};
+use crate::error::shown;
+
+/// Specification versions that are read.
+const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
+
+/// Field numbers of the kinds of model.
+const ML_PROGRAM: u32 = 502;
+const PIPELINE: u32 = 202;
+
+/// Reads a specification. `class` names the model.
+pub(super) fn read(bytes: &[u8], class: String, weights: &mut WeightFiles) -> Result<Model, CoreMlError> {
+    let (mut version, mut description, mut program) = (0, None, None);
+    for field in Message::new(bytes).fields() {
+        let field = field?;
+        match field.number {
+            1 => version = field.number()?,
+            2 => description = Some(field.message()?),
+            10 if field.number()? != 0 => {
+                return Err(CoreMlError::unsupported("a model that is updated on the device"));
+            }
+            ML_PROGRAM => program = Some(field.message()?),
+            PIPELINE => return Err(CoreMlError::unsupported("a pipeline of models")),
+            number @ 200.. => {
+                return Err(CoreMlError::unsupported(format!("a model of kind {number}, not an ML program,")));
+            }
+            _ => {}
+        }
+    }
+    if !VERSIONS.contains(&version) {
+        return Err(CoreMlError::unsupported(format!("specification version {version}")));
+    }
+    let root = Message::new(bytes);
+    let program = program.ok_or_else(|| root.malformed("there is no ML program"))?;
+    let description = description.ok_or_else(|| root.malformed("there is no description"))?;
+    let description = Description::read(description)?;
+    let program = program::read(program, &description.input_types(), weights)?;
+    finish(version as u32, class, description, program)
+}
+
+/// Checks that the description and the program agree.
+pub(super) fn finish(
+    specification_version: u32,
+    class: String,
+    description: Description,
+    program: mil::Program,
+) -> Result<Model, CoreMlError> {
+    let main = program.main().ok_or_else(|| CoreMlError::unsupported("a program without a main function"))?;
+    if let Some(default) = description.default_function.filter(|name| *name != main.name) {
+        let default = shown(&default);
+        return Err(CoreMlError::unsupported(format!("a program whose default function is `{default}`")));
+    }
+    check_features(main, &description.inputs, main.inputs(), "input")?;
+    check_features(main, &description.outputs, main.outputs(), "output")?;
+    let (inputs, outputs, metadata) = (description.inputs, description.outputs, description.metadata);
+    Ok(Model { specification_version, class, program, inputs, outputs, metadata })
+}
+
+fn check_features(
+    function: &Function,
+    features: &[Feature],
+    values: &[ValueId],
+    kind: &str,
+) -> Result<(), CoreMlError> {
+    let mut described: HashMap<&str, &Feature> =
+        features.iter().map(|feature| (feature.name.as_str(), feature)).collect();
+    for &id in values {
+        let value = function.value(id);
+        let Some(feature) = described.remove(value.name.as_str()) else {
+            return Err(CoreMlError::inconsistent(format!("{kind} `{}` is not described", value.name)));
+        };
+        let no_shape = feature.ty.shape.is_empty();
+        if feature.ty.dtype != value.ty.dtype || (feature.ty.shape != value.ty.shape && !no_shape) {
+            return Err(CoreMlError::inconsistent(format!(
+                "{kind} `{}` is described as {}, but it is {}",
+                value.name, feature.ty, value.ty
+            )));
+        }
+    }
+    match features.iter().find(|feature| described.contains_key(feature.name.as_str())) {
+        None => Ok(()),
+        Some(feature) => Err(CoreMlError::inconsistent(format!(
+            "the program has no {kind} `{}`, which is described",
+            shown(&feature.name)
+        ))),
+    }
+}
