@@ -60,13 +60,17 @@ impl Output {
 
     /// The file of the image of `seed`.
     pub(super) fn image(&self, seed: u64) -> PathBuf {
+        let path = |name: String| {
+            let path = self.directory.join(name);
+            path.strip_prefix(".").map(Path::to_path_buf).unwrap_or(path)
+        };
+        let stem = &self.stem;
         match self.naming {
-            Naming::Given => self.directory.join(format!("{}.png", self.stem)),
-            Naming::GivenSeveral => self.directory.join(format!("{}.{seed}.png", self.stem)),
+            Naming::Given => path(format!("{stem}.png")),
+            Naming::GivenSeveral => path(format!("{stem}.{seed}.png")),
             Naming::Prompt => {
-                let first = self.directory.join(format!("{}.{seed}.png", self.stem));
-                let others =
-                    (2..).map(|index| self.directory.join(format!("{}.{seed}-{index}.png", self.stem)));
+                let first = path(format!("{stem}.{seed}.png"));
+                let others = (2..).map(|index| path(format!("{stem}.{seed}-{index}.png")));
                 std::iter::once(first).chain(others).find(|path| !path.exists()).unwrap_or_default()
             }
         }
@@ -91,7 +95,13 @@ fn slug(prompt: &str) -> String {
             slug.push(c);
         }
     }
-    let slug = slug.trim_end_matches('_');
+    // A word that is cut is left out, unless it is the only one.
+    let is_cut = prompt.chars().filter(|c| c.is_alphanumeric()).count()
+        > slug.chars().filter(|c| c.is_alphanumeric()).count();
+    let slug = match slug.rsplit_once('_') {
+        Some((words, _)) if is_cut => words,
+        _ => slug.trim_end_matches('_'),
+    };
     if slug.is_empty() { "image".to_string() } else { slug.to_string() }
 }
 
@@ -105,6 +115,7 @@ mod tests {
         assert_eq!(slug("../../etc/passwd"), "etc_passwd");
         assert_eq!(slug("  ... "), "image");
         assert_eq!(slug("猫と犬"), "猫と犬");
+        assert_eq!(slug(&"seven words ".repeat(10)), "seven_words_".repeat(6).trim_end_matches('_'));
         assert!(slug(&"é".repeat(200)).len() <= LONGEST_NAME);
     }
 
