@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::shown;
 use crate::files::{Files, is_plain};
-use crate::{Checkpoint, Error};
+use crate::{Checkpoint, Error, json};
 
 const INDEX: &str = "model_index.json";
 
@@ -130,7 +130,8 @@ impl Diffusers {
         self.json(component, "config.json")
     }
 
-    /// A JSON file of a component, such as `scheduler_config.json`.
+    /// A JSON file of a component, such as `scheduler_config.json`. Python's bare `NaN`, `Infinity` and `-Infinity` are
+    /// read as strings.
     ///
     /// # Errors
     /// Those of [`text`](Self::text), and [`Error::Text`] if it is not JSON.
@@ -341,7 +342,7 @@ fn read_json(files: &Files, name: &str) -> Result<Value, Error> {
 }
 
 fn parse_json(text: &str, path: impl FnOnce() -> PathBuf) -> Result<Value, Error> {
-    serde_json::from_str(text).map_err(|error| Error::Text {
+    json::parse(text).map_err(|error| Error::Text {
         path: path(),
         what: format!("it is not JSON: {}", shown(&error.to_string())),
     })

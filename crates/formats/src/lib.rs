@@ -34,6 +34,7 @@ pub mod coreml;
 pub mod diffusers;
 mod error;
 mod files;
+mod json;
 mod map;
 pub mod npy;
 pub mod safetensors;

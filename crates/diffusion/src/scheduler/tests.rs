@@ -168,6 +168,17 @@ fn fields_of_other_classes_and_switched_off_ones_are_ignored() {
 }
 
 #[test]
+fn no_clipping_may_be_written_as_minus_infinity() {
+    for class in ["DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"] {
+        let file = json!({"_class_name": class, "lambda_min_clipped": "-Infinity"});
+        let config = SchedulerConfig::from_json(&file).expect("diffusers' own default");
+        let plain = SchedulerConfig::from_json(&json!({"_class_name": class})).expect("valid");
+        let timesteps = |config: &SchedulerConfig| config.build(10).expect("valid").timesteps().to_vec();
+        assert_eq!(timesteps(&config), timesteps(&plain));
+    }
+}
+
+#[test]
 fn another_scheduler_takes_shared_fields_and_its_own_defaults() {
     let file = json!({
         "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,

@@ -23,7 +23,7 @@ fn weights(name: &str) -> Vec<u8> {
 fn model() -> Scratch {
     let scratch = Scratch::new();
     scratch.file(INDEX, MODEL_INDEX.as_bytes());
-    scratch.file("scheduler/scheduler_config.json", br#"{"beta_start": 0.00085}"#);
+    scratch.file("scheduler/scheduler_config.json", br#"{"beta_start": 0.00085, "limit": -Infinity}"#);
     scratch.file("unet/config.json", br#"{"in_channels": 4}"#);
     scratch.file("unet/diffusion_pytorch_model.safetensors", &weights("w"));
     scratch.file("tokenizer/merges.txt", "é".as_bytes());
@@ -52,7 +52,8 @@ fn a_model_is_read_from_disk_and_from_memory() {
         assert_eq!(model.components()["feature_extractor"], None);
         assert_eq!(model.component("unet").unwrap().class, "UNet2DConditionModel");
         assert_eq!(model.config("unet").unwrap()["in_channels"], 4);
-        assert_eq!(model.json("scheduler", "scheduler_config.json").unwrap()["beta_start"], 0.00085);
+        let scheduler = model.json("scheduler", "scheduler_config.json").unwrap();
+        assert_eq!((&scheduler["beta_start"], &scheduler["limit"]), (&0.00085.into(), &"-Infinity".into()));
         assert_eq!(model.text("tokenizer", "merges.txt").unwrap(), "é");
         assert_eq!(model.optional_text("tokenizer", "vocab.json").unwrap(), None);
         assert_eq!(model.weights("unet", None).unwrap().names(), ["w"]);
