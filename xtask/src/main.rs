@@ -1,2 +1,35 @@
-//! xtask
-fn main() {}
+//! Development tasks, run as `cargo xtask TASK`.
+#![forbid(unsafe_code)]
+
+mod check;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about)]
+enum Task {
+    /// Run what CI runs: formatting, lints, tests, documentation, licences
+    Check,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Task::parse() {
+        Task::Check => check::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository that this binary was built in.
+fn repository() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(&manifest).to_path_buf()
+}
