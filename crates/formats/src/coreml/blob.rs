@@ -72,7 +72,8 @@ pub(super) fn read(file: &Bytes, offset: u64, ty: &TensorType) -> Result<Bytes, 
     if ty.dtype.bits() < 8 && padding != padding_bits(ty) {
         return Err(format!("the blob of type {ty} has {padding} bits of padding"));
     }
-    let range = usize::try_from(start).ok().zip(start.checked_add(size).and_then(|end| usize::try_from(end).ok()));
+    let range =
+        usize::try_from(start).ok().zip(start.checked_add(size).and_then(|end| usize::try_from(end).ok()));
     range
         .and_then(|(start, end)| file.slice(start..end))
         .ok_or_else(|| format!("its {size} bytes from {start} are not all in the file of {}", file.len()))
@@ -197,7 +198,12 @@ mod tests {
         assert_eq!(file.len(), 512);
         assert_eq!(&file[..8], [4, 0, 0, 0, 2, 0, 0, 0]);
         // 0xDEADBEEF, code 12, 2 bytes at 256, 1 bit of padding.
-        let header = [[0xef, 0xbe, 0xad, 0xde, 12, 0, 0, 0], [2, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]];
+        let header = [
+            [0xef, 0xbe, 0xad, 0xde, 12, 0, 0, 0],
+            [2, 0, 0, 0, 0, 0, 0, 0],
+            [0, 1, 0, 0, 0, 0, 0, 0],
+            [1, 0, 0, 0, 0, 0, 0, 0],
+        ];
         assert_eq!(&file[192..224], header.as_flattened());
         for (index, (ty, offset)) in types().iter().zip(offsets).enumerate() {
             let data = read(&file, offset, ty).unwrap();
@@ -221,10 +227,34 @@ mod tests {
             ("the file's own header", file.clone(), 0, half.clone(), "no blob"),
             ("another element type", file.clone(), 64, TensorType::new(DType::BF16, [3]), "is of fp16"),
             ("another size", file.clone(), 64, TensorType::new(DType::F16, [4]), "has 6 bytes"),
-            ("a size that overflows", file.clone(), 64, TensorType::new(DType::F16, [usize::MAX, 8]), "6 bytes"),
-            ("data beyond the file", patched(80, &1000u64.to_le_bytes()), 64, half.clone(), "not all in the file"),
-            ("data that overflows", patched(80, &u64::MAX.to_le_bytes()), 64, half.clone(), "not all in the file"),
-            ("wrong padding", patched(192 + 24, &[0]), 192, TensorType::new(DType::U3, [5]), "0 bits of padding"),
+            (
+                "a size that overflows",
+                file.clone(),
+                64,
+                TensorType::new(DType::F16, [usize::MAX, 8]),
+                "6 bytes",
+            ),
+            (
+                "data beyond the file",
+                patched(80, &1000u64.to_le_bytes()),
+                64,
+                half.clone(),
+                "not all in the file",
+            ),
+            (
+                "data that overflows",
+                patched(80, &u64::MAX.to_le_bytes()),
+                64,
+                half.clone(),
+                "not all in the file",
+            ),
+            (
+                "wrong padding",
+                patched(192 + 24, &[0]),
+                192,
+                TensorType::new(DType::U3, [5]),
+                "0 bits of padding",
+            ),
             ("another version", patched(4, &[1]), 64, half, "version 2"),
         ];
         for (what, file, offset, ty, message) in cases {

@@ -100,8 +100,16 @@ fn feature(message: Message) -> Result<Feature, CoreMlError> {
             5 => array = Some(field.message()?),
             1000 => optional = field.number()? != 0,
             1..=999 => {
-                const KINDS: [&str; 8] =
-                    ["an integer", "a number", "a string", "an image", "", "a dictionary", "a sequence", "a state"];
+                const KINDS: [&str; 8] = [
+                    "an integer",
+                    "a number",
+                    "a string",
+                    "an image",
+                    "",
+                    "a dictionary",
+                    "a sequence",
+                    "a state",
+                ];
                 let kind = KINDS.get(field.number as usize - 1).unwrap_or(&"of an unknown kind");
                 return Err(CoreMlError::unsupported(format!("feature `{}`, which is {kind},", shown(name))));
             }

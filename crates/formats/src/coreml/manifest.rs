@@ -31,9 +31,10 @@ pub(super) fn model_path(text: &str) -> Result<String, CoreMlError> {
     if !manifest.version.starts_with("1.") {
         return Err(CoreMlError::unsupported(format!("a package of version {}", shown(&manifest.version))));
     }
-    let item = manifest.items.get(&manifest.root).ok_or_else(|| {
-        CoreMlError::inconsistent("the manifest's root model is not among its items")
-    })?;
+    let item = manifest
+        .items
+        .get(&manifest.root)
+        .ok_or_else(|| CoreMlError::inconsistent("the manifest's root model is not among its items"))?;
     if !item.path.split('/').all(is_plain) {
         return Err(CoreMlError::inconsistent(format!(
             "the manifest's model `{}` is not inside the package",

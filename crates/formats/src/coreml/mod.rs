@@ -11,10 +11,10 @@ mod error;
 mod manifest;
 mod program;
 mod specification;
-mod value;
-mod wire;
 #[cfg(test)]
 mod tests;
+mod value;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,10 +84,7 @@ pub fn read(path: &Path) -> Result<Model, Error> {
 ///
 /// # Errors
 /// Those of [`read`].
-pub fn from_files(
-    label: &str,
-    files: impl IntoIterator<Item = (String, Bytes)>,
-) -> Result<Model, Error> {
+pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>) -> Result<Model, Error> {
     let files = Files::Memory { label: label.into(), files: files.into_iter().collect() };
     read_files(files, label.to_string())
 }
@@ -124,7 +121,8 @@ impl WeightFiles {
         }
         let inside = name.strip_prefix("@model_path/").filter(|rest| rest.split('/').all(is_plain));
         let inside = inside.ok_or("the name does not lead to a file of the model")?;
-        let path = if self.folder.is_empty() { inside.to_string() } else { format!("{}/{inside}", self.folder) };
+        let path =
+            if self.folder.is_empty() { inside.to_string() } else { format!("{}/{inside}", self.folder) };
         let bytes = self.files.map(&path).map_err(|error| error.to_string())?;
         self.mapped.insert(name.to_string(), bytes.clone());
         Ok(bytes)

@@ -67,8 +67,8 @@ fn read_function(
         }
     }
     let opset = OPSETS.iter().find(|(known, _)| *known == opset_text).map(|(_, opset)| *opset);
-    let opset =
-        opset.ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", crate::error::shown(opset_text))))?;
+    let opset = opset
+        .ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", crate::error::shown(opset_text))))?;
     if !mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
     }
@@ -128,7 +128,11 @@ fn read_block(
     Ok(assembler.finish(&outputs)?)
 }
 
-fn read_op(message: Message, assembler: &mut Assembler, weights: &mut WeightFiles) -> Result<(), CoreMlError> {
+fn read_op(
+    message: Message,
+    assembler: &mut Assembler,
+    weights: &mut WeightFiles,
+) -> Result<(), CoreMlError> {
     let mut kind = "";
     let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
     for field in message.fields() {
@@ -210,7 +214,8 @@ fn read_argument(
                     let name = field.text()?;
                     assembler.value(name).ok_or_else(|| {
                         let name = crate::error::shown(name);
-                        let what = format!("{kind} `{output}`: `{input}` is `{name}`, which is not made before it");
+                        let what =
+                            format!("{kind} `{output}`: `{input}` is `{name}`, which is not made before it");
                         mil::Error::Graph(what)
                     })?
                 }

@@ -30,7 +30,9 @@ pub(super) fn read(bytes: &[u8], class: String, weights: &mut WeightFiles) -> Re
             ML_PROGRAM => program = Some(field.message()?),
             PIPELINE => return Err(CoreMlError::unsupported("a pipeline of models")),
             number @ 200.. => {
-                return Err(CoreMlError::unsupported(format!("a model of kind {number}, not an ML program,")));
+                return Err(CoreMlError::unsupported(format!(
+                    "a model of kind {number}, not an ML program,"
+                )));
             }
             _ => {}
         }

@@ -187,7 +187,9 @@ fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
     let (mut bytes, mut strings) = (Vec::new(), Vec::new());
     for field in tensor.fields() {
         let field = field?;
-        for values in field.message()?.fields().filter(|values| !matches!(values, Ok(other) if other.number != 1)) {
+        for values in
+            field.message()?.fields().filter(|values| !matches!(values, Ok(other) if other.number != 1))
+        {
             let values = values?;
             let mut fits = true;
             let mut narrow = |value: i64| fits &= push_int(&mut bytes, ty.dtype, value);
@@ -199,7 +201,9 @@ fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
                 (4, DType::Str) if strings.len() < ty.count() => strings.push(values.text()?.to_string()),
                 (5, DType::I64) => values.numbers(|value| narrow(value as i64))?,
                 (6, DType::F64) => bytes.extend_from_slice(values.fixed(8)?),
-                (7, dtype) if !matches!(dtype, DType::Str | DType::Bool) => bytes.extend_from_slice(values.bytes()?),
+                (7, dtype) if !matches!(dtype, DType::Str | DType::Bool) => {
+                    bytes.extend_from_slice(values.bytes()?)
+                }
                 _ => fits = false,
             }
             if !fits {

@@ -1,0 +1,215 @@
+//! Packages of Apple's converter, on both executors, against PyTorch's outputs; and every weight encoding against what
+//! coremltools decodes it to (`tools/reference/coreml.py`).
+//!
+//! The repository holds the small packages. `MIXBIT_COREML_FIXTURES` names a directory with more of them, by the names
+//! of the table below.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use formats::coreml::{self, Model};
+use formats::npy::Npz;
+use mil::{Constant, DType, Def, Weights};
+use testkit::{ErrorStats, Failures, Fixture};
+
+/// The floats of an archive by name, with their shapes.
+fn arrays(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let archive = Npz::open(path).unwrap();
+    let read = |name: &str| {
+        let weight = archive.get(name).unwrap().cast(DType::F32);
+        let bytes = weight.read().unwrap();
+        let values = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        (name.to_string(), (weight.ty().shape.clone(), values))
+    };
+    archive.names().into_iter().map(read).collect()
+}
+
+/// Runs a model on the archive's inputs; outputs by name.
+fn run(
+    model: &Model,
+    inputs: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    backend: &dyn Backend,
+    arithmetic: Arithmetic,
+) -> Vec<(String, Tensor)> {
+    let tensors: Vec<(&str, Tensor)> = model
+        .inputs
+        .iter()
+        .map(|feature| {
+            let (shape, values) = &inputs[&feature.name];
+            (feature.name.as_str(), Tensor::from_f32(shape, values.clone()).unwrap())
+        })
+        .collect();
+    let bound: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let options = Options { arithmetic, ..Options::default() };
+    let mut compiled = backend.compile(model.program.main().unwrap(), &options).unwrap();
+    let results = compiled.run(&bound).unwrap();
+    compiled.outputs().iter().map(|output| output.name.clone()).zip(results).collect()
+}
+
+struct Case {
+    package: &'static str,
+    /// The archive with inputs and outputs, by default the package's own.
+    data: &'static str,
+    /// The least PSNR in dB of every output, with f32 arithmetic and with every f16 result rounded.
+    wide: f64,
+    declared: f64,
+}
+
+/// Agreement ends where the package does: the UNets' f16 timestep tables, palettes of 6 and 2 bits.
+const CASES: [Case; 14] = [
+    Case { package: "sd15_text_encoder", data: "", wide: 101.0, declared: 70.0 },
+    Case { package: "sdxl_text_encoder_2_neweos", data: "", wide: 93.0, declared: 67.0 },
+    Case { package: "sdxl_text_encoder_2_iOS18", data: "", wide: 93.0, declared: 67.0 },
+    Case { package: "vae_decoder_fp16", data: "", wide: 117.5, declared: 68.0 },
+    Case { package: "vae_encoder_fp16", data: "", wide: 115.0, declared: 66.0 },
+    Case { package: "unet_sd15s_split_einsum", data: "", wide: 55.0, declared: 49.0 },
+    Case { package: "unet_sd15_split_einsum", data: "", wide: 58.5, declared: 53.0 },
+    Case { package: "unet_sdxl_original", data: "", wide: 55.0, declared: 50.0 },
+    Case { package: "sd15_text_encoder__pal6", data: "sd15_text_encoder", wide: 34.0, declared: 34.0 },
+    Case {
+        package: "unet_sdxl_split_einsum__pal2",
+        data: "unet_sdxl_split_einsum",
+        wide: 15.4,
+        declared: 15.4,
+    },
+    Case {
+        package: "unet_sdxl_split_einsum__mixed",
+        data: "unet_sdxl_split_einsum",
+        wide: 15.1,
+        declared: 15.1,
+    },
+    Case {
+        package: "unet_sdxl_split_einsum_iOS18__pal3",
+        data: "unet_sdxl_split_einsum_iOS18",
+        wide: 18.0,
+        declared: 18.0,
+    },
+    Case {
+        package: "unet_sdxl_split_einsum_iOS18__pal4_gs16",
+        data: "unet_sdxl_split_einsum_iOS18",
+        wide: 22.4,
+        declared: 22.4,
+    },
+    // Two halves of one network, run one after the other.
+    Case {
+        package: "unet_sd15_split_einsum__pal6_chunk1+unet_sd15_split_einsum__pal6_chunk2",
+        data: "unet_sd15_split_einsum",
+        wide: 34.0,
+        declared: 34.0,
+    },
+];
+
+/// The repository's packages, and those of the directory that the environment names.
+fn roots() -> Vec<PathBuf> {
+    let committed = Fixture::open("coreml").path("");
+    let more = std::env::var_os("MIXBIT_COREML_FIXTURES").map(PathBuf::from);
+    let folders =
+        |root: PathBuf| [root.clone(), root.join("compressed"), root.join("compressed/chunks_pal6")];
+    [Some(committed), more].into_iter().flatten().flat_map(folders).collect()
+}
+
+fn find(roots: &[PathBuf], name: &str) -> Option<PathBuf> {
+    roots.iter().map(|root| root.join(name)).find(|path| path.exists())
+}
+
+#[test]
+fn packages_agree_with_pytorch_on_both_executors() {
+    let roots = roots();
+    let cpu = Cpu::new(Some(2)).unwrap();
+    let mut failures = Failures::new("packages");
+    for case in CASES {
+        let packages: Option<Vec<PathBuf>> =
+            case.package.split('+').map(|name| find(&roots, &format!("{name}.mlpackage"))).collect();
+        let Some(packages) = packages else { continue };
+        let data = if case.data.is_empty() { case.package } else { case.data };
+        let arrays = arrays(&find(&roots, &format!("{data}.npz")).expect("inputs beside the package"));
+        let named = |prefix: &str| {
+            let of = |(name, array): (&String, &(Vec<usize>, Vec<f32>))| {
+                Some((name.strip_prefix(prefix)?.to_string(), array.clone()))
+            };
+            arrays.iter().filter_map(of).collect::<BTreeMap<_, _>>()
+        };
+        let expected = named("out.");
+        let models: Vec<Model> = packages.iter().map(|path| coreml::read(path).unwrap()).collect();
+        let runs: [(&dyn Backend, Arithmetic, f64); 4] = [
+            (&Reference, Arithmetic::Wide, case.wide),
+            (&cpu, Arithmetic::Wide, case.wide),
+            (&Reference, Arithmetic::Declared, case.declared),
+            (&cpu, Arithmetic::Declared, case.declared),
+        ];
+        for (backend, arithmetic, least) in runs {
+            let mut values = named("in.");
+            for model in &models {
+                for (name, tensor) in run(model, &values, backend, arithmetic) {
+                    let array = (tensor.shape().to_vec(), tensor.into_f32().unwrap());
+                    values.insert(name, array);
+                }
+            }
+            let last = models.last().unwrap();
+            for output in &last.outputs {
+                let label = format!("{} {} {arithmetic:?} {}", case.package, backend.name(), output.name);
+                failures.case(&label, || {
+                    let (_, found) = &values[&output.name];
+                    let stats = ErrorStats::compare(found, &expected[&output.name].1);
+                    println!("{label}: {stats}");
+                    match stats.bad == 0 && stats.psnr >= least {
+                        true => Ok(()),
+                        false => Err(format!("{stats} (least {least} dB)")),
+                    }
+                });
+            }
+        }
+    }
+    failures.finish();
+}
+
+#[test]
+fn every_encoding_decodes_as_coremltools_does() {
+    let fixture = Fixture::open("coreml");
+    let cases = fixture.json("cases.json");
+    let mut failures = Failures::new("encodings");
+    let mut kinds = std::collections::BTreeSet::new();
+    for case in cases["cases"].as_array().unwrap() {
+        let package = case["package"].as_str().unwrap();
+        let model = coreml::read(&fixture.path(package)).unwrap();
+        let main = model.program.main().unwrap();
+        mil::verify(main).unwrap();
+        kinds.extend(main.ops().iter().map(|op| op.def.name).filter(|name| name.starts_with("constexpr")));
+        let decoded = mil::constexpr::decoded(main).unwrap();
+        let constants: BTreeMap<&str, &Constant> = decoded
+            .values()
+            .iter()
+            .filter_map(|value| match &value.def {
+                Def::Const(constant) => Some((value.name.as_str(), constant)),
+                _ => None,
+            })
+            .collect();
+        for (name, expected) in case["decoded"].as_object().unwrap() {
+            failures.case(&format!("{package} {name}"), || {
+                let Constant::Weight(weight) = constants[name.as_str()] else {
+                    return Err("no weight".into());
+                };
+                let shape: Vec<u64> = weight.ty().shape.iter().map(|&extent| extent as u64).collect();
+                let hash = fnv(&weight.read().map_err(|error| error.to_string())?);
+                let found = serde_json::json!({ "shape": shape, "fnv": format!("{hash:016x}") });
+                if found == *expected { Ok(()) } else { Err(format!("{found}, expected {expected}")) }
+            });
+        }
+    }
+    failures.finish();
+    let expected = [
+        "constexpr_affine_dequantize",
+        "constexpr_blockwise_shift_scale",
+        "constexpr_lut_to_dense",
+        "constexpr_sparse_to_dense",
+    ];
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), expected);
+}
+
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
