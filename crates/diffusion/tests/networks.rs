@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use diffusion::arch::text_encoder::Outputs;
-use diffusion::arch::{self, Config, GraphOptions, text_encoder, unet, vae};
+use diffusion::arch::{self, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
 use engine::{Backend, Cpu, Options, Reference, Tensor};
 use formats::Checkpoint;
 use mil::{Function, Weights, verify};
@@ -37,10 +37,47 @@ fn text_encoders_match_transformers() {
 fn unets_match_diffusers() {
     check("UNets", |kind, config, weights, inputs, outputs| match (kind, config) {
         ("unet", Config::Unet(config)) => {
-            unet_run(config, weights, inputs, outputs).map(|run| Some(vec![run]))
+            let forms = [AttentionImplementation::Original, AttentionImplementation::SplitEinsum];
+            let runs = forms.map(|attention| unet_run(config, weights, attention, inputs, outputs));
+            runs.into_iter().collect::<Result<_, _>>().map(Some)
         }
         _ => Ok(None),
     });
+}
+
+#[test]
+fn attention_in_chunks_is_attention() -> Result<(), Error> {
+    let fixture = Fixture::open("models");
+    let config = unet::Config::from_json(&fixture.json("unet-sd21/config.json"))?;
+    let weights = Checkpoint::open(&weights_file(&fixture.path("unet-sd21")))?;
+    // 960 pixels at the finest level: a chunk of 512 and a rest.
+    let shape = [1, config.in_channels, 24, 40];
+    let channels = config.text_channels.ok_or("no text")?;
+    let wave = |shape: &[usize]| {
+        let count: usize = shape.iter().product();
+        Tensor::from_f32(shape, (0..count).map(|index| (index as f32 * 0.37).sin()).collect())
+    };
+    let inputs = [
+        ("sample", wave(&shape)?),
+        ("timestep", Tensor::from_f32(&[1], vec![301.0])?),
+        ("encoder_hidden_states", wave(&[1, channels, 1, 77])?),
+    ];
+    let inputs = inputs.each_ref().map(|(name, tensor)| (*name, tensor));
+    let run = |attention| {
+        let size = GraphOptions { height: shape[2], width: shape[3], ..GraphOptions::default() };
+        let function = unet::build(&config, &weights, &GraphOptions { attention, ..size })?;
+        let result = Cpu::new(None)?.compile(&function, &Options::default())?.run(&inputs)?.swap_remove(0);
+        let chunks = function.ops().iter().filter(|op| op.def.name == "slice_by_index").count();
+        Ok::<_, Error>((result.into_f32().ok_or("no floats")?, chunks))
+    };
+    let (expected, _) = run(AttentionImplementation::Original)?;
+    let (whole, few) = run(AttentionImplementation::SplitEinsum)?;
+    let (chunked, many) = run(AttentionImplementation::SplitEinsumV2)?;
+    assert!(many > few, "{many} slices, not more than {few}");
+    for found in [whole, chunked] {
+        ErrorStats::compare(&found, &expected).within(1e-5)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -149,12 +186,18 @@ fn text_encoder_runs(
 fn unet_run(
     config: &unet::Config,
     weights: &dyn Weights,
+    attention: AttentionImplementation,
     inputs: &Arrays,
     outputs: &Arrays,
 ) -> Result<Run, Error> {
     let shape = &inputs["sample"].shape;
-    let mut options =
-        GraphOptions { batch: shape[0], height: shape[2], width: shape[3], ..GraphOptions::default() };
+    let mut options = GraphOptions {
+        batch: shape[0],
+        height: shape[2],
+        width: shape[3],
+        attention,
+        ..GraphOptions::default()
+    };
     let mut given = Vec::new();
     for (name, array) in inputs {
         match name.as_str() {

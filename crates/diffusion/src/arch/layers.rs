@@ -389,6 +389,32 @@ impl<'w> Net<'w> {
         Ok(self.b.op("transpose").arg("x", x).arg("perm", perm).named(name).add()?)
     }
 
+    /// The stretch [start, length] of one axis of four.
+    pub(super) fn slice(
+        &mut self,
+        x: ValueId,
+        axis: usize,
+        [start, len]: [usize; 2],
+        name: &str,
+    ) -> Result<ValueId, ArchError> {
+        let shape = self.shape(x).to_vec();
+        let mut begin = vec![0; shape.len()];
+        let mut end = ints(&shape)?;
+        (begin[axis], end[axis]) = (int(start)?, int(start + len)?);
+        let whole: [bool; 4] = std::array::from_fn(|other| other != axis);
+        let op = self.b.op("slice_by_index").arg("x", x).arg("begin", begin).arg("end", end);
+        Ok(op.arg("end_mask", whole).named(name).add()?)
+    }
+
+    pub(super) fn einsum(
+        &mut self,
+        equation: &str,
+        values: [ValueId; 2],
+        name: &str,
+    ) -> Result<ValueId, ArchError> {
+        Ok(self.b.op("einsum").arg("values", values).arg("equation", equation).named(name).add()?)
+    }
+
     pub(super) fn concat(&mut self, values: &[ValueId], axis: i32, name: &str) -> Result<ValueId, ArchError> {
         let op = self.b.op("concat").arg("values", values).arg("axis", axis).arg("interleave", false);
         Ok(op.named(name).add()?)

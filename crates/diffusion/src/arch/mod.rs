@@ -10,6 +10,7 @@
 
 mod error;
 mod fields;
+mod heads;
 mod inventory;
 mod layers;
 mod resnet;
@@ -35,6 +36,28 @@ pub enum AttentionImplementation {
     /// Batched matrix products over all heads; Apple's `ORIGINAL`.
     #[default]
     Original,
+    /// Every head by itself, as the Neural Engine prefers; Apple's `SPLIT_EINSUM`.
+    SplitEinsum,
+    /// Every head and every 512 queries by themselves; Apple's `SPLIT_EINSUM_V2`.
+    SplitEinsumV2,
+}
+
+impl AttentionImplementation {
+    /// Every implementation.
+    pub const ALL: [AttentionImplementation; 3] = [
+        AttentionImplementation::Original,
+        AttentionImplementation::SplitEinsum,
+        AttentionImplementation::SplitEinsumV2,
+    ];
+
+    /// The name that Apple's converter has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            AttentionImplementation::Original => "ORIGINAL",
+            AttentionImplementation::SplitEinsum => "SPLIT_EINSUM",
+            AttentionImplementation::SplitEinsumV2 => "SPLIT_EINSUM_V2",
+        }
+    }
 }
 
 /// What a graph is built for. Shapes in MIL are static: another size is another graph over the same weights.

@@ -1,9 +1,10 @@
 //! The transformers of the UNet: `Transformer2DModel` with `BasicTransformerBlock`s.
 
-use mil::{DType, ValueId, identifier};
+use mil::{ValueId, identifier};
 
-use super::super::layers::{Bias, Conv, Groups, Net, int, ints};
-use super::super::{ArchError, AttentionImplementation};
+use super::super::ArchError;
+use super::super::heads::Heads;
+use super::super::layers::{Bias, Conv, Groups, ints};
 use super::{Activation, Attention, Unet};
 
 /// The epsilon of the transformer's group norm; diffusers has no field for it.
@@ -81,11 +82,8 @@ impl Unet<'_> {
         let key = self.net.project(look.states, &format!("{path}.to_k"), channels, Bias::No)?;
         let value = self.net.project(look.states, &format!("{path}.to_v"), channels, Bias::No)?;
         let id = identifier(path);
-        let attended = match self.options.attention {
-            AttentionImplementation::Original => {
-                original(&mut self.net, [query, key, value], look.heads, self.config.upcast_attention, &id)?
-            }
-        };
+        let heads = Heads { count: look.heads, upcast: self.config.upcast_attention };
+        let attended = heads.attend(&mut self.net, self.options.attention, [query, key, value], &id)?;
         let out = self.net.project(attended, &format!("{path}.to_out.0"), channels, Bias::Yes)?;
         self.net.sum(out, residual, &id)
     }
@@ -105,39 +103,4 @@ impl Unet<'_> {
         let out = self.net.project(gated, &format!("{path}.net.2"), channels, Bias::Yes)?;
         self.net.sum(out, residual, &id)
     }
-}
-
-/// Multi-head attention of (batch, channels, 1, tokens), between the projections, as Apple's `ORIGINAL`: the heads
-/// are a batch axis, the channels of a head stay before the tokens.
-///
-/// `upcast` computes the probabilities in `fp32` whatever the network computes in.
-pub(super) fn original(
-    net: &mut Net,
-    [query, key, value]: [ValueId; 3],
-    heads: usize,
-    upcast: bool,
-    id: &str,
-) -> Result<ValueId, ArchError> {
-    let (batch, channels) = (net.shape(query)[0], net.channels(query));
-    let name = |part: &str| format!("{id}_{part}");
-    let per_head = [int(batch)?, int(heads)?, int(channels / heads)?, -1];
-    let mut query = net.reshape(query, &per_head, &name("q_heads"))?;
-    let mut key = net.reshape(key, &per_head, &name("k_heads"))?;
-    let value = net.reshape(value, &per_head, &name("v_heads"))?;
-    let dtype = net.dtype();
-    let upcast = upcast && dtype != DType::F32;
-    if upcast {
-        query = net.cast(query, DType::F32, &name("q_upcast"))?;
-        key = net.cast(key, DType::F32, &name("k_upcast"))?;
-    }
-    let scale = ((channels / heads) as f64).sqrt().recip();
-    let scores = net.matmul(query, key, [true, false], &name("scores"))?;
-    let scores = net.op("mul").arg("x", scores).arg("y", scale).named(&name("scaled")).add()?;
-    let softmax = net.op("softmax").arg("x", scores).arg("axis", 3);
-    let mut probabilities = softmax.named(&name("probabilities")).add()?;
-    if upcast {
-        probabilities = net.cast(probabilities, dtype, &name("downcast"))?;
-    }
-    let attended = net.matmul(value, probabilities, [false, true], &name("attended"))?;
-    net.reshape(attended, &[int(batch)?, int(channels)?, 1, -1], &name("merged"))
 }

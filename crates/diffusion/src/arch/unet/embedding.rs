@@ -2,9 +2,9 @@
 
 use mil::{DType, ValueId, identifier};
 
+use super::super::heads::Heads;
 use super::super::layers::{Activation, Bias, Net, int};
-use super::super::{ArchError, GraphOptions};
-use super::attention::original;
+use super::super::{ArchError, AttentionImplementation, GraphOptions};
 use super::{Addition, ClassLabels, Config};
 
 /// The longest period of the sinusoids, in timesteps over 2π.
@@ -250,7 +250,9 @@ fn pooled_text(
     let query = net.project(class, "add_embedding.pool.q_proj", channels, Bias::Yes)?;
     let key = net.project(states, "add_embedding.pool.k_proj", channels, Bias::Yes)?;
     let value = net.project(states, "add_embedding.pool.v_proj", channels, Bias::Yes)?;
-    let pooled = original(net, [query, key, value], heads, true, "add_embedding_pool")?;
+    let heads = Heads { count: heads, upcast: true };
+    let implementation = AttentionImplementation::Original;
+    let pooled = heads.attend(net, implementation, [query, key, value], "add_embedding_pool")?;
     let x = net.project(pooled, "add_embedding.proj", config.time.channels, Bias::Yes)?;
     net.layer_norm(x, "add_embedding.norm2", 1, EPSILON, "add_embedding_norm2")
 }
