@@ -22,7 +22,7 @@ mod literal;
 pub mod ops;
 pub mod passes;
 mod program;
-mod text;
+pub mod text;
 mod types;
 mod verify;
 mod weights;

@@ -386,6 +386,15 @@ impl<'a> OpView<'a> {
         Error::MissingInput { op: self.label(), input: input.to_string() }
     }
 
+    /// Whether files hold the arguments as attributes: constexpr ops in the form of iOS 16.
+    pub fn has_attributes(&self) -> bool {
+        match self.op.def.name {
+            "constexpr_affine_dequantize" | "constexpr_cast" => true,
+            "constexpr_lut_to_dense" | "constexpr_sparse_to_dense" => self.get("shape").is_some(),
+            _ => false,
+        }
+    }
+
     /// The op's type and the name of its first output, for messages.
     pub fn label(&self) -> String {
         match self.op.outputs.first() {

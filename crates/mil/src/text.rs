@@ -1,103 +1,244 @@
-//! MIL text, in the dialect of Apple's compiled models (`model.mil`, version 1.0).
+//! MIL text: `model.mil` of Apple's compiled models.
 //!
-//! Weights print as a `BLOBFILE` whose path is `@checkpoint/` and the tensor's name: they have no offset in a weight
-//! file before one is written.
+//! Two dialects differ in how they write scalars: version 1.0 has only tensors, `tensor<fp16, []>(0x1p+0)`, version 1.3
+//! writes `fp16(0x1p+0)`. [`parse`] reads both; [`print`] writes either.
+//!
+//! A program that is displayed is in version 1.0. Its weights print as a `BLOBFILE` whose path is `@checkpoint/` and the
+//! tensor's name: they have no offset in a weight file before one is written.
+
+mod lexer;
+mod parse;
 
 use std::fmt::{self, Write};
 
 use half::f16;
 
-use crate::{Arg, Constant, DType, Def, Function, Literal, Op, Program, ValueId};
+pub use parse::{Blob, ParseError, parse};
+
+use crate::{Arg, Constant, DType, Def, Function, Literal, Op, Program, TensorType, ValueId};
+
+/// How scalars are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Version 1.0, of models for iOS 15 to 17.
+    V1_0,
+    /// Version 1.3, of models for iOS 18.
+    V1_3,
+}
+
+impl Dialect {
+    const ALL: [(Dialect, &'static str); 2] = [(Dialect::V1_0, "1.0"), (Dialect::V1_3, "1.3")];
+
+    fn version(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+}
+
+/// Where a constant lies in a weight file: the file's path and the offset of the blob.
+pub type Place = (String, u64);
+
+/// How a program is printed.
+pub struct Style<'a> {
+    /// The dialect.
+    pub dialect: Dialect,
+    /// Who made the program: names and values that no reader needs.
+    pub build_info: &'a [(&'a str, &'a str)],
+    /// Where a constant lies in a weight file; `None` to print its value.
+    pub place: &'a dyn Fn(&Function, ValueId) -> Option<Place>,
+}
+
+/// Prints a program.
+///
+/// # Errors
+/// Those of the writer, and if a weight has no place.
+pub fn print(out: &mut dyn Write, program: &Program, style: &Style) -> fmt::Result {
+    writeln!(out, "program({})", style.dialect.version())?;
+    let mut printer = Printer { out, style };
+    if !style.build_info.is_empty() {
+        printer.build_info()?;
+    }
+    printer.out.write_str("{\n")?;
+    for function in &program.functions {
+        printer.function(function)?;
+    }
+    printer.out.write_str("}\n")
+}
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("program(1.0)\n{\n")?;
-        for function in &self.functions {
-            write_function(f, function)?;
-        }
-        f.write_str("}\n")
+        let place = |function: &Function, id: ValueId| match &function.value(id).def {
+            Def::Const(Constant::Weight(weight)) => Some((format!("@checkpoint/{}", weight.name()), 0)),
+            _ => None,
+        };
+        print(f, self, &Style { dialect: Dialect::V1_0, build_info: &[], place: &place })
     }
 }
 
-fn write_function(f: &mut fmt::Formatter<'_>, function: &Function) -> fmt::Result {
-    write!(f, "    func {}<{}>(", function.name, function.opset)?;
-    for (index, &id) in function.inputs.iter().enumerate() {
+struct Printer<'a, 'p> {
+    out: &'a mut dyn Write,
+    style: &'a Style<'p>,
+}
+
+/// Writes items with commas between them.
+fn separated<T>(
+    out: &mut dyn Write,
+    items: impl IntoIterator<Item = T>,
+    mut each: impl FnMut(&mut dyn Write, T) -> fmt::Result,
+) -> fmt::Result {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.write_str(", ")?;
+        }
+        each(out, item)?;
+    }
+    Ok(())
+}
+
+impl Printer<'_, '_> {
+    fn build_info(&mut self) -> fmt::Result {
+        let ty = self.ty(&TensorType::scalar(DType::Str));
+        write!(self.out, "[buildInfo = dict<{ty}, {ty}>({{")?;
+        separated(self.out, self.style.build_info, |out, (key, value)| {
+            out.write_str("{")?;
+            write_quoted(out, key)?;
+            out.write_str(", ")?;
+            write_quoted(out, value)?;
+            out.write_str("}")
+        })?;
+        self.out.write_str("})]\n")
+    }
+
+    /// A type as the dialect writes it.
+    fn ty(&self, ty: &TensorType) -> String {
+        match self.style.dialect {
+            Dialect::V1_3 if ty.shape.is_empty() => ty.dtype.to_string(),
+            _ => ty.to_string(),
+        }
+    }
+
+    fn values(&mut self, function: &Function, ids: &[ValueId]) -> fmt::Result {
+        let texts: Vec<String> = ids
+            .iter()
+            .map(|&id| format!("{} {}", self.ty(&function.value(id).ty), function.value(id).name))
+            .collect();
+        self.out.write_str(&texts.join(", "))
+    }
+
+    fn function(&mut self, function: &Function) -> fmt::Result {
+        write!(self.out, "    func {}<{}>(", function.name, function.opset)?;
+        self.values(function, &function.inputs)?;
+        self.out.write_str(") {\n")?;
+        let mut written = vec![false; function.values.len()];
+        for op in &function.ops {
+            // Constants of constexpr ops stand in the op itself.
+            if !op.def.is_constexpr() {
+                op.args
+                    .iter()
+                    .flat_map(Arg::values)
+                    .try_for_each(|&id| self.constant(function, id, &mut written))?;
+            }
+            self.op(function, op)?;
+        }
+        function.outputs.iter().try_for_each(|&id| self.constant(function, id, &mut written))?;
+        self.out.write_str("        } -> (")?;
+        separated(self.out, &function.outputs, |out, &id| out.write_str(&function.value(id).name))?;
+        self.out.write_str(");\n")
+    }
+
+    /// The `const` op of a value, unless it is none or was written before.
+    fn constant(&mut self, function: &Function, id: ValueId, written: &mut [bool]) -> fmt::Result {
         let value = function.value(id);
-        write!(f, "{}{} {}", if index > 0 { ", " } else { "" }, value.ty, value.name)?;
-    }
-    f.write_str(") {\n")?;
-    let mut written = vec![false; function.values.len()];
-    let mut constant = |f: &mut fmt::Formatter<'_>, id: ValueId| match &function.value(id).def {
-        Def::Const(constant) if !std::mem::replace(&mut written[id.index()], true) => {
-            write_constant(f, &function.value(id).name, constant)
+        if !matches!(value.def, Def::Const(_)) || std::mem::replace(&mut written[id.index()], true) {
+            return Ok(());
         }
-        _ => Ok(()),
-    };
-    for op in &function.ops {
-        for &id in op.args.iter().flat_map(Arg::values) {
-            constant(f, id)?;
-        }
-        write_op(f, function, op)?;
+        let ty = self.ty(&value.ty);
+        write!(self.out, "            {ty} {} = const()[name = ", value.name)?;
+        self.string(&value.name)?;
+        self.out.write_str(", val = ")?;
+        self.constant_value(function, id)?;
+        self.out.write_str("];\n")
     }
-    function.outputs.iter().try_for_each(|&id| constant(f, id))?;
-    f.write_str("        } -> (")?;
-    for (index, &id) in function.outputs.iter().enumerate() {
-        write!(f, "{}{}", if index > 0 { ", " } else { "" }, function.value(id).name)?;
-    }
-    f.write_str(");\n")
-}
 
-fn write_constant(f: &mut fmt::Formatter<'_>, name: &str, constant: &Constant) -> fmt::Result {
-    let ty = constant.ty();
-    write!(f, "            {ty} {name} = const()[name = {}, val = ", StringText(name))?;
-    match constant {
-        Constant::Literal(literal) => write_literal(f, literal)?,
-        Constant::Weight(weight) => {
-            let path = format!("@checkpoint/{}", weight.name());
-            write!(f, "{ty}(BLOBFILE(path = {}, offset = tensor<uint64, []>(0)))", StringText(&path))?;
-        }
-    }
-    f.write_str("];\n")
-}
-
-fn write_op(f: &mut fmt::Formatter<'_>, function: &Function, op: &Op) -> fmt::Result {
-    f.write_str("            ")?;
-    for (index, &id) in op.outputs.iter().enumerate() {
+    /// A constant's value with its type.
+    fn constant_value(&mut self, function: &Function, id: ValueId) -> fmt::Result {
         let value = function.value(id);
-        write!(f, "{}{} {}", if index > 0 { ", " } else { "" }, value.ty, value.name)?;
+        write!(self.out, "{}(", self.ty(&value.ty))?;
+        match ((self.style.place)(function, id), &value.def) {
+            (Some((path, offset)), _) => {
+                self.out.write_str("BLOBFILE(path = ")?;
+                self.string(&path)?;
+                let offset_type = self.ty(&TensorType::scalar(DType::U64));
+                write!(self.out, ", offset = {offset_type}({offset}))")?;
+            }
+            (None, Def::Const(Constant::Literal(literal))) => {
+                write_nested(self.out, literal, &literal.ty().shape, 0)?;
+            }
+            _ => return Err(fmt::Error),
+        }
+        self.out.write_str(")")
     }
-    write!(f, " = {}(", op.def.name)?;
-    // Argument names are alphabetical, as Apple's compiler writes them.
-    let mut args: Vec<_> = op.def.params.iter().map(|param| param.name).zip(&op.args).collect();
-    args.retain(|(_, arg)| !matches!(arg, Arg::Absent));
-    args.sort_by_key(|(name, _)| *name);
-    for (index, (name, arg)) in args.iter().enumerate() {
-        write!(f, "{}{name} = ", if index > 0 { ", " } else { "" })?;
+
+    fn string(&mut self, text: &str) -> fmt::Result {
+        write!(self.out, "{}(", self.ty(&TensorType::scalar(DType::Str)))?;
+        write_quoted(self.out, text)?;
+        self.out.write_str(")")
+    }
+
+    fn op(&mut self, function: &Function, op: &Op) -> fmt::Result {
+        self.out.write_str("            ")?;
+        self.values(function, &op.outputs)?;
+        write!(self.out, " = {}(", op.def.name)?;
+        // Argument names are alphabetical, as Apple's compiler writes them.
+        let mut args: Vec<_> = op.def.params.iter().map(|param| param.name).zip(&op.args).collect();
+        args.retain(|(_, arg)| !matches!(arg, Arg::Absent));
+        args.sort_by_key(|(name, _)| *name);
+        let (mut inputs, mut attributes) = (args, Vec::new());
+        if function.view(op).has_attributes() {
+            std::mem::swap(&mut inputs, &mut attributes);
+        }
+        for (index, (name, arg)) in inputs.iter().enumerate() {
+            write!(self.out, "{}{name} = ", if index > 0 { ", " } else { "" })?;
+            self.arg(function, op, arg)?;
+        }
+        self.out.write_str(")[")?;
+        let label = op.outputs.first().map_or("", |&id| &function.value(id).name);
+        let after = attributes.partition_point(|(name, _)| *name < "name");
+        for (index, (name, arg)) in attributes.iter().enumerate() {
+            if index == after {
+                self.out.write_str("name = ")?;
+                self.string(label)?;
+                self.out.write_str(", ")?;
+            }
+            write!(self.out, "{name} = ")?;
+            self.arg(function, op, arg)?;
+            if index + 1 < attributes.len() {
+                self.out.write_str(", ")?;
+            }
+        }
+        if after == attributes.len() {
+            self.out.write_str(if after > 0 { ", name = " } else { "name = " })?;
+            self.string(label)?;
+        }
+        self.out.write_str("];\n")
+    }
+
+    fn arg(&mut self, function: &Function, op: &Op, arg: &Arg) -> fmt::Result {
         match arg {
-            Arg::Absent => {}
-            Arg::One(id) => f.write_str(&function.value(*id).name)?,
+            Arg::Absent => Ok(()),
+            Arg::One(id) if op.def.is_constexpr() && matches!(function.value(*id).def, Def::Const(_)) => {
+                self.constant_value(function, *id)
+            }
+            Arg::One(id) => self.out.write_str(&function.value(*id).name),
             Arg::Many(ids) => {
-                let names: Vec<&str> = ids.iter().map(|&id| function.value(id).name.as_str()).collect();
-                write!(f, "({})", names.join(", "))?;
+                self.out.write_str("(")?;
+                separated(self.out, ids, |out, &id| out.write_str(&function.value(id).name))?;
+                self.out.write_str(")")
             }
         }
     }
-    let name = op.outputs.first().map_or("", |&id| &function.value(id).name);
-    writeln!(f, ")[name = {}];", StringText(name))
 }
 
-/// A string literal with its type.
-struct StringText<'a>(&'a str);
-
-impl fmt::Display for StringText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("tensor<string, []>(")?;
-        write_quoted(f, self.0)?;
-        f.write_str(")")
-    }
-}
-
-fn write_quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+fn write_quoted(f: &mut dyn Write, text: &str) -> fmt::Result {
     f.write_char('"')?;
     for c in text.chars() {
         match c {
@@ -112,13 +253,7 @@ fn write_quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     f.write_char('"')
 }
 
-fn write_literal(f: &mut fmt::Formatter<'_>, literal: &Literal) -> fmt::Result {
-    write!(f, "{}(", literal.ty())?;
-    write_nested(f, literal, &literal.ty().shape, 0)?;
-    f.write_str(")")
-}
-
-fn write_nested(f: &mut fmt::Formatter<'_>, literal: &Literal, shape: &[usize], at: usize) -> fmt::Result {
+fn write_nested(f: &mut dyn Write, literal: &Literal, shape: &[usize], at: usize) -> fmt::Result {
     let Some((&extent, inner)) = shape.split_first() else { return write_element(f, literal, at) };
     let stride: usize = inner.iter().product();
     f.write_str("[")?;
@@ -131,7 +266,7 @@ fn write_nested(f: &mut fmt::Formatter<'_>, literal: &Literal, shape: &[usize], 
     f.write_str("]")
 }
 
-fn write_element(f: &mut fmt::Formatter<'_>, literal: &Literal, at: usize) -> fmt::Result {
+fn write_element(f: &mut dyn Write, literal: &Literal, at: usize) -> fmt::Result {
     if let Some(strings) = literal.strings() {
         return write_quoted(f, &strings[at]);
     }
@@ -168,7 +303,7 @@ fn packed_int(bytes: &[u8], dtype: DType, at: usize) -> i128 {
 }
 
 /// A float as C99's `%a`: `0x1.8p+1`.
-fn write_hex_float(f: &mut fmt::Formatter<'_>, value: f32) -> fmt::Result {
+fn write_hex_float(f: &mut dyn Write, value: f32) -> fmt::Result {
     if value.is_nan() {
         return f.write_str("nan");
     }

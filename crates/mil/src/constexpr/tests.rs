@@ -118,7 +118,8 @@ fn flat_tables_are_looked_up() {
 fn grouped_and_vector_tables_are_looked_up() {
     let mut random = Random(2);
     // Shape of the indices, blocks of each axis, values of a vector and its axis.
-    let cases: [(&[usize], &[usize], usize, Option<i32>); 9] = [
+    type Case = (&'static [usize], &'static [usize], usize, Option<i32>);
+    let cases: [Case; 9] = [
         (&[8, 6], &[1, 1], 1, None),
         (&[8, 6, 1, 1], &[4, 1, 1, 1], 1, None),
         (&[4, 6, 3, 3], &[1, 3, 1, 1], 1, None),
