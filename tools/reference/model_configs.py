@@ -204,6 +204,27 @@ UNETS = {
     ),
 }
 
+CONTROLNET_CASES = ((1, 16, 16, 77, [999]), (2, 8, 12, 77, [500.5, 1]))
+
+CONTROLNETS = {
+    "controlnet": {
+        "note": "Stable Diffusion 1's ControlNet",
+        "config": {},
+        "own": {"conditioning_embedding_out_channels": (4, 4, 8, 8)},
+    },
+    "controlnet-sdxl": {
+        "note": "XL's ControlNet, with linear projections, text_time embeddings and a grey conditioning image",
+        "config": {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 88,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "use_linear_projection": True, "transformer_layers_per_block": (1, 2), "attention_head_dim": (2, 4),
+        },
+        "own": {"conditioning_embedding_out_channels": (4, 4, 8, 8), "conditioning_channels": 1},
+        "time_ids": 6,
+    },
+}
+"""A UNet's configuration, and what a ControlNet has besides."""
+
 AUTOENCODER = {
     "norm_num_groups": 8,
     "block_out_channels": (16, 32),

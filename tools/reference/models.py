@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import diffusers
 import model_configs as configs
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
@@ -172,6 +172,42 @@ def unets(area):
         area.write(name, tensors)
 
 
+def controlnets(area):
+    """ControlNets, and what the UNet of the same configuration makes of their residuals."""
+    for name, entry in configs.CONTROLNETS.items():
+        draws = Draws(name)
+        config = {**configs.UNET, **entry["config"]}
+        unet = randomize(UNet2DConditionModel(**config), draws, TYPES["f16"])
+        own = {key: value for key, value in config.items() if key not in ("sample_size", "up_block_types")}
+        model = randomize(ControlNetModel(**own, **entry["own"]), draws, TYPES["f16"])
+        save(model, name, TYPES["f16"])
+        save(unet, f"{name}-unet", TYPES["f16"])
+        tensors, unet_tensors = {}, {}
+        for case in entry.get("cases", configs.CONTROLNET_CASES):
+            label, inputs = unet_inputs(draws, unet.config, entry, case)
+            batch, _, height, width = inputs["sample"].shape
+            condition = draws(batch, model.config.conditioning_channels, 8 * height, 8 * width).abs().clamp(0, 1)
+            arguments = {
+                "sample": inputs["sample"],
+                "timestep": inputs["timesteps"],
+                "encoder_hidden_states": inputs["encoder_hidden_states"],
+            }
+            added = {n: inputs[n] for n in ("text_embeds", "time_ids") if n in inputs}
+            if added:
+                arguments["added_cond_kwargs"] = added
+            with torch.no_grad():
+                down, middle = model(**arguments, controlnet_cond=condition, return_dict=False)
+                controls = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+                sample = unet(**arguments, **controls).sample
+            residuals = {f"additional_residual_{index}": value for index, value in enumerate([*down, middle])}
+            stored = {n: small(n, values) for n, values in inputs.items()}
+            given = {**stored, "controlnet_cond": small("controlnet_cond", condition)}
+            area.add(name, "controlnet", label, given, residuals, tensors, note=entry["note"])
+            area.add(f"{name}-unet", "unet", label, {**stored, **residuals}, {"sample": sample}, unet_tensors, note=entry["note"])
+        area.write(name, tensors)
+        area.write(f"{name}-unet", unet_tensors)
+
+
 def small(name, values):
     """The input in the smallest type that holds it exactly."""
     if values.dtype.is_floating_point and torch.equal(representable(values), values):
@@ -234,6 +270,7 @@ def main():
     area = Area()
     text_encoders(area)
     unets(area)
+    controlnets(area)
     autoencoders(area)
     record = common.meta("models.py", SEED, "torch", "diffusers", "transformers")
     write_cases(common.area("models"), record, area.cases)

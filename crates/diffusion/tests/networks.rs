@@ -46,6 +46,19 @@ fn unets_match_diffusers() {
 }
 
 #[test]
+fn controlnets_match_diffusers() {
+    check("ControlNets", |kind, config, weights, inputs, outputs| match (kind, config) {
+        ("controlnet", Config::ControlNet(config)) => {
+            let (options, inputs) = unet_inputs(&config.unet, inputs)?;
+            let function = unet::control::build(config, weights, &options)?;
+            let expected = outputs.iter().map(|(name, array)| (name.clone(), array.f32s())).collect();
+            Ok(Some(vec![Run { function, inputs, expected }]))
+        }
+        _ => Ok(None),
+    });
+}
+
+#[test]
 fn attention_in_chunks_is_attention() -> Result<(), Error> {
     let fixture = Fixture::open("models");
     let config = unet::Config::from_json(&fixture.json("unet-sd21/config.json"))?;
@@ -190,14 +203,20 @@ fn unet_run(
     inputs: &Arrays,
     outputs: &Arrays,
 ) -> Result<Run, Error> {
+    let (options, inputs) = unet_inputs(config, inputs)?;
+    let expected = vec![("noise_pred".to_string(), outputs["sample"].f32s())];
+    let function = unet::build(config, weights, &GraphOptions { attention, ..options })?;
+    Ok(Run { function, inputs, expected })
+}
+
+/// The options and the inputs of a UNet's or a ControlNet's case.
+fn unet_inputs(
+    config: &unet::Config,
+    inputs: &Arrays,
+) -> Result<(GraphOptions, Vec<(String, Tensor)>), Error> {
     let shape = &inputs["sample"].shape;
-    let mut options = GraphOptions {
-        batch: shape[0],
-        height: shape[2],
-        width: shape[3],
-        attention,
-        ..GraphOptions::default()
-    };
+    let mut options =
+        GraphOptions { batch: shape[0], height: shape[2], width: shape[3], ..GraphOptions::default() };
     let mut given = Vec::new();
     for (name, array) in inputs {
         match name.as_str() {
@@ -207,6 +226,7 @@ fn unet_run(
                 given.push((name.clone(), channels_first(array)?));
             }
             _ => {
+                options.control_residuals |= name.starts_with("additional_residual");
                 if name == "time_ids" {
                     options.time_ids = array.shape[1];
                 }
@@ -217,8 +237,7 @@ fn unet_run(
     if let Some(text) = inputs.get("text_embeds") {
         assert_eq!(config.time_id_count(text.shape[1])?, Some(options.time_ids));
     }
-    let expected = vec![("noise_pred".to_string(), outputs["sample"].f32s())];
-    Ok(Run { function: unet::build(config, weights, &options)?, inputs: given, expected })
+    Ok((options, given))
 }
 
 /// (batch, tokens, channels) as (batch, channels, 1, tokens).

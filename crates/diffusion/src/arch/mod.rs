@@ -79,6 +79,8 @@ pub struct GraphOptions {
     pub opset: Opset,
     /// How attention is written.
     pub attention: AttentionImplementation,
+    /// Whether the UNet takes the residuals of ControlNets as inputs.
+    pub control_residuals: bool,
 }
 
 impl Default for GraphOptions {
@@ -93,6 +95,7 @@ impl Default for GraphOptions {
             dtype: DType::F32,
             opset: Opset::Ios16,
             attention: AttentionImplementation::Original,
+            control_residuals: false,
         }
     }
 }
@@ -120,6 +123,8 @@ pub enum Config {
     TextEncoder(text_encoder::Config),
     /// A denoising UNet.
     Unet(Box<unet::Config>),
+    /// A ControlNet.
+    ControlNet(Box<unet::control::Config>),
     /// An image autoencoder.
     Vae(vae::Config),
 }
@@ -154,6 +159,12 @@ pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         class: "UNet2DConditionModel",
         read: |config| unet::Config::from_json(config).map(|config| Config::Unet(Box::new(config))),
+    },
+    Architecture {
+        class: "ControlNetModel",
+        read: |config| {
+            unet::control::Config::from_json(config).map(|config| Config::ControlNet(Box::new(config)))
+        },
     },
     Architecture { class: "AutoencoderKL", read: |config| vae::Config::from_json(config).map(Config::Vae) },
 ];

@@ -5,6 +5,7 @@
 
 mod attention;
 mod config;
+pub mod control;
 mod embedding;
 
 use mil::{Function, ValueId, Weights, identifier};
@@ -25,6 +26,7 @@ use super::{ArchError, GraphOptions};
 /// | `time_ids`, `text_embeds` | (batch, time_ids), (batch, the rest of the channels) | `text_time` embeddings |
 /// | `timestep_cond` | (batch, channels) | `time_cond_proj_dim` |
 /// | `class_labels` | (batch) or (batch, channels) | class embeddings |
+/// | `additional_residual_0`... | those of the residuals of [`control::build`] | `options.control_residuals` |
 ///
 /// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height, width) is
 /// `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
@@ -32,22 +34,13 @@ use super::{ArchError, GraphOptions};
 /// # Errors
 /// A missing or misshapen tensor, or options that the configuration does not fit.
 pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> Result<Function, ArchError> {
-    let [height, width] = options.size(1)?;
-    let mut net = Net::new(weights, options)?;
-    let sample = net.input("sample", options.dtype, &[options.batch, config.in_channels, height, width])?;
-    let timestep = net.input("timestep", options.dtype, &[options.batch])?;
-    let text = match config.text_channels {
-        Some(channels) => {
-            let shape = [options.batch, channels, 1, options.tokens];
-            Some(net.input("encoder_hidden_states", options.dtype, &shape)?)
-        }
-        None => None,
-    };
-    let time = embedding::build(&mut net, config, options, timestep, text)?;
-    let text = embedding::project_text(&mut net, config, text)?;
-    let time = net.activate(time, config.act_fn, "time_embedding_act")?;
-    let mut unet = Unet { net, config, options, time, text };
-    let noise = unet.run(sample)?;
+    let (mut unet, sample) = Unet::begin(config, weights, options)?;
+    let (mut x, mut skips) = unet.way_down(sample, None)?;
+    x = unet.middle(x)?;
+    if options.control_residuals {
+        x = unet.add_residuals(&mut skips, x)?;
+    }
+    let noise = unet.way_up(x, skips)?;
     let noise = unet.net.output(noise, "noise_pred")?;
     unet.net.finish(&[noise])
 }
@@ -63,11 +56,43 @@ struct Unet<'w> {
     text: Option<ValueId>,
 }
 
-impl Unet<'_> {
-    fn run(&mut self, sample: ValueId) -> Result<ValueId, ArchError> {
+impl<'w> Unet<'w> {
+    /// Adds the inputs and the embeddings, and gives the sample.
+    fn begin(
+        config: &'w Config,
+        weights: &'w dyn Weights,
+        options: &'w GraphOptions,
+    ) -> Result<(Self, ValueId), ArchError> {
+        let [height, width] = options.size(1)?;
+        let mut net = Net::new(weights, options)?;
+        let sample =
+            net.input("sample", options.dtype, &[options.batch, config.in_channels, height, width])?;
+        let timestep = net.input("timestep", options.dtype, &[options.batch])?;
+        let text = match config.text_channels {
+            Some(channels) => {
+                let shape = [options.batch, channels, 1, options.tokens];
+                Some(net.input("encoder_hidden_states", options.dtype, &shape)?)
+            }
+            None => None,
+        };
+        let time = embedding::build(&mut net, config, options, timestep, text)?;
+        let text = embedding::project_text(&mut net, config, text)?;
+        let time = net.activate(time, config.act_fn, "time_embedding_act")?;
+        Ok((Unet { net, config, options, time, text }, sample))
+    }
+
+    /// From the sample to the coarsest level, and what it leaves for the way up. `hint` is added to the first features.
+    fn way_down(
+        &mut self,
+        sample: ValueId,
+        hint: Option<ValueId>,
+    ) -> Result<(ValueId, Vec<ValueId>), ArchError> {
         let config = self.config;
         let mut x = self.center(sample)?;
         x = self.net.conv(x, "conv_in", Conv::same(config.down[0].channels, config.conv_in_kernel))?;
+        if let Some(hint) = hint {
+            x = self.net.sum(x, hint, "conv_in_with_condition")?;
+        }
         let mut skips = vec![x];
         for (level, stage) in config.down.iter().enumerate() {
             let path = format!("down_blocks.{level}");
@@ -81,7 +106,26 @@ impl Unet<'_> {
                 skips.push(x);
             }
         }
-        x = self.middle(x)?;
+        Ok((x, skips))
+    }
+
+    /// Adds a ControlNet's residuals, which are inputs, to what the way down left and to the middle.
+    fn add_residuals(&mut self, skips: &mut [ValueId], middle: ValueId) -> Result<ValueId, ArchError> {
+        let mut add = |index: usize, x: ValueId| {
+            let name = control::residual_name(index);
+            let shape = self.net.shape(x).to_vec();
+            let residual = self.net.input(&name, self.options.dtype, &shape)?;
+            self.net.sum(x, residual, &format!("with_{name}"))
+        };
+        for (index, skip) in skips.iter_mut().enumerate() {
+            *skip = add(index, *skip)?;
+        }
+        add(skips.len(), middle)
+    }
+
+    /// From the coarsest level to the predicted noise.
+    fn way_up(&mut self, mut x: ValueId, mut skips: Vec<ValueId>) -> Result<ValueId, ArchError> {
+        let config = self.config;
         let halvings = config.down.len() - 1;
         let uneven =
             [self.options.height, self.options.width].iter().any(|extent| extent % (1 << halvings) != 0);
