@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod synth;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +14,14 @@ use clap::Parser;
 enum Task {
     /// Run what CI runs: formatting, lints, tests, documentation, licences
     Check,
+    /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
+    Synth(synth::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Check => check::run(),
+        Task::Synth(arguments) => synth::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
