@@ -2,7 +2,7 @@
 
 use mil::{Arg, DType, Def, Function, OpView, TensorType, ValueId};
 
-use crate::backend::Executable;
+use crate::backend::{Executable, holds_floats};
 use crate::ops::{Binding, binding};
 use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor};
 
@@ -96,6 +96,14 @@ pub(crate) fn last_uses(function: &Function) -> Vec<Option<usize>> {
     last
 }
 
+/// The elements of a tensor of any type, all of which `f64` holds exactly.
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f64> {
+    match tensor.data() {
+        Data::Float(values) => values.iter().map(|&x| x.into()).collect(),
+        Data::Int(values) => values.iter().map(|&x| x.into()).collect(),
+    }
+}
+
 /// An op and the tensors bound to its inputs.
 pub(crate) struct Operands<'a> {
     pub(crate) view: OpView<'a>,
@@ -144,6 +152,14 @@ impl Operands<'_> {
     /// The only result, of floats.
     pub(crate) fn float_result(&self, values: Vec<f32>) -> Result<Vec<Tensor>, Error> {
         Ok(vec![Tensor::from_f32(&self.out(0).shape, values)?])
+    }
+
+    /// The only result, each number brought to its declared type: integers drop their fraction.
+    pub(crate) fn number_result(&self, values: impl Iterator<Item = f64>) -> Result<Vec<Tensor>, Error> {
+        self.result(match holds_floats(self.out(0).dtype) {
+            true => Data::Float(values.map(|value| value as f32).collect()),
+            false => Data::Int(values.map(|value| value as i32).collect()),
+        })
     }
 
     /// The only result, with elements of `data`'s kind.

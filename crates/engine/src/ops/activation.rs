@@ -4,7 +4,7 @@ use kernels::{AxisShape, UnaryOp};
 use mil::OpView;
 
 use super::unary::{erf, lower, map};
-use super::{Binding, around};
+use super::{Binding, around, maximum};
 use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
@@ -14,7 +14,7 @@ pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "leaky_relu", reference: leaky_relu, lower: |op, plan| plan.by_reference(op, leaky_relu) },
     Binding {
         op: "relu",
-        reference: |op| map(op, |_| Ok(Box::new(|x| x.max(0.0)))),
+        reference: |op| map(op, |_| Ok(Box::new(|x| maximum(x, 0.0)))),
         lower: |op, plan| lower(op, plan, UnaryOp::Relu),
     },
     Binding {

@@ -3,7 +3,7 @@
 use kernels::{BinaryOp, Strided};
 use mil::OpView;
 
-use super::{Binding, broadcast_strides, offsets};
+use super::{Binding, broadcast_strides, maximum, minimum, offsets};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::Operands;
@@ -40,9 +40,9 @@ pub(super) static BINDINGS: &[Binding] = &[
     comparison!("logical_and", |x, y| x != 0.0 && y != 0.0),
     comparison!("logical_or", |x, y| x != 0.0 || y != 0.0),
     comparison!("logical_xor", |x, y| (x != 0.0) != (y != 0.0)),
-    arithmetic!("maximum", f64::max, BinaryOp::Maximum),
-    arithmetic!("minimum", f64::min, BinaryOp::Minimum),
-    arithmetic!("mod", |x, y| x - (x / y).floor() * y, BinaryOp::Mod),
+    arithmetic!("maximum", maximum, BinaryOp::Maximum),
+    arithmetic!("minimum", minimum, BinaryOp::Minimum),
+    arithmetic!("mod", modulo, BinaryOp::Mod),
     arithmetic!("mul", |x, y| x * y, BinaryOp::Mul),
     comparison!("not_equal", |x, y| x != y),
     arithmetic!("pow", f64::powf, BinaryOp::Pow),
@@ -50,6 +50,12 @@ pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "select", reference: select, lower: |op, plan| plan.by_reference(op, select) },
     arithmetic!("sub", |x, y| x - y, BinaryOp::Sub),
 ];
+
+/// The remainder with the divisor's sign, exact where `x - floor(x / y) * y` is not.
+fn modulo(x: f64, y: f64) -> f64 {
+    let rest = x % y;
+    if rest != 0.0 && (rest < 0.0) != (y < 0.0) { rest + y } else { rest }
+}
 
 /// The elements of an operand as f64, repeated to the result's shape.
 fn spread(tensor: &Tensor, shape: &[usize]) -> Vec<f64> {
@@ -60,33 +66,23 @@ fn spread(tensor: &Tensor, shape: &[usize]) -> Vec<f64> {
     }
 }
 
-/// Puts f64 results into the declared class.
-fn collect(op: &Operands, values: impl Iterator<Item = f64>) -> Result<Vec<Tensor>, Error> {
-    let data = match holds_floats(op.out(0).dtype) {
-        true => Data::Float(values.map(|value| value as f32).collect()),
-        false => Data::Int(values.map(|value| value as i32).collect()),
-    };
-    op.result(data)
-}
-
 fn arithmetic(op: &Operands, f: fn(f64, f64) -> f64) -> Result<Vec<Tensor>, Error> {
     let shape = &op.out(0).shape;
     let (x, y) = (spread(&op.tensor("x")?, shape), spread(&op.tensor("y")?, shape));
-    collect(op, x.into_iter().zip(y).map(|(x, y)| f(x, y)))
+    op.number_result(x.into_iter().zip(y).map(|(x, y)| f(x, y)))
 }
 
 fn compare(op: &Operands, f: fn(f64, f64) -> bool) -> Result<Vec<Tensor>, Error> {
     let shape = &op.out(0).shape;
     let (x, y) = (spread(&op.tensor("x")?, shape), spread(&op.tensor("y")?, shape));
-    collect(op, x.into_iter().zip(y).map(|(x, y)| f64::from(f(x, y))))
+    op.number_result(x.into_iter().zip(y).map(|(x, y)| f64::from(f(x, y))))
 }
 
 fn select(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let shape = &op.out(0).shape;
     let cond = spread(&op.tensor("cond")?, shape);
     let (a, b) = (spread(&op.tensor("a")?, shape), spread(&op.tensor("b")?, shape));
-    collect(
-        op,
+    op.number_result(
         cond.into_iter().zip(a.into_iter().zip(b)).map(|(cond, (a, b))| if cond != 0.0 { a } else { b }),
     )
 }

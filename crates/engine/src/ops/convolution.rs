@@ -46,11 +46,14 @@ fn conv(op: &Operands) -> Result<Vec<Tensor>, Error> {
         let first = channel / per_out_group * per_group;
         let mut sum = bias.as_ref().map_or(0.0, |bias| f64::from(bias[channel]));
         for ty in 0..taps_y {
-            let Some(y) = source(row, ty, 0, height) else { continue };
+            let y = source(row, ty, 0, height);
             for tx in 0..taps_x {
-                let Some(x_at) = source(column, tx, 1, width) else { continue };
+                let place = y.zip(source(column, tx, 1, width));
                 for c in 0..per_group {
-                    let value = x[((image * channels + first + c) * height + y) * width + x_at];
+                    // The padding is zeros, which a weight that is not finite makes NaN.
+                    let value = place.map_or(0.0, |(y, column)| {
+                        x[((image * channels + first + c) * height + y) * width + column]
+                    });
                     let tap = weight[((channel * per_group + c) * taps_y + ty) * taps_x + tx];
                     sum += f64::from(value) * f64::from(tap);
                 }

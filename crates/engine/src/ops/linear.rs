@@ -7,7 +7,7 @@ use mil::ops::Equation;
 use super::{Binding, broadcast_strides, offsets, strides};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
-use crate::reference::Operands;
+use crate::reference::{Operands, numbers};
 use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
@@ -45,17 +45,14 @@ fn einsum(op: &Operands) -> Result<Vec<Tensor>, Error> {
         let shape: Vec<usize> = labels.iter().map(extent).collect();
         offsets(&shape, &labels.iter().map(stride).collect::<Vec<_>>(), 0)
     };
-    let data =
-        |operand: usize| operands[operand].as_f32().ok_or_else(|| op.view.invalid("values must be floats"));
-    let (x, y) = (data(0)?, data(1)?);
+    let (x, y) = (numbers(&operands[0]), numbers(&operands[1]));
     let (x_inner, y_inner) = (walk(&summed, 0), walk(&summed, 1));
     let outer = walk(&equation.output, 0).into_iter().zip(walk(&equation.output, 1));
     let dot = |(x_at, y_at): (usize, usize)| {
-        let products =
-            x_inner.iter().zip(&y_inner).map(|(i, j)| f64::from(x[x_at + i]) * f64::from(y[y_at + j]));
-        products.sum::<f64>() as f32
+        let products = x_inner.iter().zip(&y_inner).map(|(i, j)| x[x_at + i] * y[y_at + j]);
+        products.sum()
     };
-    op.float_result(outer.map(dot).collect())
+    op.number_result(outer.map(dot))
 }
 
 fn linear(op: &Operands) -> Result<Vec<Tensor>, Error> {
@@ -117,7 +114,7 @@ impl Products {
 
 fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let products = Products::of(&op.view, &op.out(0).shape)?;
-    let (x, y) = (op.floats("x")?, op.floats("y")?);
+    let (x, y) = (numbers(&op.tensor("x")?), numbers(&op.tensor("y")?));
     let mut out = Vec::with_capacity(op.out(0).count());
     for (x_start, y_start) in products.starts {
         for (row, column) in
@@ -126,12 +123,12 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
             let at = |depth: usize| {
                 let x = x[x_start + row * products.x_steps[0] + depth * products.x_steps[1]];
                 let y = y[y_start + depth * products.y_steps[0] + column * products.y_steps[1]];
-                f64::from(x) * f64::from(y)
+                x * y
             };
-            out.push((0..products.depth).map(at).sum::<f64>() as f32);
+            out.push((0..products.depth).map(at).sum());
         }
     }
-    op.float_result(out)
+    op.number_result(out.into_iter())
 }
 
 fn attention(op: &Operands) -> Result<Vec<Tensor>, Error> {

@@ -90,6 +90,16 @@ pub(crate) fn around(shape: &[usize], axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
 
+/// The greater of two numbers; NaN if either is.
+pub(crate) fn maximum(x: f64, y: f64) -> f64 {
+    if x.is_nan() || x > y { x } else { y }
+}
+
+/// The lesser of two numbers; NaN if either is.
+pub(crate) fn minimum(x: f64, y: f64) -> f64 {
+    if x.is_nan() || x < y { x } else { y }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

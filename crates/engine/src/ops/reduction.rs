@@ -3,10 +3,10 @@
 use kernels::{AxisShape, ReduceOp};
 use mil::OpView;
 
-use super::{Binding, around, offsets, strides};
+use super::{Binding, around, maximum, minimum, offsets, strides};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
-use crate::reference::Operands;
+use crate::reference::{Operands, numbers};
 use crate::{Data, Error, Tensor};
 
 type Fold = fn(&mut dyn Iterator<Item = f64>) -> f64;
@@ -24,9 +24,9 @@ macro_rules! reduction {
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "reduce_argmax", reference: argmax, lower: |op, plan| plan.by_reference(op, argmax) },
     Binding { op: "reduce_argmin", reference: argmin, lower: |op, plan| plan.by_reference(op, argmin) },
-    reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, f64::max), Some(ReduceOp::Max)),
+    reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, maximum), Some(ReduceOp::Max)),
     reduction!("reduce_mean", mean, Some(ReduceOp::Mean)),
-    reduction!("reduce_min", |values| values.fold(f64::INFINITY, f64::min), Some(ReduceOp::Min)),
+    reduction!("reduce_min", |values| values.fold(f64::INFINITY, minimum), Some(ReduceOp::Min)),
     reduction!("reduce_prod", |values| values.product(), None),
     reduction!("reduce_sum", |values| values.sum(), Some(ReduceOp::Sum)),
     reduction!("reduce_sum_square", |values| values.map(|x| x * x).sum(), None),
@@ -46,16 +46,9 @@ fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
     Ok(axes)
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
-    match tensor.data() {
-        Data::Float(values) => values.iter().map(|&x| x.into()).collect(),
-        Data::Int(values) => values.iter().map(|&x| x.into()).collect(),
-    }
-}
-
 fn reduce(op: &Operands, fold: Fold) -> Result<Vec<Tensor>, Error> {
     let x = op.tensor("x")?;
-    let (shape, axes, x) = (x.shape().to_vec(), axes(&op.view)?, values(&x));
+    let (shape, axes, x) = (x.shape().to_vec(), axes(&op.view)?, numbers(&x));
     let all = strides(&shape);
     let pick = |wanted: bool| -> (Vec<usize>, Vec<isize>) {
         (0..shape.len())
@@ -67,11 +60,7 @@ fn reduce(op: &Operands, fold: Fold) -> Result<Vec<Tensor>, Error> {
     let reduced = offsets(&outside.0, &outside.1, 0)
         .into_iter()
         .map(|start| fold(&mut offsets(&inside.0, &inside.1, start).into_iter().map(|at| x[at])));
-    let data = match holds_floats(op.out(0).dtype) {
-        true => Data::Float(reduced.map(|x| x as f32).collect()),
-        false => Data::Int(reduced.map(|x| x as i32).collect()),
-    };
-    op.result(data)
+    op.number_result(reduced)
 }
 
 fn lower(
@@ -109,7 +98,7 @@ fn argmin(op: &Operands) -> Result<Vec<Tensor>, Error> {
 fn first_best(op: &Operands, better: fn(f64, f64) -> bool) -> Result<Vec<Tensor>, Error> {
     let x = op.tensor("x")?;
     let [outer, axis, inner] = around(x.shape(), op.view.axis(op.view.int("axis")?, x.shape().len())?);
-    let x = values(&x);
+    let x = numbers(&x);
     let starts = (0..outer).flat_map(|o| (0..inner).map(move |i| o * axis * inner + i));
     let best = starts.map(|start| {
         let at = |index: usize| x[start + index * inner];

@@ -3,7 +3,7 @@
 use kernels::UnaryOp;
 use mil::{DType, OpView};
 
-use super::Binding;
+use super::{Binding, maximum, minimum};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::Operands;
@@ -108,7 +108,7 @@ pub(super) fn alias(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
 
 fn clip(op: &Operands) -> Result<Scalar, Error> {
     let (low, high) = (op.view.float("alpha")?, op.view.float("beta")?);
-    Ok(Box::new(move |x| x.min(high).max(low)))
+    Ok(Box::new(move |x| maximum(minimum(x, high), low)))
 }
 
 /// The error function, by its Taylor series near 0 and by numerical continued fraction further out.
