@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use super::sigmas::SigmaSchedule;
 use super::spacing::TimestepSpacing;
-use super::{SCHEDULERS, Scheduler, SchedulerEntry};
+use super::{SCHEDULERS, Scheduler, SchedulerEntry, StepInput};
+use crate::random::TorchSource;
 
 /// Most training timesteps and inference steps that are accepted; the published models have 1000.
 const MAX_TIMESTEPS: i64 = 100_000;
@@ -331,11 +332,15 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// A number of steps, or a combination of fields, that the class cannot run.
+    /// A number of steps, or a combination of fields, that the class cannot run; found by a trial on two numbers where
+    /// no rule names it.
     pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
         let train = self.training_steps();
         if steps == 0 || steps > train {
             return Err(self.bad_steps(steps, format!("it must be from 1 to {train}, the steps of training")));
+        }
+        if !stays_finite((self.entry.build)(self, steps)?) {
+            return Err(self.bad_steps(steps, "this noise schedule leads to numbers that are not finite"));
         }
         (self.entry.build)(self, steps)
     }
@@ -513,6 +518,19 @@ fn number(value: &Value) -> Option<f64> {
         },
         _ => value.as_f64(),
     }
+}
+
+/// Runs a scheduler on two numbers, to see an infinite coefficient before a model has run for minutes.
+fn stays_finite(mut scheduler: Box<dyn Scheduler>) -> bool {
+    let mut noise = TorchSource::new(0);
+    let mut sample = [1.0, -0.5].map(|x| x * scheduler.init_noise_sigma()).to_vec();
+    (0..scheduler.timesteps().len()).all(|index| {
+        let scaled = scheduler.scale_model_input(&sample, index);
+        let model_output: Vec<f32> = scaled.iter().map(|x| 0.5 * x + 0.125).collect();
+        let input = StepInput { index, model_output: &model_output, sample: &sample, images: 1 };
+        sample = scheduler.step(input, &mut noise).previous;
+        scaled.iter().chain(&sample).all(|x| x.is_finite())
+    })
 }
 
 fn find(name: &str) -> Option<&'static SchedulerEntry> {

@@ -130,6 +130,10 @@ fn refusals_name_the_field_and_the_value() {
             "the scheduler field `sigma_min` = 0 of EulerDiscreteScheduler is not positive",
         ),
         (
+            json!({class: "DDPMScheduler", "beta_start": 0.999, "beta_end": 0.999}),
+            "DDPMScheduler cannot run 20 steps: this noise schedule leads to numbers that are not finite",
+        ),
+        (
             json!({class: "LCMScheduler", "original_inference_steps": 10}),
             "LCMScheduler cannot run 20 steps: `original_inference_steps` is 10",
         ),

@@ -31,6 +31,7 @@ impl Weights for Zeros {
 enum Part {
     Text(text_encoder::Outputs),
     Unet,
+    ControlNet,
     Decoder,
     Encoder,
 }
@@ -48,6 +49,7 @@ fn build(
             text_encoder::build(&config, weights, options, outputs)
         }
         (Config::Unet(config), Part::Unet) => unet::build(&config, weights, options),
+        (Config::ControlNet(config), Part::ControlNet) => unet::control::build(&config, weights, options),
         (Config::Vae(config), Part::Decoder) => vae::build_decoder(&config, weights, options),
         (Config::Vae(config), Part::Encoder) => vae::build_encoder(&config, weights, options),
         (config, part) => panic!("{class} has no {part:?}: {config:?}"),

@@ -10,6 +10,7 @@ use super::*;
 const TEXT: &str = "CLIPTextModel";
 const TEXT_2: &str = "CLIPTextModelWithProjection";
 const UNET: &str = "UNet2DConditionModel";
+const CONTROLNET: &str = "ControlNetModel";
 const VAE: &str = "AutoencoderKL";
 
 fn f16(batch: usize, size: usize) -> GraphOptions {
@@ -22,7 +23,9 @@ fn f16(batch: usize, size: usize) -> GraphOptions {
 fn ops_are_those_of_apples_packages() {
     type Case =
         (&'static str, &'static str, Part, Value, GraphOptions, &'static [(&'static str, usize)], usize);
-    let cases: [Case; 5] = [
+    let split =
+        |batch, size| GraphOptions { attention: AttentionImplementation::SplitEinsum, ..f16(batch, size) };
+    let cases: [Case; 7] = [
         (
             "text encoder",
             TEXT,
@@ -159,6 +162,74 @@ fn ops_are_those_of_apples_packages() {
             ],
             4,
         ),
+        (
+            "XL UNet, split",
+            UNET,
+            Part::Unet,
+            unet_sdxl(),
+            split(2, 16),
+            &[
+                ("add", 176),
+                ("batch_norm", 46),
+                ("cast", 1),
+                ("concat", 70),
+                ("conv", 374),
+                ("cos", 2),
+                ("einsum", 296),
+                ("expand_dims", 6),
+                ("gelu", 28),
+                ("layer_norm", 84),
+                ("mul", 178),
+                ("real_div", 46),
+                ("reduce_mean", 92),
+                ("reshape", 116),
+                ("silu", 38),
+                ("sin", 2),
+                ("slice_by_index", 448),
+                ("softmax", 148),
+                ("split", 28),
+                ("sqrt", 46),
+                ("square", 46),
+                ("sub", 46),
+                ("transpose", 56),
+                ("upsample_nearest_neighbor", 2),
+            ],
+            4,
+        ),
+        (
+            "UNet of Stable Diffusion 1, split",
+            UNET,
+            Part::Unet,
+            unet_sd15(),
+            split(2, 16),
+            &[
+                ("add", 169),
+                ("batch_norm", 61),
+                ("cast", 1),
+                ("concat", 46),
+                ("conv", 282),
+                ("cos", 1),
+                ("einsum", 256),
+                ("expand_dims", 3),
+                ("gelu", 16),
+                ("layer_norm", 48),
+                ("mul", 145),
+                ("real_div", 61),
+                ("reduce_mean", 122),
+                ("reshape", 154),
+                ("silu", 47),
+                ("sin", 1),
+                ("slice_by_index", 386),
+                ("softmax", 128),
+                ("split", 16),
+                ("sqrt", 61),
+                ("square", 61),
+                ("sub", 61),
+                ("transpose", 32),
+                ("upsample_nearest_neighbor", 3),
+            ],
+            2,
+        ),
     ];
     let mut failures = Failures::new("ops");
     for (name, class, part, config, options, expected, more_casts) in cases {
@@ -263,6 +334,7 @@ fn class_of(name: &str, config: &Value) -> (&'static str, Vec<Part>) {
     match class {
         Some(VAE) => (VAE, vec![Part::Decoder, Part::Encoder]),
         Some(UNET) => (UNET, vec![Part::Unet]),
+        Some(CONTROLNET) => (CONTROLNET, vec![Part::ControlNet]),
         Some(TEXT) => (TEXT, vec![Part::Text(Outputs::LAST)]),
         Some(TEXT_2) => (TEXT_2, vec![Part::Text(Outputs::LAST)]),
         other => panic!("{name} is of class {other:?}"),
