@@ -101,13 +101,19 @@ impl Model {
     /// Runs the function on named inputs.
     ///
     /// # Errors
-    /// If an input is missing, unknown or has another type, or an index inside a tensor points nowhere.
+    /// If an input is missing, unknown, given twice or has another type, or an index inside a tensor points nowhere.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
         if let Some((name, _)) =
             inputs.iter().find(|(name, _)| self.inputs.iter().all(|input| input.name != *name))
         {
             let known: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
             return Err(Error::InputUnknown { name: name.to_string(), known: known.join(", ") });
+        }
+        let repeated = |(at, (name, _)): &(usize, &(&str, &Tensor))| {
+            inputs[..*at].iter().any(|(other, _)| other == name)
+        };
+        if let Some((_, (name, _))) = inputs.iter().enumerate().find(repeated) {
+            return Err(Error::InputRepeated { name: name.to_string() });
         }
         let ordered = self.inputs.iter().map(|input| {
             let given = inputs.iter().find(|(name, _)| input.name == *name);

@@ -52,6 +52,12 @@ pub enum Error {
         /// The names that it has.
         known: String,
     },
+    /// An input was given more than once.
+    #[error("input `{name}` was given twice")]
+    InputRepeated {
+        /// The input's name.
+        name: String,
+    },
     /// A given tensor does not have the declared type.
     #[error("input `{name}` must be {expected}, but has shape {found:?} of {kind}")]
     InputType {
