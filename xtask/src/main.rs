@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod demo_eval;
 mod synth;
 
 use std::path::PathBuf;
@@ -16,12 +17,15 @@ enum Task {
     Check,
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
     Synth(synth::Arguments),
+    /// Draw the demo model's held-out captions and measure colours, positions and shapes from the pixels
+    DemoEval(demo_eval::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Check => check::run(),
         Task::Synth(arguments) => synth::run(&arguments),
+        Task::DemoEval(arguments) => demo_eval::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
