@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod assemble;
+mod bisect;
 mod builder;
 mod bytes;
 pub mod constexpr;
@@ -28,6 +29,7 @@ mod verify;
 mod weights;
 
 pub use assemble::{Assembler, Declared};
+pub use bisect::bisect;
 pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
 pub use bytes::Bytes;
 pub use dtype::DType;
