@@ -356,8 +356,8 @@ mod tests {
         let y =
             b.op("conv").arg("x", x).arg("weight", w).arg("strides", [2, 2]).arg("pad_type", "same").add();
         assert_eq!(shape_of(&mut b, y), [2, 5, 5, 7]);
-        let y = b.op("reshape").arg("x", x).arg("shape", [0, -1, 13]).add();
-        assert_eq!(shape_of(&mut b, y), [2, 27, 13]);
+        let y = b.op("reshape").arg("x", x).arg("shape", [0, -1, 1, 13]).add();
+        assert_eq!(shape_of(&mut b, y), [2, 27, 1, 13]);
         let y = b.op("slice_by_index").arg("x", x).arg("begin", [0, -1, 8, 0]).arg("end", [1, 9, -10, 1]);
         let y = y.arg("stride", [1, 1, -3, 4]).arg("end_mask", [false, false, true, true]);
         let y = y.arg("squeeze_mask", [true, false, false, false]).add();

@@ -8,11 +8,7 @@ const X: &[Param] = &[float("x")];
 pub(super) static OPS: &[OpDef] = &[
     // mode: EXACT (erf), TANH_APPROXIMATION or SIGMOID_APPROXIMATION (x * sigmoid(1.702 x)).
     OpDef::new("gelu", &[float("x"), string("mode").default(Default::Str("EXACT"))], gelu),
-    OpDef::new(
-        "leaky_relu",
-        &[float("x"), float("alpha").constant().default(Default::Float(0.01))],
-        same_as_x,
-    ),
+    OpDef::new("leaky_relu", &[float("x"), float("alpha").constant()], same_as_x),
     OpDef::new("relu", X, same_as_x),
     OpDef::new("sigmoid", X, same_as_x),
     OpDef::new("silu", X, same_as_x),

@@ -1,7 +1,7 @@
 //! Matrix products, einsum and attention.
 
-use super::{Default, OpDef, bools, broadcast, float, number, string};
-use crate::{Error, OpView, Opset, TensorType};
+use super::{Default, OpDef, Param, bools, broadcast, float, number, string};
+use crate::{DType, Error, OpView, Opset, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
     OpDef::new("einsum", &[number("values").variadic(), string("equation")], einsum),
@@ -17,10 +17,16 @@ pub(super) static OPS: &[OpDef] = &[
         ],
         matmul,
     ),
-    // softmax(query key^T / sqrt(channels) + attn_mask) value over [..., tokens, channels].
+    // softmax(query key^T / sqrt(channels) + attn_mask) value over [..., tokens, channels]. Where a mask of truth values
+    // is false, the key is hidden; a query that sees no key gives zeros.
     OpDef::new(
         "scaled_dot_product_attention",
-        &[float("query"), float("key"), float("value"), float("attn_mask").optional()],
+        &[
+            float("query"),
+            float("key"),
+            float("value"),
+            Param::new("attn_mask", &[DType::F16, DType::F32, DType::Bool]).optional(),
+        ],
         attention,
     )
     .since(Opset::Ios18),

@@ -9,7 +9,7 @@ const REDUCE: &[Param] =
 const ARG: &[Param] = &[
     number("x"),
     ints("axis").default(Default::Int(-1)),
-    bools("keep_dims").default(Default::Bool(true)),
+    bools("keep_dims").default(Default::Bool(false)),
     string("output_dtype").default(Default::Str("int32")).since(Opset::Ios17),
 ];
 

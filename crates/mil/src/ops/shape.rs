@@ -15,7 +15,7 @@ pub(super) static OPS: &[OpDef] = &[
         &[ints("shape"), Param::new("value", ANY).constant().default(Default::Float(0.0))],
         fill,
     ),
-    // shape: -1 follows from the others, 0 copies the input's axis.
+    // shape: -1 follows from the others, 0 copies the input's axis, where the ranks are equal.
     OpDef::new("reshape", &[any("x"), ints("shape")], reshape),
     OpDef::new(
         "slice_by_index",
@@ -224,7 +224,7 @@ fn reshape(op: &OpView) -> Result<Vec<TensorType>, Error> {
                 free = Some(axis);
                 1
             }
-            0 => *x.shape.get(axis).ok_or_else(misfit)?,
+            0 if wanted.len() == x.rank() => x.shape[axis],
             extent => usize::try_from(extent).map_err(|_| misfit())?,
         });
     }
