@@ -8,7 +8,7 @@ use super::{Binding, broadcast_strides, offsets, strides};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
-use crate::{Error, Tensor};
+use crate::{Data, Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "einsum", reference: einsum, lower: |op, plan| plan.by_reference(op, einsum) },
@@ -131,6 +131,14 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.number_result(out.into_iter())
 }
 
+/// A mask as numbers to add to scores.
+fn additive(mask: &Tensor) -> Vec<f32> {
+    match mask.data() {
+        Data::Float(values) => values.clone(),
+        Data::Int(seen) => seen.iter().map(|&seen| if seen != 0 { 0.0 } else { f32::NEG_INFINITY }).collect(),
+    }
+}
+
 fn attention(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let (query, key, value) = (op.tensor("query")?, op.tensor("key")?, op.tensor("value")?);
     let rank = query.shape().len();
@@ -142,7 +150,7 @@ fn attention(op: &Operands) -> Result<Vec<Tensor>, Error> {
         mask.as_ref().map(|mask| offsets(&scores_shape, &broadcast_strides(mask.shape(), &scores_shape), 0));
     let floats = |tensor: &Tensor| tensor.as_f32().map(<[f32]>::to_vec).unwrap_or_default();
     let (q, k, v) = (floats(&query), floats(&key), floats(&value));
-    let mask = mask.as_ref().map(floats);
+    let mask = mask.as_ref().map(additive);
     let batches: usize = query.shape()[..rank - 2].iter().product();
     let mut out = Vec::with_capacity(op.out(0).count());
     for row in 0..batches * queries {
@@ -157,6 +165,10 @@ fn attention(op: &Operands) -> Result<Vec<Tensor>, Error> {
             products.sum::<f64>() / (channels as f64).sqrt() + bias
         };
         let scores: Vec<f64> = (0..keys).map(score).collect();
+        if scores.iter().all(|&score| score == f64::NEG_INFINITY) {
+            out.extend(std::iter::repeat_n(0.0, width));
+            continue;
+        }
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
         for column in 0..width {

@@ -4,6 +4,7 @@
 //! - `f16`, in declared arithmetic: within one unit in the last place of half precision.
 //! - NaN and infinities in every operand: what is NaN in the reference is NaN on the CPU.
 //! - `hostile`: inputs that don't fit.
+//! - `oracle`: the reference against PyTorch and coremltools.
 
 mod activation;
 mod binary;
@@ -13,6 +14,7 @@ mod convolution;
 mod hostile;
 mod linear;
 mod normalization;
+mod oracle;
 mod reduction;
 mod scatter_gather;
 mod shape;

@@ -123,7 +123,7 @@ fn renamings() -> Vec<Case> {
     let mut cases = vec![
         reshape(&[6], &[2, 3]),
         reshape(&[2, 3, 4], &[-1]),
-        reshape(&[2, 3, 4], &[0, -1]),
+        reshape(&[2, 3, 4], &[0, -1, 1]),
         reshape(&[2, 3, 4], &[4, 0, 2]),
         reshape(&[2, 1, 3, 1, 2], &[1, 12, 1]),
         reshape(&[1], &[]),
