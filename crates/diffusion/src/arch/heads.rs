@@ -7,6 +7,8 @@ use super::{ArchError, AttentionImplementation};
 
 /// Queries that the chunked form attends with at a time.
 const CHUNK: usize = 512;
+/// More heads and chunks of one attention than any network has at a size that it can run.
+const MAX_PIECES: usize = 1 << 12;
 
 /// The heads of an attention; they divide the channels.
 #[derive(Clone, Copy)]
@@ -65,6 +67,11 @@ impl Heads {
         let channels = net.channels(query);
         let width = channels / self.count;
         let tokens = net.shape(query)[3];
+        let pieces = self.count.saturating_mul(tokens.div_ceil(chunk));
+        if pieces > MAX_PIECES {
+            let what = format!("{id} would be split into {pieces} pieces, more than {MAX_PIECES}");
+            return Err(ArchError::Option { option: "attention", what });
+        }
         let query = self.upcast(net, query, &format!("{id}_q_upcast"))?;
         let key = net.transpose(key, &[0, 3, 2, 1], &format!("{id}_k_transposed"))?;
         let key = self.upcast(net, key, &format!("{id}_k_upcast"))?;

@@ -8,7 +8,7 @@ use mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights};
 use super::ArchError;
 
 /// The largest tensor that is stood in for; several times any published one.
-const MAX_BYTES: usize = 1 << 31;
+const MAX_BYTES: usize = 1 << 29;
 
 /// The names and shapes of every checkpoint tensor that `build` asks for.
 ///

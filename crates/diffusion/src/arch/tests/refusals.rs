@@ -223,7 +223,12 @@ fn options_that_do_not_fit_are_refused() {
     let error = build(class, all_skipped, config, &weights, &small()).unwrap_err();
     assert!(matches!(error, ArchError::Option { option: "skipped_layers", .. }), "{error}");
     let huge = GraphOptions { batch: 1 << 20, height: 1 << 20, width: 1 << 20, ..small() };
-    assert!(build(xl.0, xl.1, &xl.2, &Zeros(tensors(xl.0, xl.1, &xl.2, &small())), &huge).is_err());
+    let weights = Zeros(tensors(xl.0, xl.1, &xl.2, &small()));
+    assert!(build(xl.0, xl.1, &xl.2, &weights, &huge).is_err());
+    let split = AttentionImplementation::SplitEinsumV2;
+    let millions = GraphOptions { height: 1 << 14, width: 1 << 14, attention: split, ..small() };
+    let error = build(xl.0, xl.1, &xl.2, &weights, &millions).unwrap_err();
+    assert!(matches!(error, ArchError::Option { option: "attention", .. }), "{error}");
 }
 
 #[test]
