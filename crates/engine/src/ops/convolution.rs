@@ -12,11 +12,7 @@ use crate::{Error, Tensor};
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "conv", reference: conv, lower: lower_conv },
     Binding { op: "pad", reference: pad, lower: lower_pad },
-    Binding {
-        op: "resize_nearest_neighbor",
-        reference: resize,
-        lower: |op, plan| plan.by_reference(op, resize),
-    },
+    Binding { op: "resize_nearest_neighbor", reference: resize, lower: lower_resize },
     Binding { op: "upsample_nearest_neighbor", reference: resize, lower: lower_upsample },
 ];
 
@@ -147,6 +143,24 @@ fn lower_upsample(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let scale = [op.float("scale_factor_height")? as usize, op.float("scale_factor_width")? as usize];
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         kernels::upsample_nearest(io.floats[0], planes, size, scale, io.out[0]);
+        Ok(())
+    })
+}
+
+fn lower_resize(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let (from, to) = (&op.ty("x")?.shape, plan.shape(op.op().outputs[0]));
+    let rank = from.len();
+    let [height, width, out_height, out_width] = [from[rank - 2], from[rank - 1], to[rank - 2], to[rank - 1]];
+    let columns: Vec<usize> = (0..out_width).map(|column| column * width / out_width).collect();
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        let x = io.floats[0];
+        kernels::pool::for_each_chunk_mut(io.out[0], out_height * out_width, |plane, out| {
+            for (row, out) in out.chunks_exact_mut(out_width).enumerate() {
+                let start = (plane * height + row * height / out_height) * width;
+                let source = &x[start..start + width];
+                out.iter_mut().zip(&columns).for_each(|(out, &column)| *out = source[column]);
+            }
+        });
         Ok(())
     })
 }

@@ -1,59 +1,20 @@
-//! Matrix products, einsum and attention.
+//! Matrix products; `einsum` and `attention` have files of their own.
 
 use kernels::{Bias, Epilogue, Mat, MatMut, Operand};
 use mil::OpView;
-use mil::ops::Equation;
 
-use super::{Binding, broadcast_strides, offsets, strides};
+use super::{Binding, attention, broadcast_strides, einsum, offsets};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
-use crate::{Data, Error, Tensor};
+use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
-    Binding { op: "einsum", reference: einsum, lower: |op, plan| plan.by_reference(op, einsum) },
+    Binding { op: "einsum", reference: einsum::reference, lower: einsum::lower },
     Binding { op: "linear", reference: linear, lower: lower_linear },
     Binding { op: "matmul", reference: matmul, lower: lower_matmul },
-    Binding {
-        op: "scaled_dot_product_attention",
-        reference: attention,
-        lower: |op, plan| plan.by_reference(op, attention),
-    },
+    Binding { op: "scaled_dot_product_attention", reference: attention::reference, lower: attention::lower },
 ];
-
-fn einsum(op: &Operands) -> Result<Vec<Tensor>, Error> {
-    let text = op.view.str("equation")?;
-    let equation = Equation::parse(&text).ok_or_else(|| op.view.invalid("can't read the equation"))?;
-    let operands = op.list("values")?;
-    let extents: Vec<(char, usize)> = equation
-        .inputs
-        .iter()
-        .zip(&operands)
-        .flat_map(|(labels, tensor)| labels.iter().copied().zip(tensor.shape().iter().copied()))
-        .collect();
-    let extent =
-        |label: &char| extents.iter().find(|(known, _)| known == label).map_or(1, |&(_, extent)| extent);
-    let mut summed: Vec<char> = equation.inputs.concat();
-    summed.retain(|label| !equation.output.contains(label));
-    summed.sort_unstable();
-    summed.dedup();
-    let walk = |labels: &[char], operand: usize| -> Vec<usize> {
-        let own = strides(operands[operand].shape());
-        let stride = |label: &char| {
-            equation.inputs[operand].iter().position(|other| other == label).map_or(0, |axis| own[axis])
-        };
-        let shape: Vec<usize> = labels.iter().map(extent).collect();
-        offsets(&shape, &labels.iter().map(stride).collect::<Vec<_>>(), 0)
-    };
-    let (x, y) = (numbers(&operands[0]), numbers(&operands[1]));
-    let (x_inner, y_inner) = (walk(&summed, 0), walk(&summed, 1));
-    let outer = walk(&equation.output, 0).into_iter().zip(walk(&equation.output, 1));
-    let dot = |(x_at, y_at): (usize, usize)| {
-        let products = x_inner.iter().zip(&y_inner).map(|(i, j)| x[x_at + i] * y[y_at + j]);
-        products.sum()
-    };
-    op.number_result(outer.map(dot))
-}
 
 fn linear(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let (x, weight) = (op.floats("x")?, op.floats("weight")?);
@@ -129,57 +90,6 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
         }
     }
     op.number_result(out.into_iter())
-}
-
-/// A mask as numbers to add to scores.
-fn additive(mask: &Tensor) -> Vec<f32> {
-    match mask.data() {
-        Data::Float(values) => values.clone(),
-        Data::Int(seen) => seen.iter().map(|&seen| if seen != 0 { 0.0 } else { f32::NEG_INFINITY }).collect(),
-    }
-}
-
-fn attention(op: &Operands) -> Result<Vec<Tensor>, Error> {
-    let (query, key, value) = (op.tensor("query")?, op.tensor("key")?, op.tensor("value")?);
-    let rank = query.shape().len();
-    let (queries, channels) = (query.shape()[rank - 2], query.shape()[rank - 1]);
-    let (keys, width) = (key.shape()[rank - 2], value.shape()[rank - 1]);
-    let scores_shape = [&query.shape()[..rank - 1], &[keys]].concat();
-    let mask = op.optional("attn_mask")?;
-    let mask_places =
-        mask.as_ref().map(|mask| offsets(&scores_shape, &broadcast_strides(mask.shape(), &scores_shape), 0));
-    let floats = |tensor: &Tensor| tensor.as_f32().map(<[f32]>::to_vec).unwrap_or_default();
-    let (q, k, v) = (floats(&query), floats(&key), floats(&value));
-    let mask = mask.as_ref().map(additive);
-    let batches: usize = query.shape()[..rank - 2].iter().product();
-    let mut out = Vec::with_capacity(op.out(0).count());
-    for row in 0..batches * queries {
-        let batch = row / queries.max(1);
-        let score = |at: usize| {
-            let products = (0..channels)
-                .map(|c| f64::from(q[row * channels + c]) * f64::from(k[(batch * keys + at) * channels + c]));
-            let bias = match (&mask, &mask_places) {
-                (Some(mask), Some(places)) => f64::from(mask[places[row * keys + at]]),
-                _ => 0.0,
-            };
-            products.sum::<f64>() / (channels as f64).sqrt() + bias
-        };
-        let scores: Vec<f64> = (0..keys).map(score).collect();
-        if scores.iter().all(|&score| score == f64::NEG_INFINITY) {
-            out.extend(std::iter::repeat_n(0.0, width));
-            continue;
-        }
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-        for column in 0..width {
-            let weighted = scores
-                .iter()
-                .enumerate()
-                .map(|(at, score)| (score - max).exp() * f64::from(v[(batch * keys + at) * width + column]));
-            out.push((weighted.sum::<f64>() / sum) as f32);
-        }
-    }
-    op.float_result(out)
 }
 
 fn lower_linear(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {

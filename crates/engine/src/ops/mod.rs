@@ -1,9 +1,11 @@
 //! What every op does: its naive definition and how the CPU backend runs it.
 
 mod activation;
+mod attention;
 mod binary;
 mod constexpr;
 mod convolution;
+mod einsum;
 mod linear;
 mod normalization;
 mod reduction;

@@ -1,6 +1,6 @@
 //! Normalizations.
 
-use kernels::{Activation, AxisShape, NormParams};
+use kernels::{Activation, AxisShape, GroupNormShape, NormParams};
 use mil::OpView;
 
 use super::{Binding, around, offsets, strides};
@@ -10,11 +10,7 @@ use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "batch_norm", reference: batch_norm, lower: lower_batch_norm },
-    Binding {
-        op: "instance_norm",
-        reference: instance_norm,
-        lower: |op, plan| plan.by_reference(op, instance_norm),
-    },
+    Binding { op: "instance_norm", reference: instance_norm, lower: lower_instance_norm },
     Binding { op: "layer_norm", reference: layer_norm, lower: lower_layer_norm },
 ];
 
@@ -119,6 +115,27 @@ fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
             activation: Activation::Identity,
         };
         kernels::layer_norm(&axis, io.floats[0], &params, io.out[0]);
+        Ok(())
+    })
+}
+
+/// A group norm in which every channel is a group.
+fn lower_instance_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let [batch, channels, spatial] = around(&op.ty("x")?.shape, 1);
+    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
+    let epsilon = op.float("epsilon")? as f32;
+    if channels == 0 {
+        return plan.by_reference(op, instance_norm);
+    }
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        let params = NormParams {
+            gamma: gamma.as_deref(),
+            beta: beta.as_deref(),
+            epsilon,
+            activation: Activation::Identity,
+        };
+        let shape = GroupNormShape { batch, channels, spatial, groups: channels };
+        kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
         Ok(())
     })
 }

@@ -87,9 +87,21 @@ fn einsums() -> Vec<Case> {
         ("a,b->ab", &[3], &[17]),
         ("ab,ab->a", &[3, 9], &[3, 9]),
         ("abc,abc->", &[2, 3, 5], &[2, 3, 5]),
+        // More axes than a matrix has, side by side and apart.
+        ("abcd,cde->abe", &[2, 3, 4, 5], &[4, 5, 6]),
+        ("abcd,dce->abe", &[2, 3, 4, 5], &[5, 4, 6]),
+        ("acb,cde->adbe", &[2, 4, 3], &[4, 5, 6]),
+        ("acb,cde->daeb", &[2, 4, 3], &[4, 5, 6]),
+        ("xayb,xcyb->cxya", &[2, 3, 2, 5], &[2, 4, 2, 5]),
+        ("ab,b->a", &[9, 17], &[17]),
+        ("b,ab->a", &[17], &[9, 17]),
+        ("ab,ac->abc", &[3, 5], &[3, 4]),
+        ("ab,bc->ac", &[0, 3], &[3, 4]),
+        ("ab,bc->ac", &[2, 0], &[0, 4]),
         // Axes of one operand only that are summed.
         ("abc,cd->ad", &[2, 3, 4], &[4, 5]),
         ("ab,cd->ad", &[2, 3], &[4, 5]),
+        ("ab,bc->a", &[2, 3], &[3, 4]),
         ("abcde,cbf->aefd", &[2, 2, 3, 2, 3], &[3, 2, 4]),
         ("bij, bjk -> bik", &[2, 3, 1], &[2, 1, 4]),
     ];
@@ -138,6 +150,10 @@ fn attentions() -> Vec<Case> {
             cases.push(attention().input("attn_mask", mask));
         }
         cases.push(attention().input("attn_mask", &[*queries, *keys]).constant());
+        let seen: Vec<i32> =
+            (0..queries * keys).map(|index| i32::from(index % 3 != 1 || *keys == 1)).collect();
+        cases.push(attention().ints("attn_mask", DType::Bool, &[*queries, *keys], &seen));
+        cases.push(attention().ints("attn_mask", DType::Bool, &[*queries, *keys], &seen).constant());
         // A causal mask: a query sees the keys up to its own.
         let causal = (0..queries * keys)
             .map(|index| if index % keys > index / keys { f32::NEG_INFINITY } else { 0.0 })
