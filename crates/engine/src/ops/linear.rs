@@ -19,18 +19,26 @@ pub(super) static BINDINGS: &[Binding] = &[
 fn linear(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let (x, weight) = (op.floats("x")?, op.floats("weight")?);
     let bias = op.optional_floats("bias")?;
-    let depth = op.view.ty("weight")?.shape[1];
+    let (rows, depth) = (rows(&op.view)?, op.view.ty("weight")?.shape[1]);
     let outs = op.view.ty("weight")?.shape[0];
     let mut out = Vec::with_capacity(op.out(0).count());
-    for row in x.chunks_exact(depth.max(1)) {
+    for row in 0..rows {
         for index in 0..outs {
             let start = bias.as_ref().map_or(0.0, |bias| f64::from(bias[index]));
-            let products =
-                row.iter().zip(&weight[index * depth..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let products = x[row * depth..(row + 1) * depth]
+                .iter()
+                .zip(&weight[index * depth..])
+                .map(|(&x, &w)| f64::from(x) * f64::from(w));
             out.push(products.fold(start, |sum, product| sum + product) as f32);
         }
     }
     op.float_result(out)
+}
+
+/// The rows of a `linear`: all axes of x but the last.
+fn rows(op: &OpView) -> Result<usize, Error> {
+    let shape = &op.ty("x")?.shape;
+    Ok(shape.iter().rev().skip(1).product())
 }
 
 /// The matrices of a `matmul`: their places and how to step through them.
@@ -96,7 +104,7 @@ fn lower_linear(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let Some(weight) = plan.weight(op.value("weight")?)? else { return plan.by_reference(op, linear) };
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let rows = if depth == 0 { 0 } else { op.ty("x")?.count() / depth };
+    let rows = rows(op)?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let epilogue =
             Epilogue { bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn), ..Epilogue::default() };

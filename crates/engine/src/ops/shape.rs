@@ -21,7 +21,7 @@ pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "split", reference: split, lower: lower_split },
     Binding { op: "squeeze", reference: rename, lower: alias },
     Binding { op: "stack", reference: concat, lower: lower_concat },
-    Binding { op: "tile", reference: tile, lower: |op, plan| plan.by_reference(op, tile) },
+    Binding { op: "tile", reference: tile, lower: lower_tile },
     Binding { op: "transpose", reference: transpose, lower: lower_transpose },
 ];
 
@@ -45,7 +45,7 @@ fn joined(op: &OpView, out: &[usize]) -> Result<(usize, Vec<usize>), Error> {
     let axis = op.axis(op.int("axis")?, out.len())?;
     let outer: usize = out[..axis].iter().product();
     let count = |id: &mil::ValueId| op.function().value(*id).ty.count();
-    let runs = op.arg("values").values().iter().map(|id| if outer == 0 { 0 } else { count(id) / outer });
+    let runs = op.arg("values").values().iter().map(|id| count(id).checked_div(outer).unwrap_or(0));
     Ok((outer, runs.collect()))
 }
 
@@ -185,6 +185,22 @@ fn tile(op: &Operands) -> Result<Vec<Tensor>, Error> {
             .sum()
     };
     Ok(vec![pick(&x, &(0..op.out(0).count()).map(place).collect::<Vec<_>>(), shape)?])
+}
+
+fn lower_tile(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let (shape, out) = (&op.ty("x")?.shape, plan.shape(op.op().outputs[0]));
+    let repeats: Vec<usize> = op.ints("reps")?.iter().map(|&times| times as usize).collect();
+    // An axis that is longer than 1 and repeated is two axes of the walk.
+    let axes =
+        shape.iter().filter(|&&extent| extent != 1).count() + repeats.iter().filter(|&&n| n != 1).count();
+    if !holds_floats(op.ty("x")?.dtype) || axes > kernels::MAX_RANK || out.contains(&0) {
+        return plan.by_reference(op, tile);
+    }
+    let shape = shape.clone();
+    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        kernels::tile(io.floats[0], &shape, &repeats, io.out[0]);
+        Ok(())
+    })
 }
 
 fn fill(op: &Operands) -> Result<Vec<Tensor>, Error> {

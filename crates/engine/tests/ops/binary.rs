@@ -108,5 +108,7 @@ fn known() -> Vec<Case> {
             .constant(),
         case("add").input("x", &[2, 3, 5, 5]).input("y", &[3, 1, 1]).constant(),
         case("mul").input("x", &[4, 1]).constant().input("y", &[1, 6]),
+        case("mul").input("x", &[3, 7]).again("y"),
+        case("select").ints("cond", DType::Bool, &[2], &[1, 0]).input("a", &[3, 2]).again("b"),
     ]
 }

@@ -31,6 +31,8 @@ pub(crate) struct Operand {
     constant: bool,
     /// The type in which a constant lies in its file, if not the one that it is declared with.
     stored: Option<DType>,
+    /// Whether this is the value of the operand before.
+    again: bool,
 }
 
 /// The elements of an operand.
@@ -101,7 +103,14 @@ impl Case {
 
     fn operand(mut self, input: &'static str, shape: &[usize], values: Values) -> Self {
         self.label += &format!(" {input}{shape:?}");
-        self.operands.push(Operand { input, shape: shape.to_vec(), values, constant: false, stored: None });
+        self.operands.push(Operand {
+            input,
+            shape: shape.to_vec(),
+            values,
+            constant: false,
+            stored: None,
+            again: false,
+        });
         self
     }
 
@@ -117,6 +126,15 @@ impl Case {
         self.label += &format!(" in {dtype}");
         let last = self.operands.last_mut().expect("an operand");
         (last.constant, last.stored) = (true, Some(dtype));
+        self
+    }
+
+    /// Binds the last operand's value to another input too.
+    pub(crate) fn again(mut self, name: &'static str) -> Self {
+        self.label += &format!(" {name} again");
+        let mut operand = self.operands.last().expect("an operand").clone();
+        (operand.input, operand.again) = (name, true);
+        self.operands.push(operand);
         self
     }
 
@@ -164,16 +182,19 @@ impl Case {
         let mut b = Builder::new("main", self.opset);
         let mut feeds = Feeds::new();
         let mut bound: Vec<(&'static str, Vec<mil::ValueId>)> = Vec::new();
+        let mut last = None;
         for (index, operand) in self.operands.iter().enumerate() {
             let name = format!("operand{index}");
-            let id = match operand.constant {
-                true => b.weight(operand.weight(&name, element)),
-                false => {
+            let id = match (last.filter(|_| operand.again), operand.constant) {
+                (Some(last), _) => last,
+                (None, true) => b.weight(operand.weight(&name, element)),
+                (None, false) => {
                     let (ty, tensor) = operand.tensor(element);
                     feeds.push((name.clone(), tensor));
                     b.input(&name, ty)?
                 }
             };
+            last = Some(id);
             match bound.iter_mut().find(|(input, _)| *input == operand.input) {
                 Some((_, ids)) => ids.push(id),
                 None => bound.push((operand.input, vec![id])),

@@ -4,6 +4,9 @@ use engine::{Arithmetic, Backend, Cpu, Error, Model, Options, Reference, Tensor}
 use mil::{Builder, DType, Opset, TensorType};
 use testkit::Failures;
 
+/// What a run is given.
+type Inputs = Vec<(&'static str, Tensor)>;
+
 /// gather(x, ids) for x of `fp32[3, 2]` and ids of `int32[4]`.
 fn model(backend: &dyn Backend) -> Model {
     let mut b = Builder::new("main", Opset::Ios16);
@@ -23,7 +26,7 @@ fn ints(values: &[i32]) -> Tensor {
 }
 
 /// Inputs that don't fit, and what the message must name.
-fn misfits() -> Vec<(Vec<(&'static str, Tensor)>, &'static [&'static str])> {
+fn misfits() -> Vec<(Inputs, &'static [&'static str])> {
     let (x, ids) = (floats(&[3, 2]), ints(&[0, 1, 2, -1]));
     vec![
         (vec![], &["`x`", "not given"]),

@@ -26,6 +26,9 @@ fn linears() -> Vec<Case> {
     }
     cases.push(case("linear").input("x", &[3, 4]).input("weight", &[2, 4]));
     cases.push(case("linear").input("x", &[0, 4]).input("weight", &[2, 4]).constant());
+    let empty = case("linear").input("x", &[3, 0]).input("weight", &[2, 0]).constant();
+    cases.push(empty.clone());
+    cases.push(empty.input("bias", &[2]).constant());
     cases
 }
 
@@ -59,6 +62,7 @@ fn matmuls() -> Vec<Case> {
         }
     }
     cases.push(case("matmul").input("x", &[2, 3, 4]).input("y", &[4, 5]).constant());
+    cases.push(case("matmul").input("x", &[2, 5, 3]).again("y").arg("transpose_y", true));
     cases.push(case("matmul").input("x", &[3, 0]).input("y", &[0, 2]));
     cases.push(
         case("matmul")
@@ -116,6 +120,7 @@ fn einsums() -> Vec<Case> {
             .constant()
             .arg("equation", "ab,bc->ac"),
     );
+    cases.push(case("einsum").input("values", &[3, 4]).again("values").arg("equation", "ab,cb->ac"));
     cases.push(
         case("einsum")
             .ints("values", DType::I32, &[2, 2], &[1, 2, 3, 4])
@@ -127,7 +132,9 @@ fn einsums() -> Vec<Case> {
 }
 
 fn attentions() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = vec![
+        case("scaled_dot_product_attention").ios18().input("query", &[2, 5, 8]).again("key").again("value"),
+    ];
     // Axes before the tokens, then queries, keys, channels and value channels.
     let sizes: &[(&[usize], [usize; 4])] = &[
         (&[1], [1, 1, 1, 1]),

@@ -38,6 +38,7 @@ fn joins() -> Vec<Case> {
     }
     cases.push(case("concat").input("values", &[2, 3]).arg("axis", 0));
     cases.push(case("concat").input("values", &[2, 3]).input("values", &[2, 3]).constant().arg("axis", 1));
+    cases.push(case("concat").input("values", &[2, 3]).again("values").arg("axis", 1));
     let many = (0..33).fold(case("concat"), |many, _| many.input("values", &[2, 3]));
     cases.push(many.arg("axis", 1));
     for op in ["concat", "stack"] {
