@@ -12,6 +12,7 @@ mod case;
 mod constexpr;
 mod convolution;
 mod hostile;
+mod large;
 mod linear;
 mod normalization;
 mod oracle;
@@ -26,9 +27,9 @@ use testkit::{ErrorStats, Failures};
 
 use case::{Case, Feeds};
 
-/// Every case, by family as in the op table.
+/// Every case: by family as in the op table, then those that are large.
 fn cases() -> Vec<Case> {
-    let families: [fn() -> Vec<Case>; 10] = [
+    let families: [fn() -> Vec<Case>; 11] = [
         activation::cases,
         binary::cases,
         constexpr::cases,
@@ -39,6 +40,7 @@ fn cases() -> Vec<Case> {
         scatter_gather::cases,
         shape::cases,
         unary::cases,
+        large::cases,
     ];
     families.iter().flat_map(|family| family()).collect()
 }
