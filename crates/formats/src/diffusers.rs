@@ -52,6 +52,33 @@ impl Diffusers {
         Self::from_tree(files)
     }
 
+    /// Opens the directory of one component, which holds `config.json` and weights, as a model that has nothing else; gives
+    /// the component's name too, the directory's.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no `config.json`, [`Error::Layout`] if it does not say the class.
+    pub fn open_component(path: &Path) -> Result<(Self, String), Error> {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+        else {
+            let hint = "a component is a directory that has a name".to_string();
+            return Err(Error::NotFound { path, hint });
+        };
+        let files = Files::Directory(parent.to_path_buf());
+        let mut model =
+            Diffusers { files, class: String::new(), components: BTreeMap::new(), options: Map::new() };
+        let config = model.config(name)?;
+        let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str());
+        let class = class.ok_or_else(|| Error::Layout {
+            path: path.join("config.json"),
+            what: "it does not say the component's class in `_class_name`".to_string(),
+        })?;
+        let component = Component { library: "diffusers".to_string(), class: class.to_string() };
+        model.class = component.class.clone();
+        model.components.insert(name.to_string(), Some(component));
+        Ok((model, name.to_string()))
+    }
+
     /// A model whose files are in memory: their paths relative to the model's directory (`unet/config.json`) and their
     /// bytes. `label` stands for the directory in messages.
     ///

@@ -122,6 +122,27 @@ impl Function {
         OpView { function: self, op }
     }
 
+    /// Replaces constants: `replace` gives a new one of the same type, or `None` to keep the old.
+    ///
+    /// # Errors
+    /// What `replace` returns.
+    ///
+    /// # Panics
+    /// If a new constant has another type.
+    pub fn map_constants<E>(
+        &mut self,
+        mut replace: impl FnMut(ValueId, &Constant) -> Result<Option<Constant>, E>,
+    ) -> Result<(), E> {
+        for (index, value) in self.values.iter_mut().enumerate() {
+            let Def::Const(constant) = &value.def else { continue };
+            if let Some(new) = replace(ValueId(index as u32), constant)? {
+                assert_eq!(new.ty(), &value.ty, "constant `{}` changes its type", value.name);
+                value.def = Def::Const(new);
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a value. The builder and the readers are the only callers; names must be unique.
     pub(crate) fn add_value(&mut self, name: String, ty: TensorType, def: Def) -> ValueId {
         let id = ValueId(u32::try_from(self.values.len()).expect("a function has fewer than 2^32 values"));

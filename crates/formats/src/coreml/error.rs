@@ -15,6 +15,9 @@ pub enum CoreMlError {
         /// What is wrong.
         what: String,
     },
+    /// The text of a compiled program is not a program.
+    #[error("{0}")]
+    Text(mil::text::ParseError),
     /// A kind of model, feature or value that is not read.
     #[error("{what} is not supported")]
     Unsupported {

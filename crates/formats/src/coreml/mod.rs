@@ -6,10 +6,15 @@
 //! of unknown rank. Flexible shapes are read as their default shape.
 
 mod blob;
+mod compiled;
 mod description;
+mod directory;
+mod encode;
 mod error;
 mod manifest;
+mod metadata;
 mod program;
+mod sha256;
 mod specification;
 #[cfg(test)]
 mod tests;
@@ -22,6 +27,9 @@ use std::path::Path;
 use mil::{Bytes, Program, TensorType};
 
 pub use error::CoreMlError;
+
+use directory::NewDirectory;
+use encode::{Blobs, Names};
 
 use crate::Error;
 use crate::files::{Files, is_plain};
@@ -71,13 +79,17 @@ pub struct Metadata {
     pub user_defined: BTreeMap<String, String>,
 }
 
-/// Reads a `.mlpackage` directory.
+/// Reads a `.mlpackage` directory, a compiled `.mlmodelc` one, or an `.mlmodel` file with its weights beside it.
 ///
 /// # Errors
-/// [`Error::CoreMl`] if the model can't be used, [`Error::Read`] if a file can't be opened.
+/// [`Error::CoreMl`] if the model can't be used, [`Error::Read`] if a file can't be opened, [`Error::NotFound`] if `path`
+/// is no model.
 pub fn read(path: &Path) -> Result<Model, Error> {
     let class = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    read_files(Files::Directory(path.to_path_buf()), class)
+    let (Some(folder), Some(name), true) = (path.parent(), path.file_name(), path.is_file()) else {
+        return read_files(&Files::Directory(path.to_path_buf()), class);
+    };
+    read_specification(&Files::Directory(folder.to_path_buf()), &name.to_string_lossy(), class)
 }
 
 /// Reads a model whose files are in memory, by their path in its directory. `label` names it in messages.
@@ -86,18 +98,63 @@ pub fn read(path: &Path) -> Result<Model, Error> {
 /// Those of [`read`].
 pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>) -> Result<Model, Error> {
     let files = Files::Memory { label: label.into(), files: files.into_iter().collect() };
-    read_files(files, label.to_string())
+    read_files(&files, label.to_string())
 }
 
-fn read_files(files: Files, class: String) -> Result<Model, Error> {
-    let in_model = |name: &str, problem| Error::CoreMl { path: files.path(name), problem };
-    let manifest = files.text("Manifest.json")?;
-    let path = manifest::model_path(&manifest).map_err(|problem| in_model("Manifest.json", problem))?;
-    let path = format!("Data/{path}");
-    let specification = files.map(&path)?;
+/// Writes a `.mlpackage` directory, whole or not at all; one that is there is replaced. Weights are read, cast and
+/// written one after the other. `progress` is called with the bytes of weights that are written and all of them.
+///
+/// The same model always gives the same bytes, and so does a model that was read from what was written.
+///
+/// # Errors
+/// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the system's
+/// reason.
+pub fn write_package(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+    let blobs = Blobs::plan(&model.program, model.specification_version);
+    let specification =
+        specification::check(model).and_then(|()| encode::specification(model, &blobs, Names::Keep));
+    let specification =
+        specification.map_err(|problem| Error::CoreMl { path: path.to_path_buf(), problem })?;
+    let directory = NewDirectory::create(path)?;
+    let has_weights = blobs.layout.len() > 0;
+    directory.bytes("Manifest.json", manifest::write(&specification, has_weights).as_bytes())?;
+    directory.bytes("Data/com.apple.CoreML/model.mlmodel", &specification)?;
+    if has_weights {
+        directory.file("Data/com.apple.CoreML/weights/weight.bin", |writer| blobs.write(writer, progress))?;
+    }
+    directory.finish()
+}
+
+/// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
+///
+/// A compiled model does not keep the names that weights have in their checkpoint, only those of their values.
+///
+/// # Errors
+/// Those of [`write_package`].
+pub fn write_compiled(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+    compiled::write(path, model, progress)
+}
+
+fn read_files(files: &Files, class: String) -> Result<Model, Error> {
+    if files.contains("Manifest.json") {
+        let manifest = files.text("Manifest.json")?;
+        let path = manifest::model_path(&manifest)
+            .map_err(|problem| Error::CoreMl { path: files.path("Manifest.json"), problem })?;
+        return read_specification(files, &format!("Data/{path}"), class);
+    }
+    if files.contains("coremldata.bin") {
+        return compiled::read(files, class);
+    }
+    let hint = "a model is a directory with a Manifest.json (.mlpackage) or a coremldata.bin (.mlmodelc)";
+    Err(Error::NotFound { path: files.path("Manifest.json"), hint: hint.to_string() })
+}
+
+fn read_specification(files: &Files, path: &str, class: String) -> Result<Model, Error> {
+    let specification = files.map(path)?;
     let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
     let mut weights = WeightFiles::new(files.clone(), folder);
-    specification::read(&specification, class, &mut weights).map_err(|problem| in_model(&path, problem))
+    specification::read(&specification, class, &mut weights)
+        .map_err(|problem| Error::CoreMl { path: files.path(path), problem })
 }
 
 /// The weight files of a model, each mapped once.

@@ -1,13 +1,14 @@
 //! The program of a specification.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use mil::ops::lookup;
-use mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType};
+use mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType, ValueId};
 
-use super::value::{constant, named_type};
+use super::value::{Placed, constant, named_type};
 use super::wire::Message;
 use super::{CoreMlError, WeightFiles};
+use crate::error::shown;
 
 /// More inputs or attributes than any op has.
 const ARGUMENT_LIMIT: usize = 64;
@@ -53,9 +54,9 @@ pub(super) fn read(
     Ok(Program { functions })
 }
 
-fn read_function(
+fn read_function<'a>(
     name: &str,
-    message: Message,
+    message: Message<'a>,
     described: &BTreeMap<String, TensorType>,
     weights: &mut WeightFiles,
 ) -> Result<Function, CoreMlError> {
@@ -67,12 +68,11 @@ fn read_function(
         }
     }
     let opset = OPSETS.iter().find(|(known, _)| *known == opset_text).map(|(_, opset)| *opset);
-    let opset = opset
-        .ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", crate::error::shown(opset_text))))?;
+    let opset = opset.ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", shown(opset_text))))?;
     if !mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
     }
-    let mut assembler = Assembler::new(name, opset);
+    let mut reader = Reader { assembler: Assembler::new(name, opset), weights, placed: HashMap::new() };
     let mut block = None;
     for field in message.fields() {
         let field = field?;
@@ -80,7 +80,7 @@ fn read_function(
             1 => {
                 let (name, ty) = named_type(field.message()?)?;
                 let ty = resolve_input(name, &ty, described)?;
-                assembler.input(name, ty)?;
+                reader.assembler.input(name, ty)?;
             }
             3 => {
                 let (key, message) = field.message()?.entry()?;
@@ -91,12 +91,11 @@ fn read_function(
             _ => {}
         }
     }
-    let block = block.ok_or_else(|| message.malformed(format!("no block of opset {opset_text}")))?;
-    read_block(block, assembler, weights)
+    reader.block(block.ok_or_else(|| message.malformed(format!("no block of opset {opset_text}")))?)
 }
 
 /// The type of an input, with open extents as described.
-pub(super) fn resolve_input(
+fn resolve_input(
     name: &str,
     declared: &Declared,
     described: &BTreeMap<String, TensorType>,
@@ -105,133 +104,147 @@ pub(super) fn resolve_input(
         return Ok(ty);
     }
     let default = described.get(name).map(|ty| ty.with_dtype(declared.dtype));
-    default.filter(|ty| declared.admits(ty)).ok_or_else(|| {
-        CoreMlError::unsupported(format!("input `{}` without a default shape", crate::error::shown(name)))
-    })
+    default
+        .filter(|ty| declared.admits(ty))
+        .ok_or_else(|| CoreMlError::unsupported(format!("input `{}` without a default shape", shown(name))))
 }
 
-fn read_block(
-    message: Message,
-    mut assembler: Assembler,
-    weights: &mut WeightFiles,
-) -> Result<Function, CoreMlError> {
-    let mut outputs = Vec::new();
-    for field in message.fields() {
-        let field = field?;
-        match field.number {
-            1 => return Err(CoreMlError::unsupported("a block with inputs")),
-            2 => outputs.push(field.text()?),
-            3 => read_op(field.message()?, &mut assembler, weights)?,
-            _ => {}
-        }
-    }
-    Ok(assembler.finish(&outputs)?)
+/// Reads the ops of one function.
+struct Reader<'a, 'w> {
+    assembler: Assembler,
+    weights: &'w mut WeightFiles,
+    /// Constants by their place in a weight file, so that one that stands in several ops stays one.
+    placed: HashMap<(&'a str, u64), ValueId>,
 }
 
-fn read_op(
-    message: Message,
-    assembler: &mut Assembler,
-    weights: &mut WeightFiles,
-) -> Result<(), CoreMlError> {
-    let mut kind = "";
-    let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
-    for field in message.fields() {
-        let field = field?;
-        match field.number {
-            1 => kind = field.text()?,
-            2 => inputs.push(field.message()?.entry()?),
-            3 => outputs.push(named_type(field.message()?)?),
-            4 => return Err(CoreMlError::unsupported("an op with blocks of its own")),
-            5 => attributes.push(field.message()?.entry()?),
-            _ => {}
-        }
-        if inputs.len() + attributes.len() > ARGUMENT_LIMIT {
-            return Err(message.malformed("an op has too many inputs"));
-        }
-    }
-    let Some(&(first, _)) = outputs.first() else {
-        return Err(message.malformed(format!("op `{}` has no result", crate::error::shown(kind))));
-    };
-    if kind == "const" {
-        return read_const(message, &outputs, &attributes, assembler, weights);
-    }
-    // Before its inputs, so that the message is about the op.
-    lookup(kind).ok_or_else(|| mil::Error::UnknownOp(crate::error::shown(kind)))?;
-    let mut args = Vec::new();
-    for (input, argument) in inputs {
-        args.push((input, read_argument(argument, kind, first, input, assembler, weights)?));
-    }
-    for (attribute, value) in attributes {
-        if attribute != "name" {
-            let name = format!("{first}_{attribute}");
-            let constant = constant(value, &name, weights)?;
-            args.push((attribute, Arg::One(assembler.unnamed(&name, constant)?)));
-        }
-    }
-    Ok(assembler.op(kind, &args, &outputs)?)
-}
-
-fn read_const(
-    message: Message,
-    outputs: &[(&str, Declared)],
-    attributes: &[(&str, Message)],
-    assembler: &mut Assembler,
-    weights: &mut WeightFiles,
-) -> Result<(), CoreMlError> {
-    let value = attributes.iter().find(|(name, _)| *name == "val");
-    let (&[(name, ref declared)], Some(&(_, value))) = (outputs, value) else {
-        return Err(message.malformed("a const has not one result and a value"));
-    };
-    let constant = constant(value, name, weights)?;
-    if !declared.admits(constant.ty()) {
-        return Err(message.malformed(format!("const `{name}` is declared otherwise than its value")));
-    }
-    assembler.constant(name, constant)?;
-    Ok(())
-}
-
-/// What an input is bound to: one value or a list, each by name or in place.
-fn read_argument(
-    message: Message,
-    kind: &str,
-    output: &str,
-    input: &str,
-    assembler: &mut Assembler,
-    weights: &mut WeightFiles,
-) -> Result<Arg, CoreMlError> {
-    let mut values = Vec::new();
-    for field in message.fields() {
-        let field = field?;
-        if field.number != 1 {
-            continue;
-        }
-        let binding = field.message()?;
-        let mut bound = None;
-        for field in binding.fields() {
+impl<'a> Reader<'a, '_> {
+    fn block(mut self, message: Message<'a>) -> Result<Function, CoreMlError> {
+        let mut outputs = Vec::new();
+        for field in message.fields() {
             let field = field?;
-            bound = Some(match field.number {
-                1 => {
-                    let name = field.text()?;
-                    assembler.value(name).ok_or_else(|| {
-                        let name = crate::error::shown(name);
-                        let what =
-                            format!("{kind} `{output}`: `{input}` is `{name}`, which is not made before it");
-                        mil::Error::Graph(what)
-                    })?
-                }
-                2 => {
-                    let name = format!("{output}_{input}");
-                    let constant = constant(field.message()?, &name, weights)?;
-                    assembler.unnamed(&name, constant)?
-                }
-                _ => continue,
-            });
+            match field.number {
+                1 => return Err(CoreMlError::unsupported("a block with inputs")),
+                2 => outputs.push(field.text()?),
+                3 => self.op(field.message()?)?,
+                _ => {}
+            }
         }
-        values.push(bound.ok_or_else(|| binding.malformed("an input is bound to nothing"))?);
+        Ok(self.assembler.finish(&outputs)?)
     }
-    match values[..] {
-        [] => Ok(Arg::Absent),
-        [value] => Ok(Arg::One(value)),
-        _ => Ok(Arg::Many(values)),
+
+    fn op(&mut self, message: Message<'a>) -> Result<(), CoreMlError> {
+        let mut kind = "";
+        let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => kind = field.text()?,
+                2 => inputs.push(field.message()?.entry()?),
+                3 => outputs.push(named_type(field.message()?)?),
+                4 => return Err(CoreMlError::unsupported("an op with blocks of its own")),
+                5 => attributes.push(field.message()?.entry()?),
+                _ => {}
+            }
+            if inputs.len() + attributes.len() > ARGUMENT_LIMIT {
+                return Err(message.malformed("an op has too many inputs"));
+            }
+        }
+        let Some(&(first, _)) = outputs.first() else {
+            return Err(message.malformed(format!("op `{}` has no result", shown(kind))));
+        };
+        if kind == "const" {
+            return self.constant(message, &outputs, &attributes);
+        }
+        // Before its inputs, so that the message is about the op.
+        lookup(kind).ok_or_else(|| mil::Error::UnknownOp(shown(kind)))?;
+        let mut args = Vec::new();
+        for (input, argument) in inputs {
+            args.push((input, self.argument(argument, kind, first, input)?));
+        }
+        for (attribute, value) in attributes {
+            if attribute != "name" {
+                args.push((attribute, Arg::One(self.inline(value, first, attribute)?)));
+            }
+        }
+        Ok(self.assembler.op(kind, &args, &outputs)?)
+    }
+
+    fn constant(
+        &mut self,
+        message: Message<'a>,
+        outputs: &[(&str, Declared)],
+        attributes: &[(&str, Message<'a>)],
+    ) -> Result<(), CoreMlError> {
+        let value = attributes.iter().find(|(name, _)| *name == "val");
+        let (&[(name, ref declared)], Some(&(_, value))) = (outputs, value) else {
+            return Err(message.malformed("a const has not one result and a value"));
+        };
+        let Placed { constant, place } = constant(value, name, self.weights)?;
+        if !declared.admits(constant.ty()) {
+            let name = shown(name);
+            return Err(message.malformed(format!("const `{name}` is declared otherwise than its value")));
+        }
+        let id = self.assembler.constant(name, constant)?;
+        if let Some(place) = place {
+            self.placed.entry(place).or_insert(id);
+        }
+        Ok(())
+    }
+
+    /// What an input is bound to: one value or a list, each by name or in place.
+    fn argument(
+        &mut self,
+        message: Message<'a>,
+        kind: &str,
+        output: &str,
+        input: &str,
+    ) -> Result<Arg, CoreMlError> {
+        let mut values = Vec::new();
+        for field in message.fields() {
+            let field = field?;
+            if field.number != 1 {
+                continue;
+            }
+            let binding = field.message()?;
+            let mut bound = None;
+            for field in binding.fields() {
+                let field = field?;
+                bound = Some(match field.number {
+                    1 => {
+                        let name = field.text()?;
+                        self.assembler.value(name).ok_or_else(|| {
+                            let (output, input, name) = (shown(output), shown(input), shown(name));
+                            mil::Error::Graph(format!(
+                                "{kind} `{output}`: `{input}` is `{name}`, which is not made before it"
+                            ))
+                        })?
+                    }
+                    2 => self.inline(field.message()?, output, input)?,
+                    _ => continue,
+                });
+            }
+            values.push(bound.ok_or_else(|| binding.malformed("an input is bound to nothing"))?);
+        }
+        match values[..] {
+            [] => Ok(Arg::Absent),
+            [value] => Ok(Arg::One(value)),
+            _ => Ok(Arg::Many(values)),
+        }
+    }
+
+    /// A constant that stands in an op.
+    fn inline(&mut self, message: Message<'a>, output: &str, input: &str) -> Result<ValueId, CoreMlError> {
+        let name = format!("{output}_{input}");
+        let Placed { constant, place } = constant(message, &name, self.weights)?;
+        if let Some(&id) = place.and_then(|place| self.placed.get(&place))
+            && self.assembler.function().value(id).ty == *constant.ty()
+        {
+            return Ok(id);
+        }
+        let id = self.assembler.unnamed(&name, constant)?;
+        if let Some(place) = place {
+            self.placed.entry(place).or_insert(id);
+        }
+        Ok(id)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mil::{Function, ValueId};
 
-use super::description::Description;
+use super::description::{Description, describes};
 use super::wire::Message;
 use super::{CoreMlError, Feature, Model, WeightFiles, program};
 use crate::error::shown;
@@ -13,7 +13,7 @@ use crate::error::shown;
 const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
 
 /// Field numbers of the kinds of model.
-const ML_PROGRAM: u32 = 502;
+pub(super) const ML_PROGRAM: u32 = 502;
 const PIPELINE: u32 = 202;
 
 /// Reads a specification. `class` names the model.
@@ -37,15 +37,21 @@ pub(super) fn read(bytes: &[u8], class: String, weights: &mut WeightFiles) -> Re
             _ => {}
         }
     }
-    if !VERSIONS.contains(&version) {
-        return Err(CoreMlError::unsupported(format!("specification version {version}")));
-    }
+    check_version(version)?;
     let root = Message::new(bytes);
     let program = program.ok_or_else(|| root.malformed("there is no ML program"))?;
     let description = description.ok_or_else(|| root.malformed("there is no description"))?;
     let description = Description::read(description)?;
     let program = program::read(program, &description.input_types(), weights)?;
     finish(version as u32, class, description, program)
+}
+
+/// Refuses versions that are not known.
+pub(super) fn check_version(version: u64) -> Result<(), CoreMlError> {
+    match VERSIONS.contains(&version) {
+        true => Ok(()),
+        false => Err(CoreMlError::unsupported(format!("specification version {version}"))),
+    }
 }
 
 /// Checks that the description and the program agree.
@@ -55,15 +61,39 @@ pub(super) fn finish(
     description: Description,
     program: mil::Program,
 ) -> Result<Model, CoreMlError> {
-    let main = program.main().ok_or_else(|| CoreMlError::unsupported("a program without a main function"))?;
-    if let Some(default) = description.default_function.filter(|name| *name != main.name) {
+    let main = program.main().map(|main| main.name.as_str());
+    if let Some(default) = description.default_function.filter(|name| Some(name.as_str()) != main) {
         let default = shown(&default);
         return Err(CoreMlError::unsupported(format!("a program whose default function is `{default}`")));
     }
-    check_features(main, &description.inputs, main.inputs(), "input")?;
-    check_features(main, &description.outputs, main.outputs(), "output")?;
     let (inputs, outputs, metadata) = (description.inputs, description.outputs, description.metadata);
-    Ok(Model { specification_version, class, program, inputs, outputs, metadata })
+    let model = Model { specification_version, class, program, inputs, outputs, metadata };
+    check(&model)?;
+    Ok(model)
+}
+
+/// Checks that a model's description and version fit its program.
+pub(super) fn check(model: &Model) -> Result<(), CoreMlError> {
+    check_version(model.specification_version.into())?;
+    let main = model.program.main();
+    let main = main.ok_or_else(|| CoreMlError::unsupported("a program without a main function"))?;
+    for function in &model.program.functions {
+        let needed = 6 + function.opset as u32;
+        if model.specification_version < needed {
+            return Err(CoreMlError::inconsistent(format!(
+                "function `{}` of opset {} needs specification version {needed}, the model has {}",
+                function.name, function.opset, model.specification_version
+            )));
+        }
+    }
+    for feature in model.inputs.iter().chain(&model.outputs) {
+        if !describes(feature.ty.dtype) {
+            let (name, dtype) = (shown(&feature.name), feature.ty.dtype);
+            return Err(CoreMlError::unsupported(format!("feature `{name}` of type {dtype}")));
+        }
+    }
+    check_features(main, &model.inputs, main.inputs(), "input")?;
+    check_features(main, &model.outputs, main.outputs(), "output")
 }
 
 fn check_features(

@@ -110,12 +110,18 @@ fn dimension(message: Message) -> Result<Option<usize>, CoreMlError> {
     Ok(extent)
 }
 
+/// A constant, and where it lies if that is in a weight file: the file and the offset of the blob.
+pub(super) struct Placed<'a> {
+    pub(super) constant: Constant,
+    pub(super) place: Option<(&'a str, u64)>,
+}
+
 /// A value, of which a blob is not read before it is used. `name` names it if the file does not.
-pub(super) fn constant(
-    message: Message,
+pub(super) fn constant<'a>(
+    message: Message<'a>,
     name: &str,
     weights: &mut WeightFiles,
-) -> Result<Constant, CoreMlError> {
+) -> Result<Placed<'a>, CoreMlError> {
     let (mut doc, mut ty, mut immediate, mut blob) = ("", None, None, None);
     for field in message.fields() {
         let field = field?;
@@ -129,23 +135,21 @@ pub(super) fn constant(
     }
     let ty = ty.and_then(|ty| ty.fixed()).ok_or_else(|| message.malformed("a value has no fixed type"))?;
     match (immediate, blob) {
-        (Some(immediate), None) => literal(ty, immediate).map(Constant::Literal),
+        (Some(immediate), None) => {
+            Ok(Placed { constant: Constant::Literal(literal(ty, immediate)?), place: None })
+        }
         (None, Some(blob)) => {
             let name = if doc.is_empty() { name } else { doc };
-            let bytes = blob_value(blob, name, &ty, weights)?;
+            let (file, offset) = blob_place(blob)?;
+            let bytes = weights.blob(file, offset, name, &ty)?;
             let weight = WeightRef::new(name, ty, bytes).map_err(mil::Error::from)?;
-            Ok(Constant::Weight(weight))
+            Ok(Placed { constant: Constant::Weight(weight), place: Some((file, offset)) })
         }
         _ => Err(message.malformed("a value is neither immediate nor in a file")),
     }
 }
 
-fn blob_value(
-    message: Message,
-    name: &str,
-    ty: &TensorType,
-    weights: &mut WeightFiles,
-) -> Result<Bytes, CoreMlError> {
+fn blob_place(message: Message<'_>) -> Result<(&str, u64), CoreMlError> {
     let (mut file, mut offset) = ("", 0);
     for field in message.fields() {
         let field = field?;
@@ -155,7 +159,7 @@ fn blob_value(
             _ => {}
         }
     }
-    weights.blob(file, offset, name, ty)
+    Ok((file, offset))
 }
 
 impl WeightFiles {

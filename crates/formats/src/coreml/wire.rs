@@ -39,11 +39,6 @@ impl<'a> Message<'a> {
         Message { bytes, at: 0 }
     }
 
-    /// Where the message begins in the file.
-    pub(super) fn at(self) -> usize {
-        self.at
-    }
-
     /// The fields, in the order of the file. After an error there are no more.
     pub(super) fn fields(self) -> Fields<'a> {
         Fields { rest: self }

@@ -1,14 +1,15 @@
 //! From MIL text to a program.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use half::f16;
 use thiserror::Error;
 
-use super::Dialect;
 use super::lexer::{Lexer, Token};
+use super::{Dialect, Place};
 use crate::{
-    Arg, Assembler, Constant, DType, Declared, Function, Literal, Opset, Program, TensorType, WeightRef,
+    Arg, Assembler, Constant, DType, Declared, Function, Literal, Opset, Program, TensorType, ValueId,
+    WeightRef,
 };
 
 /// How deep types and values may nest.
@@ -72,7 +73,7 @@ type Resolve<'a> = &'a mut dyn FnMut(Blob) -> Result<WeightRef, String>;
 /// # Errors
 /// [`ParseError`] with the place and what is wrong: the text, the program, or what `resolve` said.
 pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
-    let mut parser = Parser { lexer: Lexer::new(text)?, resolve };
+    let mut parser = Parser { lexer: Lexer::new(text)?, resolve, placed: HashMap::new() };
     parser.word("program")?;
     parser.mark('(')?;
     let known = |token| Dialect::ALL.iter().any(|&(_, version)| token == Token::Number(version));
@@ -103,6 +104,8 @@ pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
 struct Parser<'a, 'r> {
     lexer: Lexer<'a>,
     resolve: Resolve<'r>,
+    /// Constants of the function by their place in a weight file, so that one that stands in several ops stays one.
+    placed: HashMap<Place, ValueId>,
 }
 
 /// A value of an attribute that is no tensor.
@@ -187,6 +190,7 @@ impl<'a> Parser<'a, '_> {
             Ok(())
         })?;
         let defaults = default_shapes(&self.group_attributes()?);
+        self.placed.clear();
         let mut assembler = Assembler::new(name, opset);
         for (name, declared) in inputs {
             let open = || defaults.get(name).map(|shape| TensorType::new(declared.dtype, shape.clone()));
@@ -289,7 +293,7 @@ impl<'a> Parser<'a, '_> {
                 let attribute = parser.any_word("an attribute")?;
                 parser.mark('=')?;
                 match (kind, attribute) {
-                    (_, "name") => drop(parser.literal(first)?),
+                    (_, "name") => drop(parser.literal(first)?.0),
                     ("const", "val") => value = Some(parser.literal(first)?),
                     _ => args.push((attribute, parser.inline(assembler, first, attribute)?)),
                 }
@@ -302,8 +306,14 @@ impl<'a> Parser<'a, '_> {
             return assembler.op(kind, &args, &outputs).map_err(at);
         }
         match (&outputs[..], value) {
-            ([(name, declared)], Some(constant)) if args.is_empty() && declared.admits(constant.ty()) => {
-                assembler.constant(name, constant).map_err(at).map(drop)
+            ([(name, declared)], Some((constant, place)))
+                if args.is_empty() && declared.admits(constant.ty()) =>
+            {
+                let id = assembler.constant(name, constant).map_err(at)?;
+                if let Some(place) = place {
+                    self.placed.entry(place).or_insert(id);
+                }
+                Ok(())
             }
             _ => Err(self.lexer.error_at(position, format!("const `{first}` has no value of its type"))),
         }
@@ -336,19 +346,28 @@ impl<'a> Parser<'a, '_> {
 
     fn inline(&mut self, assembler: &mut Assembler, first: &str, input: &str) -> Result<Arg, ParseError> {
         let name = format!("{first}_{input}");
-        let constant = self.literal(&name)?;
+        let (constant, place) = self.literal(&name)?;
+        if let Some(&id) = place.as_ref().and_then(|place| self.placed.get(place))
+            && assembler.function().value(id).ty == *constant.ty()
+        {
+            return Ok(Arg::One(id));
+        }
         let id = assembler.unnamed(&name, constant).map_err(|error| self.lexer.error(error.to_string()))?;
+        if let Some(place) = place {
+            self.placed.entry(place).or_insert(id);
+        }
         Ok(Arg::One(id))
     }
 
-    /// A typed value, in place or in a weight file.
-    fn literal(&mut self, name: &str) -> Result<Constant, ParseError> {
+    /// A typed value, and its place if it is in a weight file.
+    fn literal(&mut self, name: &str) -> Result<(Constant, Option<Place>), ParseError> {
         let position = self.lexer.position();
         let ty = self.tensor_type()?.fixed();
         let ty = ty.ok_or_else(|| self.lexer.error_at(position, "a value has no fixed type"))?;
         self.mark('(')?;
         let constant = if self.lexer.peek() == Token::Word("BLOBFILE") {
-            Constant::Weight(self.blob(name, &ty)?)
+            let (weight, place) = self.blob(name, &ty)?;
+            (Constant::Weight(weight), Some(place))
         } else {
             let mut elements = Elements { ty: &ty, bytes: Vec::new(), bits: 0, strings: Vec::new() };
             self.nested(&ty.shape, &mut elements)?;
@@ -358,13 +377,13 @@ impl<'a> Parser<'a, '_> {
                 _ => Literal::from_bytes(ty.clone(), bytes),
             };
             let what = || self.lexer.error_at(position, format!("a value of type {ty} is too large"));
-            Constant::Literal(literal.ok_or_else(what)?)
+            (Constant::Literal(literal.ok_or_else(what)?), None)
         };
         self.mark(')')?;
         Ok(constant)
     }
 
-    fn blob(&mut self, name: &str, ty: &TensorType) -> Result<WeightRef, ParseError> {
+    fn blob(&mut self, name: &str, ty: &TensorType) -> Result<(WeightRef, Place), ParseError> {
         let position = self.lexer.position();
         self.word("BLOBFILE")?;
         self.mark('(')?;
@@ -387,7 +406,7 @@ impl<'a> Parser<'a, '_> {
         let weight = (self.resolve)(Blob { name, path: &path, offset, ty });
         let weight = weight.map_err(|what| self.lexer.error_at(position, what))?;
         match weight.ty() == ty {
-            true => Ok(weight),
+            true => Ok((weight, (path, offset))),
             false => Err(self.lexer.error_at(position, format!("`{name}` is {}, not {ty}", weight.ty()))),
         }
     }

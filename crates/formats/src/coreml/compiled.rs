@@ -1,0 +1,150 @@
+//! Compiled models, `.mlmodelc`: the program as text, the description in `coremldata.bin`, and `metadata.json` for apps.
+//!
+//! ```text
+//! coremldata.bin   u32 502 | u32 5 or 9 | zeros to 0x1c | u64 7 | "generic" | i32 specification version | zeros to 0x4b |
+//!                  u64 length | description | for each function: u32 502, 12 zeros
+//! analytics/       strings, each behind its u64 length: a group, how many pairs, keys and values
+//! ```
+
+use std::path::Path;
+
+use mil::text::{Blob, Dialect, Style};
+use mil::{Function, ValueId, WeightRef};
+use serde_json::Value;
+
+use super::description::Description;
+use super::directory::NewDirectory;
+use super::encode::{self, Blobs, Names, WEIGHT_FILE};
+use super::sha256::{base64, digest};
+use super::wire::Message;
+use super::{CoreMlError, Model, WeightFiles, metadata, specification};
+use crate::Error;
+use crate::files::Files;
+
+const ML_PROGRAM: u32 = 502;
+const DESCRIPTION: usize = 0x53;
+
+/// Reads a compiled model. `class` names it if its metadata does not.
+pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
+    let in_model = |name: &str, problem| Error::CoreMl { path: files.path(name), problem };
+    let data = files.map("coremldata.bin")?;
+    let description = read_data(&data).map_err(|problem| in_model("coremldata.bin", problem));
+    let (version, description) = description?;
+    let text = files.text("model.mil")?;
+    let mut weights = WeightFiles::new(files.clone(), "");
+    let mut resolve = |blob: Blob| {
+        let bytes = weights.blob(blob.path, blob.offset, blob.name, blob.ty);
+        let weight = bytes.map_err(|error| error.to_string())?;
+        WeightRef::new(blob.name, blob.ty.clone(), weight).map_err(|error| error.to_string())
+    };
+    let program = mil::text::parse(&text, &mut resolve);
+    let program = program.map_err(|error| in_model("model.mil", CoreMlError::Text(error)))?;
+    specification::finish(version, generated_class(files).unwrap_or(class), description, program)
+        .map_err(|problem| in_model("model.mil", problem))
+}
+
+/// The class that the compiler generates for the model, which only the metadata tells.
+fn generated_class(files: &Files) -> Option<String> {
+    let metadata: Value = serde_json::from_str(&files.text("metadata.json").ok()?).ok()?;
+    metadata.get(0)?.get("generatedClassName")?.as_str().map(str::to_string)
+}
+
+/// The specification version and the description.
+fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
+    let cut = || CoreMlError::inconsistent(format!("the file has only {} bytes", data.len()));
+    let u32_at = |at: usize| data.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let u64_at = |at: usize| data.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let kind = u32_at(0).ok_or_else(cut)?;
+    if kind != ML_PROGRAM {
+        return Err(CoreMlError::unsupported(format!("a model of kind {kind}, not an ML program,")));
+    }
+    let version = u32_at(0x2b).ok_or_else(cut)?;
+    specification::check_version(version.into())?;
+    let len = u64_at(0x4b).and_then(|len| usize::try_from(len).ok()).ok_or_else(cut)?;
+    let end = DESCRIPTION.checked_add(len).ok_or_else(cut)?;
+    let description = Description::read(Message::new(data.get(DESCRIPTION..end).ok_or_else(cut)?))?;
+    Ok((version, description))
+}
+
+/// Writes a compiled model; see [`super::write_compiled`].
+pub(super) fn write(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+    let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
+    let blobs = Blobs::plan(&model.program, model.specification_version);
+    let specification =
+        specification::check(model).and_then(|()| encode::specification(model, &blobs, Names::Drop));
+    let specification = specification.map_err(in_model)?;
+    let text = text(model, &blobs).map_err(in_model)?;
+    let main = model
+        .program
+        .functions
+        .iter()
+        .position(|function| model.program.main().is_some_and(|main| main.name == function.name));
+    let stored = |id: ValueId| main.is_some_and(|main| blobs.offset(main, id).is_some());
+
+    let directory = NewDirectory::create(path)?;
+    directory.bytes("model.mil", text.as_bytes())?;
+    directory.bytes("metadata.json", metadata::write(model, &stored).as_bytes())?;
+    directory.bytes("coremldata.bin", &data(model))?;
+    directory.bytes("analytics/coremldata.bin", &analytics(&specification))?;
+    if blobs.layout.len() > 0 {
+        directory.file("weights/weight.bin", |writer| blobs.write(writer, progress))?;
+    }
+    directory.finish()
+}
+
+fn text(model: &Model, blobs: &Blobs) -> Result<String, CoreMlError> {
+    let functions = &model.program.functions;
+    let place = |function: &Function, id: ValueId| {
+        let index = functions.iter().position(|other| other.name == function.name)?;
+        Some((WEIGHT_FILE.to_string(), blobs.offset(index, id)?))
+    };
+    let dialect = if model.specification_version >= 9 { Dialect::V1_3 } else { Dialect::V1_0 };
+    let build_info = [("mixbit-version", env!("CARGO_PKG_VERSION"))];
+    let mut out = String::new();
+    // A weight outside the weight file stands in the text.
+    let program = encode::with_literals(model)?;
+    let style = Style { dialect, build_info: &build_info, place: &place };
+    mil::text::print(&mut out, &program, &style)
+        .map_err(|_| CoreMlError::inconsistent("a weight has no place in the weight file"))?;
+    Ok(out)
+}
+
+fn data(model: &Model) -> Vec<u8> {
+    let description = encode::description(model).write().into_bytes();
+    let mut out = vec![0; DESCRIPTION];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &ML_PROGRAM.to_le_bytes());
+    put(4, &if model.specification_version >= 9 { 9u32 } else { 5 }.to_le_bytes());
+    put(0x1c, &7u64.to_le_bytes());
+    put(0x24, b"generic");
+    put(0x2b, &model.specification_version.to_le_bytes());
+    put(0x4b, &(description.len() as u64).to_le_bytes());
+    out.extend(description);
+    for _ in &model.program.functions {
+        out.extend(ML_PROGRAM.to_le_bytes());
+        out.extend([0; 12]);
+    }
+    out
+}
+
+fn analytics(specification: &[u8]) -> Vec<u8> {
+    let hash = base64(&digest(specification));
+    let groups = [
+        ("NeuralNetworkModelDetails", [("containsCustomLayer", "0"), ("modelDimension", "0")]),
+        ("SpecificationDetails", [("modelHash", &hash), ("modelName", "model")]),
+    ];
+    let mut out = Vec::new();
+    let mut put = |text: &str, pairs: Option<usize>| {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+        pairs.iter().for_each(|&pairs| out.extend((pairs as u64).to_le_bytes()));
+    };
+    for (group, pairs) in groups {
+        put(group, Some(pairs.len()));
+        pairs.iter().for_each(|(key, value)| {
+            put(key, None);
+            put(value, None);
+        });
+    }
+    out
+}
