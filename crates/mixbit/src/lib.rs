@@ -2,10 +2,12 @@
 //!
 //! - [`model`] finds models: directories in the diffusers layout, and the demo model in the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
+//! - [`package`] converts models to Core ML packages;
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod model;
+pub mod package;
 pub mod parameters;
 pub mod picture;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
 use diffusion::model::{FileError, ModelFiles};
 use formats::Diffusers;
 use mil::Weights;
@@ -42,6 +43,19 @@ impl DiffusersModel {
             .transpose()
     }
 
+    /// Opens a directory, or the model in the binary if there is none.
+    ///
+    /// # Errors
+    /// If the directory holds no model, or the binary was built without one.
+    pub fn open_or_demo(path: Option<&Path>, variant: Option<&str>) -> anyhow::Result<Self> {
+        match path {
+            Some(path) => Ok(Self::open(path, variant)?),
+            None => {
+                Self::demo()?.context("this build has no model in it: give a model's directory with --model")
+            }
+        }
+    }
+
     /// The name for people: the directory's.
     pub fn name(&self) -> &str {
         &self.name
@@ -71,6 +85,62 @@ impl ModelFiles for DiffusersModel {
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
         Ok(Arc::new(self.files.weights(component, self.variant.as_deref())?))
+    }
+}
+
+/// A component by itself: a directory with `config.json` and weights.
+#[derive(Debug)]
+pub struct NamedComponent {
+    files: Diffusers,
+    folder: String,
+    name: String,
+}
+
+impl NamedComponent {
+    /// Opens a component's directory, to be known as `name`, or as the directory is called.
+    ///
+    /// # Errors
+    /// If it has no `config.json` that says its class.
+    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, formats::Error> {
+        let (files, folder) = Diffusers::open_component(path)?;
+        let name = name.unwrap_or(&folder).to_string();
+        Ok(NamedComponent { files, folder, name })
+    }
+
+    /// The name that it is known as.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn folder<'a>(&'a self, component: &'a str) -> &'a str {
+        if component == self.name { &self.folder } else { component }
+    }
+}
+
+impl ModelFiles for NamedComponent {
+    fn class(&self) -> &str {
+        self.files.class()
+    }
+
+    fn component(&self, name: &str) -> Option<&str> {
+        let component = self.files.components().get(self.folder(name))?.as_ref()?;
+        (name == self.name).then_some(component.class.as_str())
+    }
+
+    fn option(&self, _: &str) -> Option<&Value> {
+        None
+    }
+
+    fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
+        Ok(self.files.json(self.folder(component), file)?)
+    }
+
+    fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
+        Ok(self.files.optional_text(self.folder(component), file)?)
+    }
+
+    fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
+        Ok(Arc::new(self.files.weights(self.folder(component), None)?))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 
 /// The folders of text encoders and their tokenizers, in the order in which their states are joined.
-const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+pub const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
 
 /// The key of `model_index.json` under which a model says what mixbit should take when the user does not say.
 const DEFAULTS: &str = "_mixbit";
@@ -75,7 +75,7 @@ pub struct Decoder {
     pub network: Network,
     /// How its latents relate to the UNet's.
     pub latent: LatentFormat,
-    /// Whether it needs `fp32` where the rest is run in `fp16`.
+    /// Whether it needs `fp32` where the rest is run in `fp16`; diffusers heeds that for Stable Diffusion XL only.
     pub force_upcast: bool,
 }
 
@@ -156,10 +156,10 @@ impl DiffusionModel {
                 return Err(pipeline_error(&format!("it has no `{needed}`")));
             }
         }
-        let Config::Unet(unet_config) = config(files, "unet")? else {
+        let Config::Unet(unet_config) = component_config(files, "unet")? else {
             return Err(pipeline_error("its `unet` is not a UNet2DConditionModel"));
         };
-        let Config::Vae(vae_config) = config(files, "vae")? else {
+        let Config::Vae(vae_config) = component_config(files, "vae")? else {
             return Err(pipeline_error("its `vae` is not an AutoencoderKL"));
         };
         if unet_config.in_channels != vae_config.latent_channels {
@@ -172,8 +172,8 @@ impl DiffusionModel {
         if unet_config.class_labels.is_some() {
             return Err(pipeline_error("its UNet takes `class_labels`, which text to image does not have"));
         }
-        let takes_sizes = matches!(unet_config.addition, Some(unet::Addition::TextTime { .. }));
-        let (text_encoders, pooled) = text_encoders(files, takes_sizes)?;
+        let takes_sizes = unet_config.takes_sizes();
+        let (text_encoders, pooled) = text_encoders(files, &unet_config)?;
         let pooled = pooled.ok_or_else(|| pipeline_error("it has no text encoder"))?;
         let time_ids = unet_config
             .time_id_count(pooled)
@@ -190,7 +190,7 @@ impl DiffusionModel {
             },
             decoder: Decoder {
                 latent,
-                force_upcast: vae_config.force_upcast,
+                force_upcast: takes_sizes && vae_config.force_upcast,
                 network: decoder_network(vae_config, weights(files, "vae")?),
             },
             scheduler: SchedulerConfig::from_json(&scheduler)?,
@@ -211,13 +211,13 @@ fn decoder_network(config: vae::Config, weights: Arc<dyn Weights>) -> Network {
 /// The text encoders that the model has, and the channels of the last one's pooled output.
 fn text_encoders(
     files: &dyn ModelFiles,
-    takes_sizes: bool,
+    unet: &unet::Config,
 ) -> Result<(Vec<TextEncoder>, Option<usize>), ModelError> {
     let (mut encoders, mut pooled) = (Vec::new(), None);
     let present = TEXT_ENCODERS.iter().filter(|(component, _)| files.component(component).is_some());
     let last = present.clone().count().saturating_sub(1);
     for (index, &(component, tokenizer)) in present.enumerate() {
-        let Config::TextEncoder(config) = config(files, component)? else {
+        let Config::TextEncoder(config) = component_config(files, component)? else {
             let what = format!("its `{component}` is not a CLIP text encoder");
             return Err(ModelError::Pipeline { class: files.class().to_string(), what });
         };
@@ -229,9 +229,7 @@ fn text_encoders(
             );
             return Err(ModelError::Mismatch { component: component.to_string(), what });
         }
-        // The networks that take sizes are conditioned on the last layer but one, and on the last encoder's pooled text.
-        let layer = if takes_sizes { Outputs::PENULTIMATE } else { Outputs::LAST };
-        let outputs = Outputs { pooled: takes_sizes && index == last, ..layer };
+        let outputs = Outputs { pooled: unet.takes_sizes() && index == last, ..unet.text_outputs() };
         pooled = Some(config.projection_dim.unwrap_or(config.hidden_size));
         let weights = weights(files, component)?;
         let build = move |options: &GraphOptions| text_encoder::build(&config, &*weights, options, outputs);
@@ -275,7 +273,10 @@ fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, 
 }
 
 /// A component's configuration, read as its class asks.
-fn config(files: &dyn ModelFiles, component: &str) -> Result<Config, ModelError> {
+///
+/// # Errors
+/// An absent or malformed file, an unknown class, or a field that is not supported; with the component's name.
+pub fn component_config(files: &dyn ModelFiles, component: &str) -> Result<Config, ModelError> {
     let network = |source| ModelError::Network { component: component.to_string(), source };
     let architecture = arch::lookup(files.component(component).unwrap_or_default()).map_err(network)?;
     architecture.config(&json(files, component, "config.json")?).map_err(network)

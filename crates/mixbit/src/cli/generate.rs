@@ -152,7 +152,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    let files = open(arguments)?;
+    let files = DiffusersModel::open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let model = DiffusionModel::from_files(&files).with_context(|| files.name().to_string())?;
     let request = request(arguments, &model)?;
     let source = random_source(&arguments.rng)?;
@@ -190,14 +190,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         false => progress.say(summary(&request, &times, drawn.len(), total)),
     }
     Ok(())
-}
-
-fn open(arguments: &Arguments) -> anyhow::Result<DiffusersModel> {
-    match &arguments.model {
-        Some(path) => Ok(DiffusersModel::open(path, arguments.variant.as_deref())?),
-        None => DiffusersModel::demo()?
-            .context("this build has no model in it: give a model's directory with --model"),
-    }
 }
 
 fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Request> {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod convert;
 mod generate;
 mod interrupt;
 mod memory;
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Draw images from a prompt
     Generate(Box<generate::Arguments>),
+    /// Convert a model to Core ML packages
+    Convert(Box<convert::Arguments>),
     /// Show the generation parameters that an image file holds
     Metadata(metadata::Arguments),
     /// Print the completions of a shell
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut std::io::stdout());

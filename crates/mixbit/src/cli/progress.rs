@@ -9,6 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Plain lines are at least this far apart.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How a bar that counts steps looks.
+const STEPS: &str = "{prefix} [{bar:32}] {pos}/{len} steps, {msg}{elapsed_precise} gone, {eta_precise} left";
+
 /// Shows progress.
 pub(super) struct Progress {
     shown: Shown,
@@ -56,7 +59,7 @@ impl Progress {
         let bar = match self.shown {
             Shown::Bar => {
                 let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
-                bar.set_style(style());
+                bar.set_style(style(STEPS));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 Some(bar)
             }
@@ -67,9 +70,26 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// Counts the bytes that are written.
+    pub(super) fn bytes(&self, name: String) -> Counter {
+        let bar = match self.shown {
+            Shown::Bar => {
+                let bar = ProgressBar::new(0).with_prefix(name.clone());
+                bar.set_style(style(
+                    "{prefix} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+                ));
+                Some(bar)
+            }
+            _ => None,
+        };
+        let lines = matches!(self.shown, Shown::Lines);
+        Counter { name, total: 0, bar, lines, start: Instant::now(), last_line: None }
+    }
+}
+
 /// The template is a constant; if it were wrong, indicatif's own style is shown.
-fn style() -> ProgressStyle {
-    let template = "{prefix} [{bar:32}] {pos}/{len} steps, {msg}{elapsed_precise} gone, {eta_precise} left";
+fn style(template: &str) -> ProgressStyle {
     let fallback = ProgressStyle::default_bar();
     ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ")
 }
@@ -109,6 +129,19 @@ impl Counter {
         if self.lines && (is_due || done == self.total) {
             let left = seconds * (self.total - done) as f64;
             eprintln!("{}: {done}/{} steps, {}, {left:.0} s left", self.name, self.total, rate(seconds));
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    /// Shows that `done` of `total` bytes are written.
+    pub(super) fn advance_bytes(&mut self, done: u64, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        let is_due = self.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL;
+        if self.lines && is_due {
+            eprintln!("{}: {:.0} of {:.0} MB", self.name, done as f64 / 1e6, total as f64 / 1e6);
             self.last_line = Some(Instant::now());
         }
     }

@@ -1,8 +1,11 @@
 //! How values on the command line are read.
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
+use diffusion::arch::AttentionImplementation;
 use diffusion::random::RANDOM_SOURCES;
 use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+
+use crate::package::DEPLOYMENT_TARGETS;
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
@@ -43,6 +46,17 @@ pub(super) fn random_sources() -> PossibleValuesParser {
 /// Every timestep spacing.
 pub(super) fn spacings() -> PossibleValuesParser {
     TimestepSpacing::ALL.map(|spacing| PossibleValue::new(spacing.name())).to_vec().into()
+}
+
+/// Every form of attention.
+pub(super) fn attention() -> PossibleValuesParser {
+    AttentionImplementation::ALL.map(|attention| PossibleValue::new(attention.name())).to_vec().into()
+}
+
+/// Every deployment target, by its two names.
+pub(super) fn targets() -> PossibleValuesParser {
+    let names = DEPLOYMENT_TARGETS.iter().flat_map(|target| target.names);
+    names.map(PossibleValue::new).collect::<Vec<_>>().into()
 }
 
 #[cfg(test)]

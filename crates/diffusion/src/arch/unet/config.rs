@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::super::ArchError;
 use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, as_flag, as_list, short};
 use super::super::layers::Activation;
+use super::super::text_encoder::Outputs;
 
 /// More levels than any image has halvings.
 const MAX_LEVELS: usize = 16;
@@ -205,6 +206,16 @@ impl Config {
         fields.finish()?;
         config.check(&channels)?;
         Ok(config)
+    }
+
+    /// Whether the network is told the image's sizes (`time_ids`), as those of Stable Diffusion XL are.
+    pub fn takes_sizes(&self) -> bool {
+        matches!(self.addition, Some(Addition::TextTime { .. }))
+    }
+
+    /// What of its text encoders the network attends to: networks that take sizes are trained on the last layer but one.
+    pub fn text_outputs(&self) -> Outputs {
+        if self.takes_sizes() { Outputs::PENULTIMATE } else { Outputs::LAST }
     }
 
     /// How many numbers `time_ids` has for each sample, if `text_embeds` has `text_embed_channels`; `None` for models

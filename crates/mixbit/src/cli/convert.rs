@@ -1,0 +1,192 @@
+//! `mixbit convert`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use diffusion::arch::AttentionImplementation;
+use diffusion::model::ModelFiles;
+
+use super::progress::Progress;
+use super::{interrupt, memory, values};
+use crate::model::{DiffusersModel, NamedComponent};
+use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, plan};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mixbit convert --model stable-diffusion-v1-5 --output converted
+  mixbit convert --model stable-diffusion-xl-base-1.0 --output converted --convert-unet --latent-h 96 --latent-w 128
+  mixbit convert --output converted                       (the demo model)")]
+pub(super) struct Arguments {
+    /// A model's directory in the diffusers layout; without it, the demo model in the binary
+    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
+    model: Option<PathBuf>,
+    /// Where the packages go; the directory is made if it is not there
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    output: PathBuf,
+    /// The model's name in file names and metadata [default: the directory's]
+    #[arg(long, value_name = "NAME")]
+    model_version: Option<String>,
+    /// Which of several weight files to take, such as fp16
+    #[arg(long, value_name = "NAME", requires = "model")]
+    variant: Option<String>,
+    /// Write packages again that are there
+    #[arg(long)]
+    force: bool,
+
+    /// Convert the text encoder, or both; without any --convert option, all that the model has
+    #[arg(long, help_heading = "Parts")]
+    convert_text_encoder: bool,
+    /// Convert the UNet
+    #[arg(long, help_heading = "Parts")]
+    convert_unet: bool,
+    /// Convert the autoencoder's decoder
+    #[arg(long, help_heading = "Parts")]
+    convert_vae_decoder: bool,
+    /// Convert the autoencoder's encoder
+    #[arg(long, help_heading = "Parts")]
+    convert_vae_encoder: bool,
+    /// Convert ControlNets, each a directory with config.json and weights
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Parts")]
+    convert_controlnet: Vec<PathBuf>,
+    /// Make a UNet that takes a ControlNet's residuals too
+    #[arg(long, help_heading = "Parts")]
+    unet_support_controlnet: bool,
+    /// Convert the UNet of this model as the refiner
+    #[arg(long, value_name = "DIR", help_heading = "Parts")]
+    refiner_version: Option<PathBuf>,
+    /// Take the autoencoder of this directory
+    #[arg(long, value_name = "DIR", help_heading = "Parts")]
+    custom_vae_version: Option<PathBuf>,
+
+    /// Height of the latents, an eighth of the image's [default: the model's]
+    #[arg(long, value_name = "N", requires = "latent_w", help_heading = "Form")]
+    latent_h: Option<usize>,
+    /// Width of the latents, an eighth of the image's [default: the model's]
+    #[arg(long, value_name = "N", requires = "latent_h", help_heading = "Form")]
+    latent_w: Option<usize>,
+    /// How attention is written: for the Neural Engine split, for the GPU original
+    #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
+          default_value = "SPLIT_EINSUM", help_heading = "Form")]
+    attention_implementation: String,
+    /// UNets that take one sample, not two
+    #[arg(long, help_heading = "Form")]
+    unet_batch_one: bool,
+    /// Cut UNets in two, for devices that can't load them whole
+    #[arg(long, help_heading = "Form")]
+    chunk_unet: bool,
+    /// The oldest system to run on
+    #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
+          default_value = "macOS13", help_heading = "Form")]
+    min_deployment_target: String,
+
+    /// Print only the packages' names
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let stop = interrupt::flag()?;
+    let progress = Progress::new(arguments.quiet);
+    let model = DiffusersModel::open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let refiner = arguments.refiner_version.as_deref().map(|path| DiffusersModel::open(path, None));
+    let refiner = refiner.transpose()?;
+    let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;
+    let controlnets = arguments.convert_controlnet.iter().map(|path| NamedComponent::open(path, None));
+    let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
+    let source = Source {
+        model: &model,
+        refiner: refiner.as_ref().map(|refiner| refiner as &dyn ModelFiles),
+        vae: vae.as_deref(),
+        controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
+    };
+    let options = arguments.options(model.name())?;
+    let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
+    let mut bytes = 0;
+    for package in &packages {
+        bytes += write(package, arguments, &progress)?;
+        if stop.load(std::sync::atomic::Ordering::SeqCst) {
+            bail!("stopped after {}; run it again to go on from there", package.name);
+        }
+    }
+    let memory = memory::peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6));
+    progress.say(format_args!(
+        "{} packages, {:.1} MB, in {:.1} s{}",
+        packages.len(),
+        bytes as f64 / 1e6,
+        begin.elapsed().as_secs_f64(),
+        memory.unwrap_or_default()
+    ));
+    Ok(())
+}
+
+/// Writes a package unless it is there, and gives the bytes that were written.
+fn write(package: &Package, arguments: &Arguments, progress: &Progress) -> anyhow::Result<u64> {
+    let path = package.path(&arguments.output);
+    if path.exists() && !arguments.force {
+        progress.say(format_args!("{} is there already; --force writes it again", path.display()));
+        println!("{}", path.display());
+        return Ok(0);
+    }
+    let mut counter = progress.bytes(package.name.clone());
+    let mut written = 0;
+    package.write(&arguments.output, &mut |done, total| {
+        written = total;
+        counter.advance_bytes(done, total);
+    })?;
+    drop(counter);
+    println!("{}", path.display());
+    Ok(written)
+}
+
+impl Arguments {
+    fn options(&self, model: &str) -> anyhow::Result<Options> {
+        let asked = |chosen: &[(bool, &'static str)]| -> Vec<&'static str> {
+            chosen.iter().filter(|(is_asked, _)| *is_asked).map(|(_, part)| *part).collect()
+        };
+        let mut parts = asked(&[
+            (self.convert_text_encoder, "text_encoder"),
+            (self.convert_unet, "unet"),
+            (self.convert_vae_decoder, "vae_decoder"),
+            (self.convert_vae_encoder, "vae_encoder"),
+        ]);
+        if !parts.is_empty() {
+            parts.extend(asked(&[
+                (!self.convert_controlnet.is_empty(), "controlnet"),
+                (self.unet_support_controlnet, "control-unet"),
+                (self.refiner_version.is_some(), "refiner"),
+            ]));
+        }
+        let target = target(&self.min_deployment_target).context("the deployment target is unknown")?;
+        let attention = AttentionImplementation::ALL
+            .into_iter()
+            .find(|attention| attention.name().eq_ignore_ascii_case(&self.attention_implementation));
+        Ok(Options {
+            parts,
+            model_version: self.model_version.clone().unwrap_or_else(|| model.to_string()),
+            latent: self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]),
+            batch_one: self.unet_batch_one,
+            attention: attention.context("the attention implementation is unknown")?,
+            chunk_unet: self.chunk_unet,
+            control_unet: self.unet_support_controlnet,
+            target,
+        })
+    }
+}
+
+fn target(name: &str) -> Option<&'static DeploymentTarget> {
+    DEPLOYMENT_TARGETS.iter().find(|target| target.names.iter().any(|other| other.eq_ignore_ascii_case(name)))
+}
+
+/// A model's autoencoder, or one that is alone.
+fn autoencoder(path: &Path) -> anyhow::Result<Box<dyn ModelFiles>> {
+    match path.join("model_index.json").is_file() {
+        true => Ok(Box::new(DiffusersModel::open(path, None)?)),
+        false => Ok(Box::new(NamedComponent::open(path, Some("vae"))?)),
+    }
+}

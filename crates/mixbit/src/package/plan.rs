@@ -1,0 +1,343 @@
+//! Which packages a model becomes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use diffusion::arch::{ArchError, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
+use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config};
+use mil::{DType, Function, Weights, bisect};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::{
+    CONTROL_UNET, CONTROLNET, DeploymentTarget, Package, Part, REFINER, TEXT_ENCODER, TEXT_ENCODER_2, UNET,
+    VAE_DECODER, VAE_ENCODER, file_name, keys, title_case,
+};
+
+/// The version of Apple's converter whose packages these are like.
+const APPLE_VERSION: &str = "1.1.0";
+
+/// A network whose configuration and weights are at hand.
+type Graph = Arc<dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync>;
+
+/// How a model is converted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The parts to convert, as they are asked for; all that the model has if it is empty.
+    pub parts: Vec<&'static str>,
+    /// The model's name in file names and metadata.
+    pub model_version: String,
+    /// Height and width of the latents; the model's own if absent.
+    pub latent: Option<[usize; 2]>,
+    /// Whether UNets take one sample, not two.
+    pub batch_one: bool,
+    /// How attention is written.
+    pub attention: AttentionImplementation,
+    /// Whether UNets are cut in two.
+    pub chunk_unet: bool,
+    /// Whether a UNet that takes the residuals of ControlNets is made too.
+    pub control_unet: bool,
+    /// The oldest system to run on.
+    pub target: &'static DeploymentTarget,
+}
+
+/// Where the parts come from.
+pub struct Source<'a> {
+    /// The model.
+    pub model: &'a dyn ModelFiles,
+    /// A model whose UNet becomes the refiner.
+    pub refiner: Option<&'a dyn ModelFiles>,
+    /// A model or component whose autoencoder is taken in place of the model's.
+    pub vae: Option<&'a dyn ModelFiles>,
+    /// ControlNets by name; each has one component, named as it is.
+    pub controlnets: Vec<(String, &'a dyn ModelFiles)>,
+}
+
+/// Why a model can't be converted as asked.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The model can't be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A part was asked for that the model does not have.
+    #[error("the model has no {part} to convert; it has {present}")]
+    NoPart {
+        /// The part.
+        part: String,
+        /// Those that it has.
+        present: String,
+    },
+    /// A component is of another kind than its place asks for.
+    #[error("{component}: it is a {class}, which has another place in a model")]
+    Kind {
+        /// The component.
+        component: String,
+        /// Its class.
+        class: String,
+    },
+    /// A network can't be cut in two.
+    #[error("{component}: it is too small to be cut in two")]
+    Chunks {
+        /// The component.
+        component: String,
+    },
+}
+
+/// The packages that a model becomes, in the order in which they are written. No weight is read.
+///
+/// # Errors
+/// If the model can't be used or lacks a part that is asked for.
+pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, PlanError> {
+    let mut planner = Planner { options, source, packages: Vec::new() };
+    let Config::Unet(unet) = component_config(source.model, "unet")? else {
+        return Err(kind(source.model, "unet"));
+    };
+    planner.text_encoders(&unet)?;
+    planner.unets(&unet)?;
+    planner.autoencoder(&unet)?;
+    let packages = planner.packages;
+    let is_wanted = |package: &Package| options.parts.is_empty() || options.parts.contains(&package.asked_as);
+    if let Some(absent) =
+        options.parts.iter().find(|part| packages.iter().all(|package| package.asked_as != **part))
+    {
+        let mut present: Vec<&str> = packages.iter().map(|package| package.asked_as).collect();
+        present.dedup();
+        return Err(PlanError::NoPart { part: absent.to_string(), present: present.join(", ") });
+    }
+    Ok(packages.into_iter().filter(is_wanted).collect())
+}
+
+fn kind(files: &dyn ModelFiles, component: &str) -> PlanError {
+    let class = files.component(component).unwrap_or_default().to_string();
+    PlanError::Kind { component: component.to_string(), class }
+}
+
+fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, PlanError> {
+    Ok(files.weights(component).map_err(ModelError::File)?)
+}
+
+struct Planner<'a> {
+    options: &'a Options,
+    source: &'a Source<'a>,
+    packages: Vec<Package>,
+}
+
+/// One part of a model, before it is a graph.
+struct Component<'a> {
+    part: &'static Part,
+    files: &'a dyn ModelFiles,
+    /// The folder.
+    name: &'a str,
+    graph: Graph,
+    graph_options: GraphOptions,
+    /// Metadata besides the configuration.
+    more: Vec<(&'static str, String)>,
+}
+
+impl Planner<'_> {
+    fn text_encoders(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
+        let outputs = text_encoder::Outputs { pooled: true, ..unet.text_outputs() };
+        let parts = [&TEXT_ENCODER, &TEXT_ENCODER_2];
+        for ((name, tokenizer), part) in TEXT_ENCODERS.into_iter().zip(parts) {
+            let files = self.source.model;
+            if files.component(name).is_none() {
+                continue;
+            }
+            let Config::TextEncoder(config) = component_config(files, name)? else {
+                return Err(kind(files, name));
+            };
+            let tokens = config.max_position_embeddings;
+            let weights = weights(files, name)?;
+            let graph: Graph =
+                Arc::new(move |options| text_encoder::build(&config, &*weights, options, outputs));
+            let graph_options = GraphOptions { tokens, ..self.graph_options(DType::F16) };
+            let tokenizer = files.text(tokenizer, "tokenizer_config.json").map_err(ModelError::File)?;
+            let more = tokenizer.map(|text| (keys::TOKENIZER, compact(&text))).into_iter().collect();
+            self.add(Component { part, files, name, graph, graph_options, more }, false)?;
+        }
+        Ok(())
+    }
+
+    fn unets(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
+        let size = self.size(unet);
+        let options = self.options;
+        let graph_options = |config: &unet::Config, pooled: usize, control: bool| {
+            let time_ids = config
+                .time_id_count(pooled)
+                .map_err(|source| ModelError::Network { component: "unet".to_string(), source })?;
+            Ok::<_, PlanError>(GraphOptions {
+                batch: if options.batch_one { 1 } else { 2 },
+                height: size[0],
+                width: size[1],
+                time_ids: time_ids.unwrap_or_default(),
+                attention: options.attention,
+                control_residuals: control,
+                ..self.graph_options(DType::F16)
+            })
+        };
+        let files = self.source.model;
+        let pooled = pooled_channels(files)?;
+        let mut components = Vec::new();
+        let mut unets = vec![(&UNET, files, unet.clone(), pooled, false)];
+        if options.control_unet {
+            unets.push((&CONTROL_UNET, files, unet.clone(), pooled, true));
+        }
+        if let Some(refiner) = self.source.refiner {
+            let Config::Unet(config) = component_config(refiner, "unet")? else {
+                return Err(kind(refiner, "unet"));
+            };
+            unets.push((&REFINER, refiner, *config, pooled_channels(refiner)?, false));
+        }
+        for (part, files, config, pooled, control) in unets {
+            let graph_options = graph_options(&config, pooled, control)?;
+            let weights = weights(files, "unet")?;
+            let graph: Graph = Arc::new(move |options| unet::build(&config, &*weights, options));
+            let scheduler = files.json("scheduler", "scheduler_config.json").map_err(ModelError::File)?;
+            let more = vec![
+                (keys::APPLE_VERSION, APPLE_VERSION.to_string()),
+                (keys::SCHEDULER, scheduler.to_string()),
+                (keys::MODEL_INDEX, model_index(files)),
+            ];
+            components.push(Component { part, files, name: "unet", graph, graph_options, more });
+        }
+        for (name, files) in &self.source.controlnets {
+            let Config::ControlNet(config) = component_config(*files, name)? else {
+                return Err(kind(*files, name));
+            };
+            let graph_options = graph_options(&config.unet, pooled, false)?;
+            let weights = weights(*files, name)?;
+            let graph: Graph = Arc::new(move |options| unet::control::build(&config, &*weights, options));
+            let part = &CONTROLNET;
+            components.push(Component { part, files: *files, name, graph, graph_options, more: Vec::new() });
+        }
+        for component in components {
+            let is_cut = options.chunk_unet && component.part.name != CONTROLNET.name;
+            self.add(component, is_cut)?;
+        }
+        Ok(())
+    }
+
+    fn autoencoder(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
+        let files = self.source.vae.unwrap_or(self.source.model);
+        let Config::Vae(config) = component_config(files, "vae")? else { return Err(kind(files, "vae")) };
+        let [height, width] = self.size(unet);
+        let weights = weights(files, "vae")?;
+        let full = |full: bool| if full { DType::F32 } else { DType::F16 };
+        // Apple's converter encodes for XL in fp32 whatever the autoencoder says.
+        let decoder = full(unet.takes_sizes() && config.force_upcast);
+        let encoder = full(unet.takes_sizes());
+        let (decoder_config, decoder_weights) = (config.clone(), weights.clone());
+        let parts: [(_, Graph, DType); 2] = [
+            (
+                &VAE_DECODER,
+                Arc::new(move |options| vae::build_decoder(&decoder_config, &*decoder_weights, options)),
+                decoder,
+            ),
+            (&VAE_ENCODER, Arc::new(move |options| vae::build_encoder(&config, &*weights, options)), encoder),
+        ];
+        for (part, graph, dtype) in parts {
+            let graph_options = GraphOptions { height, width, ..self.graph_options(dtype) };
+            self.add(Component { part, files, name: "vae", graph, graph_options, more: Vec::new() }, false)?;
+        }
+        Ok(())
+    }
+
+    fn size(&self, unet: &unet::Config) -> [usize; 2] {
+        self.options.latent.or(unet.sample_size).unwrap_or([64, 64])
+    }
+
+    fn graph_options(&self, dtype: DType) -> GraphOptions {
+        GraphOptions { dtype, opset: self.options.target.opset, ..GraphOptions::default() }
+    }
+
+    /// Adds a component as one package, or as two.
+    fn add(&mut self, component: Component<'_>, is_cut: bool) -> Result<(), PlanError> {
+        let Component { part, files, name, graph, graph_options, more } = component;
+        let config = files.json(name, "config.json").map_err(ModelError::File)?;
+        let mut user_defined: BTreeMap<String, String> =
+            more.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        for (key, value) in [
+            (keys::VERSION, env!("CARGO_PKG_VERSION").to_string()),
+            (keys::COMPONENT, name.to_string()),
+            (keys::CLASS, files.component(name).unwrap_or_default().to_string()),
+            (keys::CONFIG, config.to_string()),
+        ] {
+            user_defined.insert(key.to_string(), value);
+        }
+        let version = &self.options.model_version;
+        let (file, compiled) = match part.name == CONTROLNET.name {
+            true => (format!("ControlNet_{}", file_name(name)), format!("controlnet/{}", title_case(name))),
+            false => (
+                format!("Stable_Diffusion_version_{}_{}", file_name(version), part.name),
+                part.compiled.to_string(),
+            ),
+        };
+        let build = move || -> Result<Function, ArchError> { graph(&graph_options) };
+        let package = |suffix: [String; 2], build: super::write::Build| Package {
+            name: format!("{file}{}", suffix[0]),
+            compiled: format!("{compiled}{}", suffix[1]),
+            asked_as: part.asked_as,
+            about: part.about,
+            model_version: version.clone(),
+            specification_version: self.options.target.specification_version,
+            user_defined: user_defined.clone(),
+            build,
+        };
+        if !is_cut {
+            let build = move || build().map_err(|source| network(name_of(part), source));
+            let package = package([String::new(), String::new()], Box::new(build));
+            self.packages.push(package);
+            return Ok(());
+        }
+        let build = Arc::new(build);
+        let mut chunks = Vec::new();
+        for index in 0..2 {
+            let build = build.clone();
+            let chunk = move || {
+                let whole = build().map_err(|source| network(name_of(part), source))?;
+                let chunks = bisect(&whole).ok_or(PlanError::Chunks { component: name_of(part) })?;
+                let [first, second] = chunks;
+                Ok(if index == 0 { first } else { second })
+            };
+            let suffix = [format!("_chunk{}", index + 1), format!("Chunk{}", index + 1)];
+            chunks.push(package(suffix, Box::new(chunk)));
+        }
+        self.packages.extend(chunks);
+        Ok(())
+    }
+}
+
+fn name_of(part: &Part) -> String {
+    part.name.to_string()
+}
+
+fn network(component: String, source: ArchError) -> PlanError {
+    ModelError::Network { component, source }.into()
+}
+
+/// The channels of the last text encoder's pooled output.
+fn pooled_channels(files: &dyn ModelFiles) -> Result<usize, PlanError> {
+    let present = TEXT_ENCODERS.iter().rev().find(|(name, _)| files.component(name).is_some());
+    let Some((name, _)) = present else { return Ok(0) };
+    match component_config(files, name)? {
+        Config::TextEncoder(config) => Ok(config.projection_dim.unwrap_or(config.hidden_size)),
+        _ => Err(kind(files, name)),
+    }
+}
+
+/// What of `model_index.json` a pipeline needs besides its components.
+fn model_index(files: &dyn ModelFiles) -> String {
+    let mut index = Map::new();
+    index.insert("_class_name".to_string(), json!(files.class()));
+    for option in ["force_zeros_for_empty_prompt", "requires_aesthetics_score", "_mixbit"] {
+        if let Some(value) = files.option(option) {
+            index.insert(option.to_string(), value.clone());
+        }
+    }
+    Value::Object(index).to_string()
+}
+
+/// JSON without white space; other text as it is.
+fn compact(text: &str) -> String {
+    serde_json::from_str::<Value>(text).map_or_else(|_| text.to_string(), |value| value.to_string())
+}

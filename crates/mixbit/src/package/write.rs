@@ -1,0 +1,128 @@
+//! Writing one package.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use formats::coreml::{self, Feature, Metadata};
+use mil::{Function, Program, ValueId};
+use thiserror::Error;
+
+use super::PlanError;
+
+pub(super) type Build = Box<dyn Fn() -> Result<Function, PlanError> + Send + Sync>;
+
+/// A package that can be written.
+pub struct Package {
+    /// The file's name without `.mlpackage`.
+    pub name: String,
+    /// The name in a `Resources` directory without `.mlmodelc`.
+    pub compiled: String,
+    /// The [`Part`](super::Part) that is asked for when this package is meant.
+    pub asked_as: &'static str,
+    pub(super) about: &'static str,
+    pub(super) model_version: String,
+    pub(super) specification_version: u32,
+    pub(super) user_defined: BTreeMap<String, String>,
+    pub(super) build: Build,
+}
+
+/// Why a package can't be written.
+#[derive(Debug, Error)]
+pub enum PackageError {
+    /// The network can't be built.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The graph breaks a rule: a defect of mixbit.
+    #[error("{package}: the graph is not valid: {source}")]
+    Graph {
+        /// The package's name.
+        package: String,
+        /// The rule.
+        source: mil::Error,
+    },
+    /// The files can't be written.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+}
+
+impl Package {
+    /// Where the package lies in a directory.
+    pub fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.mlpackage", self.name))
+    }
+
+    /// The graph. No weight is read.
+    ///
+    /// # Errors
+    /// A missing or misshapen weight, or options that the network does not fit.
+    pub fn function(&self) -> Result<Function, PlanError> {
+        (self.build)()
+    }
+
+    /// Writes the package into a directory, whole or not at all: weights are read, cast and written one after the other.
+    /// `progress` is called with the bytes of weights that are written and all of them.
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn write(
+        &self,
+        directory: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<PathBuf, PackageError> {
+        let function = mil::passes::DEAD_CODE.run(&self.function()?);
+        mil::verify(&function)
+            .map_err(|source| PackageError::Graph { package: self.name.clone(), source })?;
+        let path = self.path(directory);
+        coreml::write_package(&path, &self.model(function), progress)?;
+        Ok(path)
+    }
+
+    fn model(&self, function: Function) -> coreml::Model {
+        let features = |ids: &[ValueId]| ids.iter().map(|&id| feature(&function, id)).collect();
+        coreml::Model {
+            specification_version: self.specification_version,
+            class: self.name.clone(),
+            inputs: features(function.inputs()),
+            outputs: features(function.outputs()),
+            metadata: Metadata {
+                short_description: self.about.to_string(),
+                version: self.model_version.clone(),
+                author: format!("See the model card of {}", self.model_version),
+                license: format!("See the model card of {}", self.model_version),
+                user_defined: self.user_defined.clone(),
+            },
+            program: Program::new(function),
+        }
+    }
+}
+
+fn feature(function: &Function, id: ValueId) -> Feature {
+    let value = function.value(id);
+    let about = FEATURES.iter().find(|(name, _)| *name == value.name);
+    Feature {
+        name: value.name.clone(),
+        description: about.map(|(_, about)| about.to_string()).unwrap_or_default(),
+        ty: value.ty.clone(),
+        optional: false,
+    }
+}
+
+/// What the inputs and outputs are, for people who look at a package.
+static FEATURES: &[(&str, &str)] = &[
+    ("input_ids", "The ids of the prompt's tokens, as floats"),
+    ("last_hidden_state", "The text states that the UNet attends to"),
+    ("hidden_embeds", "The text states of the last layer but one, which the UNet attends to"),
+    ("pooled_outputs", "One vector for the whole prompt"),
+    ("sample", "The noisy latents, scaled as the scheduler asks"),
+    ("timestep", "The timestep of each sample"),
+    ("encoder_hidden_states", "The text states, channels first"),
+    ("time_ids", "Original size, crop and target size (or aesthetic score), height before width"),
+    ("text_embeds", "The second text encoder's pooled output"),
+    ("timestep_cond", "The embedding of the guidance scale"),
+    ("controlnet_cond", "The conditioning image, 0 to 1"),
+    ("noise_pred", "What the model predicts for each sample: noise or velocity"),
+    ("z", "The latents, divided by the scaling factor"),
+    ("image", "The image, -1 to 1"),
+    ("x", "The image, -1 to 1"),
+    ("latent", "The means of the latents, then their log variances"),
+];
