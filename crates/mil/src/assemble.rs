@@ -168,6 +168,9 @@ impl Assembler {
         if self.names.contains_key(name) {
             return Err(Error::Graph(format!("two values are named `{name}`")));
         }
+        if ty.dtype != DType::Str && ty.byte_len().is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(Error::Graph(format!("`{name}` of type {ty} is too large")));
+        }
         let id = self.function.add_value(name.to_string(), ty, def);
         self.names.insert(name.to_string(), id);
         Ok(id)
@@ -228,7 +231,8 @@ mod tests {
             let error = assembler.op(kind, &[(input, x)], &[(name, ty.into())]).unwrap_err();
             assert_eq!(error.to_string(), message);
         }
-        let (assembler, _) = with_input();
+        let (mut assembler, _) = with_input();
+        assert!(assembler.input("huge", f32s(&[1 << 40, 1 << 40])).is_err());
         assert!(assembler.finish(&["y"]).is_err());
         let (assembler, _) = with_input();
         assert!(assembler.finish(&["x", "x"]).is_err());

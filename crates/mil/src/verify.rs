@@ -70,12 +70,13 @@ pub fn verify(function: &Function) -> Result<(), Error> {
 }
 
 fn verify_outputs(function: &Function, made: &[bool]) -> Result<(), Error> {
-    for (index, &id) in function.outputs.iter().enumerate() {
+    let mut seen = HashSet::new();
+    for &id in &function.outputs {
         let name = &function.value(id).name;
         if !made[id.index()] {
             return Err(Error::Graph(format!("output `{name}` is not made by any op")));
         }
-        if function.outputs[..index].contains(&id) {
+        if !seen.insert(id) {
             return Err(Error::Graph(format!("output `{name}` is named twice")));
         }
     }

@@ -11,6 +11,8 @@ mod description;
 mod directory;
 mod encode;
 mod error;
+#[cfg(test)]
+mod hostile_tests;
 mod manifest;
 mod metadata;
 mod program;

@@ -56,7 +56,7 @@ pub(super) static OPS: &[OpDef] = &[
         "constexpr_sparse_to_dense",
         &[
             Param::new("nonzero_data", &[DType::F16, DType::F32, DType::I8, DType::U8]),
-            Param::new("mask", &[DType::U1, DType::U8]).constant(),
+            Param::new("mask", &[DType::U1, DType::U8]),
             shape(),
         ],
         sparse_to_dense,

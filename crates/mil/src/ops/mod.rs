@@ -154,6 +154,9 @@ const ANY: &[DType] = &[
     DType::U32,
     DType::Bool,
 ];
+/// The most values of a constant that says how an op works, such as its axes. None needs nearly as many, and inference
+/// takes them one by one.
+const LIST_LIMIT: usize = 4096;
 const INDICES: &[DType] = &[DType::I32, DType::I16, DType::U16, DType::I8, DType::U8];
 
 impl Param {
@@ -265,6 +268,9 @@ fn check_params(op: &OpView) -> Result<(), Error> {
             }
             if param.constant && !matches!(value.def, crate::Def::Const(_)) {
                 return Err(Error::NotConst { op: op.label(), input: param.name.to_string() });
+            }
+            if param.constant && !dtype.is_float() && value.ty.count() > LIST_LIMIT {
+                return Err(op.invalid(format!("input `{}` has {} values", param.name, value.ty.count())));
             }
             if param.same_type {
                 let (first, expected) = *shared.get_or_insert((param.name, dtype));

@@ -193,6 +193,10 @@ fn split(op: &OpView) -> Result<Vec<TensorType>, Error> {
             sizes.unwrap_or_default()
         }
         (None, Some(&[parts])) => match usize::try_from(parts) {
+            // Before so many types are made, where the results are known.
+            Ok(parts) if !op.op().outputs.is_empty() && op.op().outputs.len() != parts => {
+                return Err(op.invalid(format!("has {} results, not {parts}", op.op().outputs.len())));
+            }
             Ok(parts) if (1..=extent).contains(&parts) && extent.is_multiple_of(parts) => {
                 vec![extent / parts; parts]
             }
