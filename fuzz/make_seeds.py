@@ -1,6 +1,7 @@
 """Writes the seed corpora of the fuzz targets. Made with safetensors 0.8.0 and NumPy 2.4.6; nothing in it is random."""
 
 import io
+import json
 import struct
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save
 
 CORPUS = Path(__file__).parent / "corpus"
+ROOT = Path(__file__).parents[1]
 
 
 def write(name: str, data: bytes) -> None:
@@ -45,3 +47,15 @@ write(
     "model_index/shards",
     b'{"metadata":{"total_size":4},"weight_map":{"w":"diffusion_pytorch_model-00001-of-00001.safetensors"}}',
 )
+
+# Not committed: they are copies of what the repository has elsewhere, without the white space.
+configs = {}
+for folder in ("fixtures", "models"):
+    for path in sorted((ROOT / folder).glob("**/*config.json")):
+        if path.name in ("config.json", "scheduler_config.json"):
+            configs["-".join(path.relative_to(ROOT).parts[:-1])] = json.loads(path.read_text())
+for case in json.loads((ROOT / "fixtures/schedulers/cases.json").read_text())["cases"]:
+    configs.setdefault(f"scheduler-{case['class']}", case["config"])
+configs["scheduler-infinity"] = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": float("-inf")}
+for name, config in configs.items():
+    write(f"config/{name}", json.dumps(config, separators=(",", ":")).encode())
