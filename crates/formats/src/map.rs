@@ -4,10 +4,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
-use mil::Bytes;
+use mil::{Bytes, Owner};
 
 use crate::Error;
 
@@ -29,7 +30,31 @@ pub fn map_file(path: &Path) -> Result<Bytes, Error> {
     // out is that another process changes or truncates the file meanwhile; this function's contract says so, and
     // every value that decides about memory safety (header, offsets) is checked once against the map's fixed length.
     let map = unsafe { Mmap::map(&file) }.map_err(|cause| read_error(path, cause))?;
-    Ok(Bytes::new(map))
+    Ok(Bytes::of_owner(Mapped(map)))
+}
+
+/// A mapped file.
+struct Mapped(Mmap);
+
+impl Owner for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn release(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: the map is shared and read-only, so the pages hold nothing but the file's content, and a page
+            // that is used again is read from the file again: no reader sees other bytes.
+            let advised = unsafe {
+                self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // Advice that is not taken costs memory and nothing else.
+            drop(advised);
+        }
+        #[cfg(not(target_os = "linux"))]
+        drop(range);
+    }
 }
 
 /// Reads a whole file of at most `limit` bytes.
@@ -74,7 +99,10 @@ mod tests {
     fn files_are_mapped_and_read() {
         let scratch = Scratch::new();
         let path = scratch.file("a", b"hello");
-        assert_eq!(&*map_file(&path).unwrap(), b"hello");
+        let bytes = map_file(&path).unwrap();
+        assert_eq!(&*bytes, b"hello");
+        bytes.release();
+        assert_eq!(&*bytes, b"hello");
         assert_eq!(read_file(&path, 5).unwrap(), b"hello");
         assert!(matches!(read_file(&path, 4), Err(Error::TooLarge { len: 5, limit: 4, .. })));
         assert!(map_file(&scratch.file("empty", b"")).unwrap().is_empty());

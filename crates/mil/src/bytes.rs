@@ -7,16 +7,46 @@ use std::sync::Arc;
 /// A range of bytes whose owner (a memory map, a vector) lives as long as any range of it.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     start: usize,
     len: usize,
+}
+
+/// What holds bytes.
+pub trait Owner: Send + Sync + 'static {
+    /// The bytes; always the same.
+    fn bytes(&self) -> &[u8];
+
+    /// Says that a range will not be used soon. An owner that can read it again may give its memory back.
+    fn release(&self, range: Range<usize>);
+}
+
+/// An owner that keeps everything.
+struct Kept<T>(T);
+
+impl<T: AsRef<[u8]> + Send + Sync + 'static> Owner for Kept<T> {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    fn release(&self, _: Range<usize>) {}
 }
 
 impl Bytes {
     /// All bytes of `owner`.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        let len = owner.as_ref().len();
+        Self::of_owner(Kept(owner))
+    }
+
+    /// All bytes of an owner that can give memory back.
+    pub fn of_owner(owner: impl Owner) -> Self {
+        let len = owner.bytes().len();
         Bytes { owner: Arc::new(owner), start: 0, len }
+    }
+
+    /// Says that these bytes will not be used soon; see [`Owner::release`]. They stay what they are.
+    pub fn release(&self) {
+        self.owner.release(self.start..self.start + self.len);
     }
 
     /// A part of these bytes, or `None` if `range` is not inside them.
@@ -36,7 +66,7 @@ impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.start..self.start + self.len]
+        &self.owner.bytes()[self.start..self.start + self.len]
     }
 }
 

@@ -31,7 +31,7 @@ mod weights;
 pub use assemble::{Assembler, Declared};
 pub use bisect::bisect;
 pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Owner};
 pub use dtype::DType;
 pub use error::Error;
 pub use literal::Literal;

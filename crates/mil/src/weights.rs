@@ -106,6 +106,18 @@ pub(crate) enum Encoding {
     Sparse { values: WeightRef, mask: WeightRef, count: usize },
 }
 
+impl Encoding {
+    /// What it is decoded from.
+    fn operands(&self) -> impl Iterator<Item = &WeightRef> {
+        let operands = match self {
+            Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None],
+            Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref()],
+            Encoding::Sparse { values, mask, .. } => [Some(values), Some(mask), None],
+        };
+        operands.into_iter().flatten()
+    }
+}
+
 impl WeightRef {
     /// A tensor as stored: row-major, little-endian.
     ///
@@ -127,12 +139,7 @@ impl WeightRef {
     /// How many encodings must be decoded one after the other to read this.
     pub(crate) fn encoding_depth(&self) -> usize {
         let Layout::Encoded(encoding) = &*self.layout else { return 0 };
-        let operands = match encoding {
-            Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None],
-            Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref()],
-            Encoding::Sparse { values, mask, .. } => [Some(values), Some(mask), None],
-        };
-        1 + operands.into_iter().flatten().map(WeightRef::encoding_depth).max().unwrap_or(0)
+        1 + encoding.operands().map(WeightRef::encoding_depth).max().unwrap_or(0)
     }
 
     /// The tensor's name in its checkpoint.
@@ -247,6 +254,16 @@ impl WeightRef {
             Layout::Slice { of, axis, start, len } => Cow::Owned(slice(of, *axis, *start, *len)),
             Layout::Concat { parts, axis } => Cow::Owned(concat(parts, *axis)),
             Layout::Encoded(encoding) => Cow::Owned(encoding.decode()),
+        }
+    }
+
+    /// Says that the tensor will not be read soon, so that its file's memory can be given back.
+    pub fn release(&self) {
+        match &*self.layout {
+            Layout::Stored(bytes) => bytes.release(),
+            Layout::Transpose { of, .. } | Layout::Slice { of, .. } => of.release(),
+            Layout::Concat { parts, .. } => parts.iter().for_each(WeightRef::release),
+            Layout::Encoded(encoding) => encoding.operands().for_each(WeightRef::release),
         }
     }
 

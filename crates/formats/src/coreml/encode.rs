@@ -76,7 +76,10 @@ impl<'m> Blobs<'m> {
         self.layout.write(writer, |index, writer| {
             match self.constants[index] {
                 Constant::Literal(literal) => writer.write_all(literal.bytes().unwrap_or_default())?,
-                Constant::Weight(weight) => writer.write_all(&weight.read().map_err(io::Error::other)?)?,
+                Constant::Weight(weight) => {
+                    writer.write_all(&weight.read().map_err(io::Error::other)?)?;
+                    weight.release();
+                }
             }
             done += len(self.constants[index]);
             progress(done, total);
