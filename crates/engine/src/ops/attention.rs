@@ -1,10 +1,11 @@
 //! Scaled dot-product attention.
 
-use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
+use std::ops::Range;
+
+use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef};
 use mil::OpView;
 
 use super::{broadcast_strides, offsets};
-use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
@@ -61,80 +62,78 @@ pub(super) fn reference(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.float_result(out)
 }
 
-/// Where the mask of each head begins, and its distances between queries and between keys.
+/// How a mask lies to its heads.
 struct MaskWalk {
-    starts: Vec<usize>,
-    query: usize,
-    key: usize,
+    /// Consecutive heads that have the same mask, and where it begins.
+    runs: Vec<(Range<usize>, usize)>,
+    /// Distances between queries and between keys.
+    strides: [usize; 2],
 }
 
 impl MaskWalk {
     fn new(mask: &[usize], scores: &[usize]) -> Self {
         let strides = broadcast_strides(mask, scores);
         let rank = scores.len();
-        MaskWalk {
-            starts: offsets(&scores[..rank - 2], &strides[..rank - 2], 0),
-            query: strides[rank - 2].unsigned_abs(),
-            key: strides[rank - 1].unsigned_abs(),
+        let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+        for (head, start) in offsets(&scores[..rank - 2], &strides[..rank - 2], 0).into_iter().enumerate() {
+            match runs.last_mut() {
+                Some((heads, last)) if *last == start => heads.end += 1,
+                _ => runs.push((head..head + 1, start)),
+            }
         }
+        MaskWalk { runs, strides: [rank - 2, rank - 1].map(|axis| strides[axis].unsigned_abs()) }
     }
+}
 
-    /// Whether all heads have the same mask.
-    fn is_shared(&self) -> bool {
-        self.starts.windows(2).all(|pair| pair[0] == pair[1])
-    }
+/// Attends to some of the heads, which lie one after the other in inputs and output.
+fn attend(
+    all: &AttentionShape,
+    heads: &Range<usize>,
+    mask: Option<MatRef>,
+    inputs: &[&[f32]],
+    out: &mut [f32],
+) {
+    let shape = AttentionShape { heads: heads.len(), ..*all };
+    let part = |tokens: usize, dim: usize| heads.start * tokens * dim..heads.end * tokens * dim;
+    let layout = |tokens: usize, dim: usize| HeadLayout::head_major(heads.len(), tokens, dim);
+    let AttentionShape { queries, keys, dim, value_dim, .. } = shape;
+    let args = Attention {
+        shape,
+        query: Heads { data: &inputs[0][part(queries, dim)], layout: layout(queries, dim) },
+        key: Heads { data: &inputs[1][part(keys, dim)], layout: layout(keys, dim) },
+        value: Heads { data: &inputs[2][part(keys, value_dim)], layout: layout(keys, value_dim) },
+        scale: 1.0 / (dim as f32).sqrt(),
+        mask,
+    };
+    kernels::attention(&args, &mut out[part(queries, value_dim)], layout(queries, value_dim));
 }
 
 pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let (query, key, value) = (op.value("query")?, op.value("key")?, op.value("value")?);
     let (q, v) = (plan.shape(query), plan.shape(value));
     let rank = q.len();
-    let (queries, dim) = (q[rank - 2], q[rank - 1]);
-    let (keys, value_dim) = (v[rank - 2], v[rank - 1]);
-    let heads: usize = q[..rank - 2].iter().product();
-    let scores = [&q[..rank - 1], &[keys]].concat();
+    let shape = AttentionShape {
+        batch: 1,
+        heads: q[..rank - 2].iter().product(),
+        queries: q[rank - 2],
+        keys: v[rank - 2],
+        dim: q[rank - 1],
+        value_dim: v[rank - 1],
+    };
+    let scores = [&q[..rank - 1], &[shape.keys]].concat();
     let mask = op.get("attn_mask");
     let walk = mask.map(|mask| MaskWalk::new(plan.shape(mask), &scores));
-    let mask_is_float = mask.is_some_and(|mask| holds_floats(plan.function().value(mask).ty.dtype));
     let reads: Vec<_> = [query, key, value].into_iter().chain(mask).collect();
     plan.step(op.label(), &reads, &op.op().outputs, move |io| {
-        let truth: Vec<f32>;
-        let mask: &[f32] = match (&walk, mask_is_float) {
-            (None, _) => &[],
-            (Some(_), true) => io.floats[3],
-            (Some(_), false) => {
-                truth = additive(io.ints[0]);
-                &truth
-            }
+        let Some(MaskWalk { runs, strides }) = &walk else {
+            attend(&shape, &(0..shape.heads), None, &io.floats, io.out[0]);
+            return Ok(());
         };
-        // Heads that share a mask are attended to at once.
-        let together = if walk.as_ref().is_none_or(MaskWalk::is_shared) { heads } else { 1 };
-        let mut run = |first: usize, mask_start: usize| {
-            let shape = AttentionShape { batch: 1, heads: together, queries, keys, dim, value_dim };
-            let part = |data: &'_ [f32], tokens: usize, dim: usize| {
-                let start = first * tokens * dim;
-                start..(start + together * tokens * dim).min(data.len())
-            };
-            let input = |index: usize, tokens: usize, dim: usize| Heads {
-                data: &io.floats[index][part(io.floats[index], tokens, dim)],
-                layout: HeadLayout::head_major(together, tokens, dim),
-            };
-            let args = Attention {
-                shape,
-                query: input(0, queries, dim),
-                key: input(1, keys, dim),
-                value: input(2, keys, value_dim),
-                scale: 1.0 / (dim as f32).sqrt(),
-                mask: walk
-                    .as_ref()
-                    .map(|walk| Mat::with_strides(&mask[mask_start..], queries, keys, walk.query, walk.key)),
-            };
-            let range = part(io.out[0], queries, value_dim);
-            let layout = HeadLayout::head_major(together, queries, value_dim);
-            kernels::attention(&args, &mut io.out[0][range], layout);
-        };
-        for first in (0..heads).step_by(together.max(1)) {
-            run(first, walk.as_ref().map_or(0, |walk| walk.starts[first]));
+        let truth = io.ints.first().map(|seen| additive(seen));
+        let mask = truth.as_deref().unwrap_or_else(|| io.floats[3]);
+        for (heads, start) in runs {
+            let mask = Mat::with_strides(&mask[*start..], shape.queries, shape.keys, strides[0], strides[1]);
+            attend(&shape, heads, Some(mask), &io.floats, io.out[0]);
         }
         Ok(())
     })

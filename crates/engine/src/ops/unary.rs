@@ -154,6 +154,7 @@ fn narrow(x: f64, to: DType) -> i32 {
         DType::U8 => (0.0, 255.0),
         DType::I16 => (-32768.0, 32767.0),
         DType::U16 => (0.0, 65535.0),
+        DType::U32 => (0.0, f64::from(i32::MAX)),
         _ => (f64::from(i32::MIN), f64::from(i32::MAX)),
     };
     x.trunc().clamp(low, high) as i32

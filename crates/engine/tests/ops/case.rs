@@ -20,6 +20,7 @@ pub(crate) struct Case {
     pub(crate) expected: Option<Vec<Vec<f64>>>,
     /// Whether NaN and infinities in the operands are tried.
     pub(crate) poisoned: bool,
+    half: bool,
 }
 
 /// A tensor that an op reads.
@@ -58,6 +59,7 @@ pub(crate) fn case(op: &str) -> Case {
         opset: Opset::Ios17,
         expected: None,
         poisoned: true,
+        half: true,
     }
 }
 
@@ -161,6 +163,17 @@ impl Case {
     pub(crate) fn finite(mut self) -> Self {
         self.poisoned = false;
         self
+    }
+
+    /// Leaves half precision out, for a reason.
+    pub(crate) fn wide(mut self) -> Self {
+        self.half = false;
+        self
+    }
+
+    /// Whether the case is run in half precision too: where it has floats.
+    pub(crate) fn runs_in_half(&self) -> bool {
+        self.half && self.has_floats()
     }
 
     /// Whether the case depends on the float type.

@@ -153,7 +153,9 @@ fn attentions() -> Vec<Case> {
         };
         cases.push(attention());
         let full = [*outer, &[*queries, *keys]].concat();
-        for mask in [&[*queries, *keys][..], &[*keys], &[1], &full] {
+        let mut each_image = vec![1; full.len()];
+        (each_image[0], each_image[full.len() - 1]) = (full[0], *keys);
+        for mask in [&[*queries, *keys][..], &[*keys], &[1], &full, &each_image] {
             cases.push(attention().input("attn_mask", mask));
         }
         cases.push(attention().input("attn_mask", &[*queries, *keys]).constant());

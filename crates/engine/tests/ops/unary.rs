@@ -94,6 +94,15 @@ pub(crate) fn cases() -> Vec<Case> {
             .expect(&[&[1.0, 1.0, 0.0, 0.0]])
             .finite(),
     );
+    // What is out of range becomes the nearest number of the type; 1e9 is out of half precision.
+    for (dtype, expected) in
+        [("int8", [-128.0, 127.0, -3.0]), ("uint8", [0.0, 255.0, 0.0]), ("uint32", [0.0, 1e9, 0.0])]
+    {
+        let values = vec![-1e9, 1e9, -3.5];
+        cases.push(
+            case("cast").input_of("x", &[3], values).arg("dtype", dtype).expect(&[&expected]).wide().finite(),
+        );
+    }
     // Half precision has neither 1/3 nor 100001.
     cases.push(case("cast").input_of("x", &[3], vec![1.0 / 3.0, 2049.0, -7.0]).arg("dtype", "fp16"));
     cases
