@@ -1,6 +1,6 @@
 //! What the UNet is told besides the latents: text states, sizes, guidance.
 
-use engine::{Backend, Tensor};
+use engine::{Backend, Signature, Tensor};
 
 use super::{PipelineError, Request, compile, engine_error, floats, graph_options, guidance, tensor};
 use crate::arch::GraphOptions;
@@ -132,12 +132,23 @@ struct TextStates {
     pooled: Vec<f32>,
 }
 
-/// The UNet's inputs that are the same in every step.
+/// What the UNet is told besides the latents, the same in every step.
 pub(super) struct Conditioning {
-    /// Samples in each evaluation: 2 with guidance, the negative prompt's before the prompt's.
-    pub(super) batch: usize,
+    /// Samples in each step: 2 with guidance, the negative prompt's before the prompt's.
+    pub(super) samples: usize,
     pub(super) tokens: usize,
     pub(super) dropped: Vec<DroppedWords>,
+    inputs: Vec<Input>,
+}
+
+/// An input of the UNet, one row for each sample.
+struct Input {
+    name: &'static str,
+    rows: Vec<Vec<f32>>,
+}
+
+/// What is told for the samples of one evaluation.
+pub(super) struct Told {
     /// The inputs by name.
     pub(super) inputs: Vec<(&'static str, Tensor)>,
 }
@@ -176,56 +187,83 @@ impl Conditioning {
             negative.states = vec![0.0; positive.states.len()];
             negative.pooled = vec![0.0; positive.pooled.len()];
         }
-        let tokens = tokens.unwrap_or(1);
-        let batch = if guided { 2 } else { 1 };
-        let samples = if guided { vec![&negative, &positive] } else { vec![&positive] };
-        let joined =
-            |part: fn(&TextStates) -> &[f32]| samples.iter().flat_map(|s| part(s)).copied().collect();
-        let channels = positive.states.len() / tokens;
-        let states = tensor(&[batch, channels, 1, tokens], joined(|states| &states.states))?;
-        let mut inputs = vec![("encoder_hidden_states", states)];
+        let told = if guided { vec![negative, positive] } else { vec![positive] };
+        let samples = told.len();
+        let (states, pooled) = told.into_iter().map(|told| (told.states, told.pooled)).unzip();
+        let mut inputs = vec![Input { name: "encoder_hidden_states", rows: states }];
         if let Some(count) = model.unet.time_ids {
-            let pooled = tensor(&[batch, positive.pooled.len()], joined(|states| &states.pooled))?;
-            inputs.push(("text_embeds", pooled));
+            inputs.push(Input { name: "text_embeds", rows: pooled });
             let size = [request.size[1], request.size[0]];
             let [positive, negative] =
                 request.micro.time_ids(count, size).ok_or_else(|| PipelineError::Mismatch {
                     network: model.unet.network.component().to_string(),
                     what: format!("it takes {count} time ids; base models take 6 and refiners 5"),
                 })?;
-            let ids = if guided { [negative, positive].concat() } else { positive };
-            inputs.push(("time_ids", tensor(&[batch, count], ids)?));
+            let rows = if guided { vec![negative, positive] } else { vec![positive] };
+            inputs.push(Input { name: "time_ids", rows });
         }
-        Ok(Conditioning { batch, tokens, dropped, inputs })
+        if model.unet.takes_guidance {
+            inputs.push(Input { name: GUIDANCE, rows: Vec::new() });
+        }
+        Ok(Conditioning { samples, tokens: tokens.unwrap_or(1), dropped, inputs })
     }
 
-    /// Fits the inputs to those that the compiled UNet declares.
-    pub(super) fn fit(&mut self, unet: &engine::Model, request: &Request) -> Result<(), PipelineError> {
+    /// The inputs of each evaluation of a step, as the compiled UNet declares them. One that takes fewer samples than
+    /// there are is evaluated more than once; one that takes more gets the last sample again.
+    pub(super) fn fit(&self, unet: &engine::Model, request: &Request) -> Result<Vec<Told>, PipelineError> {
+        let batch = batch(unet);
+        (0..self.samples)
+            .step_by(batch)
+            .map(|first| {
+                let declared =
+                    unet.inputs().iter().filter(|input| !OF_EACH_STEP.contains(&input.name.as_str()));
+                let inputs = declared.map(|input| self.input(input, first, batch, request));
+                Ok(Told { inputs: inputs.collect::<Result<_, _>>()? })
+            })
+            .collect()
+    }
+
+    fn input(
+        &self,
+        declared: &Signature,
+        first: usize,
+        batch: usize,
+        request: &Request,
+    ) -> Result<(&'static str, Tensor), PipelineError> {
         let mismatch = |what| PipelineError::Mismatch { network: "unet".to_string(), what };
-        self.inputs.retain(|(name, _)| unet.inputs().iter().any(|input| input.name == *name));
-        for input in unet.inputs() {
-            let shape = &input.ty.shape;
-            match (input.name.as_str(), self.inputs.iter().find(|(name, _)| *name == input.name)) {
-                ("sample" | "timestep", _) => {}
-                ("timestep_cond", _) => {
-                    let one = guidance::embedding(request.guidance_scale, shape[1]);
-                    self.inputs.push(("timestep_cond", tensor(shape, one.repeat(shape[0]))?));
-                }
-                (name, None) => {
-                    return Err(mismatch(format!("it takes `{name}`, which text to image does not have")));
-                }
-                (name, Some((_, given))) if given.shape() != shape => {
-                    return Err(mismatch(format!(
-                        "it takes `{name}` of shape {shape:?}, and the text encoders give {:?}: they are of different models",
-                        given.shape()
-                    )));
-                }
-                _ => {}
-            }
+        let shape = &declared.ty.shape;
+        let found = self.inputs.iter().find(|input| input.name == declared.name).ok_or_else(|| {
+            mismatch(format!("it takes `{}`, which text to image does not have", declared.name))
+        })?;
+        if found.name == GUIDANCE {
+            let row = guidance::embedding(request.guidance_scale, shape.last().copied().unwrap_or(0));
+            return Ok((found.name, tensor(shape, row.repeat(batch))?));
         }
-        Ok(())
+        let row = |index: usize| found.rows[(first + index).min(found.rows.len() - 1)].iter();
+        let values: Vec<f32> = (0..batch).flat_map(row).copied().collect();
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(mismatch(format!(
+                "it takes `{}` of shape {shape:?}, and there are {} values for each sample: its text encoders are of \
+                 another model",
+                found.name,
+                values.len() / batch
+            )));
+        }
+        Ok((found.name, tensor(shape, values)?))
     }
 }
+
+/// The samples that a UNet takes at a time.
+pub(super) fn batch(unet: &engine::Model) -> usize {
+    let sample = unet.inputs().iter().find(|input| input.name == "sample");
+    sample.and_then(|sample| sample.ty.shape.first().copied()).unwrap_or(1).max(1)
+}
+
+/// The inputs that differ from step to step.
+const OF_EACH_STEP: [&str; 2] = ["sample", "timestep"];
+
+/// The input with the embedding of the guidance scale.
+const GUIDANCE: &str = "timestep_cond";
 
 /// A text encoder that is ready to run.
 struct EncoderRun<'m> {

@@ -38,7 +38,7 @@ use crate::arch::GraphOptions;
 use crate::model::{Decoder, DiffusionModel, Network};
 use crate::random::NoiseSource;
 use crate::scheduler::{Scheduler, SchedulerConfig, StepInput};
-use conditioning::Conditioning;
+use conditioning::{Conditioning, Told};
 
 /// The largest width and height in pixels.
 pub const MAX_SIZE: usize = 8192;
@@ -149,6 +149,8 @@ pub struct Pipeline<'m> {
     request: Request,
     unet: engine::Model,
     conditioning: Conditioning,
+    /// What the UNet is told in each evaluation of a step.
+    told: Vec<Told>,
     decoder: Option<engine::Model>,
 }
 
@@ -166,16 +168,15 @@ impl<'m> Pipeline<'m> {
         request.scheduler.build(request.steps)?;
         let conditioning = Conditioning::encode(model, backend, &request)?;
         let options = GraphOptions {
-            batch: conditioning.batch,
+            batch: conditioning.samples,
             tokens: conditioning.tokens,
             time_ids: model.unet.time_ids.unwrap_or_default(),
             ..graph_options(model, &request, request.precision)
         };
         let graph = model.unet.network.graph(&options)?;
         let unet = compile(&model.unet.network, backend, &graph, request.precision)?;
-        let mut conditioning = conditioning;
-        conditioning.fit(&unet, &request)?;
-        Ok(Pipeline { model, backend, request, unet, conditioning, decoder: None })
+        let told = conditioning.fit(&unet, &request)?;
+        Ok(Pipeline { model, backend, request, unet, conditioning, told, decoder: None })
     }
 
     /// What of the prompts did not fit the text encoders.
@@ -228,18 +229,22 @@ impl<'m> Pipeline<'m> {
         index: usize,
     ) -> Result<Vec<f32>, PipelineError> {
         let input = scheduler.scale_model_input(sample, index);
-        let batch = self.conditioning.batch;
+        let batch = conditioning::batch(&self.unet);
         let [channels, height, width] = self.latent_shape();
         let sample_tensor = tensor(&[batch, channels, height, width], input.repeat(batch))?;
         let timestep = tensor(&[batch], vec![scheduler.timesteps()[index] as f32; batch])?;
-        let mut inputs = vec![("sample", &sample_tensor), ("timestep", &timestep)];
-        inputs.extend(self.conditioning.inputs.iter().map(|(name, value)| (*name, value)));
         let network = &self.model.unet.network;
-        let prediction = run(&mut self.unet, network, &inputs, "noise_pred")?;
+        let mut prediction = Vec::with_capacity(self.conditioning.samples * input.len());
+        for told in &self.told {
+            let mut inputs = vec![("sample", &sample_tensor), ("timestep", &timestep)];
+            inputs.extend(told.inputs.iter().map(|(name, value)| (*name, value)));
+            prediction.extend(run(&mut self.unet, network, &inputs, "noise_pred")?);
+        }
+        prediction.truncate(self.conditioning.samples * input.len());
         self.check_finite(network, &prediction)?;
-        Ok(match batch {
-            2 => guidance::guide(&prediction, self.request.guidance_scale, self.request.guidance_rescale),
-            _ => prediction,
+        Ok(match self.conditioning.samples {
+            1 => prediction,
+            _ => guidance::guide(&prediction, self.request.guidance_scale, self.request.guidance_rescale),
         })
     }
 
