@@ -1,9 +1,9 @@
-//! Cutting a function in two that are run one after the other.
+//! Cutting a function in two that are run one after the other, and joining two such.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::ops::lookup;
-use crate::{Arg, DType, Def, Function, Literal, Op, TensorType, ValueId};
+use crate::{Arg, DType, Def, Error, Function, Literal, Op, TensorType, ValueId};
 
 /// Cuts a function where half the bytes of its constants are used, as Apple's `chunk_mlprogram` does, for devices that
 /// can't load it whole.
@@ -53,6 +53,50 @@ pub fn bisect(function: &Function) -> Option<[Function; 2]> {
     Some([first.out, second.out])
 }
 
+/// Joins two functions that are run one after the other: inputs of the second that are outputs of the first by name are
+/// bound to them. The inputs of both come first, the second's outputs last.
+///
+/// # Errors
+/// [`Error::Graph`] if what has the same name is of different types.
+pub fn join(first: &Function, second: &Function) -> Result<Function, Error> {
+    let mut out = Part::new(first);
+    first.inputs.iter().for_each(|&id| out.input(id));
+    first.ops.iter().for_each(|op| out.copy(op, |_| false));
+    let named = |ids: &[ValueId], places: &[Option<ValueId>]| -> HashMap<String, ValueId> {
+        let place = |&id: &ValueId| Some((first.value(id).name.clone(), places[id.index()]?));
+        ids.iter().filter_map(place).collect()
+    };
+    let made = named(&first.outputs, &out.places);
+    let given = named(&first.inputs, &out.places);
+    let Part { out: whole, .. } = out;
+
+    let taken: HashSet<String> = whole.values.iter().map(|value| value.name.clone()).collect();
+    let mut out = Part::new(second);
+    out.out = whole;
+    for &id in &second.inputs {
+        let value = second.value(id);
+        let Some(&bound) = made.get(&value.name).or_else(|| given.get(&value.name)) else {
+            out.input(id);
+            continue;
+        };
+        let found = &out.out.value(bound).ty;
+        if *found != value.ty {
+            let what = format!("`{}` is {found} in one part and {} in the other", value.name, value.ty);
+            return Err(Error::Graph(what));
+        }
+        out.places[id.index()] = Some(bound);
+    }
+    out.others = taken;
+    second.ops.iter().for_each(|op| out.copy(op, |_| false));
+    let crossing: HashSet<&String> = second.inputs.iter().map(|&id| &second.value(id).name).collect();
+    let early = first.outputs.iter().filter(|id| !crossing.contains(&first.value(**id).name));
+    let mut outputs: Vec<ValueId> =
+        early.filter_map(|id| made.get(&first.value(*id).name).copied()).collect();
+    outputs.extend(second.outputs.iter().filter_map(|id| out.places[id.index()]));
+    out.out.outputs = outputs;
+    Ok(out.out)
+}
+
 /// The number of ops in the first part.
 fn cut(function: &Function) -> Option<usize> {
     let mut counted = HashSet::new();
@@ -83,6 +127,8 @@ struct Part<'f> {
     whole: &'f Function,
     taken: HashSet<&'f str>,
     out: Function,
+    /// Names that are taken besides.
+    others: HashSet<String>,
     /// Where each value of the whole is in the part.
     places: Vec<Option<ValueId>>,
 }
@@ -91,7 +137,7 @@ impl<'f> Part<'f> {
     fn new(whole: &'f Function) -> Self {
         let out = Function::new(&whole.name, whole.opset);
         let taken = whole.values.iter().map(|value| value.name.as_str()).collect();
-        Part { whole, taken, out, places: vec![None; whole.values.len()] }
+        Part { whole, taken, others: HashSet::new(), out, places: vec![None; whole.values.len()] }
     }
 
     fn input(&mut self, id: ValueId) {
@@ -152,7 +198,7 @@ impl<'f> Part<'f> {
         let args = args.collect();
         let outputs = op.outputs.iter().map(|&id| {
             let value = self.whole.value(id);
-            let name = if renamed(id) { self.fresh(&value.name, "cut") } else { value.name.clone() };
+            let name = if renamed(id) { self.fresh(&value.name, "cut") } else { self.own(&value.name) };
             let new = self.out.add_value(name, value.ty.clone(), value.def.clone());
             self.places[id.index()] = Some(new);
             new
@@ -166,7 +212,9 @@ impl<'f> Part<'f> {
         let first = format!("{base}_{suffix}");
         let others = (2..).map(|index| format!("{base}_{suffix}_{index}"));
         let mut names = std::iter::once(first).chain(others);
-        names.find(|name| !self.taken.contains(name.as_str())).unwrap_or_default()
+        names
+            .find(|name| !self.taken.contains(name.as_str()) && !self.others.contains(name))
+            .unwrap_or_default()
     }
 
     fn place(&mut self, id: ValueId) -> ValueId {
@@ -174,9 +222,15 @@ impl<'f> Part<'f> {
             return place;
         }
         let value = self.whole.value(id);
-        let new = self.out.add_value(value.name.clone(), value.ty.clone(), value.def.clone());
+        let name = self.own(&value.name);
+        let new = self.out.add_value(name, value.ty.clone(), value.def.clone());
         self.places[id.index()] = Some(new);
         new
+    }
+
+    /// A copy's name: the value's own, unless another part took it.
+    fn own(&self, name: &str) -> String {
+        if self.others.contains(name) { self.fresh(name, "second") } else { name.to_string() }
     }
 }
 
@@ -213,6 +267,15 @@ mod tests {
         assert_eq!(names(second, &second.inputs), ["t: fp16", "a_out: fp32"]);
         assert_eq!(names(second, &second.outputs), ["result: fp16"]);
         assert_eq!((first.ops.len(), second.ops.len()), (2, 5));
+
+        let joined = join(first, second).unwrap();
+        verify(&joined).unwrap();
+        assert_eq!(names(&joined, &joined.inputs), ["x: fp16", "t: fp16"]);
+        assert_eq!(names(&joined, &joined.outputs), ["result: fp16"]);
+        assert_eq!(joined.ops.len(), 7);
+        let other = join(second, first).unwrap();
+        assert_eq!(names(&other, &other.inputs), ["t: fp16", "a_out: fp32", "x: fp16"]);
+        verify(&other).unwrap();
     }
 
     #[test]

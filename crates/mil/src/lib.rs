@@ -29,7 +29,7 @@ mod verify;
 mod weights;
 
 pub use assemble::{Assembler, Declared};
-pub use bisect::bisect;
+pub use bisect::{bisect, join};
 pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
 pub use bytes::{Bytes, Owner};
 pub use dtype::DType;
