@@ -12,8 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
-use diffusion::arch::text_encoder::{self, Outputs};
-use diffusion::arch::{ARCHITECTURES, Architecture, Config, GraphOptions, required_tensors, unet, vae};
+use diffusion::arch::{ARCHITECTURES, Architecture, Config};
 use formats::Diffusers;
 use formats::diffusers::Component;
 use formats::safetensors::{self, TensorSpec};
@@ -114,7 +113,7 @@ fn shapes(model: &Diffusers) -> anyhow::Result<BTreeMap<&str, Shapes>> {
     });
     let pooled = pooled.context("the model has no text encoder")?;
     let all = configs.into_iter().map(|(name, config)| {
-        let shapes = component_shapes(&config, pooled).with_context(|| name.to_string())?;
+        let shapes = config.tensors(pooled).with_context(|| name.to_string())?;
         Ok((name, shapes))
     });
     all.collect()
@@ -122,28 +121,6 @@ fn shapes(model: &Diffusers) -> anyhow::Result<BTreeMap<&str, Shapes>> {
 
 fn architecture(component: &Component) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|architecture| architecture.class == component.class)
-}
-
-fn component_shapes(config: &Config, pooled: usize) -> anyhow::Result<Shapes> {
-    let mut options = GraphOptions::default();
-    Ok(match config {
-        Config::TextEncoder(config) => {
-            required_tensors(|weights| text_encoder::build(config, weights, &options, Outputs::LAST))?
-        }
-        Config::Unet(config) => {
-            options.time_ids = config.time_id_count(pooled)?.unwrap_or_default();
-            required_tensors(|weights| unet::build(config, weights, &options))?
-        }
-        Config::ControlNet(config) => {
-            options.time_ids = config.unet.time_id_count(pooled)?.unwrap_or_default();
-            required_tensors(|weights| unet::control::build(config, weights, &options))?
-        }
-        Config::Vae(config) => {
-            let mut shapes = required_tensors(|weights| vae::build_encoder(config, weights, &options))?;
-            shapes.extend(required_tensors(|weights| vae::build_decoder(config, weights, &options))?);
-            shapes
-        }
-    })
 }
 
 /// Copies a component's files except weights.

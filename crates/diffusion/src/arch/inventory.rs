@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights};
 
-use super::ArchError;
+use super::{ArchError, Config, GraphOptions, text_encoder, unet, vae};
 
 /// The largest tensor that is stood in for; several times any published one.
 const MAX_BYTES: usize = 1 << 29;
@@ -23,6 +23,38 @@ pub fn required_tensors(
     let recorder = Recorder::default();
     build(&recorder)?;
     Ok(recorder.state.into_inner().unwrap_or_else(PoisonError::into_inner).shapes)
+}
+
+impl Config {
+    /// The names and shapes of every checkpoint tensor of a network of this configuration. `pooled` is the width of the
+    /// pooled text that a UNet takes.
+    ///
+    /// # Errors
+    /// If the fields of the configuration don't fit each other.
+    pub fn tensors(&self, pooled: usize) -> Result<BTreeMap<String, Vec<usize>>, ArchError> {
+        let mut options = GraphOptions::default();
+        match self {
+            Config::TextEncoder(config) => {
+                options.tokens = config.max_position_embeddings.min(options.tokens);
+                required_tensors(|weights| {
+                    text_encoder::build(config, weights, &options, text_encoder::Outputs::LAST)
+                })
+            }
+            Config::Unet(config) => {
+                options.time_ids = config.time_id_count(pooled)?.unwrap_or_default();
+                required_tensors(|weights| unet::build(config, weights, &options))
+            }
+            Config::ControlNet(config) => {
+                options.time_ids = config.unet.time_id_count(pooled)?.unwrap_or_default();
+                required_tensors(|weights| unet::control::build(config, weights, &options))
+            }
+            Config::Vae(config) => {
+                let mut tensors = required_tensors(|weights| vae::build_encoder(config, weights, &options))?;
+                tensors.extend(required_tensors(|weights| vae::build_decoder(config, weights, &options))?);
+                Ok(tensors)
+            }
+        }
+    }
 }
 
 /// Weights that have every tensor, and remember which were asked for.
