@@ -119,12 +119,19 @@ mod tests {
         assert!(!test_commands(&readme).unwrap().is_empty());
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_failing_step_says_how_to_repeat_it() {
-        let step = Step { variables: &[("A", "b c")], ..Step::new("nonsense", "cargo --no-such-option") };
+        let step = Step { variables: &[("A", "b c")], ..Step::new("nothing", "false") };
         let error = run_step(&step).unwrap_err().to_string();
-        assert!(error.starts_with("nonsense: FAILED"), "{error}");
-        assert!(error.ends_with("to repeat it: A='b c' cargo --no-such-option"), "{error}");
-        assert!(!is_available(&Step::new("", "cargo no-such-subcommand")).unwrap());
+        assert!(error.starts_with("nothing: FAILED after"), "{error}");
+        assert!(error.ends_with("to repeat it: A='b c' false"), "{error}");
+    }
+
+    #[test]
+    fn absent_programs_are_not_available() {
+        assert!(is_available(&Step::new("cargo", "cargo --version")).unwrap());
+        assert!(!is_available(&Step::new("none", "cargo no-such-subcommand")).unwrap());
+        assert!(!is_available(&Step::new("none", "no-such-program-anywhere")).unwrap());
     }
 }
