@@ -2,10 +2,11 @@
 //!
 //! - [`model`] finds models: directories in the diffusers layout, and the demo model in the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
-//! - [`package`] converts models to Core ML packages;
+//! - [`bundle`] reads directories of Core ML packages, [`package`] converts models to Core ML packages;
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod cli;
 pub mod model;
 pub mod package;

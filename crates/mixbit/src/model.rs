@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use diffusion::model::{FileError, ModelFiles};
+use diffusion::model::{DiffusionModel, FileError, ModelFiles};
 use formats::Diffusers;
 use mil::Weights;
 use serde_json::Value;
+
+use crate::bundle::Bundle;
 
 /// A model in the diffusers layout, in a directory or in the binary.
 #[derive(Debug)]
@@ -15,6 +17,29 @@ pub struct DiffusersModel {
     files: Diffusers,
     name: String,
     variant: Option<String>,
+}
+
+/// A model that is ready to run, and its name for people.
+///
+/// `path` is a directory in the diffusers layout, or one of Core ML packages; without it, the model in the binary is
+/// meant. `variant` chooses among the weights of the former.
+///
+/// # Errors
+/// If there is no model that can be run.
+pub fn load(path: Option<&Path>, variant: Option<&str>) -> anyhow::Result<(DiffusionModel, String)> {
+    if let Some(path) = path.filter(|path| Bundle::is_at(path)) {
+        let model = Bundle::open(path)?.model();
+        return Ok((model.with_context(|| path.display().to_string())?, directory_name(path)));
+    }
+    let files = DiffusersModel::open_or_demo(path, variant)?;
+    let model = DiffusionModel::from_files(&files).with_context(|| files.name().to_string())?;
+    Ok((model, files.name))
+}
+
+/// What a directory is called.
+fn directory_name(path: &Path) -> String {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 impl DiffusersModel {
@@ -25,9 +50,7 @@ impl DiffusersModel {
     /// If it holds no model.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, formats::Error> {
         let files = Diffusers::open(path)?;
-        let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        let name = canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(DiffusersModel { files, name, variant: variant.map(str::to_string) })
+        Ok(DiffusersModel { files, name: directory_name(path), variant: variant.map(str::to_string) })
     }
 
     /// The model in the binary; `None` if it was built without.
@@ -71,8 +94,8 @@ impl ModelFiles for DiffusersModel {
         self.files.components().get(name)?.as_ref().map(|component| component.class.as_str())
     }
 
-    fn option(&self, name: &str) -> Option<&Value> {
-        self.files.options().get(name)
+    fn option(&self, name: &str) -> Option<Value> {
+        self.files.options().get(name).cloned()
     }
 
     fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
@@ -127,7 +150,7 @@ impl ModelFiles for NamedComponent {
         (name == self.name).then_some(component.class.as_str())
     }
 
-    fn option(&self, _: &str) -> Option<&Value> {
+    fn option(&self, _: &str) -> Option<Value> {
         None
     }
 

@@ -18,7 +18,7 @@ pub trait ModelFiles {
     fn component(&self, name: &str) -> Option<&str>;
 
     /// A value of `model_index.json` that is not a component.
-    fn option(&self, name: &str) -> Option<&Value>;
+    fn option(&self, name: &str) -> Option<Value>;
 
     /// A JSON file of a component.
     ///

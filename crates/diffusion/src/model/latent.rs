@@ -31,6 +31,11 @@ impl LatentFormat {
         }
     }
 
+    /// A format that only scales.
+    pub fn scaled(channels: usize, scale: usize, factor: f64) -> Self {
+        LatentFormat { channels, scale, factor, shift: 0.0, moments: None }
+    }
+
     /// The decoder's input for the UNet's latents (channels, height, width).
     pub fn to_decoder(&self, latents: &[f32]) -> Vec<f32> {
         let plane = (latents.len() / self.channels).max(1);

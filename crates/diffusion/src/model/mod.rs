@@ -24,7 +24,8 @@ use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 
 /// The folders of text encoders and their tokenizers, in the order in which their states are joined.
-pub const TEXT_ENCODERS: [(&str, &str); 2] = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+pub const TEXT_ENCODERS: [(&str, &str); 2] =
+    [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
 
 /// The key of `model_index.json` under which a model says what mixbit should take when the user does not say.
 const DEFAULTS: &str = "_mixbit";
@@ -195,7 +196,10 @@ impl DiffusionModel {
             },
             scheduler: SchedulerConfig::from_json(&scheduler)?,
             zeros_for_absent_negative: takes_sizes
-                && files.option("force_zeros_for_empty_prompt").and_then(Value::as_bool).unwrap_or(true),
+                && files
+                    .option("force_zeros_for_empty_prompt")
+                    .and_then(|value| value.as_bool())
+                    .unwrap_or(true),
         })
     }
 }

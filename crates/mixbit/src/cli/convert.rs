@@ -12,7 +12,9 @@ use diffusion::model::ModelFiles;
 use super::progress::Progress;
 use super::{interrupt, memory, values};
 use crate::model::{DiffusersModel, NamedComponent};
-use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, plan};
+use crate::package::{
+    DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, plan, write_vocabulary,
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -107,6 +109,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
+    write_vocabulary(&model, &arguments.output)?;
     let mut bytes = 0;
     for package in &packages {
         bytes += write(package, arguments, &progress)?;

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::output::{Output, preview};
 use super::progress::Progress;
 use super::{interrupt, memory, values};
-use crate::model::DiffusersModel;
+use crate::model::load;
 use crate::parameters::Parameters;
 use crate::picture;
 
@@ -40,8 +40,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PROMPT")]
     negative_prompt_2: Option<String>,
 
-    /// A model's directory in the diffusers layout (it holds model_index.json); without it, the
-    /// small demo model in the binary draws coloured shapes
+    /// A model: a directory in the diffusers layout (it holds model_index.json), or one of Core ML
+    /// packages; without it, the small demo model in the binary draws coloured shapes
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
     /// Which of several weight files to take, such as fp16
@@ -152,8 +152,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    let files = DiffusersModel::open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
-    let model = DiffusionModel::from_files(&files).with_context(|| files.name().to_string())?;
+    let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let request = request(arguments, &model)?;
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
@@ -170,7 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut drawn = Vec::new();
     for (index, &seed) in seeds.iter().enumerate() {
         let path = output.image(seed);
-        let parameters = parameters(arguments, &request, files.name(), source.label, seed)?.to_string();
+        let parameters = parameters(arguments, &request, &model_name, source.label, seed)?.to_string();
         let name = match seeds.len() {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
@@ -186,7 +185,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let total = begin.elapsed();
     match arguments.json {
-        true => println!("{:#}", summary_json(&pipeline, &request, files.name(), &drawn, &times, total)),
+        true => println!("{:#}", summary_json(&pipeline, &request, &model_name, &drawn, &times, total)),
         false => progress.say(summary(&request, &times, drawn.len(), total)),
     }
     Ok(())

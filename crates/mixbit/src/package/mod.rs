@@ -8,11 +8,13 @@
 //! by itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of the latents.
 
 mod plan;
+mod vocabulary;
 mod write;
 
 use mil::Opset;
 
 pub use plan::{Options, PlanError, Source, plan};
+pub use vocabulary::write_vocabulary;
 pub use write::{Package, PackageError};
 
 /// A network of a model, as Apple's tools know it.

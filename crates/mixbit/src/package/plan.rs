@@ -331,7 +331,7 @@ fn model_index(files: &dyn ModelFiles) -> String {
     index.insert("_class_name".to_string(), json!(files.class()));
     for option in ["force_zeros_for_empty_prompt", "requires_aesthetics_score", "_mixbit"] {
         if let Some(value) = files.option(option) {
-            index.insert(option.to_string(), value.clone());
+            index.insert(option.to_string(), value);
         }
     }
     Value::Object(index).to_string()

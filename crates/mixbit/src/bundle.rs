@@ -1,0 +1,231 @@
+//! Models as Core ML packages: a directory of `.mlpackage`s, or a `Resources` directory of `.mlmodelc`s.
+//!
+//! A bundle that mixbit converted carries its configurations and the names of its weights, so it is a model like any
+//! other: its graphs are built again over the packages' weights, for any size. The packages of other tools are run as
+//! they are, at the size that they were made for, under what their family is known for.
+
+mod foreign;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use diffusion::arch::{Config, lookup};
+use diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
+use formats::coreml;
+use mil::{Constant, Def, Function, WeightRef, Weights, identifier, join};
+use serde_json::Value;
+
+use crate::package::{PARTS, Part, keys};
+
+/// The ends of a chunked part's names, in packages and compiled.
+const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
+
+/// A directory of Core ML packages.
+pub struct Bundle {
+    directory: PathBuf,
+    parts: BTreeMap<&'static str, Packaged>,
+}
+
+/// A part of a bundle.
+struct Packaged {
+    path: PathBuf,
+    function: Function,
+    metadata: coreml::Metadata,
+}
+
+impl Bundle {
+    /// Whether a directory holds packages.
+    pub fn is_at(path: &Path) -> bool {
+        fs::read_dir(path).is_ok_and(|entries| {
+            entries.filter_map(Result::ok).any(|entry| {
+                let path = entry.path();
+                path.extension().is_some_and(|extension| extension == "mlpackage" || extension == "mlmodelc")
+            })
+        })
+    }
+
+    /// Reads the packages of a directory that are parts of a model. Weights are not read.
+    ///
+    /// # Errors
+    /// If a package can't be read, or there is no UNet among them.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let mut stems: BTreeMap<String, PathBuf> = BTreeMap::new();
+        let entries = fs::read_dir(path).with_context(|| format!("{} can't be listed", path.display()))?;
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            if let (Some(stem), Some("mlpackage" | "mlmodelc")) = (stem, extension) {
+                stems.insert(stem.to_string(), path.clone());
+            }
+        }
+        let mut parts = BTreeMap::new();
+        for part in PARTS {
+            if let Some(packaged) = Packaged::find(&stems, part)? {
+                parts.insert(part.name, packaged);
+            }
+        }
+        if !parts.contains_key("unet") && !parts.contains_key("refiner") {
+            let found: Vec<&str> = stems.keys().map(String::as_str).collect();
+            bail!("{} has no UNet among its packages: {}", path.display(), found.join(", "));
+        }
+        Ok(Bundle { directory: path.to_path_buf(), parts })
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// If the packages lack a part of it, or don't fit each other.
+    pub fn model(&self) -> anyhow::Result<DiffusionModel> {
+        match self.parts.values().all(|part| part.metadata.user_defined.contains_key(keys::CONFIG)) {
+            true => Ok(DiffusionModel::from_files(self)?),
+            false => foreign::model(self),
+        }
+    }
+
+    /// The first part that is of a component.
+    fn of_component(&self, component: &str) -> Option<&Packaged> {
+        self.parts.values().find(|part| part.says(keys::COMPONENT) == Some(component))
+    }
+
+    /// A file beside the packages.
+    fn file(&self, name: &str) -> anyhow::Result<Option<String>> {
+        let path = self.directory.join(name);
+        match path.is_file() {
+            true => Ok(Some(
+                fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?,
+            )),
+            false => Ok(None),
+        }
+    }
+
+    fn configuration(&self, component: &str) -> Result<Config, FileError> {
+        let packaged = self.of_component(component).ok_or_else(|| absent(component))?;
+        let class = packaged.says(keys::CLASS).unwrap_or_default();
+        Ok(lookup(class)?.config(&self.json(component, "config.json")?)?)
+    }
+}
+
+fn absent(component: &str) -> FileError {
+    format!("the bundle has no package of `{component}`").into()
+}
+
+impl Packaged {
+    /// A part among packages by name; two chunks win over the whole, as in Apple's tools.
+    fn find(stems: &BTreeMap<String, PathBuf>, part: &Part) -> anyhow::Result<Option<Self>> {
+        let named = |[package, compiled]: [&str; 2]| {
+            let ends = [format!("_{}{package}", part.name), format!("{}{package}", part.name)];
+            let is_it = |stem: &str| {
+                stem.ends_with(&ends[0]) || stem == ends[1] || stem == format!("{}{compiled}", part.compiled)
+            };
+            stems.iter().find(|(stem, _)| is_it(stem)).map(|(_, path)| path)
+        };
+        if let (Some(first), Some(second)) = (named(CHUNKS[0]), named(CHUNKS[1])) {
+            let (first, second) = (Self::read(first)?, Self::read(second)?);
+            let function = join(&first.function, &second.function).with_context(|| {
+                format!("{} does not follow {}", second.path.display(), first.path.display())
+            })?;
+            return Ok(Some(Packaged { function, ..first }));
+        }
+        named(["", ""]).map(|path| Self::read(path)).transpose()
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let model = coreml::read(path)?;
+        let function = model.program.main().cloned();
+        let function = function.with_context(|| format!("{} has no function `main`", path.display()))?;
+        Ok(Packaged { path: path.to_path_buf(), function, metadata: model.metadata })
+    }
+
+    /// A value of the user-defined metadata.
+    fn says(&self, key: &str) -> Option<&str> {
+        self.metadata.user_defined.get(key).map(String::as_str)
+    }
+
+    fn parsed(&self, key: &str) -> Result<Value, FileError> {
+        let path = self.path.display();
+        let text = self.says(key).ok_or_else(|| format!("{path}: it has no metadata `{key}`"))?;
+        Ok(serde_json::from_str(text).map_err(|error| format!("{path}: metadata `{key}`: {error}"))?)
+    }
+}
+
+impl ModelFiles for Bundle {
+    fn class(&self) -> &str {
+        "Core ML bundle"
+    }
+
+    fn component(&self, name: &str) -> Option<&str> {
+        match name {
+            "scheduler" => self.of_component("unet").map(|_| "scheduler"),
+            _ => self.of_component(name)?.says(keys::CLASS),
+        }
+    }
+
+    fn option(&self, name: &str) -> Option<Value> {
+        self.of_component("unet")?.parsed(keys::MODEL_INDEX).ok()?.get(name).cloned()
+    }
+
+    fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
+        let (component, key) = match file {
+            "scheduler_config.json" => ("unet", keys::SCHEDULER),
+            _ => (component, keys::CONFIG),
+        };
+        self.of_component(component).ok_or_else(|| absent(component))?.parsed(key)
+    }
+
+    fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
+        let encoder = TEXT_ENCODERS.iter().find(|(_, tokenizer)| *tokenizer == component);
+        match (file, encoder) {
+            ("tokenizer_config.json", Some((encoder, _))) => {
+                let packaged = self.of_component(encoder);
+                Ok(packaged.and_then(|packaged| packaged.says(keys::TOKENIZER)).map(str::to_string))
+            }
+            ("vocab.json" | "merges.txt", Some(_)) => Ok(self.file(file)?),
+            _ => Ok(None),
+        }
+    }
+
+    fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
+        let pooled =
+            TEXT_ENCODERS.iter().rev().find_map(|(name, _)| match self.configuration(name).ok()? {
+                Config::TextEncoder(config) => Some(config.projection_dim.unwrap_or(config.hidden_size)),
+                _ => None,
+            });
+        let shapes = self.configuration(component)?.tensors(pooled.unwrap_or_default())?;
+        let parts = self.parts.values().filter(|part| part.says(keys::COMPONENT) == Some(component));
+        let constants = parts.flat_map(|part| constants(&part.function)).collect();
+        Ok(Arc::new(PackagedWeights { shapes, constants }))
+    }
+}
+
+/// The weights of a function by the names that they have in it.
+fn constants(function: &Function) -> impl Iterator<Item = (String, WeightRef)> {
+    function.values().iter().filter_map(|value| match &value.def {
+        Def::Const(Constant::Weight(weight)) => Some((value.name.clone(), weight.clone())),
+        _ => None,
+    })
+}
+
+/// A checkpoint's tensors, found in packages by the identifiers that their names became.
+struct PackagedWeights {
+    shapes: BTreeMap<String, Vec<usize>>,
+    constants: BTreeMap<String, WeightRef>,
+}
+
+impl Weights for PackagedWeights {
+    fn names(&self) -> Vec<&str> {
+        let is_there = |name: &&String| self.constants.contains_key(&identifier(name));
+        self.shapes.keys().filter(is_there).map(String::as_str).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<WeightRef> {
+        let weight = self.constants.get(&identifier(name))?.renamed(name);
+        // Kernels and columns in the graph are matrices and vectors in the checkpoint.
+        match self.shapes.get(name) {
+            Some(shape) => weight.reshape(shape.clone()).ok().or(Some(weight)),
+            None => Some(weight),
+        }
+    }
+}

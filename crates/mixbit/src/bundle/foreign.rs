@@ -1,0 +1,142 @@
+//! Packages that other tools converted: what they don't say is taken from what their family is known for.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use diffusion::arch::{ArchError, GraphOptions};
+use diffusion::model::{Decoder, Defaults, DiffusionModel, LatentFormat, Network, TextEncoder, Unet};
+use diffusion::scheduler::SchedulerConfig;
+use diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mil::{Function, TensorType};
+use serde_json::json;
+
+use super::{Bundle, Packaged};
+
+/// Image pixels along each side of a latent pixel, for every published model.
+const SCALE: usize = 8;
+
+/// What a family's packages don't say.
+struct Family {
+    /// What the latents are multiplied by for the UNet.
+    scaling_factor: f64,
+    /// The class of the scheduler.
+    scheduler: &'static str,
+    /// Whether an absent negative prompt is zeros.
+    zeros_for_absent_negative: bool,
+}
+
+/// Stable Diffusion 1 and 2.
+const ONE_AND_TWO: Family =
+    Family { scaling_factor: 0.18215, scheduler: "PNDMScheduler", zeros_for_absent_negative: false };
+/// Stable Diffusion XL.
+const XL: Family =
+    Family { scaling_factor: 0.13025, scheduler: "EulerDiscreteScheduler", zeros_for_absent_negative: true };
+
+/// The width of the text states of Stable Diffusion 2, whose tokenizer pads as XL's second one does.
+const WIDTH_OF_2: usize = 1024;
+
+/// A model of the packages of a bundle.
+pub(super) fn model(bundle: &Bundle) -> anyhow::Result<DiffusionModel> {
+    let part = |name: &str| {
+        let found = bundle.parts.get(name);
+        found.with_context(|| format!("{} has no package of the {name}", bundle.directory.display()))
+    };
+    let unet = part("unet").or_else(|_| part("refiner"))?;
+    let decoder = part("vae_decoder")?;
+    let sample = input(unet, "sample")?;
+    let &[batch, channels, height, width] = &sample.shape[..] else {
+        bail!("{}: its input `sample` is of type {sample}, not of four axes", unet.path.display());
+    };
+    let time_ids = input(unet, "time_ids").ok().map(|ids| ids.count() / batch.max(1));
+    let family = if time_ids.is_some() { XL } else { ONE_AND_TWO };
+    let mut text_encoders = Vec::new();
+    for name in ["text_encoder", "text_encoder_2"] {
+        if let Some(packaged) = bundle.parts.get(name) {
+            text_encoders.push(text_encoder(bundle, name, packaged)?);
+        }
+    }
+    if text_encoders.is_empty() {
+        bail!("{} has no package of a text encoder", bundle.directory.display());
+    }
+    Ok(DiffusionModel {
+        text_encoders,
+        unet: Unet { network: fixed("unet", unet, "sample", SCALE), time_ids, takes_guidance: false },
+        decoder: Decoder {
+            network: fixed("vae_decoder", decoder, "z", SCALE),
+            latent: LatentFormat::scaled(channels, SCALE, family.scaling_factor),
+            force_upcast: false,
+        },
+        scheduler: SchedulerConfig::from_json(&json!({
+            "_class_name": family.scheduler,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "steps_offset": 1,
+            "skip_prk_steps": true,
+            "timestep_spacing": "leading",
+        }))?,
+        zeros_for_absent_negative: family.zeros_for_absent_negative,
+        defaults: Defaults {
+            size: [width * SCALE, height * SCALE],
+            steps: Defaults::STEPS,
+            guidance_scale: Defaults::GUIDANCE_SCALE,
+        },
+    })
+}
+
+fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> anyhow::Result<TextEncoder> {
+    let ids = input(packaged, "input_ids")?;
+    let outputs = packaged.function.outputs().iter().map(|&id| packaged.function.value(id));
+    let states = ["hidden_embeds", "last_hidden_state"]
+        .into_iter()
+        .find_map(|name| outputs.clone().find(|value| value.name == name).map(|value| (name, value)));
+    let (states, value) =
+        states.with_context(|| format!("{}: it puts out no text states", packaged.path.display()))?;
+    let width = value.ty.shape.last().copied().unwrap_or(0);
+    let padding = match (name, width) {
+        ("text_encoder_2", _) | (_, WIDTH_OF_2) => "!",
+        _ => "<|endoftext|>",
+    };
+    let read = |file| {
+        let text = bundle.file(file)?;
+        text.with_context(|| format!("{} has no {file}, the tokenizer's", bundle.directory.display()))
+    };
+    let (vocab, merges) = (read("vocab.json")?, read("merges.txt")?);
+    let config = json!({"model_max_length": ids.count(), "pad_token": padding}).to_string();
+    let tokenizer = Tokenizer::new(&TokenizerFiles {
+        vocab: Some(&vocab),
+        merges: Some(&merges),
+        config: Some(&config),
+        ..TokenizerFiles::default()
+    })?;
+    Ok(TextEncoder { tokenizer, network: fixed(name, packaged, "input_ids", 1), states })
+}
+
+fn input<'a>(packaged: &'a Packaged, name: &str) -> anyhow::Result<&'a TensorType> {
+    let inputs = packaged.function.inputs().iter().map(|&id| packaged.function.value(id));
+    let found = inputs.clone().find(|value| value.name == name);
+    let value = found.with_context(|| {
+        let names: Vec<&str> = inputs.map(|value| value.name.as_str()).collect();
+        format!("{}: it has no input `{name}`; it has {}", packaged.path.display(), names.join(", "))
+    })?;
+    Ok(&value.ty)
+}
+
+/// A network that has one size: that of its input `sized`, in latent pixels of `scale` image pixels.
+fn fixed(name: &str, packaged: &Packaged, sized: &'static str, scale: usize) -> Network {
+    let function: Arc<Function> = Arc::new(packaged.function.clone());
+    let shape = input(packaged, sized).map(|ty| ty.shape.clone()).unwrap_or_default();
+    Network::new(name, move |options: &GraphOptions| {
+        if let &[_, _, height, width] = &shape[..]
+            && [height, width] != [options.height, options.width]
+        {
+            let what = format!(
+                "the package is for images of {}x{}, and holds no configuration to build it for another",
+                width * scale,
+                height * scale
+            );
+            return Err(ArchError::Option { option: "size", what });
+        }
+        Ok((*function).clone())
+    })
+}

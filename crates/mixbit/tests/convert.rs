@@ -1,0 +1,82 @@
+//! Models converted to Core ML packages and run from there.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
+use diffusion::random::random_source;
+use engine::Cpu;
+use mixbit::model::load;
+use testkit::{ErrorStats, Failures};
+
+type Error = Box<dyn std::error::Error>;
+
+const PROMPT: &str = "a small red circle above a large blue square on a white background";
+
+/// A directory of its own that goes when the test ends.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("mixbit-convert-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn convert(output: &Path, options: &[&str]) -> Result<(), Error> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mixbit"));
+    command.args(["convert", "--quiet", "--output"]).arg(output).args(options);
+    let result = command.env_remove("MIXBIT_MODEL").output()?;
+    match result.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&result.stderr).into_owned().into()),
+    }
+}
+
+fn draw(model: &DiffusionModel, change: impl FnOnce(&mut Request)) -> Result<Vec<f32>, Error> {
+    let cpu = Cpu::new(None)?;
+    let mut request = Request { steps: 4, ..Request::new(model, Text::new(PROMPT)) };
+    change(&mut request);
+    let mut pipeline = Pipeline::new(model, &cpu, request)?;
+    let mut noise = random_source("torch")?.seeded(93)?;
+    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
+    while pipeline.step(&mut run, &mut *noise)? {}
+    Ok(pipeline.decode(run.latents())?.planes)
+}
+
+#[test]
+fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
+    let (demo, _) = load(None, None)?;
+    let expected = draw(&demo, |_| {})?;
+    let wide = draw(&demo, |request| request.size = [160, 72])?;
+    let cases: [(&str, &[&str]); 4] = [
+        ("whole", &[]),
+        ("original", &["--attention-implementation", "ORIGINAL", "--min-deployment-target", "macOS15"]),
+        ("chunked", &["--chunk-unet"]),
+        ("batch one", &["--unet-batch-one", "--attention-implementation", "split_einsum_v2"]),
+    ];
+    let mut failures = Failures::new("conversions");
+    for (name, options) in cases {
+        failures.case(name, || {
+            let scratch = Scratch::new(&name.replace(' ', "-"));
+            convert(&scratch.0, options)?;
+            let (model, _) = load(Some(&scratch.0), None)?;
+            ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
+            let resized = draw(&model, |request| request.size = [160, 72])?;
+            ErrorStats::compare(&resized, &wide).within(1e-4)?;
+            let half = draw(&model, |request| request.precision = Precision::F16)?;
+            let psnr = ErrorStats::compare(&half, &expected).psnr;
+            if psnr < 40.0 { Err(format!("{psnr:.1} dB in fp16").into()) } else { Ok::<(), Error>(()) }
+        });
+    }
+    failures.finish();
+    Ok(())
+}
