@@ -48,6 +48,16 @@ write(
     b'{"metadata":{"total_size":4},"weight_map":{"w":"diffusion_pytorch_model-00001-of-00001.safetensors"}}',
 )
 
+# Small packages in every kind of encoding, compiled models, and the weight file that one of the packages has.
+COREML = ROOT / "fixtures/coreml"
+MODEL = "Data/com.apple.CoreML"
+for name in ("ios16_linear_uint8", "ios16_palette2", "ios16_sparse", "ios18_linear_uint4_blocks16", "ios18_palette4_groups8_scaled"):
+    write(f"coreml_specification/{name}", (COREML / f"encodings/{name}.mlpackage/{MODEL}/model.mlmodel").read_bytes())
+package = COREML / "encodings/ios18_palette4_groups8_scaled.mlpackage"
+write("coreml_weights/palette4_groups8_scaled", (package / MODEL / "weights/weight.bin").read_bytes())
+for path in sorted((COREML / "compiled").glob("**/model.mil")):
+    write(f"mil_text/{path.relative_to(COREML / 'compiled').parts[0].removesuffix('.mlmodelc')}", path.read_bytes())
+
 # Not committed: they are copies of what the repository has elsewhere, without the white space.
 configs = {}
 for folder in ("fixtures", "models"):
