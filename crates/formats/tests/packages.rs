@@ -213,3 +213,69 @@ fn fnv(bytes: &[u8]) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
+
+/// A directory for one test, removed afterwards.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("mixbit-packages-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn written_packages_and_compiled_models_compute_the_same() {
+    let fixture = Fixture::open("coreml");
+    let scratch = Scratch::new("written");
+    let cpu = Cpu::new(Some(2)).unwrap();
+    let mut failures = Failures::new("written");
+    let cases = [
+        ("sd15_text_encoder__pal6", "sd15_text_encoder"),
+        ("sdxl_text_encoder_2_iOS18", "sdxl_text_encoder_2_iOS18"),
+        ("unet_sd15s_split_einsum", "unet_sd15s_split_einsum"),
+        ("vae_encoder_fp16", "vae_encoder_fp16"),
+    ];
+    for (package, data) in cases {
+        let model = coreml::read(&fixture.path(&format!("{package}.mlpackage"))).unwrap();
+        let arrays = arrays(&fixture.path(&format!("{data}.npz")));
+        let inputs: BTreeMap<_, _> = arrays
+            .iter()
+            .filter_map(|(name, array)| Some((name.strip_prefix("in.")?.to_string(), array.clone())))
+            .collect();
+        let expected = run(&model, &inputs, &cpu, Arithmetic::Wide);
+        for extension in ["mlpackage", "mlmodelc"] {
+            let path = scratch.0.join(package).with_extension(extension);
+            match extension {
+                "mlpackage" => coreml::write_package(&path, &model, &mut |_, _| {}).unwrap(),
+                _ => coreml::write_compiled(&path, &model, &mut |_, _| {}).unwrap(),
+            }
+            let again = coreml::read(&path).unwrap();
+            failures.case(&format!("{package}.{extension}"), || {
+                let found = run(&again, &inputs, &cpu, Arithmetic::Wide);
+                if found == expected { Ok(()) } else { Err("other outputs") }
+            });
+        }
+    }
+    failures.finish();
+}
+
+#[test]
+fn models_of_apples_compiler_run() {
+    let model = coreml::read(&Fixture::open("coreml").path("compiled/test_linear.mlmodelc")).unwrap();
+    let values = [0.5, -1.0, 2.0, 0.0];
+    let inputs = [("input".to_string(), (vec![1, 4], values.to_vec()))].into();
+    let cpu = Cpu::new(Some(1)).unwrap();
+    for backend in [&Reference as &dyn Backend, &cpu] {
+        let found = run(&model, &inputs, backend, Arithmetic::Declared);
+        let expected = Tensor::from_f32(&[1, 4], values.map(|value| 2.0 * value + 1.0).to_vec()).unwrap();
+        assert_eq!(found, [("output".to_string(), expected)]);
+    }
+}
