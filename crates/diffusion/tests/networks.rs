@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use diffusion::arch::text_encoder::Outputs;
 use diffusion::arch::{self, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
-use engine::{Backend, Cpu, Options, Reference, Tensor};
+use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
 use formats::Checkpoint;
 use mil::{Function, Weights, verify};
 use testkit::{Array, ErrorStats, Failures, Fixture};
@@ -91,6 +91,46 @@ fn attention_in_chunks_is_attention() -> Result<(), Error> {
         ErrorStats::compare(&found, &expected).within(1e-5)?;
     }
     Ok(())
+}
+
+/// What packages are: graphs of `fp16` around sinusoids of `fp32`, run wide and with every result rounded.
+#[test]
+fn half_precision_unets_stay_close() {
+    let cpu = Cpu::new(None).unwrap();
+    let fixture = Fixture::open("models");
+    let mut failures = Failures::new("UNets of fp16");
+    for (name, label) in [
+        ("unet-sd15", "b1-16x16-t999"),
+        ("unet-sd21", "b2-16x24-t500.5+500.5"),
+        ("unet-sdxl", "b1-16x16-t999"),
+    ] {
+        failures.case(name, || {
+            let tensors = fixture.arrays(&format!("{name}.safetensors"));
+            let prefix = format!("{label}/inputs/");
+            let named = |(key, array): (&String, &Array)| {
+                Some((key.strip_prefix(&prefix)?.to_string(), array.clone()))
+            };
+            let inputs: Arrays = tensors.iter().filter_map(named).collect();
+            let config = unet::Config::from_json(&fixture.json(&format!("{name}/config.json")))?;
+            let weights = Checkpoint::open(&weights_file(&fixture.path(name)))?;
+            let (options, inputs) = unet_inputs(&config, &inputs)?;
+            let function =
+                unet::build(&config, &weights, &GraphOptions { dtype: mil::DType::F16, ..options })?;
+            let expected = tensors[&format!("{label}/outputs/sample")].f32s();
+            let given: Vec<(&str, &Tensor)> =
+                inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+            for (arithmetic, least) in [(Arithmetic::Wide, 90.0), (Arithmetic::Declared, 50.0)] {
+                let mut model = cpu.compile(&function, &Options { arithmetic, ..Options::default() })?;
+                let result = model.run(&given)?.swap_remove(0);
+                let psnr = ErrorStats::compare(result.as_f32().ok_or("no floats")?, &expected).psnr;
+                if psnr < least {
+                    return Err(format!("{psnr:.1} dB, less than {least}, {arithmetic:?}").into());
+                }
+            }
+            Ok::<(), Error>(())
+        });
+    }
+    failures.finish();
 }
 
 #[test]

@@ -77,6 +77,13 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
             if psnr < 40.0 { Err(format!("{psnr:.1} dB in fp16").into()) } else { Ok::<(), Error>(()) }
         });
     }
+    failures.case("compiled", || {
+        let scratch = Scratch::new("compiled");
+        convert(&scratch.0, &["--bundle-resources-for-swift-cli", "--chunk-unet"])?;
+        let (model, _) = load(Some(&scratch.0.join("Resources")), None)?;
+        ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
+        Ok::<(), Error>(())
+    });
     failures.finish();
     Ok(())
 }

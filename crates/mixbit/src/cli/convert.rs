@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::{interrupt, memory, values};
 use crate::model::{DiffusersModel, NamedComponent};
 use crate::package::{
-    DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, plan, write_vocabulary,
+    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PackageError, Source, plan, write_vocabulary,
 };
 
 #[derive(Debug, Args)]
@@ -84,6 +84,10 @@ pub(super) struct Arguments {
           default_value = "macOS13", help_heading = "Form")]
     min_deployment_target: String,
 
+    /// Also compile the packages into a Resources directory, as Apple's and other apps load them
+    #[arg(long, help_heading = "Form")]
+    bundle_resources_for_swift_cli: bool,
+
     /// Print only the packages' names
     #[arg(short, long)]
     quiet: bool,
@@ -111,8 +115,22 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
     write_vocabulary(&model, &arguments.output)?;
     let mut bytes = 0;
+    let resources = arguments.bundle_resources_for_swift_cli.then(|| arguments.output.join("Resources"));
+    if let Some(resources) = &resources {
+        fs::create_dir_all(resources.join("controlnet"))
+            .with_context(|| format!("the directory {} can't be made", resources.display()))?;
+        write_vocabulary(&model, resources)?;
+    }
     for package in &packages {
-        bytes += write(package, arguments, &progress)?;
+        bytes += write(&package.path(&arguments.output), arguments.force, &progress, |path, progress| {
+            package.write(path, progress)
+        })?;
+        if let Some(resources) = &resources {
+            bytes +=
+                write(&package.compiled_path(resources), arguments.force, &progress, |path, progress| {
+                    package.write_compiled(path, progress)
+                })?;
+        }
         if stop.load(std::sync::atomic::Ordering::SeqCst) {
             bail!("stopped after {}; run it again to go on from there", package.name);
         }
@@ -128,21 +146,24 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a package unless it is there, and gives the bytes that were written.
-fn write(package: &Package, arguments: &Arguments, progress: &Progress) -> anyhow::Result<u64> {
-    let path = package.path(&arguments.output);
-    if path.exists() && !arguments.force {
-        progress.say(format_args!("{} is there already; --force writes it again", path.display()));
-        println!("{}", path.display());
-        return Ok(0);
-    }
-    let mut counter = progress.bytes(package.name.clone());
+/// Writes what is not there yet, and gives the bytes that were written.
+fn write(
+    path: &Path,
+    force: bool,
+    progress: &Progress,
+    write: impl FnOnce(&Path, &mut dyn FnMut(u64, u64)) -> Result<(), PackageError>,
+) -> anyhow::Result<u64> {
     let mut written = 0;
-    package.write(&arguments.output, &mut |done, total| {
-        written = total;
-        counter.advance_bytes(done, total);
-    })?;
-    drop(counter);
+    if path.exists() && !force {
+        progress.say(format_args!("{} is there already; --force writes it again", path.display()));
+    } else {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut counter = progress.bytes(name);
+        write(path, &mut |done, total| {
+            written = total;
+            counter.advance_bytes(done, total);
+        })?;
+    }
     println!("{}", path.display());
     Ok(written)
 }

@@ -51,6 +51,11 @@ impl Package {
         directory.join(format!("{}.mlpackage", self.name))
     }
 
+    /// Where the compiled model lies in a `Resources` directory.
+    pub fn compiled_path(&self, resources: &Path) -> PathBuf {
+        resources.join(format!("{}.mlmodelc", self.compiled))
+    }
+
     /// The graph. No weight is read.
     ///
     /// # Errors
@@ -59,27 +64,33 @@ impl Package {
         (self.build)()
     }
 
-    /// Writes the package into a directory, whole or not at all: weights are read, cast and written one after the other.
-    /// `progress` is called with the bytes of weights that are written and all of them.
+    /// Writes the package, whole or not at all: weights are read, cast and written one after the other. `progress` is
+    /// called with the bytes of weights that are written and all of them.
     ///
     /// # Errors
     /// [`PackageError`].
-    pub fn write(
+    pub fn write(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PackageError> {
+        Ok(coreml::write_package(path, &self.model()?, progress)?)
+    }
+
+    /// Writes the model as Apple's compiler would, in the way of [`write`](Self::write).
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn write_compiled(
         &self,
-        directory: &Path,
+        path: &Path,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<PathBuf, PackageError> {
+    ) -> Result<(), PackageError> {
+        Ok(coreml::write_compiled(path, &self.model()?, progress)?)
+    }
+
+    fn model(&self) -> Result<coreml::Model, PackageError> {
         let function = mil::passes::DEAD_CODE.run(&self.function()?);
         mil::verify(&function)
             .map_err(|source| PackageError::Graph { package: self.name.clone(), source })?;
-        let path = self.path(directory);
-        coreml::write_package(&path, &self.model(function), progress)?;
-        Ok(path)
-    }
-
-    fn model(&self, function: Function) -> coreml::Model {
         let features = |ids: &[ValueId]| ids.iter().map(|&id| feature(&function, id)).collect();
-        coreml::Model {
+        Ok(coreml::Model {
             specification_version: self.specification_version,
             class: self.name.clone(),
             inputs: features(function.inputs()),
@@ -92,7 +103,7 @@ impl Package {
                 user_defined: self.user_defined.clone(),
             },
             program: Program::new(function),
-        }
+        })
     }
 }
 
