@@ -254,7 +254,8 @@ fn what_mixbit_has_no_use_for_is_refused_by_name() {
             }),
         );
     });
-    let cases: [(&dyn Fn(&mut Writer), &str); 6] = [
+    type Build<'a> = &'a dyn Fn(&mut Writer);
+    let cases: [(Build, &str); 6] = [
         (&|m| m.message(202, &Writer::new()), "a pipeline of models is not supported"),
         (&|m| m.message(500, &Writer::new()), "a model of kind 500, not an ML program, is not supported"),
         (&|m| m.number(10, 1), "a model that is updated on the device is not supported"),
