@@ -1,0 +1,134 @@
+//! From ops to nodes: single ops, and chains that one kernel computes.
+
+mod attention;
+mod geglu;
+mod group_norm;
+mod graph;
+
+use mil::{Function, Op, ValueId};
+
+use super::Lowering;
+use crate::Error;
+use crate::ops::binding;
+use graph::Graph;
+
+/// Adds a step to a plan.
+type Lower = Box<dyn Fn(&mut Lowering) -> Result<(), Error>>;
+
+/// A chain of ops that one kernel computes.
+struct Chain {
+    /// The positions of the ops; the chain takes the place of the last.
+    ops: Vec<usize>,
+    lower: Lower,
+}
+
+/// What a rule makes of an op: a chain; or nothing, because it is not what the rule is about; or the reason why it is,
+/// but is not fused.
+type Verdict = Result<Option<Chain>, &'static str>;
+
+/// A rewrite of a chain of ops into one step.
+struct Rule {
+    /// The name, for people.
+    name: &'static str,
+    /// The type of op that chains are found by.
+    anchor: &'static str,
+    find: fn(&Graph, usize) -> Verdict,
+}
+
+/// Every rule.
+static RULES: &[Rule] = &[
+    Rule { name: "group norm", anchor: "batch_norm", find: group_norm::find },
+    Rule { name: "flat group norm", anchor: "add", find: group_norm::find_flat },
+    Rule { name: "attention", anchor: "softmax", find: attention::find },
+    Rule { name: "gated GELU", anchor: "gelu", find: geglu::find },
+];
+
+/// What is lowered as one.
+pub(super) enum Node<'f> {
+    /// An op by itself.
+    Op(&'f Op),
+    /// Several ops.
+    Chain(Lower),
+}
+
+/// A rule that looked at an op and let it be.
+pub(super) struct Declined {
+    pub(super) op: String,
+    pub(super) rule: &'static str,
+    pub(super) reason: &'static str,
+}
+
+/// A function as nodes, in order.
+pub(super) struct Fused<'f> {
+    pub(super) nodes: Vec<Node<'f>>,
+    pub(super) declined: Vec<Declined>,
+}
+
+/// Every op by itself.
+pub(super) fn single_ops(function: &Function) -> Fused<'_> {
+    Fused { nodes: function.ops().iter().map(Node::Op).collect(), declined: Vec::new() }
+}
+
+/// The function's chains, fused where a kernel computes them.
+///
+/// A chain is fused only if nothing outside uses what it makes on its way. It takes the place of its last op, so what it
+/// reads is there.
+pub(super) fn nodes(function: &Function) -> Fused<'_> {
+    let graph = Graph::new(function);
+    let mut chains: Vec<Option<Chain>> = function.ops().iter().map(|_| None).collect();
+    let mut covered = vec![false; function.ops().len()];
+    let mut declined = Vec::new();
+    for (index, op) in function.ops().iter().enumerate() {
+        for rule in RULES.iter().filter(|rule| rule.anchor == op.def.name) {
+            match (rule.find)(&graph, index) {
+                Ok(None) => {}
+                Err(reason) => {
+                    declined.push(Declined { op: function.view(op).label(), rule: rule.name, reason });
+                }
+                Ok(Some(chain)) => {
+                    let last = chain.ops.iter().copied().max().unwrap_or(index);
+                    if chain.ops.iter().any(|&op| covered[op]) {
+                        continue;
+                    }
+                    chain.ops.iter().for_each(|&op| covered[op] = true);
+                    chains[last] = Some(chain);
+                }
+            }
+        }
+    }
+    let mut nodes = Vec::with_capacity(function.ops().len());
+    for (index, (op, chain)) in function.ops().iter().zip(chains).enumerate() {
+        match chain {
+            Some(chain) => nodes.push(Node::Chain(chain.lower)),
+            None if covered[index] => {}
+            None => nodes.push(Node::Op(op)),
+        }
+    }
+    Fused { nodes, declined }
+}
+
+impl Node<'_> {
+    /// Adds the node's steps.
+    pub(super) fn lower(&self, plan: &mut Lowering) -> Result<(), Error> {
+        match self {
+            Node::Chain(lower) => lower(plan),
+            Node::Op(op) => {
+                let view = plan.function().view(op);
+                let bound = binding(op.def.name).ok_or_else(|| Error::Unsupported {
+                    backend: "cpu",
+                    op: view.label(),
+                    what: "the op has no definition".to_string(),
+                })?;
+                (bound.lower)(&view, plan)
+            }
+        }
+    }
+}
+
+/// The label of a fused step that makes `output`.
+fn label(plan: &Lowering, rule: &str, output: ValueId) -> String {
+    format!("{rule} {}", plan.function().value(output).name)
+}
+
+#[cfg(test)]
+mod tests;
