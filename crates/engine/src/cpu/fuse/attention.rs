@@ -101,7 +101,8 @@ fn matmuls(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
     let (Some(query), Some(key), Some(left), Some(right)) = operands else { return Ok(None) };
     let is_transposed = |view: &mil::OpView, input: &str| view.bool(input).unwrap_or(false);
     // The probabilities are rows of queries on the left, or columns of them on the right.
-    let (value, value_tokens_first, out_tokens_first) = match (left == probabilities, right == probabilities) {
+    let (value, value_tokens_first, out_tokens_first) = match (left == probabilities, right == probabilities)
+    {
         (true, false) if !is_transposed(&second, "transpose_x") => {
             (right, !is_transposed(&second, "transpose_y"), true)
         }
@@ -148,7 +149,9 @@ fn einsums(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
         _ => return Err("the scores are of an unknown equation"),
     };
     let value = match (equation(product).as_str(), &operands(product)[..]) {
-        ("bchk,bkhq->bchq", &[value, other]) | ("bkhq,bchk->bchq", &[other, value]) if other == probabilities => {
+        ("bchk,bkhq->bchq", &[value, other]) | ("bkhq,bchk->bchq", &[other, value])
+            if other == probabilities =>
+        {
             value
         }
         _ => return Err("the product is of an unknown equation"),

@@ -20,7 +20,8 @@ pub(super) fn find(graph: &Graph, batch_norm: usize) -> Verdict {
     let Some(core) = Core::before(graph, batch_norm) else { return Ok(None) };
     let core = core?;
     let view = graph.view(batch_norm);
-    let constant = |input: &str| view.get(input).map(|id| graph.constant(id).ok_or("a parameter is computed"));
+    let constant =
+        |input: &str| view.get(input).map(|id| graph.constant(id).ok_or("a parameter is computed"));
     let is = |input: &str, value: f32| -> Result<bool, &'static str> {
         Ok(constant(input).transpose()?.is_some_and(|values| values.iter().all(|&v| v == value)))
     };
@@ -50,7 +51,9 @@ pub(super) fn find_flat(graph: &Graph, add: usize) -> Verdict {
         let shape = graph.shape(id);
         let is_column = shape.len() == core.merged && shape.iter().product::<usize>() == shape[1];
         let values = if is_column { graph.constant(id) } else { None };
-        values.filter(|values| values.len() == core.shape.channels).ok_or("a parameter is not one for each channel")
+        values
+            .filter(|values| values.len() == core.shape.channels)
+            .ok_or("a parameter is not one for each channel")
     };
     let (gamma, beta) = (column(gamma)?, column(beta)?);
     core.chain(graph, &[mul, add], gamma, beta)
@@ -156,8 +159,7 @@ impl Core {
             let label = label(plan, "group_norm", output);
             let (gamma, beta) = (gamma.clone(), beta.clone());
             plan.step(label, &[input], &[output], move |io| {
-                let params =
-                    NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation };
+                let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation };
                 kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
                 Ok(())
             })

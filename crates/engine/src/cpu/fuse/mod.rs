@@ -2,8 +2,8 @@
 
 mod attention;
 mod geglu;
-mod group_norm;
 mod graph;
+mod group_norm;
 
 use mil::{Function, Op, ValueId};
 

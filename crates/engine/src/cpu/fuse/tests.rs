@@ -1,1 +1,327 @@
+//! Chains against the reference, and chains that must not be.
 
+use mil::{Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId};
+use testkit::{ErrorStats, Failures};
+
+use super::*;
+use crate::{Backend, Cpu, Options, Reference, Tensor};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// What a function's fusion must come to.
+#[derive(Clone, Copy)]
+enum Expect {
+    /// Everything becomes this many nodes.
+    Nodes(usize),
+    /// Nothing is fused, and a rule says why in these words.
+    Declined(&'static str),
+    /// Nothing is fused, and no rule has to say anything.
+    Nothing,
+}
+
+/// Smooth values that differ from place to place.
+fn wave(count: usize, seed: f32) -> Vec<f32> {
+    (0..count).map(|index| ((index as f32 * 0.73 + seed) * 1.7).sin() * 1.5).collect()
+}
+
+fn check(function: &Function, expect: Expect) -> Outcome {
+    let fused = nodes(function);
+    let ops = function.ops().len();
+    match expect {
+        Expect::Nodes(count) if fused.nodes.len() != count => {
+            let reasons: Vec<_> = fused.declined.iter().map(|declined| declined.reason).collect();
+            return Err(format!("{} nodes, not {count}: {reasons:?}", fused.nodes.len()).into());
+        }
+        Expect::Declined(reason) if !fused.declined.iter().any(|d| d.reason.contains(reason)) => {
+            return Err(format!(
+                "declined for {:?}",
+                fused.declined.iter().map(|d| d.reason).collect::<Vec<_>>()
+            )
+            .into());
+        }
+        Expect::Declined(_) | Expect::Nothing if fused.nodes.len() != ops => {
+            return Err(format!("{} nodes of {ops} ops", fused.nodes.len()).into());
+        }
+        _ => {}
+    }
+    let inputs: Vec<(String, Tensor)> = function
+        .inputs()
+        .iter()
+        .enumerate()
+        .map(|(index, &id)| {
+            let value = function.value(id);
+            let values = wave(value.ty.count(), index as f32);
+            Ok((value.name.clone(), Tensor::from_f32(&value.ty.shape, values)?))
+        })
+        .collect::<Result<_, crate::Error>>()?;
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let run = |backend: &dyn Backend| backend.compile(function, &Options::default())?.run(&given);
+    let expected = run(&Reference)?;
+    let one = run(&Cpu::new(Some(1))?)?;
+    for threads in [2, 3] {
+        assert_eq!(run(&Cpu::new(Some(threads))?)?, one, "{threads} threads");
+    }
+    for (found, expected) in one.iter().zip(&expected) {
+        let (found, expected) = (found.as_f32().unwrap_or_default(), expected.as_f32().unwrap_or_default());
+        ErrorStats::compare(found, expected).within(2e-5)?;
+    }
+    Ok(())
+}
+
+fn floats(b: &mut Builder, shape: &[usize], values: &[f64]) -> ValueId {
+    b.literal(Literal::floats(DType::F32, shape, values).unwrap())
+}
+
+/// The variations of a group norm.
+#[derive(Clone)]
+struct Norm {
+    shape: Vec<usize>,
+    groups: usize,
+    axes: Vec<i32>,
+    silu: bool,
+    mean: f64,
+    /// The value that is an output beside the result.
+    leak: Option<&'static str>,
+    flat: bool,
+}
+
+impl Norm {
+    fn new(shape: &[usize], groups: usize) -> Self {
+        let axes = (2..=shape.len() as i32).collect();
+        Norm { shape: shape.to_vec(), groups, axes, silu: false, mean: 0.0, leak: None, flat: false }
+    }
+
+    fn build(&self) -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, self.shape.clone())).unwrap();
+        let channels = self.shape[1];
+        let grouped = [&[self.shape[0], self.groups, channels / self.groups], &self.shape[2..]].concat();
+        let ints = |shape: &[usize]| shape.iter().map(|&extent| extent as i32).collect::<Vec<_>>();
+        let named = |op: OpBuilder, name: &str| op.named(name).add().unwrap();
+        let g = named(b.op("reshape").arg("x", x).arg("shape", ints(&grouped)), "grouped");
+        let reduce = |b: &mut Builder, x, name: &str| {
+            let op = b.op("reduce_mean").arg("x", x).arg("axes", self.axes.clone()).arg("keep_dims", true);
+            op.named(name).add().unwrap()
+        };
+        let mean = reduce(&mut b, g, "mean");
+        let centered = named(b.op("sub").arg("x", g).arg("y", mean), "centered");
+        let square = named(b.op("square").arg("x", centered), "square");
+        let variance = reduce(&mut b, square, "variance");
+        let sum = named(b.op("add").arg("x", variance).arg("y", 1e-5), "sum");
+        let deviation = named(b.op("sqrt").arg("x", sum), "deviation");
+        let unit = named(b.op("real_div").arg("x", centered).arg("y", deviation), "unit");
+        let merged = named(b.op("reshape").arg("x", unit).arg("shape", ints(&self.shape)), "merged");
+        let parameter = |b: &mut Builder, shape: &[usize], seed: f64| {
+            let values: Vec<f64> = (0..channels).map(|c| (c as f64 * 0.9 + seed).cos() + 0.2).collect();
+            floats(b, shape, &values)
+        };
+        let mut out = if self.flat {
+            let column = [&[1, channels], &vec![1; self.shape.len() - 2][..]].concat();
+            let (gamma, beta) = (parameter(&mut b, &column, 0.0), parameter(&mut b, &column, 5.0));
+            let scaled = named(b.op("mul").arg("x", merged).arg("y", gamma), "scaled");
+            named(b.op("add").arg("x", scaled).arg("y", beta), "norm")
+        } else {
+            let zeros = floats(&mut b, &[channels], &vec![self.mean; channels]);
+            let ones = floats(&mut b, &[channels], &vec![1.0; channels]);
+            let (gamma, beta) = (parameter(&mut b, &[channels], 0.0), parameter(&mut b, &[channels], 5.0));
+            let op = b.op("batch_norm").arg("x", merged).arg("mean", zeros).arg("variance", ones);
+            named(op.arg("gamma", gamma).arg("beta", beta).arg("epsilon", 1e-5), "norm")
+        };
+        if self.silu {
+            out = named(b.op("silu").arg("x", out), "silu");
+        }
+        let made = [("mean", mean), ("centered", centered), ("unit", unit), ("merged", merged)];
+        finish(b, out, &made, self.leak)
+    }
+}
+
+/// Ends a function whose outputs are `out` and, if there is one, the value named `leak`.
+fn finish(b: Builder, out: ValueId, made: &[(&str, ValueId)], leak: Option<&str>) -> Function {
+    let leaked = made.iter().filter(|(name, _)| Some(*name) == leak).map(|(_, id)| *id);
+    b.finish(&std::iter::once(out).chain(leaked).collect::<Vec<_>>()).unwrap()
+}
+
+#[test]
+fn group_norms_are_one_step() {
+    let mut failures = Failures::new("group norms");
+    for (shape, groups) in [
+        (&[1, 8, 4, 4][..], 4),
+        (&[2, 6, 3, 5], 3),
+        (&[2, 32, 9, 7], 32),
+        (&[1, 5, 1, 1], 1),
+        (&[2, 8, 15], 2),
+        (&[1, 96, 16, 16], 32),
+    ] {
+        for (silu, flat) in [(false, false), (true, false), (false, true), (true, true)] {
+            let norm = Norm { silu, flat, ..Norm::new(shape, groups) };
+            failures.case(&format!("{shape:?} {groups} silu {silu} flat {flat}"), || {
+                check(&norm.build(), Expect::Nodes(1))
+            });
+        }
+    }
+    let base = Norm::new(&[2, 6, 3, 5], 3);
+    let used = Expect::Declined("used elsewhere");
+    let near: [(&str, Norm, Expect); 6] = [
+        ("an output on the way", Norm { leak: Some("merged"), ..base.clone() }, used),
+        ("a mean that is an output", Norm { leak: Some("mean"), silu: true, ..base.clone() }, used),
+        (
+            "centered values that are an output",
+            Norm { leak: Some("centered"), flat: true, ..base.clone() },
+            used,
+        ),
+        ("other axes", Norm { axes: vec![2, 3], ..base.clone() }, Expect::Declined("whole groups")),
+        (
+            "other axes, flat",
+            Norm { axes: vec![1, 2, 3, 4], flat: true, ..base.clone() },
+            Expect::Declined("whole groups"),
+        ),
+        ("a mean of its own", Norm { mean: 0.5, ..base }, Expect::Declined("statistics of its own")),
+    ];
+    for (name, norm, expect) in near {
+        failures.case(name, || check(&norm.build(), expect));
+    }
+    failures.finish();
+}
+
+/// The variations of an attention by matrix products.
+#[derive(Clone, Copy)]
+struct Look {
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+    /// Whether channels come before tokens, as in Apple's `ORIGINAL`.
+    channels_first: bool,
+    scale: bool,
+    mask: Option<[usize; 4]>,
+    axis: i32,
+    leak: Option<&'static str>,
+}
+
+impl Look {
+    const BASE: Look = Look {
+        heads: 2,
+        queries: 5,
+        keys: 7,
+        dim: 3,
+        channels_first: true,
+        scale: true,
+        mask: None,
+        axis: -1,
+        leak: None,
+    };
+
+    fn build(&self) -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let matrix = |tokens: usize| match self.channels_first {
+            true => [2, self.heads, self.dim, tokens],
+            false => [2, self.heads, tokens, self.dim],
+        };
+        let mut input =
+            |name: &str, shape: [usize; 4]| b.input(name, TensorType::new(DType::F32, shape)).unwrap();
+        let [q, k, v] = [("q", self.queries), ("k", self.keys), ("v", self.keys)]
+            .map(|(name, tokens)| input(name, matrix(tokens)));
+        let mask = self.mask.map(|shape| input("mask", shape));
+        let first = self.channels_first;
+        let op = b.op("matmul").arg("x", q).arg("y", k).arg("transpose_x", first);
+        let scores = op.arg("transpose_y", !first).named("scores").add().unwrap();
+        let mut x = scores;
+        if self.scale {
+            x = b.op("mul").arg("x", x).arg("y", 0.6).named("scaled").add().unwrap();
+        }
+        if let Some(mask) = mask {
+            x = b.op("add").arg("x", x).arg("y", mask).named("masked").add().unwrap();
+        }
+        let probabilities =
+            b.op("softmax").arg("x", x).arg("axis", self.axis).named("probabilities").add().unwrap();
+        let op = match first {
+            true => b.op("matmul").arg("x", v).arg("y", probabilities).arg("transpose_y", true),
+            false => b.op("matmul").arg("x", probabilities).arg("y", v),
+        };
+        let out = op.named("attended").add().unwrap();
+        finish(b, out, &[("scores", scores), ("probabilities", probabilities)], self.leak)
+    }
+}
+
+#[test]
+fn attention_is_one_step() {
+    let mut failures = Failures::new("attention");
+    for channels_first in [true, false] {
+        for (heads, queries, keys, dim) in [(1, 1, 1, 1), (2, 5, 7, 3), (3, 33, 77, 40), (8, 64, 64, 16)] {
+            for (scale, masked) in [(true, false), (false, true), (true, true)] {
+                let mask = masked.then_some([1, 1, queries, keys]);
+                let look = Look { heads, queries, keys, dim, channels_first, scale, mask, ..Look::BASE };
+                let name = format!("{heads} {queries} {keys} {dim} {channels_first} {scale} {masked}");
+                failures.case(&name, || check(&look.build(), Expect::Nodes(1)));
+            }
+        }
+    }
+    let masks = Look { mask: Some([1, 1, 1, 7]), ..Look::BASE };
+    failures.case("a mask of keys", || check(&masks.build(), Expect::Nodes(1)));
+    let used = Expect::Declined("used elsewhere");
+    let near: [(&str, Look, Expect); 5] = [
+        ("scores that are an output", Look { leak: Some("scores"), ..Look::BASE }, used),
+        (
+            "probabilities that are an output",
+            Look { leak: Some("probabilities"), ..Look::BASE },
+            Expect::Nothing,
+        ),
+        ("over the queries", Look { axis: 2, ..Look::BASE }, Expect::Declined("not over the keys")),
+        (
+            "over the heads",
+            Look { axis: 1, channels_first: false, ..Look::BASE },
+            Expect::Declined("not over the keys"),
+        ),
+        ("a mask of heads", Look { mask: Some([1, 2, 5, 7]), ..Look::BASE }, Expect::Declined("every head")),
+    ];
+    for (name, look, expect) in near {
+        failures.case(name, || check(&look.build(), expect));
+    }
+    failures.finish();
+}
+
+#[test]
+fn a_split_head_is_one_step() {
+    let mut failures = Failures::new("heads of SPLIT_EINSUM");
+    for (batch, dim, queries, keys) in [(1, 1, 1, 1), (2, 3, 5, 7), (2, 40, 64, 77)] {
+        failures.case(&format!("{batch} {dim} {queries} {keys}"), || {
+            let mut b = Builder::new("main", Opset::Ios16);
+            let mut input =
+                |name: &str, shape: [usize; 4]| b.input(name, TensorType::new(DType::F32, shape)).unwrap();
+            let (q, k, v) = (
+                input("q", [batch, dim, 1, queries]),
+                input("k", [batch, keys, 1, dim]),
+                input("v", [batch, dim, 1, keys]),
+            );
+            let scores = b.op("einsum").arg("values", [k, q]).arg("equation", "bkhc,bchq->bkhq").add()?;
+            let scaled = b.op("mul").arg("x", scores).arg("y", 0.3).add()?;
+            let probabilities = b.op("softmax").arg("x", scaled).arg("axis", 1).add()?;
+            let op = b.op("einsum").arg("values", [v, probabilities]).arg("equation", "bchk,bkhq->bchq");
+            let out = op.add()?;
+            check(&b.finish(&[out])?, Expect::Nodes(1))
+        });
+    }
+    failures.finish();
+}
+
+#[test]
+fn gated_gelus_are_one_step() {
+    let build = |mode: &str, swapped: bool, leak: bool| {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, [2, 6, 1, 5])).unwrap();
+        let op = b.op("split").arg("x", x).arg("num_splits", 2).arg("axis", 1);
+        let halves = op.named("halves").add_all().unwrap();
+        let (value, gate) = if swapped { (halves[1], halves[0]) } else { (halves[0], halves[1]) };
+        let gate = b.op("gelu").arg("x", gate).arg("mode", mode).named("gate").add().unwrap();
+        let out = b.op("mul").arg("x", value).arg("y", gate).named("gated").add().unwrap();
+        finish(b, out, &[("value", halves[0])], leak.then_some("value"))
+    };
+    let mut failures = Failures::new("gated GELUs");
+    failures.case("plain", || check(&build("EXACT", false, false), Expect::Nodes(1)));
+    let approximation = Expect::Declined("approximation");
+    failures.case("approximate", || check(&build("TANH_APPROXIMATION", false, false), approximation));
+    failures.case("the other half", || check(&build("EXACT", true, false), Expect::Nothing));
+    let used = Expect::Declined("used elsewhere");
+    failures.case("a half that is an output", || check(&build("EXACT", false, true), used));
+    failures.finish();
+}
