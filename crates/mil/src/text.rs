@@ -13,7 +13,7 @@ use std::fmt::{self, Write};
 
 use half::f16;
 
-pub use parse::{Blob, ParseError, parse};
+pub use parse::{Blob, ParseError, build_info, parse};
 
 use crate::{Arg, Constant, DType, Def, Function, Literal, Op, Program, TensorType, ValueId};
 
@@ -41,7 +41,7 @@ pub type Place = (String, u64);
 pub struct Style<'a> {
     /// The dialect.
     pub dialect: Dialect,
-    /// Who made the program: names and values that no reader needs.
+    /// Who made the program, and what they say beside it; Core ML does not look at it.
     pub build_info: &'a [(&'a str, &'a str)],
     /// Where a constant lies in a weight file; `None` to print its value.
     pub place: &'a dyn Fn(&Function, ValueId) -> Option<Place>,

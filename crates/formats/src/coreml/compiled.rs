@@ -14,10 +14,11 @@ use serde_json::Value;
 
 use super::description::Description;
 use super::directory::NewDirectory;
-use super::encode::{self, Blobs, Names, WEIGHT_FILE};
+use super::encode::{self, Blobs, WEIGHT_FILE};
+use super::names::{self, Names, Site};
 use super::sha256::{base64, digest};
 use super::wire::Message;
-use super::{CoreMlError, Model, WeightFiles, metadata, specification};
+use super::{CoreMlError, Model, WeightFiles, build_info, metadata, specification};
 use crate::Error;
 use crate::files::Files;
 
@@ -32,13 +33,21 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
     let (version, description) = description?;
     let text = files.text("model.mil")?;
     let mut weights = WeightFiles::new(files.clone(), "");
+    let in_text = |error| in_model("model.mil", CoreMlError::Text(error));
+    let info = mil::text::build_info(&text).map_err(in_text)?;
+    let names = info.get(names::KEY).map(|text| Names::from_text(text)).transpose();
+    let names = names.map_err(|problem| in_model("model.mil", problem))?.unwrap_or_default();
     let mut resolve = |blob: Blob| {
-        let bytes = weights.blob(blob.path, blob.offset, blob.name, blob.ty);
+        let site = match blob.input {
+            Some(input) => Site::inside(blob.name, input),
+            None => Site::value(blob.name),
+        };
+        let name = names.get(blob.function, &site);
+        let bytes = weights.blob(blob.path, blob.offset, name, blob.ty);
         let weight = bytes.map_err(|error| error.to_string())?;
-        WeightRef::new(blob.name, blob.ty.clone(), weight).map_err(|error| error.to_string())
+        WeightRef::new(name, blob.ty.clone(), weight).map_err(|error| error.to_string())
     };
-    let program = mil::text::parse(&text, &mut resolve);
-    let program = program.map_err(|error| in_model("model.mil", CoreMlError::Text(error)))?;
+    let program = mil::text::parse(&text, &mut resolve).map_err(in_text)?;
     specification::finish(version, generated_class(files).unwrap_or(class), description, program)
         .map_err(|problem| in_model("model.mil", problem))
 }
@@ -70,10 +79,12 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 pub(super) fn write(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
     let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
     let blobs = Blobs::plan(&model.program, model.specification_version);
+    let names = Names::of(model, &blobs).to_text();
+    let build_info = build_info(names.as_deref());
     let specification =
-        specification::check(model).and_then(|()| encode::specification(model, &blobs, Names::Drop));
+        specification::check(model).and_then(|()| encode::specification(model, &blobs, &build_info));
     let specification = specification.map_err(in_model)?;
-    let text = text(model, &blobs).map_err(in_model)?;
+    let text = text(model, &blobs, &build_info).map_err(in_model)?;
     let main = model
         .program
         .functions
@@ -92,18 +103,17 @@ pub(super) fn write(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u6
     directory.finish()
 }
 
-fn text(model: &Model, blobs: &Blobs) -> Result<String, CoreMlError> {
+fn text(model: &Model, blobs: &Blobs, build_info: &[(&str, &str)]) -> Result<String, CoreMlError> {
     let functions = &model.program.functions;
     let place = |function: &Function, id: ValueId| {
         let index = functions.iter().position(|other| other.name == function.name)?;
         Some((WEIGHT_FILE.to_string(), blobs.offset(index, id)?))
     };
     let dialect = if model.specification_version >= 9 { Dialect::V1_3 } else { Dialect::V1_0 };
-    let build_info = [("mixbit-version", env!("CARGO_PKG_VERSION"))];
     let mut out = String::new();
     // A weight outside the weight file stands in the text.
     let program = encode::with_literals(model)?;
-    let style = Style { dialect, build_info: &build_info, place: &place };
+    let style = Style { dialect, build_info, place: &place };
     mil::text::print(&mut out, &program, &style)
         .map_err(|_| CoreMlError::inconsistent("a weight has no place in the weight file"))?;
     Ok(out)

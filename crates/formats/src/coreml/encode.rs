@@ -13,7 +13,7 @@ use super::program::opset_name;
 use super::specification::ML_PROGRAM;
 use super::value::DTYPES;
 use super::wire::Writer;
-use super::{CoreMlError, Model};
+use super::{CoreMlError, Model, names};
 
 /// The weight file's name in a specification.
 pub(super) const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
@@ -42,28 +42,17 @@ impl<'m> Blobs<'m> {
     pub(super) fn plan(program: &'m Program, specification_version: u32) -> Self {
         let mut blobs = Blobs { layout: Layout::new(), constants: Vec::new(), placed: HashMap::new() };
         for (index, function) in program.functions.iter().enumerate() {
-            let mut place = |id: ValueId, name: &dyn Fn() -> String| {
-                let Def::Const(constant) = &function.value(id).def else { return };
+            for (id, site) in names::sites(function) {
+                let Def::Const(constant) = &function.value(id).def else { continue };
                 if blobs.placed.contains_key(&(index, id)) || !belongs(constant, specification_version) {
-                    return;
+                    continue;
                 }
                 if let Some(offset) = blobs.layout.add(constant.ty()) {
-                    let name = match constant {
-                        Constant::Weight(weight) => weight.name().to_string(),
-                        Constant::Literal(_) => name(),
-                    };
+                    let name = names::name_at(constant, &site);
                     blobs.placed.insert((index, id), Placed { offset, name });
                     blobs.constants.push(constant);
                 }
-            };
-            for op in function.ops() {
-                for (param, arg) in op.def.params.iter().zip(&op.args) {
-                    for &id in arg.values() {
-                        place(id, &|| default_name(function, op, param.name, id));
-                    }
-                }
             }
-            function.outputs().iter().for_each(|&id| place(id, &|| function.value(id).name.clone()));
         }
         blobs
     }
@@ -91,14 +80,10 @@ impl<'m> Blobs<'m> {
     pub(super) fn offset(&self, function: usize, id: ValueId) -> Option<u64> {
         self.placed.get(&(function, id)).map(|placed| placed.offset)
     }
-}
 
-/// What a reader calls a constant that an op uses, if the file does not say.
-fn default_name(function: &Function, op: &Op, input: &str, id: ValueId) -> String {
-    let value = &function.value(id).name;
-    match op.outputs.first() {
-        Some(&output) if op.def.is_constexpr() => format!("{}_{input}", function.value(output).name),
-        _ => value.clone(),
+    /// What a constant in the weight file is called.
+    pub(super) fn name(&self, function: usize, id: ValueId) -> Option<&str> {
+        self.placed.get(&(function, id)).map(|placed| placed.name.as_str())
     }
 }
 
@@ -128,20 +113,18 @@ pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
     Ok(out)
 }
 
-/// Whether weights keep the names that they have in their checkpoint, as documentation of their values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Names {
-    Keep,
-    Drop,
-}
-
 /// The specification of a model.
-pub(super) fn specification(model: &Model, blobs: &Blobs, names: Names) -> Result<Vec<u8>, CoreMlError> {
+pub(super) fn specification(
+    model: &Model,
+    blobs: &Blobs,
+    build_info: &[(&str, &str)],
+) -> Result<Vec<u8>, CoreMlError> {
     let mut program = Writer::new();
     program.number(1, 1);
     for (index, function) in model.program.functions.iter().enumerate() {
-        program.entry(2, &function.name, &FunctionWriter { function, index, blobs, names }.write()?);
+        program.entry(2, &function.name, &FunctionWriter { function, index, blobs }.write()?);
     }
+    program.entry(4, "buildInfo", &dictionary(build_info));
     let mut out = Writer::new();
     out.number(1, model.specification_version.into());
     out.message(2, &description(model).write());
@@ -162,7 +145,6 @@ struct FunctionWriter<'a, 'm> {
     function: &'m Function,
     index: usize,
     blobs: &'a Blobs<'m>,
-    names: Names,
 }
 
 impl FunctionWriter<'_, '_> {
@@ -200,7 +182,7 @@ impl FunctionWriter<'_, '_> {
         out.text(1, "const");
         out.message(3, &named_type(self.function, id));
         out.entry(5, "name", &literal(&Literal::string(name)));
-        out.entry(5, "val", &self.constant(id, name)?);
+        out.entry(5, "val", &self.constant(id)?);
         Ok(out)
     }
 
@@ -217,9 +199,9 @@ impl FunctionWriter<'_, '_> {
         for (name, arg) in args {
             if view.has_attributes() {
                 let &[id] = arg.values() else { return Err(view.invalid("an attribute is a list").into()) };
-                attributes.push((name, self.constant(id, &default_name(self.function, op, name, id))?));
+                attributes.push((name, self.constant(id)?));
             } else {
-                out.entry(2, name, &self.argument(op, name, arg)?);
+                out.entry(2, name, &self.argument(op, arg)?);
             }
         }
         op.outputs.iter().for_each(|&id| out.message(3, &named_type(self.function, id)));
@@ -228,16 +210,13 @@ impl FunctionWriter<'_, '_> {
         Ok(out)
     }
 
-    fn argument(&self, op: &Op, input: &str, arg: &Arg) -> Result<Writer, CoreMlError> {
+    fn argument(&self, op: &Op, arg: &Arg) -> Result<Writer, CoreMlError> {
         let mut out = Writer::new();
         for &id in arg.values() {
             let value = self.function.value(id);
             let mut binding = Writer::new();
             match value.def {
-                Def::Const(_) if op.def.is_constexpr() => {
-                    let name = default_name(self.function, op, input, id);
-                    binding.message(2, &self.constant(id, &name)?);
-                }
+                Def::Const(_) if op.def.is_constexpr() => binding.message(2, &self.constant(id)?),
                 _ => binding.text(1, &value.name),
             }
             out.message(1, &binding);
@@ -245,27 +224,44 @@ impl FunctionWriter<'_, '_> {
         Ok(out)
     }
 
-    /// A constant's value. `default_name` is what a reader calls it; another name is kept as its documentation.
-    fn constant(&self, id: ValueId, default_name: &str) -> Result<Writer, CoreMlError> {
+    /// A constant's value.
+    fn constant(&self, id: ValueId) -> Result<Writer, CoreMlError> {
         let value = self.function.value(id);
         let constant = match &value.def {
             Def::Const(constant) => constant,
             _ => return Err(CoreMlError::inconsistent(format!("`{}` is not a constant", value.name))),
         };
-        let Some(Placed { offset, name }) = self.blobs.placed.get(&(self.index, id)) else {
+        let Some(offset) = self.blobs.offset(self.index, id) else {
             return Ok(literal(&to_literal(constant)?));
         };
         let mut out = Writer::new();
-        if self.names == Names::Keep && name != default_name {
-            out.text(1, name);
-        }
         out.message(2, &value_type(constant.ty()));
         let mut blob = Writer::new();
         blob.text(1, WEIGHT_FILE);
-        blob.number(2, *offset);
+        blob.number(2, offset);
         out.message(5, &blob);
         Ok(out)
     }
+}
+
+/// A dictionary of texts.
+fn dictionary(entries: &[(&str, &str)]) -> Writer {
+    let (mut kind, mut ty, mut values) = (Writer::new(), Writer::new(), Writer::new());
+    let text = TensorType::scalar(DType::Str);
+    kind.message(1, &value_type(&text));
+    kind.message(2, &value_type(&text));
+    ty.message(4, &kind);
+    for (key, value) in entries {
+        let mut pair = Writer::new();
+        pair.message(1, &literal(&Literal::string(key)));
+        pair.message(2, &literal(&Literal::string(value)));
+        values.message(1, &pair);
+    }
+    let (mut immediate, mut out) = (Writer::new(), Writer::new());
+    immediate.message(4, &values);
+    out.message(2, &ty);
+    out.message(3, &immediate);
+    out
 }
 
 /// A constant as a literal, read if it is a weight.

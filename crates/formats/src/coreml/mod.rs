@@ -15,6 +15,7 @@ mod error;
 mod hostile_tests;
 mod manifest;
 mod metadata;
+mod names;
 mod program;
 mod sha256;
 mod specification;
@@ -31,7 +32,8 @@ use mil::{Bytes, Program, TensorType};
 pub use error::CoreMlError;
 
 use directory::NewDirectory;
-use encode::{Blobs, Names};
+use encode::Blobs;
+use names::Names;
 
 use crate::Error;
 use crate::files::{Files, is_plain};
@@ -113,8 +115,9 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 /// reason.
 pub fn write_package(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
     let blobs = Blobs::plan(&model.program, model.specification_version);
-    let specification =
-        specification::check(model).and_then(|()| encode::specification(model, &blobs, Names::Keep));
+    let names = Names::of(model, &blobs).to_text();
+    let specification = specification::check(model)
+        .and_then(|()| encode::specification(model, &blobs, &build_info(names.as_deref())));
     let specification =
         specification.map_err(|problem| Error::CoreMl { path: path.to_path_buf(), problem })?;
     let directory = NewDirectory::create(path)?;
@@ -129,12 +132,16 @@ pub fn write_package(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u
 
 /// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
 ///
-/// A compiled model does not keep the names that weights have in their checkpoint, only those of their values.
-///
 /// # Errors
 /// Those of [`write_package`].
 pub fn write_compiled(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
     compiled::write(path, model, progress)
+}
+
+/// What a program says beside itself: the version of this crate and the names of weights.
+fn build_info(names: Option<&str>) -> Vec<(&'static str, &str)> {
+    let names = names.map(|names| (names::KEY, names));
+    [("mixbit-version", env!("CARGO_PKG_VERSION"))].into_iter().chain(names).collect()
 }
 
 fn read_files(files: &Files, class: String) -> Result<Model, Error> {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use mil::ops::lookup;
 use mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType, ValueId};
 
-use super::value::{Placed, constant, named_type};
+use super::names::{self, Names, Site};
+use super::value::{Placed, constant, named_type, texts};
 use super::wire::Message;
 use super::{CoreMlError, WeightFiles};
 use crate::error::shown;
@@ -33,6 +34,7 @@ pub(super) fn read(
     weights: &mut WeightFiles,
 ) -> Result<Program, CoreMlError> {
     let mut functions = Vec::new();
+    let names = names(message)?;
     for field in message.fields() {
         let field = field?;
         match field.number {
@@ -41,7 +43,7 @@ pub(super) fn read(
             }
             2 => {
                 let (name, function) = field.message()?.entry()?;
-                functions.push(read_function(name, function, inputs, weights)?);
+                functions.push(read_function(name, function, inputs, &names, weights)?);
             }
             _ => {}
         }
@@ -54,10 +56,27 @@ pub(super) fn read(
     Ok(Program { functions })
 }
 
+/// The names of weights that the build information holds.
+fn names(message: Message) -> Result<Names, CoreMlError> {
+    for field in message.fields() {
+        let field = field?;
+        if field.number != 4 {
+            continue;
+        }
+        if let ("buildInfo", value) = field.message()?.entry()?
+            && let Some(text) = texts(value)?.get(names::KEY)
+        {
+            return Names::from_text(text);
+        }
+    }
+    Ok(Names::default())
+}
+
 fn read_function<'a>(
     name: &str,
     message: Message<'a>,
     described: &BTreeMap<String, TensorType>,
+    names: &Names,
     weights: &mut WeightFiles,
 ) -> Result<Function, CoreMlError> {
     let mut opset_text = "";
@@ -72,7 +91,8 @@ fn read_function<'a>(
     if !mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
     }
-    let mut reader = Reader { assembler: Assembler::new(name, opset), weights, placed: HashMap::new() };
+    let mut reader =
+        Reader { assembler: Assembler::new(name, opset), names, weights, placed: HashMap::new() };
     let mut block = None;
     for field in message.fields() {
         let field = field?;
@@ -112,6 +132,7 @@ fn resolve_input(
 /// Reads the ops of one function.
 struct Reader<'a, 'w> {
     assembler: Assembler,
+    names: &'w Names,
     weights: &'w mut WeightFiles,
     /// Constants by their place in a weight file, so that one that stands in several ops stays one.
     placed: HashMap<(&'a str, u64), ValueId>,
@@ -179,7 +200,9 @@ impl<'a> Reader<'a, '_> {
         let (&[(name, ref declared)], Some(&(_, value))) = (outputs, value) else {
             return Err(message.malformed("a const has not one result and a value"));
         };
-        let Placed { constant, place } = constant(value, name, self.weights)?;
+        let (names, site) = (self.names, Site::value(name));
+        let weight = names.get(&self.assembler.function().name, &site);
+        let Placed { constant, place } = constant(value, weight, self.weights)?;
         if !declared.admits(constant.ty()) {
             let name = shown(name);
             return Err(message.malformed(format!("const `{name}` is declared otherwise than its value")));
@@ -234,14 +257,15 @@ impl<'a> Reader<'a, '_> {
 
     /// A constant that stands in an op.
     fn inline(&mut self, message: Message<'a>, output: &str, input: &str) -> Result<ValueId, CoreMlError> {
-        let name = format!("{output}_{input}");
-        let Placed { constant, place } = constant(message, &name, self.weights)?;
+        let (names, site) = (self.names, Site::inside(output, input));
+        let weight = names.get(&self.assembler.function().name, &site);
+        let Placed { constant, place } = constant(message, weight, self.weights)?;
         if let Some(&id) = place.and_then(|place| self.placed.get(&place))
             && self.assembler.function().value(id).ty == *constant.ty()
         {
             return Ok(id);
         }
-        let id = self.assembler.unnamed(&name, constant)?;
+        let id = self.assembler.unnamed(&site.default, constant)?;
         if let Some(place) = place {
             self.placed.entry(place).or_insert(id);
         }

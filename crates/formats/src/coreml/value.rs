@@ -1,5 +1,7 @@
 //! MIL's types and values in a specification.
 
+use std::collections::BTreeMap;
+
 use mil::{Bytes, Constant, DType, Declared, Literal, TensorType, WeightRef};
 
 use super::wire::Message;
@@ -116,17 +118,16 @@ pub(super) struct Placed<'a> {
     pub(super) place: Option<(&'a str, u64)>,
 }
 
-/// A value, of which a blob is not read before it is used. `name` names it if the file does not.
+/// A value under the given name, of which a blob is not read before it is used.
 pub(super) fn constant<'a>(
     message: Message<'a>,
     name: &str,
     weights: &mut WeightFiles,
 ) -> Result<Placed<'a>, CoreMlError> {
-    let (mut doc, mut ty, mut immediate, mut blob) = ("", None, None, None);
+    let (mut ty, mut immediate, mut blob) = (None, None, None);
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => doc = field.text()?,
             2 => ty = Some(value_type(field.message()?)?),
             3 => immediate = Some(field.message()?),
             5 => blob = Some(field.message()?),
@@ -139,7 +140,6 @@ pub(super) fn constant<'a>(
             Ok(Placed { constant: Constant::Literal(literal(ty, immediate)?), place: None })
         }
         (None, Some(blob)) => {
-            let name = if doc.is_empty() { name } else { doc };
             let (file, offset) = blob_place(blob)?;
             let bytes = weights.blob(file, offset, name, &ty)?;
             let weight = WeightRef::new(name, ty, bytes).map_err(mil::Error::from)?;
@@ -221,6 +221,46 @@ fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
         _ => Literal::from_bytes(ty.clone(), bytes),
     };
     literal.ok_or_else(|| tensor.malformed(format!("an immediate value of type {ty} has {found} bytes")))
+}
+
+/// The texts of a dictionary by key. Other values are passed over.
+pub(super) fn texts(message: Message<'_>) -> Result<BTreeMap<&str, &str>, CoreMlError> {
+    let mut out = BTreeMap::new();
+    for immediate in within(message, 3) {
+        for dictionary in within(immediate?, 4) {
+            for pair in within(dictionary?, 1) {
+                let pair = pair?;
+                if let (Some(key), Some(value)) = (text(pair, 1)?, text(pair, 2)?) {
+                    out.insert(key, value);
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The messages of one field.
+fn within(message: Message<'_>, number: u32) -> impl Iterator<Item = Result<Message<'_>, CoreMlError>> {
+    let of = message.fields().filter(move |field| !matches!(field, Ok(other) if other.number != number));
+    of.map(|field| field?.message())
+}
+
+/// The text that a field holds as a value.
+fn text(message: Message<'_>, number: u32) -> Result<Option<&str>, CoreMlError> {
+    let mut found = None;
+    for value in within(message, number) {
+        for immediate in within(value?, 3) {
+            for tensor in within(immediate?, 1) {
+                for strings in within(tensor?, 4) {
+                    for field in strings?.fields() {
+                        let field = field?;
+                        found = if field.number == 1 { Some(field.text()?) } else { found };
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Appends an integer of a whole-byte type; false if it does not fit.

@@ -42,8 +42,12 @@ impl ParseError {
 /// A value that lies in a weight file.
 #[derive(Clone, Copy, Debug)]
 pub struct Blob<'a> {
-    /// The name of the value.
+    /// The function that it is in.
+    pub function: &'a str,
+    /// The name of the value; of the op's first result, if the value stands in an op.
     pub name: &'a str,
+    /// The input of the op that the value is for, if it stands in one.
+    pub input: Option<&'a str>,
     /// The file, such as `@model_path/weights/weight.bin`.
     pub path: &'a str,
     /// The offset of the blob in the file.
@@ -73,16 +77,8 @@ type Resolve<'a> = &'a mut dyn FnMut(Blob) -> Result<WeightRef, String>;
 /// # Errors
 /// [`ParseError`] with the place and what is wrong: the text, the program, or what `resolve` said.
 pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
-    let mut parser = Parser { lexer: Lexer::new(text)?, resolve, placed: HashMap::new() };
-    parser.word("program")?;
-    parser.mark('(')?;
-    let known = |token| Dialect::ALL.iter().any(|&(_, version)| token == Token::Number(version));
-    if !known(parser.lexer.peek()) {
-        return Err(parser.lexer.error("a version other than 1.0 and 1.3 is not supported"));
-    }
-    parser.lexer.take()?;
-    parser.mark(')')?;
-    parser.group_attributes()?;
+    let mut parser = Parser { lexer: Lexer::new(text)?, resolve, placed: HashMap::new(), function: "" };
+    parser.header()?;
     parser.mark('{')?;
     let mut functions: Vec<Function> = Vec::new();
     let mut names = HashSet::new();
@@ -101,11 +97,33 @@ pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
     }
 }
 
+/// What a program's text says about who made it, by key; nothing if it does not say.
+///
+/// # Errors
+/// [`ParseError`] if the text does not begin as a program.
+pub fn build_info(text: &str) -> Result<BTreeMap<String, String>, ParseError> {
+    let mut nowhere = |_: Blob| Err(String::new());
+    let mut parser =
+        Parser { lexer: Lexer::new(text)?, resolve: &mut nowhere, placed: HashMap::new(), function: "" };
+    let mut info = BTreeMap::new();
+    for (name, node) in parser.header()? {
+        let Node::Group(entries) = node else { continue };
+        for entry in entries.iter().filter(|_| name == "buildInfo") {
+            let Node::Group(pair) = entry else { continue };
+            let [Node::Text(key), Node::Text(value)] = &pair[..] else { continue };
+            info.insert(parser.unescape(key)?, parser.unescape(value)?);
+        }
+    }
+    Ok(info)
+}
+
 struct Parser<'a, 'r> {
     lexer: Lexer<'a>,
     resolve: Resolve<'r>,
     /// Constants of the function by their place in a weight file, so that one that stands in several ops stays one.
     placed: HashMap<Place, ValueId>,
+    /// The function's name.
+    function: &'a str,
 }
 
 /// A value of an attribute that is no tensor.
@@ -171,6 +189,19 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
+    /// The version, which must be known, and the program's attributes.
+    fn header(&mut self) -> Result<Vec<(&'a str, Node<'a>)>, ParseError> {
+        self.word("program")?;
+        self.mark('(')?;
+        let known = |token| Dialect::ALL.iter().any(|&(_, version)| token == Token::Number(version));
+        if !known(self.lexer.peek()) {
+            return Err(self.lexer.error("a version other than 1.0 and 1.3 is not supported"));
+        }
+        self.lexer.take()?;
+        self.mark(')')?;
+        self.group_attributes()
+    }
+
     fn function(&mut self) -> Result<Function, ParseError> {
         self.word("func")?;
         let name = self.any_word("a function's name")?;
@@ -190,6 +221,7 @@ impl<'a> Parser<'a, '_> {
             Ok(())
         })?;
         let defaults = default_shapes(&self.group_attributes()?);
+        self.function = name;
         self.placed.clear();
         let mut assembler = Assembler::new(name, opset);
         for (name, declared) in inputs {
@@ -293,8 +325,8 @@ impl<'a> Parser<'a, '_> {
                 let attribute = parser.any_word("an attribute")?;
                 parser.mark('=')?;
                 match (kind, attribute) {
-                    (_, "name") => drop(parser.literal(first)?.0),
-                    ("const", "val") => value = Some(parser.literal(first)?),
+                    (_, "name") => drop(parser.literal(first, None)?.0),
+                    ("const", "val") => value = Some(parser.literal(first, None)?),
                     _ => args.push((attribute, parser.inline(assembler, first, attribute)?)),
                 }
                 Ok(())
@@ -346,7 +378,7 @@ impl<'a> Parser<'a, '_> {
 
     fn inline(&mut self, assembler: &mut Assembler, first: &str, input: &str) -> Result<Arg, ParseError> {
         let name = format!("{first}_{input}");
-        let (constant, place) = self.literal(&name)?;
+        let (constant, place) = self.literal(first, Some(input))?;
         if let Some(&id) = place.as_ref().and_then(|place| self.placed.get(place))
             && assembler.function().value(id).ty == *constant.ty()
         {
@@ -360,13 +392,13 @@ impl<'a> Parser<'a, '_> {
     }
 
     /// A typed value, and its place if it is in a weight file.
-    fn literal(&mut self, name: &str) -> Result<(Constant, Option<Place>), ParseError> {
+    fn literal(&mut self, name: &str, input: Option<&str>) -> Result<(Constant, Option<Place>), ParseError> {
         let position = self.lexer.position();
         let ty = self.tensor_type()?.fixed();
         let ty = ty.ok_or_else(|| self.lexer.error_at(position, "a value has no fixed type"))?;
         self.mark('(')?;
         let constant = if self.lexer.peek() == Token::Word("BLOBFILE") {
-            let (weight, place) = self.blob(name, &ty)?;
+            let (weight, place) = self.blob(name, input, &ty)?;
             (Constant::Weight(weight), Some(place))
         } else {
             let mut elements = Elements { ty: &ty, bytes: Vec::new(), bits: 0, strings: Vec::new() };
@@ -383,7 +415,12 @@ impl<'a> Parser<'a, '_> {
         Ok(constant)
     }
 
-    fn blob(&mut self, name: &str, ty: &TensorType) -> Result<(WeightRef, Place), ParseError> {
+    fn blob(
+        &mut self,
+        name: &str,
+        input: Option<&str>,
+        ty: &TensorType,
+    ) -> Result<(WeightRef, Place), ParseError> {
         let position = self.lexer.position();
         self.word("BLOBFILE")?;
         self.mark('(')?;
@@ -403,7 +440,7 @@ impl<'a> Parser<'a, '_> {
         let offset = self.size()?;
         self.mark(')')?;
         self.mark(')')?;
-        let weight = (self.resolve)(Blob { name, path: &path, offset, ty });
+        let weight = (self.resolve)(Blob { function: self.function, name, input, path: &path, offset, ty });
         let weight = weight.map_err(|what| self.lexer.error_at(position, what))?;
         match weight.ty() == ty {
             true => Ok((weight, (path, offset))),

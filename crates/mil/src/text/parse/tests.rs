@@ -74,6 +74,7 @@ fn printed_programs_parse_and_print_the_same() {
         let parsed = parse(&first, &mut zeros).unwrap();
         parsed.functions.iter().for_each(|function| verify(function).unwrap());
         assert_eq!(text(&parsed), first);
+        assert_eq!(build_info(&first).unwrap(), [("by".to_string(), "a \"test\"".to_string())].into());
     }
     let shown = program.to_string();
     assert_eq!(parse(&shown, &mut zeros).unwrap().to_string(), shown);
