@@ -1,5 +1,8 @@
 //! What every backend gives.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use mil::{DType, Function, TensorType};
 
 use crate::{Data, Error, Tensor};
@@ -15,10 +18,22 @@ pub enum Arithmetic {
 }
 
 /// How a function is compiled.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How floats are computed.
     pub arithmetic: Arithmetic,
+    /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+impl Options {
+    /// An error if the flag is raised.
+    pub(crate) fn check_stop(&self) -> Result<(), Error> {
+        match &self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Stopped),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Something that runs functions.

@@ -28,6 +28,17 @@ pub enum Error {
         /// The value's type.
         ty: TensorType,
     },
+    /// The run was stopped by its flag.
+    #[error("the run was stopped")]
+    Stopped,
+    /// The intermediate results don't fit into memory.
+    #[error(
+        "{needed:.1} GB are needed for intermediate results, and the system does not give them; try a smaller size"
+    )]
+    Memory {
+        /// The bytes that are needed, in units of 10^9.
+        needed: f64,
+    },
     /// The number of elements is not the shape's.
     #[error("{found} elements don't fill a tensor of shape {shape:?}")]
     Elements {

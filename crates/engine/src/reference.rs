@@ -31,7 +31,7 @@ impl Backend for Reference {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let run = ReferenceRun { function: function.clone(), bindings, options: *options };
+        let run = ReferenceRun { function: function.clone(), bindings, options: options.clone() };
         Ok(Model::new(&function, Box::new(run)))
     }
 }
@@ -51,6 +51,7 @@ impl Executable for ReferenceRun {
         }
         let last_use = last_uses(function);
         for (index, (op, binding)) in function.ops().iter().zip(&self.bindings).enumerate() {
+            self.options.check_stop()?;
             let view = function.view(op);
             let lookup = |id: ValueId| values[id.index()].clone();
             let results = (binding.reference)(&Operands { view, lookup: &lookup })?;

@@ -41,7 +41,7 @@ fn run(
         })
         .collect();
     let bound: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
-    let options = Options { arithmetic };
+    let options = Options { arithmetic, ..Options::default() };
     let mut compiled = backend.compile(model.program.main().unwrap(), &options).unwrap();
     let results = compiled.run(&bound).unwrap();
     compiled.outputs().iter().map(|output| output.name.clone()).zip(results).collect()

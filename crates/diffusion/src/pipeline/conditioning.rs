@@ -283,7 +283,10 @@ impl<'m> EncoderRun<'m> {
             ..graph_options(model, request, request.precision)
         };
         let graph = encoder.network.graph(&options)?;
-        Ok(EncoderRun { encoder, network: compile(&encoder.network, backend, &graph, request.precision)? })
+        Ok(EncoderRun {
+            encoder,
+            network: compile(&encoder.network, backend, &graph, request, request.precision)?,
+        })
     }
 
     /// Appends a prompt's states, and gives the words that did not fit.

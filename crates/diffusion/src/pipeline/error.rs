@@ -53,6 +53,9 @@ pub enum PipelineError {
         /// The output.
         output: &'static str,
     },
+    /// The work was stopped by the request's flag.
+    #[error("stopped")]
+    Stopped,
     /// A network's result is not finite.
     #[error("{network}: its result is not a finite number: {}", not_finite(.weight.as_deref()))]
     NotFinite {

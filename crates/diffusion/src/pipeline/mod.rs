@@ -26,6 +26,9 @@ mod guidance;
 mod image;
 mod start;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use engine::{Arithmetic, Backend, Options, Tensor};
 use mil::DType;
 
@@ -73,6 +76,8 @@ pub struct Request {
     pub micro: MicroConditioning,
     /// What to compute in.
     pub precision: Precision,
+    /// A flag that stops the work as soon as it is raised, from any thread.
+    pub stop: Option<Arc<AtomicBool>>,
 }
 
 impl Request {
@@ -87,6 +92,7 @@ impl Request {
             scheduler: model.scheduler.clone(),
             micro: MicroConditioning::default(),
             precision: Precision::default(),
+            stop: None,
         }
     }
 
@@ -174,7 +180,7 @@ impl<'m> Pipeline<'m> {
             ..graph_options(model, &request, request.precision)
         };
         let graph = model.unet.network.graph(&options)?;
-        let unet = compile(&model.unet.network, backend, &graph, request.precision)?;
+        let unet = compile(&model.unet.network, backend, &graph, &request, request.precision)?;
         let told = conditioning.fit(&unet, &request)?;
         Ok(Pipeline { model, backend, request, unet, conditioning, told, decoder: None })
     }
@@ -259,7 +265,7 @@ impl<'m> Pipeline<'m> {
             Some(decoder) => decoder,
             None => {
                 let graph = network.graph(&graph_options(self.model, &self.request, precision))?;
-                compile(network, self.backend, &graph, precision)?
+                compile(network, self.backend, &graph, &self.request, precision)?
             }
         };
         let [channels, height, width] = self.latent_shape();
@@ -300,12 +306,11 @@ impl Precision {
         }
     }
 
-    fn engine_options(self) -> Options {
-        let arithmetic = match self {
+    fn arithmetic(self) -> Arithmetic {
+        match self {
             Precision::F32 => Arithmetic::Wide,
             Precision::F16 => Arithmetic::Declared,
-        };
-        Options { arithmetic }
+        }
     }
 }
 
@@ -313,13 +318,18 @@ fn compile(
     network: &Network,
     backend: &dyn Backend,
     graph: &mil::Function,
+    request: &Request,
     precision: Precision,
 ) -> Result<engine::Model, PipelineError> {
-    backend.compile(graph, &precision.engine_options()).map_err(|source| engine_error(network, source))
+    let options = Options { arithmetic: precision.arithmetic(), stop: request.stop.clone() };
+    backend.compile(graph, &options).map_err(|source| engine_error(network, source))
 }
 
 fn engine_error(network: &Network, source: engine::Error) -> PipelineError {
-    PipelineError::Engine { network: network.component().to_string(), source }
+    match source {
+        engine::Error::Stopped => PipelineError::Stopped,
+        source => PipelineError::Engine { network: network.component().to_string(), source },
+    }
 }
 
 /// Runs a network for one of its outputs.

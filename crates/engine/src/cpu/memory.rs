@@ -4,10 +4,32 @@
 use std::ops::Range;
 
 use super::lowering::{Buffer, Io, Place, Step};
-use crate::Data;
+use crate::{Data, Error};
 
 /// Buffers start at multiples of this many elements: a cache line of floats.
 const ALIGN: usize = 16;
+
+/// Zeros, for an arena.
+///
+/// The system often gives memory that it does not have, and ends the process when it is used: what is more than the
+/// machine has left is refused.
+pub(super) fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>, Error> {
+    let bytes = len.saturating_mul(size_of::<T>());
+    let refused = || Error::Memory { needed: bytes as f64 / 1e9 };
+    if available().is_some_and(|available| bytes as u64 > available) {
+        return Err(refused());
+    }
+    // Asked for once to learn whether it is there; `vec!` of zeros then does not touch its pages.
+    Vec::<T>::new().try_reserve_exact(len).map_err(|_| refused())?;
+    Ok(vec![T::default(); len])
+}
+
+/// The bytes of memory that the machine has left, where it says so.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
 
 /// The place of every buffer in its arena.
 pub(super) struct Regions {
@@ -161,6 +183,14 @@ mod tests {
             }
         }
         assert!(regions.floats < lens.iter().sum());
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_refused() {
+        assert_eq!(zeros::<f32>(3).unwrap(), [0.0; 3]);
+        for len in [usize::MAX, usize::MAX / 4, 1 << 45] {
+            assert!(matches!(zeros::<f32>(len), Err(Error::Memory { .. })), "{len}");
+        }
     }
 
     #[test]

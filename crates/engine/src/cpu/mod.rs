@@ -64,9 +64,9 @@ impl Backend for Cpu {
         let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
         let run = CpuRun {
             pool: self.pool.clone(),
-            floats: vec![0.0; regions.floats],
-            ints: vec![0; regions.ints],
-            round: options.arithmetic == Arithmetic::Declared,
+            floats: memory::zeros(regions.floats)?,
+            ints: memory::zeros(regions.ints)?,
+            options: options.clone(),
             declined: fused.declined,
             regions,
             plan,
@@ -82,7 +82,7 @@ struct CpuRun {
     regions: Regions,
     floats: Vec<f32>,
     ints: Vec<i32>,
-    round: bool,
+    options: Options,
     declined: Vec<fuse::Declined>,
 }
 
@@ -96,12 +96,13 @@ impl Executable for CpuRun {
                 Data::Int(values) => self.ints[range].copy_from_slice(values),
             }
         }
-        let CpuRun { pool, plan, regions, floats, ints, round, .. } = self;
+        let CpuRun { pool, plan, regions, floats, ints, options, .. } = self;
         pool.install(|| {
             for step in &plan.steps {
+                options.check_stop()?;
                 let mut io = regions.borrow(step, &plan.constants, floats, ints);
                 (step.run)(&mut io)?;
-                if *round {
+                if options.arithmetic == Arithmetic::Declared {
                     round_results(step, &mut io);
                 }
             }

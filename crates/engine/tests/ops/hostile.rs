@@ -14,7 +14,7 @@ fn model(backend: &dyn Backend) -> Model {
     let ids = b.input("ids", TensorType::new(DType::I32, [4])).unwrap();
     let y = b.op("gather").arg("x", x).arg("indices", ids).named("y").add().unwrap();
     let function = b.finish(&[y]).unwrap();
-    backend.compile(&function, &Options { arithmetic: Arithmetic::Wide }).unwrap()
+    backend.compile(&function, &Options { arithmetic: Arithmetic::Wide, ..Options::default() }).unwrap()
 }
 
 fn floats(shape: &[usize]) -> Tensor {

@@ -57,7 +57,7 @@ fn run(
     feeds: &Feeds,
 ) -> Result<Vec<Tensor>, Error> {
     let feeds: Vec<(&str, &Tensor)> = feeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    backend.compile(function, &Options { arithmetic })?.run(&feeds)
+    backend.compile(function, &Options { arithmetic, ..Options::default() })?.run(&feeds)
 }
 
 /// Whether two results hold the same bits.

@@ -3,13 +3,12 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{self, DroppedWords, Image, Pipeline, Request, Start, Text};
+use diffusion::pipeline::{self, DroppedWords, Image, Pipeline, PipelineError, Request, Start, Text};
 use diffusion::random::{NoiseSource, random_source};
 use diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
 use engine::Cpu;
@@ -153,7 +152,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
-    let request = request(arguments, &model)?;
+    let request = Request { stop: Some(stop), ..request(arguments, &model)? };
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, seeds.len())?;
@@ -176,7 +175,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
         let mut noise = source.seeded(seed)?;
-        let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &stop, &mut times)?;
+        let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
         picture::write(&path, &image, &parameters)?;
         if !arguments.json {
             println!("{}", path.display());
@@ -238,22 +237,23 @@ fn draw(
     progress: &Progress,
     name: String,
     previews: &Previews,
-    stop: &AtomicBool,
     times: &mut Times,
 ) -> anyhow::Result<Image> {
     let mut run = pipeline.begin(Start::Noise, noise)?;
     let mut counter = progress.count(name, run.total());
     loop {
         let begin = Instant::now();
-        if !pipeline.step(&mut run, noise)? {
-            break;
+        match pipeline.step(&mut run, noise) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(PipelineError::Stopped) => {
+                bail!("stopped after {} of {} steps; the image was not written", run.done(), run.total())
+            }
+            Err(error) => return Err(error.into()),
         }
         times.steps += begin.elapsed();
         times.evaluations += 1;
         counter.advance(run.done());
-        if stop.load(Ordering::SeqCst) {
-            bail!("stopped after {} of {} steps; this image was not written", run.done(), run.total());
-        }
         if previews.is_due(run.done(), run.total()) {
             let path = preview(previews.path, run.done());
             picture::write(&path, &pipeline.decode(run.predicted())?, previews.parameters)?;
