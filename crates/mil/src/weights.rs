@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use thiserror::Error;
 
@@ -365,23 +366,52 @@ fn concat(parts: &[WeightRef], axis: usize) -> Vec<u8> {
 
 /// Converts little-endian floats; `None` where either type is not a float of at most 32 bits (or f64 as a source).
 fn cast(bytes: &[u8], from: DType, to: DType) -> Option<Vec<u8>> {
-    let values: Box<dyn Iterator<Item = f32> + '_> = match from {
-        DType::F16 => Box::new(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())),
-        DType::BF16 => Box::new(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
-        DType::F32 => Box::new(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        DType::F64 => Box::new(
-            bytes
-                .chunks_exact(8)
-                .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32),
-        ),
-        _ => return None,
-    };
-    Some(match to {
-        DType::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::BF16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
-        DType::F32 => values.flat_map(f32::to_le_bytes).collect(),
-        _ => return None,
-    })
+    // In blocks, whose conversions the processor does many at a time.
+    const BLOCK: usize = 4096;
+    let width = |dtype: DType| dtype.bits() / 8;
+    let casts = matches!(from, DType::F16 | DType::BF16 | DType::F32 | DType::F64)
+        && matches!(to, DType::F16 | DType::BF16 | DType::F32);
+    if !casts {
+        return None;
+    }
+    let mut out = Vec::with_capacity(bytes.len() / width(from) * width(to));
+    let mut wide = [0f32; BLOCK];
+    let mut halves = [f16::ZERO; BLOCK];
+    let mut brains = [bf16::ZERO; BLOCK];
+    for block in bytes.chunks(BLOCK * width(from)) {
+        let wide = &mut wide[..block.len() / width(from)];
+        let (halves, brains) = (&mut halves[..wide.len()], &mut brains[..wide.len()]);
+        match from {
+            DType::F16 => {
+                halves.iter_mut().zip(block.as_chunks().0).for_each(|(h, &b)| *h = f16::from_le_bytes(b));
+                halves.convert_to_f32_slice(wide);
+            }
+            DType::BF16 => {
+                brains.iter_mut().zip(block.as_chunks().0).for_each(|(h, &b)| *h = bf16::from_le_bytes(b));
+                brains.convert_to_f32_slice(wide);
+            }
+            DType::F32 => {
+                wide.iter_mut().zip(block.as_chunks().0).for_each(|(v, &b)| *v = f32::from_le_bytes(b));
+            }
+            _ => {
+                wide.iter_mut()
+                    .zip(block.as_chunks().0)
+                    .for_each(|(v, &b)| *v = f64::from_le_bytes(b) as f32);
+            }
+        }
+        match to {
+            DType::F16 => {
+                halves.convert_from_f32_slice(wide);
+                out.extend(halves.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            DType::BF16 => {
+                brains.convert_from_f32_slice(wide);
+                out.extend(brains.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            _ => out.extend(wide.iter().flat_map(|value| value.to_le_bytes())),
+        }
+    }
+    Some(out)
 }
 
 #[cfg(test)]
@@ -445,5 +475,33 @@ mod tests {
         assert_eq!(half.read().unwrap().len(), 6);
         assert_eq!(half.cast(DType::F32).read().unwrap(), weight.read().unwrap());
         assert!(weight.cast(DType::I32).read().is_err());
+        let empty = WeightRef::new("w", TensorType::new(DType::F32, [0]), Bytes::new(vec![])).unwrap();
+        assert!(empty.cast(DType::I32).read().is_err());
+    }
+
+    #[test]
+    fn every_half_and_every_place_in_a_block_is_cast() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        for (narrow, wide) in [
+            (DType::F16, (|bits| f16::from_bits(bits).to_f32()) as fn(u16) -> f32),
+            (DType::BF16, |bits| bf16::from_bits(bits).to_f32()),
+        ] {
+            for count in [0, 1, 4095, 4096, 4097, 65536] {
+                let bytes = Bytes::new(all[..2 * count].to_vec());
+                let weight = WeightRef::new("w", TensorType::new(narrow, [count]), bytes).unwrap();
+                let found = weight.cast(DType::F32).read().unwrap().into_owned();
+                let expected: Vec<f32> = (0..count).map(|bits| wide(bits as u16)).collect();
+                for (found, expected) in found.as_chunks().0.iter().zip(&expected) {
+                    let found = f32::from_le_bytes(*found);
+                    assert!(found == *expected || (found.is_nan() && expected.is_nan()));
+                }
+                let weight =
+                    WeightRef::new("w", TensorType::new(DType::F32, [count]), Bytes::new(found)).unwrap();
+                let back = weight.cast(narrow).read().unwrap().into_owned();
+                for (at, found) in back.as_chunks().0.iter().enumerate() {
+                    assert!(*found == (at as u16).to_le_bytes() || expected[at].is_nan());
+                }
+            }
+        }
     }
 }
