@@ -43,9 +43,11 @@ impl<'f> Graph<'f> {
         self.makers[id.index()].filter(|&index| self.function.ops()[index].def.name == kind)
     }
 
-    /// The op of type `kind` that makes what is bound to an input of an op.
+    /// The op of type `kind` that makes what is bound to an input of an op, if it has such an input.
     pub(super) fn maker_of(&self, op: usize, input: &str, kind: &str) -> Option<usize> {
-        self.maker(self.view(op).get(input)?, kind)
+        let view = self.view(op);
+        let has_input = view.op().def.params.iter().any(|param| param.name == input);
+        self.maker(has_input.then(|| view.get(input)).flatten()?, kind)
     }
 
     /// The ops that use the first value that an op makes.
