@@ -3,7 +3,7 @@
     python tools/reference/coreml.py
 
 Needs an environment of its own: coremltools 9.0 with NumPy below 2 (`pip install 'coremltools==9.0' 'numpy<2'`).
-Writes `fixtures/coreml/encodings/*.mlpackage` and `fixtures/coreml/cases.json`; the packages of whole networks beside
+Writes `fixtures/coreml/encodings/*.mlpackage`, `pipeline.mlpackage` and `cases.json` in `fixtures/coreml/`; the packages of whole networks beside
 them are Apple's own converter's and are not made here.
 """
 
@@ -95,6 +95,22 @@ IOS18 = {f"palette{nbits}": (lambda model, nbits=nbits: palettized(model, nbits)
 }
 
 
+def pipeline(model):
+    """The network and a second one that takes what it puts out, as one package."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 8, 2, 2), dtype=types.fp16)], opset_version=ct.target.iOS16)
+    def second(y):
+        return mb.mul(x=y, y=np.arange(8, dtype=np.float16).reshape(1, 8, 1, 1), name="z")
+
+    second = ct.convert(
+        second,
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT16,
+        skip_model_load=True,
+    )
+    return ct.utils.make_pipeline(model, second)
+
+
 def fnv(data):
     """FNV-1a with 64 bits: a checksum that a test computes in three lines."""
     value = 0xCBF29CE484222325
@@ -131,6 +147,8 @@ def main():
     for name, target, methods in [("ios16", ct.target.iOS16, IOS16), ("ios18", ct.target.iOS18, IOS18)]:
         for method, compress in methods.items():
             compress(network(target)).save(str(encodings / f"{name}_{method}.mlpackage"))
+    # Over the network with a palette, in an order of coremltools' own.
+    pipeline(palettized(network(ct.target.iOS16), 4)).save(str(ROOT / "pipeline.mlpackage"))
     cases = [
         {"package": str(path.relative_to(ROOT)), "decoded": weights(path)}
         for path in sorted([*ROOT.glob("*__*.mlpackage"), *encodings.glob("*.mlpackage")])

@@ -279,3 +279,19 @@ fn models_of_apples_compiler_run() {
         assert_eq!(found, [("output".to_string(), expected)]);
     }
 }
+
+#[test]
+fn the_models_of_a_pipeline_become_one() {
+    let fixture = Fixture::open("coreml");
+    let single = coreml::read(&fixture.path("encodings/ios16_palette4.mlpackage")).unwrap();
+    let pipeline = coreml::read(&fixture.path("pipeline.mlpackage")).unwrap();
+    mil::verify(pipeline.program.main().unwrap()).unwrap();
+    let values = (0..32 * 4).map(|index| (index as f32 * 0.37).sin()).collect();
+    let inputs = [("x".to_string(), (vec![1, 32, 2, 2], values))].into();
+    let [y] = &run(&single, &inputs, &Reference, Arithmetic::Wide)[..] else { panic!("one output") };
+    let [z] = &run(&pipeline, &inputs, &Reference, Arithmetic::Wide)[..] else { panic!("one output") };
+    // The second model multiplies each channel by its number.
+    let y = y.1.as_f32().unwrap().iter().enumerate();
+    let expected: Vec<f32> = y.map(|(index, value)| value * (index / 4) as f32).collect();
+    assert_eq!((z.0.as_str(), z.1.as_f32().unwrap()), ("z", &expected[..]));
+}

@@ -255,8 +255,15 @@ fn what_mixbit_has_no_use_for_is_refused_by_name() {
         );
     });
     type Build<'a> = &'a dyn Fn(&mut Writer);
-    let cases: [(Build, &str); 6] = [
-        (&|m| m.message(202, &Writer::new()), "a pipeline of models is not supported"),
+    let pipeline = message(|pipeline| pipeline.message(1, &message(|model| model.number(1, 7))));
+    let inner = message(|model| {
+        model.number(1, 7);
+        model.message(202, &pipeline);
+    });
+    let nested = message(|pipeline| pipeline.message(1, &inner));
+    let cases: [(Build, &str); 7] = [
+        (&|m| m.message(202, &Writer::new()), "the pipeline is empty"),
+        (&|m| m.message(202, &nested), "there is no ML program"),
         (&|m| m.message(500, &Writer::new()), "a model of kind 500, not an ML program, is not supported"),
         (&|m| m.number(10, 1), "a model that is updated on the device is not supported"),
         (&|m| m.number(1, 10), "specification version 10 is not supported"),

@@ -1,8 +1,8 @@
 //! Core ML models: `.mlpackage` directories and compiled `.mlmodelc` ones, read and written.
 //!
 //! [`read`] gives a [`Model`]: a [`mil::Program`] whose weights stay in the memory-mapped weight file, and what the model
-//! says about itself. Specification versions 6 to 9 (iOS 15 to 18) are read. What mixbit has no use for is refused by
-//! name: pipelines, other kinds of model than ML programs, state, control flow, images and sequences as features, tensors
+//! says about itself. Specification versions 6 to 9 (iOS 15 to 18) are read; the models of a pipeline become one program.
+//! What mixbit has no use for is refused by name: other kinds of model than ML programs, state, control flow, images and sequences as features, tensors
 //! of unknown rank. Flexible shapes are read as their default shape.
 
 mod blob;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mil::{Function, ValueId};
+use mil::{Function, Program, ValueId};
 
 use super::description::{Description, describes};
 use super::wire::Message;
@@ -16,34 +16,100 @@ const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
 pub(super) const ML_PROGRAM: u32 = 502;
 const PIPELINE: u32 = 202;
 
+/// The most models of a pipeline.
+const MODELS_LIMIT: usize = 16;
+
 /// Reads a specification. `class` names the model.
 pub(super) fn read(bytes: &[u8], class: String, weights: &mut WeightFiles) -> Result<Model, CoreMlError> {
-    let (mut version, mut description, mut program) = (0, None, None);
-    for field in Message::new(bytes).fields() {
-        let field = field?;
-        match field.number {
-            1 => version = field.number()?,
-            2 => description = Some(field.message()?),
-            10 if field.number()? != 0 => {
-                return Err(CoreMlError::unsupported("a model that is updated on the device"));
+    let root = Message::new(bytes);
+    let parts = Parts::read(root)?;
+    let (version, description, program) = match parts.pipeline {
+        None => parts.program(root, weights)?,
+        Some(pipeline) => parts.pipeline(root, pipeline, weights)?,
+    };
+    finish(version, class, description, program)
+}
+
+/// The parts of a model.
+#[derive(Default)]
+struct Parts<'a> {
+    version: u64,
+    description: Option<Message<'a>>,
+    program: Option<Message<'a>>,
+    pipeline: Option<Message<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    fn read(message: Message<'a>) -> Result<Self, CoreMlError> {
+        let mut parts = Parts::default();
+        for field in message.fields() {
+            let field = field?;
+            match field.number {
+                1 => parts.version = field.number()?,
+                2 => parts.description = Some(field.message()?),
+                10 if field.number()? != 0 => {
+                    return Err(CoreMlError::unsupported("a model that is updated on the device"));
+                }
+                ML_PROGRAM => parts.program = Some(field.message()?),
+                PIPELINE => parts.pipeline = Some(field.message()?),
+                number @ 200.. => {
+                    let what = format!("a model of kind {number}, not an ML program,");
+                    return Err(CoreMlError::unsupported(what));
+                }
+                _ => {}
             }
-            ML_PROGRAM => program = Some(field.message()?),
-            PIPELINE => return Err(CoreMlError::unsupported("a pipeline of models")),
-            number @ 200.. => {
+        }
+        check_version(parts.version)?;
+        Ok(parts)
+    }
+
+    fn description(&self, message: Message) -> Result<Description, CoreMlError> {
+        Description::read(self.description.ok_or_else(|| message.malformed("there is no description"))?)
+    }
+
+    /// The version, description and program of a model that is one.
+    fn program(
+        &self,
+        message: Message,
+        weights: &mut WeightFiles,
+    ) -> Result<(u32, Description, Program), CoreMlError> {
+        let program = self.program.ok_or_else(|| message.malformed("there is no ML program"))?;
+        let description = self.description(message)?;
+        let program = program::read(program, &description.input_types(), weights)?;
+        Ok((self.version as u32, description, program))
+    }
+
+    /// Those of a pipeline, whose models become one program.
+    fn pipeline(
+        &self,
+        message: Message,
+        pipeline: Message,
+        weights: &mut WeightFiles,
+    ) -> Result<(u32, Description, Program), CoreMlError> {
+        let mut whole: Option<Function> = None;
+        for (count, field) in pipeline.fields().enumerate() {
+            let field = field?;
+            if field.number != 1 {
+                continue;
+            }
+            if count == MODELS_LIMIT {
                 return Err(CoreMlError::unsupported(format!(
-                    "a model of kind {number}, not an ML program,"
+                    "a pipeline of more than {MODELS_LIMIT} models"
                 )));
             }
-            _ => {}
+            let model = field.message()?;
+            let (version, description, program) = Parts::read(model)?.program(model, weights)?;
+            let part = finish(version, String::new(), description, program)?.program;
+            let part = part.main().ok_or_else(|| model.malformed("there is no main function"))?;
+            whole = Some(match whole {
+                None => part.clone(),
+                Some(before) => mil::join(&before, part)?,
+            });
         }
+        let whole = whole.ok_or_else(|| pipeline.malformed("the pipeline is empty"))?;
+        let version = (self.version as u32).max(6 + whole.opset as u32);
+        Ok((version, self.description(message)?, Program::new(whole)))
     }
-    check_version(version)?;
-    let root = Message::new(bytes);
-    let program = program.ok_or_else(|| root.malformed("there is no ML program"))?;
-    let description = description.ok_or_else(|| root.malformed("there is no description"))?;
-    let description = Description::read(description)?;
-    let program = program::read(program, &description.input_types(), weights)?;
-    finish(version as u32, class, description, program)
 }
 
 /// Refuses versions that are not known.
@@ -59,7 +125,7 @@ pub(super) fn finish(
     specification_version: u32,
     class: String,
     description: Description,
-    program: mil::Program,
+    program: Program,
 ) -> Result<Model, CoreMlError> {
     let main = program.main().map(|main| main.name.as_str());
     if let Some(default) = description.default_function.filter(|name| Some(name.as_str()) != main) {
