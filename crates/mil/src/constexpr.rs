@@ -155,6 +155,7 @@ impl Encoding {
 }
 
 /// Element `at` of a stream of `bits`-bit unsigned integers (at most 8 bits each), least significant bit first.
+#[inline(always)]
 fn bits_at(bytes: &[u8], bits: usize, at: usize) -> usize {
     let position = at * bits;
     let low = usize::from(bytes[position / 8]);
@@ -202,24 +203,48 @@ fn look_up<const W: usize>(
     axis: usize,
 ) -> Vec<u8> {
     let table = table.as_chunks::<W>().0;
-    let (blocks, vector) = (&lut[..shape.len()], lut[shape.len() + 1]);
+    let (blocks, vector) = (Blocks::new(shape, &lut[..shape.len()]), lut[shape.len() + 1]);
     let row = lut[shape.len()] * vector;
     let count: usize = shape.iter().product();
     let inner: usize = shape.iter().skip(axis + 1).product();
     let mut out = vec![[0; W]; count * vector];
-    let blocks = Blocks::new(shape, blocks);
-    let mut block = 0;
-    for element in 0..count {
-        if element % blocks.run == 0 {
-            block = blocks.block(element);
+    for start in (0..count).step_by(blocks.run) {
+        let palette = &table[blocks.block(start) * row..][..row];
+        if vector == 1 {
+            look_up_run(&mut out[start..start + blocks.run], palette, indices, bits, start);
+            continue;
         }
-        let entry = block * row + bits_at(indices, bits, element) * vector;
-        let (outer, along) = (element / inner, element % inner);
-        for (place, value) in table[entry..entry + vector].iter().enumerate() {
-            out[(outer * vector + place) * inner + along] = *value;
+        for element in start..start + blocks.run {
+            let entry = bits_at(indices, bits, element) * vector;
+            let (outer, along) = (element / inner, element % inner);
+            for (place, value) in palette[entry..entry + vector].iter().enumerate() {
+                out[(outer * vector + place) * inner + along] = *value;
+            }
         }
     }
     out.into_flattened()
+}
+
+/// Looks up the single values of one block, whose first element is `start`.
+fn look_up_run<const W: usize>(
+    out: &mut [[u8; W]],
+    palette: &[[u8; W]],
+    indices: &[u8],
+    bits: usize,
+    start: usize,
+) {
+    // Each width by itself, so that its shifts and masks are constants.
+    macro_rules! widths {
+        ($($width:literal)*) => {
+            match bits {
+                $($width => out.iter_mut().enumerate().for_each(|(at, value)| {
+                    *value = palette[bits_at(indices, $width, start + at)];
+                }),)*
+                _ => {}
+            }
+        };
+    }
+    widths!(1 2 3 4 6 8);
 }
 
 /// scale * (data - offset), every step rounded to the type of `scale`.
@@ -233,20 +258,20 @@ fn shift_scale(data: &WeightRef, scale: &WeightRef, offset: Option<&WeightRef>) 
     let offset_blocks = offset.map(|offset| Blocks::new(shape, &offset.ty().shape));
     let count: usize = shape.iter().product();
     let mut out = Vec::with_capacity(count * if half { 2 } else { 4 });
-    let (mut factor, mut shift) = (1.0, 0.0);
-    for element in 0..count {
-        if element % scale_blocks.run == 0 {
-            factor = scales.at(scale_blocks.block(element));
-        }
-        if let (Some(offsets), Some(blocks)) = (&offsets, &offset_blocks)
-            && element % blocks.run == 0
-        {
-            shift = round(offsets.at(blocks.block(element)));
-        }
-        let value = round(factor * round(round(elements.at(element)) - shift));
-        match half {
-            true => out.extend(f16::from_f32(value).to_le_bytes()),
-            false => out.extend(value.to_le_bytes()),
+    // Both have the same blocks, or one has a single one.
+    let run = scale_blocks.run.min(offset_blocks.as_ref().map_or(usize::MAX, |blocks| blocks.run));
+    for start in (0..count).step_by(run) {
+        let factor = scales.at(scale_blocks.block(start));
+        let shift = match (&offsets, &offset_blocks) {
+            (Some(offsets), Some(blocks)) => round(offsets.at(blocks.block(start))),
+            _ => 0.0,
+        };
+        for element in start..start + run {
+            let value = round(factor * round(round(elements.at(element)) - shift));
+            match half {
+                true => out.extend(f16::from_f32(value).to_le_bytes()),
+                false => out.extend(value.to_le_bytes()),
+            }
         }
     }
     out
