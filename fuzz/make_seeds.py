@@ -53,6 +53,7 @@ COREML = ROOT / "fixtures/coreml"
 MODEL = "Data/com.apple.CoreML"
 for name in ("ios16_linear_uint8", "ios16_palette2", "ios16_sparse", "ios18_linear_uint4_blocks16", "ios18_palette4_groups8_scaled"):
     write(f"coreml_specification/{name}", (COREML / f"encodings/{name}.mlpackage/{MODEL}/model.mlmodel").read_bytes())
+write("coreml_specification/pipeline", (COREML / f"pipeline.mlpackage/{MODEL}/model.mlmodel").read_bytes())
 package = COREML / "encodings/ios18_palette4_groups8_scaled.mlpackage"
 write("coreml_weights/palette4_groups8_scaled", (package / MODEL / "weights/weight.bin").read_bytes())
 for path in sorted((COREML / "compiled").glob("**/model.mil")):

@@ -1,9 +1,41 @@
 //! Core ML models: `.mlpackage` directories and compiled `.mlmodelc` ones, read and written.
 //!
 //! [`read`] gives a [`Model`]: a [`mil::Program`] whose weights stay in the memory-mapped weight file, and what the model
-//! says about itself. Specification versions 6 to 9 (iOS 15 to 18) are read; the models of a pipeline become one program.
-//! What mixbit has no use for is refused by name: other kinds of model than ML programs, state, control flow, images and sequences as features, tensors
-//! of unknown rank. Flexible shapes are read as their default shape.
+//! says about itself. [`write_package`] and [`write_compiled`] write one.
+//!
+//! Specification versions 6 to 9 (iOS 15 to 18) are read; the models of a pipeline become one program, flexible shapes
+//! are read as their default shape. What mixbit has no use for is refused by name: other kinds of model than ML
+//! programs, compiled pipelines, state, control flow, images and sequences as features, tensors of unknown rank.
+//!
+//! ```
+//! use formats::coreml::{self, Feature, Metadata, Model};
+//! use mil::{Builder, DType, Opset, Program, TensorType};
+//!
+//! let ty = TensorType::new(DType::F32, [1, 4]);
+//! let mut b = Builder::new("main", Opset::Ios16);
+//! let x = b.input("x", ty.clone())?;
+//! let y = b.op("mul").arg("x", x).arg("y", 2.0).named("y").add()?;
+//! let feature = |name: &str| Feature {
+//!     name: name.to_string(),
+//!     description: String::new(),
+//!     ty: ty.clone(),
+//!     optional: false,
+//! };
+//! let model = Model {
+//!     specification_version: 7,
+//!     class: "Double".to_string(),
+//!     program: Program::new(b.finish(&[y])?),
+//!     inputs: vec![feature("x")],
+//!     outputs: vec![feature("y")],
+//!     metadata: Metadata::default(),
+//! };
+//! # let folder = std::env::temp_dir().join(format!("mixbit-doc-{}", std::process::id()));
+//! let path = folder.join("Double.mlpackage");
+//! coreml::write_package(&path, &model, &mut |done, total| println!("{done} of {total} bytes"))?;
+//! assert_eq!(coreml::read(&path)?.outputs, model.outputs);
+//! # std::fs::remove_dir_all(folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod blob;
 mod compiled;
