@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mil::{DType, Function, TensorType};
 
@@ -57,6 +58,17 @@ pub struct Signature {
     pub ty: TensorType,
 }
 
+/// The time that the steps of one kind took in all runs of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The op, or the chain of ops that is one step.
+    pub kind: String,
+    /// How many steps of a run are of this kind.
+    pub steps: usize,
+    /// The time.
+    pub time: Duration,
+}
+
 /// A function that is ready to run.
 pub struct Model {
     inputs: Vec<Signature>,
@@ -74,6 +86,11 @@ pub(crate) trait Executable: Send {
 
     /// What is run, step by step, for people.
     fn describe(&self) -> String;
+
+    /// Where the time went, by kind of step.
+    fn profile(&self) -> Vec<Timing> {
+        Vec::new()
+    }
 }
 
 impl Model {
@@ -111,6 +128,13 @@ impl Model {
     /// What is run, step by step, for people.
     pub fn describe(&self) -> String {
         self.executable.describe()
+    }
+
+    /// Where the time of all runs went, the longest first; empty for a backend that does not tell.
+    pub fn profile(&self) -> Vec<Timing> {
+        let mut timings = self.executable.profile();
+        timings.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
+        timings
     }
 
     /// Runs the function on named inputs.

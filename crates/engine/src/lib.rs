@@ -30,7 +30,7 @@ mod ops;
 mod reference;
 mod tensor;
 
-pub use backend::{Arithmetic, Backend, Model, Options, Signature};
+pub use backend::{Arithmetic, Backend, Model, Options, Signature, Timing};
 pub use cpu::Cpu;
 pub use error::Error;
 pub use reference::Reference;

@@ -254,6 +254,14 @@ impl<'m> Pipeline<'m> {
         })
     }
 
+    /// Where the time of the UNet and of the decoder went, by network.
+    pub fn profile(&self) -> Vec<(&str, Vec<engine::Timing>)> {
+        let unet = (self.model.unet.network.component(), self.unet.profile());
+        let decoder = self.decoder.as_ref();
+        let decoder = decoder.map(|decoder| (self.model.decoder.network.component(), decoder.profile()));
+        std::iter::once(unet).chain(decoder).collect()
+    }
+
     /// Decodes latents (channels, height, width).
     ///
     /// # Errors

@@ -99,9 +99,14 @@ impl Plan {
     }
 }
 
+/// Weights of up to this many elements in all are packed when a function is compiled: a quarter of a gigabyte. Larger
+/// ones stay in their files, as they are stored, and are packed whenever they are used.
+const PACK_UP_TO: usize = 1 << 26;
+
 /// A plan in the making.
 pub(crate) struct Lowering<'f> {
     function: &'f Function,
+    packs_weights: bool,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
     plan: Plan,
@@ -117,7 +122,13 @@ impl<'f> Lowering<'f> {
             outputs: Vec::new(),
         };
         let places = vec![None; function.values().len()];
-        let mut lowering = Lowering { function, shared: Arc::new(function.clone()), places, plan };
+        let weights = function.values().iter().filter_map(|value| match &value.def {
+            Def::Const(constant) => Some(constant.ty().count()),
+            _ => None,
+        });
+        let packs_weights = weights.fold(0, usize::saturating_add) <= PACK_UP_TO;
+        let mut lowering =
+            Lowering { function, packs_weights, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let buffer = lowering.make(id);
             lowering.plan.inputs.push(Place::Buffer(buffer));
@@ -136,6 +147,11 @@ impl<'f> Lowering<'f> {
     /// The function that is lowered.
     pub(crate) fn function(&self) -> &'f Function {
         self.function
+    }
+
+    /// Whether weights are packed now, not whenever they are used.
+    pub(crate) fn packs_weights(&self) -> bool {
+        self.packs_weights
     }
 
     /// The function that is lowered, to keep.

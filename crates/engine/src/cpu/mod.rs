@@ -5,18 +5,20 @@ mod lowering;
 mod memory;
 mod weight;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use half::f16;
 use kernels::ThreadPool;
 use mil::{DType, Function};
 
 pub(crate) use lowering::{Io, Lowering};
-pub(crate) use weight::Weight;
+pub(crate) use weight::{ConvKernel, LinearKernel, Weight};
 
 use crate::backend::Executable;
-use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor};
+use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing};
 use lowering::{Place, Step};
 use memory::Regions;
 
@@ -67,6 +69,7 @@ impl Backend for Cpu {
             floats: memory::zeros(regions.floats)?,
             ints: memory::zeros(regions.ints)?,
             options: options.clone(),
+            times: vec![Duration::ZERO; plan.steps.len()],
             declined: fused.declined,
             regions,
             plan,
@@ -83,6 +86,8 @@ struct CpuRun {
     floats: Vec<f32>,
     ints: Vec<i32>,
     options: Options,
+    /// The time that each step took in all runs.
+    times: Vec<Duration>,
     declined: Vec<fuse::Declined>,
 }
 
@@ -96,15 +101,17 @@ impl Executable for CpuRun {
                 Data::Int(values) => self.ints[range].copy_from_slice(values),
             }
         }
-        let CpuRun { pool, plan, regions, floats, ints, options, .. } = self;
+        let CpuRun { pool, plan, regions, floats, ints, options, times, .. } = self;
         pool.install(|| {
-            for step in &plan.steps {
+            for (step, time) in plan.steps.iter().zip(times) {
                 options.check_stop()?;
+                let begin = Instant::now();
                 let mut io = regions.borrow(step, &plan.constants, floats, ints);
                 (step.run)(&mut io)?;
                 if options.arithmetic == Arithmetic::Declared {
                     round_results(step, &mut io);
                 }
+                *time += begin.elapsed();
             }
             Ok::<(), Error>(())
         })?;
@@ -123,6 +130,18 @@ impl Executable for CpuRun {
 
     fn arena_bytes(&self) -> usize {
         size_of_val(&*self.floats) + size_of_val(&*self.ints)
+    }
+
+    fn profile(&self) -> Vec<Timing> {
+        let mut kinds: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
+        for (step, time) in self.plan.steps.iter().zip(&self.times) {
+            let kind = step.label.split(' ').next().unwrap_or_default();
+            let (steps, sum) = kinds.entry(kind).or_default();
+            *steps += 1;
+            *sum += *time;
+        }
+        let timing = |(kind, (steps, time)): (&str, _)| Timing { kind: kind.to_string(), steps, time };
+        kinds.into_iter().map(timing).collect()
     }
 
     fn describe(&self) -> String {

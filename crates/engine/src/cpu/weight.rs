@@ -1,7 +1,7 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
 use half::{bf16, f16};
-use kernels::WeightSlice;
+use kernels::{ConvShape, ConvWeight, Operand, PackedMatrix, PackedSide, WeightSlice};
 use mil::{DType, WeightRef};
 
 use crate::{Error, Tensor};
@@ -47,6 +47,54 @@ impl Weight {
             Weight::F32(values) => WeightSlice::F32(values),
             Weight::F16(values) => WeightSlice::F16(values),
             Weight::Bf16(values) => WeightSlice::Bf16(values),
+        }
+    }
+}
+
+/// The weight of a convolution: packed beforehand, or whenever it is used.
+pub(crate) enum ConvKernel {
+    Stored(Weight),
+    Packed(Vec<PackedMatrix>),
+}
+
+impl ConvKernel {
+    pub(crate) fn new(weight: Weight, shape: &ConvShape, is_packed: bool) -> Self {
+        match is_packed {
+            true => ConvKernel::Packed(kernels::pack_conv_weight(shape, weight.slice())),
+            false => ConvKernel::Stored(weight),
+        }
+    }
+
+    pub(crate) fn operand(&self) -> ConvWeight<'_> {
+        match self {
+            ConvKernel::Stored(weight) => ConvWeight::Stored(weight.slice()),
+            ConvKernel::Packed(groups) => ConvWeight::Packed(groups),
+        }
+    }
+}
+
+/// The weight [outs, depth] of a linear layer: packed beforehand, or whenever it is used.
+pub(crate) enum LinearKernel {
+    Stored(Weight, [usize; 2]),
+    Packed(PackedMatrix),
+}
+
+impl LinearKernel {
+    pub(crate) fn new(weight: Weight, [outs, depth]: [usize; 2], is_packed: bool) -> Self {
+        match is_packed {
+            true => {
+                let matrix = weight.slice().transposed_matrix(outs, depth);
+                LinearKernel::Packed(PackedMatrix::new(matrix, PackedSide::Right))
+            }
+            false => LinearKernel::Stored(weight, [outs, depth]),
+        }
+    }
+
+    /// The transposed weight, for the right side of a product.
+    pub(crate) fn operand(&self) -> Operand<'_> {
+        match self {
+            LinearKernel::Stored(weight, [outs, depth]) => weight.slice().transposed_matrix(*outs, *depth),
+            LinearKernel::Packed(matrix) => Operand::Packed(matrix),
         }
     }
 }

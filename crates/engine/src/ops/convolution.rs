@@ -1,11 +1,11 @@
 //! Convolution, padding and resizing.
 
-use kernels::{ConvEpilogue, ConvShape, ConvWeight, Padding};
+use kernels::{ConvEpilogue, ConvShape, Padding};
 use mil::OpView;
 use mil::ops::ConvGeometry;
 
 use super::{Binding, offsets, strides};
-use crate::cpu::Lowering;
+use crate::cpu::{ConvKernel, Lowering};
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
@@ -77,9 +77,10 @@ fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         groups: geometry.groups,
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
+    let weight = ConvKernel::new(weight, &shape, plan.packs_weights());
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let epilogue = ConvEpilogue { bias: bias.as_deref(), ..ConvEpilogue::default() };
-        kernels::conv2d(&shape, io.floats[0], ConvWeight::Stored(weight.slice()), &epilogue, io.out[0]);
+        kernels::conv2d(&shape, io.floats[0], weight.operand(), &epilogue, io.out[0]);
         Ok(())
     })
 }

@@ -112,6 +112,9 @@ pub(super) struct Arguments {
     /// Print only the files' names
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
+    /// Also print where the time went, by kind of op
+    #[arg(long, help_heading = "Output")]
+    profile: bool,
     /// Print one JSON object with files, seeds, timings and memory
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -183,11 +186,28 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         drawn.push(Drawn { path, seed });
     }
     let total = begin.elapsed();
+    if arguments.profile {
+        eprint!("{}", profile(&pipeline));
+    }
     match arguments.json {
         true => println!("{:#}", summary_json(&pipeline, &request, &model_name, &drawn, &times, total)),
         false => progress.say(summary(&request, &times, drawn.len(), total)),
     }
     Ok(())
+}
+
+/// Where the time went, as a table.
+fn profile(pipeline: &Pipeline) -> String {
+    let mut text = String::new();
+    for (network, timings) in pipeline.profile() {
+        let total: f64 = timings.iter().map(|timing| timing.time.as_secs_f64()).sum();
+        text += &format!("{network}: {total:.3} s\n");
+        for engine::Timing { kind, steps, time } in timings {
+            let seconds = time.as_secs_f64();
+            text += &format!("{seconds:10.3} s {:5.1} %  {kind} ({steps})\n", 100.0 * seconds / total);
+        }
+    }
+    text
 }
 
 fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Request> {
