@@ -139,6 +139,13 @@ fn packages_agree_with_pytorch_on_both_executors() {
             (&cpu, Arithmetic::Declared, case.declared),
         ];
         for (backend, arithmetic, least) in runs {
+            // The reference takes seconds for an image; once is enough.
+            if case.package.starts_with("vae")
+                && backend.name() == "reference"
+                && arithmetic != Arithmetic::Wide
+            {
+                continue;
+            }
             let mut values = named("in.");
             for model in &models {
                 for (name, tensor) in run(model, &values, backend, arithmetic) {

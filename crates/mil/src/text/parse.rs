@@ -475,7 +475,11 @@ impl<'a> Parser<'a, '_> {
                 number(word).is_some_and(|value| elements.float(value))
             }
             (Token::Number(text), dtype) if dtype.is_int() => {
-                text.parse().is_ok_and(|value| elements.int(value))
+                let value = match text.strip_prefix("0x") {
+                    Some(hex) => u64::from_str_radix(hex, 16).map(i128::from),
+                    None => text.parse(),
+                };
+                value.is_ok_and(|value| elements.int(value))
             }
             _ => false,
         };

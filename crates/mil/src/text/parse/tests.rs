@@ -180,6 +180,17 @@ fn faults_are_named_with_their_place() {
 }
 
 #[test]
+fn integers_are_decimal_or_hexadecimal() {
+    let text = with_statement("tensor<uint8, [3]> y = const()[val = tensor<uint8, [3]>([0xff, 12, 0x0])];");
+    let program = parse(&text, &mut zeros).unwrap();
+    let function = &program.functions[0];
+    let Def::Const(Constant::Literal(literal)) = &function.value(function.outputs()[0]).def else {
+        panic!("no literal")
+    };
+    assert_eq!(literal.bytes(), Some(&[255, 12, 0][..]));
+}
+
+#[test]
 fn open_shapes_take_their_defaults() {
     let text = r#"program(1.3)
 [buildInfo = dict<string, string>({{"coremlc-version", "3600.25.1"}})]
