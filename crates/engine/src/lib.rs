@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod compare;
 mod cpu;
 mod error;
 mod ops;
@@ -31,6 +32,7 @@ mod reference;
 mod tensor;
 
 pub use backend::{Arithmetic, Backend, Model, Options, Signature, Timing};
+pub use compare::{OpDifference, compare};
 pub use cpu::Cpu;
 pub use error::Error;
 pub use reference::Reference;

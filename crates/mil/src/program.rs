@@ -122,6 +122,11 @@ impl Function {
         OpView { function: self, op }
     }
 
+    /// The same function with other outputs, for instance with values that were intermediate.
+    pub fn with_outputs(&self, outputs: &[ValueId]) -> Function {
+        Function { outputs: outputs.to_vec(), ..self.clone() }
+    }
+
     /// Replaces constants: `replace` gives a new one of the same type, or `None` to keep the old.
     ///
     /// # Errors
