@@ -1,6 +1,8 @@
 //! Models converted to Core ML packages and run from there.
 
-use std::path::{Path, PathBuf};
+mod scratch;
+
+use std::path::Path;
 use std::process::Command;
 
 use diffusion::model::DiffusionModel;
@@ -8,28 +10,12 @@ use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use diffusion::random::random_source;
 use engine::Cpu;
 use mixbit::model::load;
+use scratch::Scratch;
 use testkit::{ErrorStats, Failures};
 
 type Error = Box<dyn std::error::Error>;
 
 const PROMPT: &str = "a small red circle above a large blue square on a white background";
-
-/// A directory of its own that goes when the test ends.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mixbit-convert-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn convert(output: &Path, options: &[&str]) -> Result<(), Error> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mixbit"));
@@ -66,9 +52,9 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     let mut failures = Failures::new("conversions");
     for (name, options) in cases {
         failures.case(name, || {
-            let scratch = Scratch::new(&name.replace(' ', "-"));
-            convert(&scratch.0, options)?;
-            let (model, _) = load(Some(&scratch.0), None)?;
+            let scratch = Scratch::new();
+            convert(scratch.path(), options)?;
+            let (model, _) = load(Some(scratch.path()), None)?;
             ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
             let resized = draw(&model, |request| request.size = [160, 72])?;
             ErrorStats::compare(&resized, &wide).within(1e-4)?;
@@ -78,9 +64,9 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
         });
     }
     failures.case("compiled", || {
-        let scratch = Scratch::new("compiled");
-        convert(&scratch.0, &["--bundle-resources-for-swift-cli", "--chunk-unet"])?;
-        let (model, _) = load(Some(&scratch.0.join("Resources")), None)?;
+        let scratch = Scratch::new();
+        convert(scratch.path(), &["--bundle-resources-for-swift-cli", "--chunk-unet"])?;
+        let (model, _) = load(Some(&scratch.path().join("Resources")), None)?;
         ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
         Ok::<(), Error>(())
     });

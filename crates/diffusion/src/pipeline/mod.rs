@@ -151,17 +151,16 @@ impl Run {
 /// A model that is ready to draw one request.
 pub struct Pipeline<'m> {
     model: &'m DiffusionModel,
-    backend: &'m dyn Backend,
     request: Request,
     unet: engine::Model,
     conditioning: Conditioning,
     /// What the UNet is told in each evaluation of a step.
     told: Vec<Told>,
-    decoder: Option<engine::Model>,
+    decoder: engine::Model,
 }
 
 impl<'m> Pipeline<'m> {
-    /// Encodes the prompts and prepares the UNet.
+    /// Encodes the prompts and prepares the UNet and the decoder.
     ///
     /// # Errors
     /// [`PipelineError`] if the request or the model can't be run.
@@ -182,7 +181,12 @@ impl<'m> Pipeline<'m> {
         let graph = model.unet.network.graph(&options)?;
         let unet = compile(&model.unet.network, backend, &graph, &request, request.precision)?;
         let told = conditioning.fit(&unet, &request)?;
-        Ok(Pipeline { model, backend, request, unet, conditioning, told, decoder: None })
+        let Decoder { network, force_upcast, .. } = &model.decoder;
+        let precision = if *force_upcast { Precision::F32 } else { request.precision };
+        // Now, so that what does not fit into memory is known before the work of all steps is done.
+        let graph = network.graph(&graph_options(model, &request, precision))?;
+        let decoder = compile(network, backend, &graph, &request, precision)?;
+        Ok(Pipeline { model, request, unet, conditioning, told, decoder })
     }
 
     /// What of the prompts did not fit the text encoders.
@@ -257,29 +261,18 @@ impl<'m> Pipeline<'m> {
     /// Where the time of the UNet and of the decoder went, by network.
     pub fn profile(&self) -> Vec<(&str, Vec<engine::Timing>)> {
         let unet = (self.model.unet.network.component(), self.unet.profile());
-        let decoder = self.decoder.as_ref();
-        let decoder = decoder.map(|decoder| (self.model.decoder.network.component(), decoder.profile()));
-        std::iter::once(unet).chain(decoder).collect()
+        vec![unet, (self.model.decoder.network.component(), self.decoder.profile())]
     }
 
     /// Decodes latents (channels, height, width).
     ///
     /// # Errors
-    /// If the decoder can't be built, or [`PipelineError::NotFinite`].
+    /// If the decoder can't be run, or [`PipelineError::NotFinite`].
     pub fn decode(&mut self, latents: &[f32]) -> Result<Image, PipelineError> {
-        let Decoder { network, latent, force_upcast } = &self.model.decoder;
-        let precision = if *force_upcast { Precision::F32 } else { self.request.precision };
-        let mut decoder = match self.decoder.take() {
-            Some(decoder) => decoder,
-            None => {
-                let graph = network.graph(&graph_options(self.model, &self.request, precision))?;
-                compile(network, self.backend, &graph, &self.request, precision)?
-            }
-        };
+        let Decoder { network, latent, .. } = &self.model.decoder;
         let [channels, height, width] = self.latent_shape();
         let z = tensor(&[1, channels, height, width], latent.to_decoder(latents))?;
-        let values = run(&mut decoder, network, &[("z", &z)], "image")?;
-        self.decoder = Some(decoder);
+        let values = run(&mut self.decoder, network, &[("z", &z)], "image")?;
         self.check_finite(network, &values)?;
         Ok(Image::new(self.request.size, values))
     }

@@ -74,7 +74,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
     size: Option<[usize; 2]>,
     /// The scheduler; -karras, -exponential, -beta or -lu may follow the name [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::schedulers(), hide_possible_values = true, help_heading = "Drawing")]
+    #[arg(long, value_name = "NAME", value_parser = values::schedulers(), hide_possible_values = true,
+        long_help = values::scheduler_help(), help_heading = "Drawing")]
     scheduler: Option<String>,
     /// How the scheduler spaces its timesteps [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = values::spacings(), help_heading = "Drawing")]
@@ -92,6 +93,7 @@ pub(super) struct Arguments {
         alias = "image-count",
         value_name = "N",
         default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..),
         help_heading = "Drawing"
     )]
     images: u32,

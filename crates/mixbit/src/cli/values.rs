@@ -35,6 +35,17 @@ pub(super) fn schedulers() -> PossibleValuesParser {
     values.into()
 }
 
+/// The long help of the scheduler option: every scheduler with its line.
+pub(super) fn scheduler_help() -> String {
+    let width = SCHEDULERS.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
+    let mut text = "The scheduler [default: the model's]\n\n".to_string();
+    for entry in SCHEDULERS {
+        text += &format!("  {:width$}  {}\n", entry.name, entry.about);
+    }
+    text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras. Names of diffusers' \
+            classes are understood too."
+}
+
 /// Every random source.
 pub(super) fn random_sources() -> PossibleValuesParser {
     let value = |entry: &diffusion::random::RandomSourceEntry| {
