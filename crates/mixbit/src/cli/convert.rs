@@ -10,7 +10,7 @@ use diffusion::arch::AttentionImplementation;
 use diffusion::model::ModelFiles;
 
 use super::progress::Progress;
-use super::{interrupt, memory, values};
+use super::{interrupt, memory, print_line, values};
 use crate::model::{DiffusersModel, NamedComponent};
 use crate::package::{
     DEPLOYMENT_TARGETS, DeploymentTarget, Options, PackageError, Source, plan, write_vocabulary,
@@ -164,7 +164,7 @@ fn write(
             counter.advance_bytes(done, total);
         })?;
     }
-    println!("{}", path.display());
+    print_line(path.display());
     Ok(written)
 }
 

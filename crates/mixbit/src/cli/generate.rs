@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::output::{Output, preview};
 use super::progress::Progress;
-use super::{interrupt, memory, values};
+use super::{interrupt, memory, print_line, values};
 use crate::model::load;
 use crate::parameters::Parameters;
 use crate::picture;
@@ -183,7 +183,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
         picture::write(&path, &image, &parameters)?;
         if !arguments.json {
-            println!("{}", path.display());
+            print_line(path.display());
         }
         drawn.push(Drawn { path, seed });
     }
@@ -192,7 +192,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         eprint!("{}", profile(&pipeline));
     }
     match arguments.json {
-        true => println!("{:#}", summary_json(&pipeline, &request, &model_name, &drawn, &times, total)),
+        true => print_line(format_args!(
+            "{:#}",
+            summary_json(&pipeline, &request, &model_name, &drawn, &times, total)
+        )),
         false => progress.say(summary(&request, &times, drawn.len(), total)),
     }
     Ok(())

@@ -9,6 +9,8 @@ mod output;
 mod progress;
 mod values;
 
+use std::fmt::Display;
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -50,13 +52,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Prints a line of results. A reader that has gone, as `head` does, is no error.
+fn print_line(line: impl Display) {
+    let _ = writeln!(stdout(), "{line}");
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
+            print_line(String::from_utf8_lossy(&script));
             Ok(())
         }
     }
