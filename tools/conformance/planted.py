@@ -1,0 +1,234 @@
+"""Plants defects in packages and finds out whether each is found: a check that can't fail is none.
+
+    python planted.py MIXBIT
+"""
+
+import logging
+import os
+import re
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from shutil import copytree
+
+logging.disable(logging.WARNING)
+os.environ["TQDM_DISABLE"] = "1"
+
+import apple
+import compiled
+from cases import Case, PIPELINES, UNETS
+from package import Package
+from run import check_part, convert, expected
+
+CASE = Case(PIPELINES / "sd15", parts=UNETS, compiled=True)
+NAME = "Stable_Diffusion_version_tiny_unet"
+
+
+def first(spec, kind):
+    block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
+    return next(op for op in block.operations if op.type == kind)
+
+
+def weight(spec, name):
+    block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
+    return next(op for op in block.operations if op.outputs[0].name == name)
+
+
+def rename(spec, old, new):
+    function = spec.mlProgram.functions["main"]
+    for op in next(iter(function.block_specializations.values())).operations:
+        for output in op.outputs:
+            if output.name == old:
+                output.name = new
+                op.attributes["name"].immediateValue.tensor.strings.values[0] = new
+        for argument in op.inputs.values():
+            for binding in argument.arguments:
+                if binding.name == old:
+                    binding.name = new
+
+
+def opset(spec, name):
+    function = spec.mlProgram.functions["main"]
+    [old] = function.block_specializations
+    function.block_specializations[name].CopyFrom(function.block_specializations[old])
+    del function.block_specializations[old]
+    function.opset = name
+
+
+def wrong_shape(spec):
+    first(spec, "conv").outputs[0].type.tensorType.dimensions[1].constant.size += 1
+
+
+def wrong_dtype(spec):
+    first(spec, "silu").outputs[0].type.tensorType.dataType = 11
+
+
+def undefined(spec):
+    first(spec, "silu").inputs["x"].arguments[0].name = "nowhere"
+
+
+def reserved(spec):
+    rename(spec, "conv_in", "tensor")
+
+
+def dotted(spec):
+    rename(spec, "conv_in", "conv.in")
+
+
+def feature_type(spec):
+    spec.description.input[0].type.multiArrayType.dataType = 65568
+
+
+def feature_name(spec):
+    spec.description.output[0].name = "noise"
+
+
+def later_op(spec):
+    first(spec, "silu").type = "scaled_dot_product_attention"
+
+
+def too_new(spec):
+    spec.specificationVersion = 8
+
+
+def newer_opset(spec):
+    opset(spec, "CoreML8")
+
+
+def no_license(spec):
+    spec.description.metadata.license = ""
+
+
+def swapped(spec):
+    one, other = weight(spec, "conv_in_bias"), weight(spec, "conv_norm_out_bias")
+    a, b = one.attributes["val"].blobFileValue, other.attributes["val"].blobFileValue
+    a.offset, b.offset = b.offset, a.offset
+
+
+def between_blobs(spec):
+    weight(spec, "conv_in_weight").attributes["val"].blobFileValue.offset += 64
+
+
+def unused_weight(spec):
+    weight(spec, "conv_in_bias").attributes["val"].CopyFrom(weight(spec, "conv_norm_out_bias").attributes["val"])
+
+
+SPECIFICATION = [
+    wrong_shape,
+    wrong_dtype,
+    undefined,
+    reserved,
+    dotted,
+    feature_type,
+    feature_name,
+    later_op,
+    too_new,
+    newer_opset,
+    no_license,
+    swapped,
+    between_blobs,
+    unused_weight,
+]
+
+
+def count(data):
+    data[0] += 1
+
+
+def short(data):
+    del data[-2:]
+
+
+def bit(data):
+    data[128] ^= 1
+
+
+def sentinel(data):
+    data[64] ^= 1
+
+
+def stored_dtype(data):
+    struct.pack_into("<I", data, 68, 2)
+
+
+WEIGHTS = [count, short, bit, sentinel, stored_dtype]
+
+METADATA = [
+    ("Ios16.einsum", "Ios16.matmul"),
+    (r'"shape": "\[2, 4', '"shape": "[1, 4'),
+    ('"timestep"', '"time"'),
+    (" × ", " x "),
+    ('"iOS": "16.0"', '"iOS": "17.0"'),
+    ('"SliceByIndex"', '"Ios16.sliceByIndex"'),
+    ('"storagePrecision"', '"stored"'),
+]
+
+
+def problems(package):
+    interface, checkpoint, _, _ = expected(CASE)[NAME]
+    return list(check_part([package], CASE, interface, checkpoint))
+
+
+def with_specification(path, change):
+    package = Package(path)
+    change(package.spec)
+    file = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    file.write_bytes(package.spec.SerializeToString())
+    return problems(Package(path))
+
+
+def with_weights(path, change):
+    file = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    data = bytearray(file.read_bytes())
+    change(data)
+    file.write_bytes(data)
+    return problems(Package(path))
+
+
+def with_metadata(path, package, old, new):
+    file = path / "metadata.json"
+    text = file.read_text()
+    changed = re.sub(old, new, text)
+    assert changed != text, f"{old} is not there"
+    file.write_text(changed)
+    return list(compiled.check(path, package))
+
+
+def with_reference(path):
+    """Another configuration's package."""
+    reference = next(other for other in apple.RECORDED["references"] if other["name"] == "unet_sd15_split_einsum")
+    return apple.differences(reference, Package(path))
+
+
+def main():
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        convert(sys.argv[1], CASE.model, CASE.flags(), folder)
+        good, good_compiled = folder / f"{NAME}.mlpackage", folder / "Resources" / "Unet.mlmodelc"
+        assert not problems(Package(good)), "the package has defects without planting any"
+
+        def plant(name, original, check):
+            nonlocal missed
+            copy = folder / "planted" / str(len(list(folder.glob("planted/*")))) / original.name
+            copytree(original, copy)
+            try:
+                found = check(copy)
+            except Exception as error:
+                found = [f"{type(error).__name__}: {error}"]
+            missed += not found
+            print(f"{name}: {found[0][:110] if found else 'NOT FOUND'}")
+
+        for change in SPECIFICATION:
+            plant(change.__name__, good, lambda path: with_specification(path, change))
+        for change in WEIGHTS:
+            plant(change.__name__, good, lambda path: with_weights(path, change))
+        for old, new in METADATA:
+            plant(old, good_compiled, lambda path: with_metadata(path, Package(good), old, new))
+        plant("another configuration", good, with_reference)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Converts tiny models and compares the packages with Apple's. Needs Python 3.11 and, the first time, the package index.
+# Arguments are passed on to run.py: with a word, only the cases that have it are run.
+set -eu
+here=$(dirname "$(realpath "$0")")
+cd "$here/../.."
+target=${CARGO_TARGET_DIR:-target}
+environment=$target/conformance-environment
+if ! cmp -s "$here/requirements.txt" "$environment/requirements.txt"; then
+    ${PYTHON:-python3.11} -m venv --clear "$environment"
+    "$environment/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+    cp "$here/requirements.txt" "$environment/requirements.txt"
+fi
+cargo build --quiet --package mixbit
+"$environment/bin/python" "$here/planted.py" "$target/debug/mixbit"
+exec "$environment/bin/python" "$here/run.py" "$target/debug/mixbit" "$@"
