@@ -1,16 +1,19 @@
 //! Progress on standard error: a bar on a terminal, plain lines elsewhere, or nothing.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write as _, stderr};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Plain lines are at least this far apart.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How a bar that counts steps looks.
-const STEPS: &str = "{prefix} [{bar:32}] {pos}/{len} steps, {msg}{elapsed_precise} gone, {eta_precise} left";
+/// How a bar that counts steps looks; it takes the room that the line has left.
+const STEPS: &str = "{prefix} [{wide_bar}] {pos}/{len}, {msg}{left} left";
+
+/// How a bar that counts bytes looks.
+const BYTES: &str = "{prefix} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
 
 /// Shows progress.
 pub(super) struct Progress {
@@ -37,7 +40,7 @@ impl Progress {
     /// Says something.
     pub(super) fn say(&self, message: impl Display) {
         if !matches!(self.shown, Shown::Nothing) {
-            eprintln!("{message}");
+            print_line(message);
         }
     }
 
@@ -76,9 +79,7 @@ impl Progress {
         let bar = match self.shown {
             Shown::Bar => {
                 let bar = ProgressBar::new(0).with_prefix(name.clone());
-                bar.set_style(style(
-                    "{prefix} [{bar:32}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
-                ));
+                bar.set_style(style(BYTES));
                 Some(bar)
             }
             _ => None,
@@ -88,10 +89,18 @@ impl Progress {
     }
 }
 
+/// Prints a line. Progress that can't be shown stops nothing.
+fn print_line(line: impl Display) {
+    let _ = writeln!(stderr(), "{line}");
+}
+
 /// The template is a constant; if it were wrong, indicatif's own style is shown.
 fn style(template: &str) -> ProgressStyle {
     let fallback = ProgressStyle::default_bar();
-    ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ")
+    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{}", clock(state.eta().as_secs_f64()));
+    };
+    ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ").with_key("left", left)
 }
 
 /// Something that takes a while.
@@ -128,7 +137,13 @@ impl Counter {
         let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
         if self.lines && (is_due || done == self.total) {
             let left = seconds * (self.total - done) as f64;
-            eprintln!("{}: {done}/{} steps, {}, {left:.0} s left", self.name, self.total, rate(seconds));
+            print_line(format_args!(
+                "{}: {done}/{} steps, {}, {} left",
+                self.name,
+                self.total,
+                rate(seconds),
+                clock(left)
+            ));
             self.last_line = Some(Instant::now());
         }
     }
@@ -141,7 +156,8 @@ impl Counter {
         }
         let is_due = self.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL;
         if self.lines && is_due {
-            eprintln!("{}: {:.0} of {:.0} MB", self.name, done as f64 / 1e6, total as f64 / 1e6);
+            let [done, total] = [done, total].map(|bytes| bytes as f64 / 1e6);
+            print_line(format_args!("{}: {done:.0} of {total:.0} MB", self.name));
             self.last_line = Some(Instant::now());
         }
     }
@@ -150,7 +166,7 @@ impl Counter {
     pub(super) fn say(&self, message: impl Display) {
         match (&self.bar, self.lines) {
             (Some(bar), _) => bar.println(message.to_string()),
-            (None, true) => eprintln!("{message}"),
+            (None, true) => print_line(message),
             (None, false) => {}
         }
     }
@@ -170,5 +186,40 @@ fn rate(seconds: f64) -> String {
         format!("{seconds:.2} s/step")
     } else {
         format!("{:.2} steps/s", 1.0 / seconds.max(1e-9))
+    }
+}
+
+/// A duration as a clock shows it: minutes and seconds, and hours if there are any.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_shown_as_on_a_clock() {
+        for (seconds, shown) in [
+            (0.4, "0:00"),
+            (59.4, "0:59"),
+            (59.6, "1:00"),
+            (600.0, "10:00"),
+            (3600.0, "1:00:00"),
+            (86399.0, "23:59:59"),
+        ] {
+            assert_eq!(clock(seconds), shown);
+        }
+    }
+
+    #[test]
+    fn rates_are_what_reads_better() {
+        assert_eq!(rate(2.5), "2.50 s/step");
+        assert_eq!(rate(0.08), "12.50 steps/s");
     }
 }
