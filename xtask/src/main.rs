@@ -1,7 +1,9 @@
 //! Development tasks, run as `cargo xtask TASK`.
 #![forbid(unsafe_code)]
 
+mod bench_convert;
 mod check;
+mod conformance;
 mod demo_eval;
 mod synth;
 
@@ -15,6 +17,10 @@ use clap::Parser;
 enum Task {
     /// Run what CI runs: formatting, lints, tests, documentation, licences
     Check,
+    /// Compare written Core ML packages with Apple's; needs Python 3.11 and the package index
+    Conformance(conformance::Arguments),
+    /// Convert a checkpoint's UNet to a Core ML package, and compare with a copy of its weights
+    BenchConvert(bench_convert::Arguments),
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
     Synth(synth::Arguments),
     /// Draw the demo model's held-out captions and measure colours, positions and shapes from the pixels
@@ -24,6 +30,8 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Check => check::run(),
+        Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::BenchConvert(arguments) => bench_convert::run(&arguments),
         Task::Synth(arguments) => synth::run(&arguments),
         Task::DemoEval(arguments) => demo_eval::run(&arguments),
     };
