@@ -1,10 +1,14 @@
-"""Whether a compiled model says about itself what Apple's, Hugging Face's and Mochi's programs read.
+"""Whether a compiled model is its package's, and says about itself what Apple's and others' programs read.
 
 The keys and the form of values are those of models that Apple's compiler made (fixtures/coreml/compiled).
 """
 
 import json
+import re
+import struct
 from collections import Counter
+
+from coremltools.proto import Model_pb2
 
 DTYPES = {"fp16": "Float16", "fp32": "Float32", "int32": "Int32"}
 FILES = {"model.mil", "metadata.json", "coremldata.bin", "analytics/coremldata.bin", "weights/weight.bin"}
@@ -63,6 +67,8 @@ def check(path, package):
         return
     if (path / "weights" / "weight.bin").read_bytes() != (package.weights / "weight.bin").read_bytes():
         yield "the weight file is not the package's"
+    yield from program(package, (path / "model.mil").read_text())
+    yield from data(package, (path / "coremldata.bin").read_bytes())
     [metadata] = json.loads((path / "metadata.json").read_text())
     keys = set(metadata)
     if not ALWAYS <= keys <= ALWAYS | SOMETIMES:
@@ -91,6 +97,37 @@ def check(path, package):
         if metadata[key] != value:
             yield f"metadata.json: {key} is {metadata[key]}, not {value}"
     yield from histogram(package, metadata["mlProgramOperationTypeHistogram"])
+
+
+def program(package, text):
+    """The same ops in the same order, and the same places in the weight file."""
+    version = "1.3" if package.spec.specificationVersion >= 9 else "1.0"
+    if not text.startswith(f"program({version})\n"):
+        yield f"model.mil starts with {text.partition(chr(10))[0]}"
+    made = re.findall(r"^ +[^=]*\b(\w+) = (\w+)\(", text, re.MULTILINE)
+    if made != [(op.outputs[-1].name, op.type) for op in package.block.operations]:
+        yield "model.mil has other ops than the package"
+    offsets = [int(offset) for offset in re.findall(r"offset = (?:tensor<uint64, \[\]>|uint64)\((\d+)\)", text)]
+    blobs = [
+        op.attributes["val"].blobFileValue.offset
+        for op in package.block.operations
+        if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue"
+    ]
+    if offsets != blobs:
+        yield "model.mil has other weights than the package"
+
+
+def data(package, data):
+    """`coremldata.bin`: a header, the specification's description, and 16 bytes for the function."""
+    specification = package.spec.specificationVersion
+    kind, form = struct.unpack_from("<II", data)
+    name = data[0x24:0x2B]
+    version, length = struct.unpack_from("<i", data, 0x2B)[0], struct.unpack_from("<Q", data, 0x4B)[0]
+    expected = 502, 9 if specification >= 9 else 5, b"generic", specification, 0x53 + length + 16
+    if (kind, form, name, version, len(data)) != expected:
+        yield f"coremldata.bin has {(kind, form, name, version, len(data))}, not {expected}"
+    elif Model_pb2.ModelDescription.FromString(data[0x53 : 0x53 + length]) != package.spec.description:
+        yield "coremldata.bin has another description than the package"
 
 
 def schema(package, described):

@@ -186,12 +186,27 @@ def with_weights(path, change):
     return problems(Package(path))
 
 
-def with_metadata(path, package, old, new):
-    file = path / "metadata.json"
+PROGRAM = [
+    (r"program\(1.0\)", "program(1.3)"),
+    (r" = silu\(", " = gelu("),
+    (r"offset = tensor<uint64, \[\]>\(64\)", "offset = tensor<uint64, []>(128)"),
+]
+
+
+def with_text(path, package, name, old, new):
+    file = path / name
     text = file.read_text()
     changed = re.sub(old, new, text)
     assert changed != text, f"{old} is not there"
     file.write_text(changed)
+    return list(compiled.check(path, package))
+
+
+def with_data(path, package, at):
+    file = path / "coremldata.bin"
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
     return list(compiled.check(path, package))
 
 
@@ -225,7 +240,11 @@ def main():
         for change in WEIGHTS:
             plant(change.__name__, good, lambda path: with_weights(path, change))
         for old, new in METADATA:
-            plant(old, good_compiled, lambda path: with_metadata(path, Package(good), old, new))
+            plant(old, good_compiled, lambda path: with_text(path, Package(good), "metadata.json", old, new))
+        for old, new in PROGRAM:
+            plant(old, good_compiled, lambda path: with_text(path, Package(good), "model.mil", old, new))
+        for at in (4, 0x24, 0x2B, 0x60):
+            plant(f"coremldata.bin {at:#x}", good_compiled, lambda path: with_data(path, Package(good), at))
         plant("another configuration", good, with_reference)
     return 1 if missed else 0
 
