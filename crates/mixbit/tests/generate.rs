@@ -4,7 +4,6 @@ mod scratch;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use scratch::Scratch;
 use serde_json::{Value, json};
@@ -166,6 +165,43 @@ fn help_and_completions_are_there() -> Outcome {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(run(scratch.path(), &["completions", shell])?.contains("mixbit"), "{shell}");
     }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn streams_that_can_not_be_written_to_are_no_panic() -> Outcome {
+    use std::fs::{File, OpenOptions};
+    let scratch = Scratch::new();
+    run(scratch.path(), &["generate", PROMPT, "--steps", "1", "--seed", "7", "-o", "x.png"])?;
+    let commands: [&[&str]; 4] = [
+        &["generate", PROMPT, "--steps", "1", "-o", "y.png"],
+        &["generate", PROMPT, "--steps", "1", "-o", "y.png", "--json"],
+        &["metadata", "x.png"],
+        &["completions", "bash"],
+    ];
+    let full = || OpenOptions::new().write(true).open("/dev/full");
+    // A pipe that nobody reads any more.
+    let gone = || -> std::io::Result<File> {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        Ok(std::os::fd::OwnedFd::from(writer).into())
+    };
+    let mut failures = Failures::new("streams");
+    for arguments in commands {
+        failures.case(&format!("{arguments:?}"), || -> Outcome {
+            let output = mixbit(scratch.path(), arguments).stdout(full()?).output()?;
+            check_refusal(&output, 1, &["standard output"])?;
+            let output = mixbit(scratch.path(), arguments).stdout(gone()?).output()?;
+            assert!(output.status.success(), "nobody reads: {}", text(&output.stderr));
+            for stderr in [full()?, gone()?] {
+                let output = mixbit(scratch.path(), arguments).stderr(stderr).output()?;
+                assert!(output.status.success() && !output.stdout.is_empty(), "no place for progress");
+            }
+            Ok(())
+        });
+    }
+    failures.finish();
     Ok(())
 }
 
@@ -413,13 +449,19 @@ fn damaged_models_are_refused_by_name() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_says_how_far_it_got() -> Outcome {
+    use std::io::{BufRead, BufReader, Read};
+    use std::time::{Duration, Instant};
     let scratch = Scratch::new();
     let arguments = ["generate", PROMPT, "--steps", "1000", "--size", "512x512"];
-    let child = mixbit(scratch.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    std::thread::sleep(Duration::from_millis(1500));
+    let mut child = mixbit(scratch.path(), &arguments).stderr(Stdio::piped()).spawn()?;
+    let mut progress = BufReader::new(child.stderr.take().ok_or("no standard error")?);
+    let mut stderr = Vec::new();
+    progress.read_until(b'\n', &mut stderr)?;
+    assert!(text(&stderr).starts_with("drawing: 1/1000"), "{}", text(&stderr));
     let begin = Instant::now();
     Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
-    let output = child.wait_with_output()?;
+    progress.read_to_end(&mut stderr)?;
+    let output = Output { stderr, ..child.wait_with_output()? };
     assert!(begin.elapsed() < Duration::from_secs(10), "it went on for {:?}", begin.elapsed());
     check_refusal(&output, 1, &["stopped"])?;
     assert_eq!(names(scratch.path()), [""; 0]);

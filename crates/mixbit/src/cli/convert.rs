@@ -105,7 +105,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     let source = Source {
         model: &model,
-        refiner: refiner.as_ref().map(|refiner| refiner as &dyn ModelFiles),
+        refiner: refiner.as_ref().map(|refiner| (refiner.name().to_string(), refiner as &dyn ModelFiles)),
         vae: vae.as_deref(),
         controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
     };
@@ -164,7 +164,7 @@ fn write(
             counter.advance_bytes(done, total);
         })?;
     }
-    print_line(path.display());
+    print_line(path.display())?;
     Ok(written)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -183,22 +184,20 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
         picture::write(&path, &image, &parameters)?;
         if !arguments.json {
-            print_line(path.display());
+            print_line(path.display())?;
         }
         drawn.push(Drawn { path, seed });
     }
     let total = begin.elapsed();
     if arguments.profile {
-        eprint!("{}", profile(&pipeline));
+        let _ = write!(stderr(), "{}", profile(&pipeline));
     }
-    match arguments.json {
-        true => print_line(format_args!(
-            "{:#}",
-            summary_json(&pipeline, &request, &model_name, &drawn, &times, total)
-        )),
-        false => progress.say(summary(&request, &times, drawn.len(), total)),
+    if !arguments.json {
+        progress.say(summary(&request, &times, drawn.len(), total));
+        return Ok(());
     }
-    Ok(())
+    let summary = summary_json(&pipeline, &request, &model_name, &drawn, &times, total);
+    print_line(format_args!("{summary:#}"))
 }
 
 /// Where the time went, as a table.

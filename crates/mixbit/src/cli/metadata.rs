@@ -1,10 +1,10 @@
 //! `mixbit metadata`.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
 
+use super::print_line;
 use crate::parameters::Parameters;
 use crate::picture;
 
@@ -19,10 +19,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let text = picture::read_parameters(&arguments.file)?;
-    let mut out = io::stdout().lock();
     match arguments.json {
-        true => writeln!(out, "{:#}", Parameters::parse(&text).to_json())?,
-        false => writeln!(out, "{text}")?,
+        true => print_line(format_args!("{:#}", Parameters::parse(&text).to_json())),
+        false => print_line(text),
     }
-    Ok(())
 }

@@ -10,9 +10,10 @@ mod progress;
 mod values;
 
 use std::fmt::Display;
-use std::io::{Write, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -46,15 +47,18 @@ pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let _ = writeln!(stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 /// Prints a line of results. A reader that has gone, as `head` does, is no error.
-fn print_line(line: impl Display) {
-    let _ = writeln!(stdout(), "{line}");
+fn print_line(line: impl Display) -> anyhow::Result<()> {
+    match writeln!(stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("standard output can't be written to"),
+    }
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -65,8 +69,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
-            print_line(String::from_utf8_lossy(&script));
-            Ok(())
+            print_line(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }
