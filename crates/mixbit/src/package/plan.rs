@@ -45,8 +45,8 @@ pub struct Options {
 pub struct Source<'a> {
     /// The model.
     pub model: &'a dyn ModelFiles,
-    /// A model whose UNet becomes the refiner.
-    pub refiner: Option<&'a dyn ModelFiles>,
+    /// A model whose UNet becomes the refiner, and its name.
+    pub refiner: Option<(String, &'a dyn ModelFiles)>,
     /// A model or component whose autoencoder is taken in place of the model's.
     pub vae: Option<&'a dyn ModelFiles>,
     /// ControlNets by name; each has one component, named as it is.
@@ -128,6 +128,8 @@ struct Component<'a> {
     files: &'a dyn ModelFiles,
     /// The folder.
     name: &'a str,
+    /// The model that it is from.
+    version: &'a str,
     graph: Graph,
     graph_options: GraphOptions,
     /// Metadata besides the configuration.
@@ -153,7 +155,8 @@ impl Planner<'_> {
             let graph_options = GraphOptions { tokens, ..self.graph_options(DType::F16) };
             let tokenizer = files.text(tokenizer, "tokenizer_config.json").map_err(ModelError::File)?;
             let more = tokenizer.map(|text| (keys::TOKENIZER, compact(&text))).into_iter().collect();
-            self.add(Component { part, files, name, graph, graph_options, more }, false)?;
+            let version = &self.options.model_version;
+            self.add(Component { part, files, name, version, graph, graph_options, more }, false)?;
         }
         Ok(())
     }
@@ -178,17 +181,19 @@ impl Planner<'_> {
         let files = self.source.model;
         let pooled = pooled_channels(files)?;
         let mut components = Vec::new();
-        let mut unets = vec![(&UNET, files, unet.clone(), pooled, false)];
+        let version = options.model_version.as_str();
+        let mut unets = vec![(&UNET, files, version, unet.clone(), pooled, false)];
         if options.control_unet {
-            unets.push((&CONTROL_UNET, files, unet.clone(), pooled, true));
+            unets.push((&CONTROL_UNET, files, version, unet.clone(), pooled, true));
         }
-        if let Some(refiner) = self.source.refiner {
+        if let Some((version, refiner)) = &self.source.refiner {
+            let refiner = *refiner;
             let Config::Unet(config) = component_config(refiner, "unet")? else {
                 return Err(kind(refiner, "unet"));
             };
-            unets.push((&REFINER, refiner, *config, pooled_channels(refiner)?, false));
+            unets.push((&REFINER, refiner, version, *config, pooled_channels(refiner)?, false));
         }
-        for (part, files, config, pooled, control) in unets {
+        for (part, files, version, config, pooled, control) in unets {
             let graph_options = graph_options(&config, pooled, control)?;
             let weights = weights(files, "unet")?;
             let graph: Graph = Arc::new(move |options| unet::build(&config, &*weights, options));
@@ -198,7 +203,7 @@ impl Planner<'_> {
                 (keys::SCHEDULER, scheduler.to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
-            components.push(Component { part, files, name: "unet", graph, graph_options, more });
+            components.push(Component { part, files, name: "unet", version, graph, graph_options, more });
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
@@ -207,8 +212,15 @@ impl Planner<'_> {
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
             let graph: Graph = Arc::new(move |options| unet::control::build(&config, &*weights, options));
-            let part = &CONTROLNET;
-            components.push(Component { part, files: *files, name, graph, graph_options, more: Vec::new() });
+            components.push(Component {
+                part: &CONTROLNET,
+                files: *files,
+                name,
+                version: name,
+                graph,
+                graph_options,
+                more: Vec::new(),
+            });
         }
         for component in components {
             let is_cut = options.chunk_unet && component.part.name != CONTROLNET.name;
@@ -237,7 +249,9 @@ impl Planner<'_> {
         ];
         for (part, graph, dtype) in parts {
             let graph_options = GraphOptions { height, width, ..self.graph_options(dtype) };
-            self.add(Component { part, files, name: "vae", graph, graph_options, more: Vec::new() }, false)?;
+            let version = &self.options.model_version;
+            let more = Vec::new();
+            self.add(Component { part, files, name: "vae", version, graph, graph_options, more }, false)?;
         }
         Ok(())
     }
@@ -252,7 +266,7 @@ impl Planner<'_> {
 
     /// Adds a component as one package, or as two.
     fn add(&mut self, component: Component<'_>, is_cut: bool) -> Result<(), PlanError> {
-        let Component { part, files, name, graph, graph_options, more } = component;
+        let Component { part, files, name, version, graph, graph_options, more } = component;
         let config = files.json(name, "config.json").map_err(ModelError::File)?;
         let mut user_defined: BTreeMap<String, String> =
             more.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
@@ -264,11 +278,11 @@ impl Planner<'_> {
         ] {
             user_defined.insert(key.to_string(), value);
         }
-        let version = &self.options.model_version;
+        let model = &self.options.model_version;
         let (file, compiled) = match part.name == CONTROLNET.name {
             true => (format!("ControlNet_{}", file_name(name)), format!("controlnet/{}", title_case(name))),
             false => (
-                format!("Stable_Diffusion_version_{}_{}", file_name(version), part.name),
+                format!("Stable_Diffusion_version_{}_{}", file_name(model), part.name),
                 part.compiled.to_string(),
             ),
         };
@@ -278,7 +292,7 @@ impl Planner<'_> {
             compiled: format!("{compiled}{}", suffix[1]),
             asked_as: part.asked_as,
             about: part.about,
-            model_version: version.clone(),
+            model_version: version.to_string(),
             specification_version: self.options.target.specification_version,
             user_defined: user_defined.clone(),
             build,
