@@ -7,6 +7,7 @@ from pathlib import Path
 
 import coremltools as ct
 import numpy as np
+from coremltools.converters.mil._deployment_compatibility import AvailableTarget
 from coremltools.converters.mil.frontend.milproto import load as milproto
 from coremltools.converters.mil.mil import types
 from coremltools.proto import MIL_pb2
@@ -105,6 +106,21 @@ class Package:
         )
         program.validate()
         return program
+
+    def rewritten(self):
+        """What coremltools writes otherwise when it writes the program again, as its compression tools do."""
+        again = ct.convert(
+            self.program,
+            convert_to="mlprogram",
+            minimum_deployment_target=AvailableTarget(self.spec.specificationVersion),
+            compute_precision=ct.precision.FLOAT32,
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        )
+        [block] = again.get_spec().mlProgram.functions["main"].block_specializations.values()
+        kinds = lambda block: Counter(op.type for op in block.operations if op.type != "const")
+        if kinds(block) != kinds(self.block):
+            yield f"coremltools writes it again with {kinds(block)}, not {kinds(self.block)}"
 
     def inputs(self):
         return [str(feature) for feature in self.features(self.spec.description.input)]

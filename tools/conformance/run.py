@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 logging.disable(logging.WARNING)
@@ -35,6 +36,17 @@ COMPILED = {
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",
 }
+
+
+@dataclass
+class Part:
+    """What a case's package, or the two that it was cut in, should be."""
+
+    interface: tuple
+    checkpoint: dict
+    compiled: str
+    version: str
+    is_cut: bool = False
 
 
 class Model:
@@ -69,7 +81,7 @@ def convert(mixbit, model, flags, output):
 
 
 def expected(case):
-    """Interface, source of weights and compiled name of each part that a case gives, by the package's name."""
+    """The parts that a case gives, by the package's name."""
     model = Model(case.model)
     parts = {}
     prefix = "Stable_Diffusion_version_tiny_"
@@ -77,8 +89,8 @@ def expected(case):
     size = case.latent or (sample, sample)
     batch = 1 if case.batch_one else 2
 
-    def add(part, interface, source, component, is_cut=False):
-        parts[prefix + part] = interface, source.weights(component), COMPILED[part], is_cut
+    def add(part, interface, source, component, version="tiny", is_cut=False):
+        parts[prefix + part] = Part(interface, source.weights(component), COMPILED[part], version, is_cut)
 
     if not case.parts:
         for component, has_projection in [("text_encoder", False), ("text_encoder_2", True)]:
@@ -91,19 +103,20 @@ def expected(case):
         decoder = encoder if vae["force_upcast"] else "fp16"
         add("vae_decoder", interfaces.vae_decoder(vae, size, decoder), model, "vae")
         add("vae_encoder", interfaces.vae_encoder(vae, size, encoder), model, "vae")
-    unets = [("unet", model, False)]
-    unets += [("control-unet", model, True)] if case.controlnet else []
-    unets += [("refiner", Model(case.refiner), False)] if case.refiner else []
-    for part, source, takes_residuals in unets:
+    unets = [("unet", model, "tiny")]
+    unets += [("control-unet", model, "tiny")] if case.controlnet else []
+    unets += [("refiner", Model(case.refiner), case.refiner.name)] if case.refiner else []
+    for part, source, version in unets:
+        takes_residuals = part == "control-unet"
         interface = interfaces.unet(source.config("unet"), source.pooled, batch, size, takes_residuals)
-        add(part, interface, source, "unet", case.chunked)
+        add(part, interface, source, "unet", version, case.chunked)
     if case.controlnet:
         config = json.loads((case.controlnet / "config.json").read_text())
         [file] = case.controlnet.glob("*.safetensors")
         name = case.controlnet.name
         title = "".join(word.capitalize() for word in name.split("-"))
         interface = interfaces.controlnet(config, model.pooled, batch, size)
-        parts[f"ControlNet_{name}"] = interface, weights.load(file), f"controlnet/{title}", False
+        parts[f"ControlNet_{name}"] = Part(interface, weights.load(file), f"controlnet/{title}", name)
     return parts
 
 
@@ -117,40 +130,46 @@ def check_case(mixbit, case):
         except RuntimeError as error:
             return 0, [f"{case}: {error}"]
         parts = expected(case)
-        names = [[f"{name}_chunk{index}" for index in (1, 2)] if part[3] else [name] for name, part in parts.items()]
+        halves = lambda name: [f"{name}_chunk{index}" for index in (1, 2)]
+        names = [halves(name) if part.is_cut else [name] for name, part in parts.items()]
         written = {path.stem for path in output.glob("*.mlpackage")}
         if written != {name for group in names for name in group}:
             return 0, [f"{case}: wrote {sorted(written)}"]
-        for group, (interface, checkpoint, compiled_name, _) in zip(names, parts.values()):
+        for group, part in zip(names, parts.values()):
             packages = [Package(output / f"{name}.mlpackage") for name in group]
-            found = list(check_part(packages, case, interface, checkpoint))
+            found = list(check_part(packages, case, part))
             if case.compiled:
                 for index, package in enumerate(packages, 1):
                     suffix = f"Chunk{index}" if len(packages) > 1 else ""
-                    path = output / "Resources" / f"{compiled_name}{suffix}.mlmodelc"
+                    path = output / "Resources" / f"{part.compiled}{suffix}.mlmodelc"
                     found += compiled.check(path, package)
             problems += [f"{case}: {group[0]}: {problem}" for problem in found]
         return len(written), problems
 
 
-def check_part(packages, case, interface, checkpoint):
+def check_part(packages, case, part):
     """Everything that is wrong with a part: one package, or the two that it was cut in."""
     used = set()
     for package in packages:
         specification = package.spec.specificationVersion
         if specification != TARGETS[case.target]:
             yield f"has specification version {specification}"
+        version = package.spec.description.metadata.versionString
+        if version != part.version:
+            yield f"is of the model {version}, not {part.version}"
         yield from lint.lint(package)
         try:
             package.program
         except Exception as error:
             yield f"coremltools can't load the program: {type(error).__name__}: {error}"
             continue
-        found, problems = weights.compare(package, checkpoint)
+        if case.compiled:
+            yield from package.rewritten()
+        found, problems = weights.compare(package, part.checkpoint)
         used |= found
         yield from problems
-    yield from unused(packages, checkpoint.keys() - used)
-    inputs, outputs = interface
+    yield from unused(packages, part.checkpoint.keys() - used)
+    inputs, outputs = part.interface
     first, last = packages[0], packages[-1]
     if last is not first:
         boundary = first.outputs()
