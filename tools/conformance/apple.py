@@ -54,7 +54,7 @@ def positive_tokens(vocabulary, length):
     """From iOS 17 on, coremltools wraps negative indices around and narrows indices to 16 bits."""
     row = f"[1, {length}]"
     return Difference(
-        why="ids of tokens are not negative, and int16 does not hold CLIP's 49408 of them",
+        why="ids of tokens are never negative: they are not wrapped around, and stay int32",
         apples=Counter(
             {
                 f"cast(dtype=int32) int32{row}": 1,

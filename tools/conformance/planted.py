@@ -214,10 +214,30 @@ def with_data(path, package, at):
     return list(compiled.check(path, package))
 
 
-def with_reference(path):
-    """Another configuration's package."""
-    reference = next(other for other in apple.RECORDED["references"] if other["name"] == "unet_sd15_split_einsum")
-    return apple.differences(reference, Package(path))
+REFERENCE = next(reference for reference in apple.RECORDED["references"] if reference["name"] == "sd15_text_encoder")
+
+
+def with_parameter(path, kind, parameter, change):
+    """A package beside Apple's of the same configuration, with one constant changed."""
+    package = Package(path)
+    name = first(package.spec, kind).inputs[parameter].arguments[0].name
+    change(weight(package.spec, name).attributes["val"].immediateValue.tensor)
+    return apple.differences(REFERENCE, package)
+
+
+def epsilon(tensor):
+    tensor.bytes.values = struct.pack("<e", 1e-3)
+
+
+def axis(tensor):
+    tensor.ints.values[0] -= 1
+
+
+def transposed(tensor):
+    tensor.bools.values[0] ^= True
+
+
+PARAMETERS = [(epsilon, "layer_norm", "epsilon"), (axis, "softmax", "axis"), (transposed, "matmul", "transpose_y")]
 
 
 def main():
@@ -249,7 +269,12 @@ def main():
             plant(old, good_compiled, lambda path: with_text(path, Package(good), "model.mil", old, new))
         for at in (4, 0x24, 0x2B, 0x60):
             plant(f"coremldata.bin {at:#x}", good_compiled, lambda path: with_data(path, Package(good), at))
-        plant("another configuration", good, with_reference)
+        apple.write_model(REFERENCE["model"], folder / "model")
+        convert(sys.argv[1], folder / "model", ["--convert-text-encoder"], folder)
+        same = folder / f"Stable_Diffusion_version_tiny_{REFERENCE['part']}.mlpackage"
+        assert not apple.differences(REFERENCE, Package(same)), "the package is not as Apple's"
+        for change, kind, parameter in PARAMETERS:
+            plant(change.__name__, same, lambda path: with_parameter(path, kind, parameter, change))
     return 1 if missed else 0
 
 
