@@ -2,7 +2,9 @@
 
 use engine::{Backend, Signature, Tensor};
 
-use super::{PipelineError, Request, compile, engine_error, floats, graph_options, guidance, tensor};
+use super::{
+    PipelineError, Request, check_finite, compile, engine_error, floats, graph_options, guidance, tensor,
+};
 use crate::arch::GraphOptions;
 use crate::model::{DiffusionModel, TextEncoder};
 
@@ -268,6 +270,7 @@ const GUIDANCE: &str = "timestep_cond";
 /// A text encoder that is ready to run.
 struct EncoderRun<'m> {
     encoder: &'m TextEncoder,
+    options: GraphOptions,
     network: engine::Model,
 }
 
@@ -283,10 +286,8 @@ impl<'m> EncoderRun<'m> {
             ..graph_options(model, request, request.precision)
         };
         let graph = encoder.network.graph(&options)?;
-        Ok(EncoderRun {
-            encoder,
-            network: compile(&encoder.network, backend, &graph, request, request.precision)?,
-        })
+        let network = compile(&encoder.network, backend, &graph, request, request.precision)?;
+        Ok(EncoderRun { encoder, options, network })
     }
 
     /// Appends a prompt's states, and gives the words that did not fit.
@@ -298,11 +299,13 @@ impl<'m> EncoderRun<'m> {
         let results =
             self.network.run(&[("input_ids", &ids)]).map_err(|source| engine_error(network, source))?;
         let states = floats(&results, &self.network, network, self.encoder.states)?;
+        check_finite(network, &self.options, states)?;
         let tokens = encoding.ids.len();
         let channels = states.len() / tokens;
         to.states.extend((0..states.len()).map(|at| states[at % tokens * channels + at / tokens]));
         if self.network.output_index(POOLED).is_some() {
             to.pooled = floats(&results, &self.network, network, POOLED)?.to_vec();
+            check_finite(network, &self.options, &to.pooled)?;
         }
         Ok(encoding.dropped)
     }

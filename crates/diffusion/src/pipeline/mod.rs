@@ -278,15 +278,20 @@ impl<'m> Pipeline<'m> {
     }
 
     fn check_finite(&self, network: &Network, values: &[f32]) -> Result<(), PipelineError> {
-        if values.iter().all(|value| value.is_finite()) {
-            return Ok(());
-        }
-        let graph = network.graph(&graph_options(self.model, &self.request, self.request.precision))?;
-        Err(PipelineError::NotFinite {
-            network: network.component().to_string(),
-            weight: Network::not_finite_weight(&graph),
-        })
+        let options = graph_options(self.model, &self.request, self.request.precision);
+        check_finite(network, &options, values)
     }
+}
+
+/// Refuses results that are not finite, and names the weight that is to blame.
+fn check_finite(network: &Network, options: &GraphOptions, values: &[f32]) -> Result<(), PipelineError> {
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(PipelineError::NotFinite {
+        network: network.component().to_string(),
+        weight: Network::not_finite_weight(&network.graph(options)?),
+    })
 }
 
 fn graph_options(model: &DiffusionModel, request: &Request, precision: Precision) -> GraphOptions {

@@ -263,7 +263,7 @@ impl Config {
         if (0.0..(narrowest / 2) as f64).contains(&shift) {
             return Ok(());
         }
-        let what = format!("{shift} is not from 0 to below half of {narrowest} channels of a sinusoid");
+        let what = format!("{shift:?} is not from 0 to below half of {narrowest} channels of a sinusoid");
         Err(ArchError::config("freq_shift", what))
     }
 }
