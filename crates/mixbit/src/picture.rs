@@ -11,6 +11,9 @@ use formats::write_atomically;
 /// The keyword of the text chunk, the web UI's.
 const KEYWORD: &str = "parameters";
 
+/// The longest compressed text that is read, in bytes.
+const LONGEST_TEXT: usize = 1 << 24;
+
 /// Writes an image whole or not at all; `parameters` becomes its text.
 ///
 /// # Errors
@@ -48,14 +51,22 @@ pub fn read_parameters(path: &Path) -> anyhow::Result<String> {
     // Text may also follow the pixels; a file that is cut there still has what came before.
     let _ = reader.finish();
     let info = reader.info();
-    let mut found: Vec<(&str, Option<String>)> = Vec::new();
-    found.extend(info.uncompressed_latin1_text.iter().map(|t| (t.keyword.as_str(), Some(t.text.clone()))));
-    found.extend(info.utf8_text.iter().map(|t| (t.keyword.as_str(), t.get_text().ok())));
-    found.extend(info.compressed_latin1_text.iter().map(|t| (t.keyword.as_str(), t.get_text().ok())));
-    if let Some((_, text)) = found.iter().find(|(keyword, _)| *keyword == KEYWORD) {
-        return text.clone().with_context(|| format!("{shown}: its generation parameters are damaged"));
+    let (plain, utf8) = (&info.uncompressed_latin1_text, &info.utf8_text);
+    let compressed = &info.compressed_latin1_text;
+    let damaged = || format!("{shown}: its generation parameters are damaged, or too long");
+    if let Some(chunk) = plain.iter().find(|chunk| chunk.keyword == KEYWORD) {
+        return Ok(chunk.text.clone());
     }
-    let others: Vec<&str> = found.iter().map(|(keyword, _)| *keyword).collect();
+    if let Some(mut chunk) = utf8.iter().find(|chunk| chunk.keyword == KEYWORD).cloned() {
+        chunk.decompress_text_with_limit(LONGEST_TEXT).with_context(damaged)?;
+        return chunk.get_text().with_context(damaged);
+    }
+    if let Some(mut chunk) = compressed.iter().find(|chunk| chunk.keyword == KEYWORD).cloned() {
+        chunk.decompress_text_with_limit(LONGEST_TEXT).with_context(damaged)?;
+        return chunk.get_text().with_context(damaged);
+    }
+    let keywords = plain.iter().map(|chunk| &*chunk.keyword).chain(utf8.iter().map(|chunk| &*chunk.keyword));
+    let others: Vec<&str> = keywords.chain(compressed.iter().map(|chunk| &*chunk.keyword)).collect();
     match others.is_empty() {
         true => anyhow::bail!("{shown} has no generation parameters, nor any other text"),
         false => anyhow::bail!("{shown} has no generation parameters; its texts are {}", others.join(", ")),
@@ -73,6 +84,18 @@ mod tests {
         for text in ["a cat\nSteps: 1", "café", "猫 and 😀\nSteps: 1, Seed: 2", ""] {
             write(&path, &image, text).unwrap();
             assert_eq!(read_parameters(&path).unwrap(), text);
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn compressed_parameters_are_read_unless_they_are_huge() {
+        let path = std::env::temp_dir().join(format!("mixbit-compressed-{}.png", std::process::id()));
+        for (len, is_read) in [(1000, true), (LONGEST_TEXT + 1, false)] {
+            let mut encoder = png::Encoder::new(File::create(&path).unwrap(), 1, 1);
+            encoder.add_ztxt_chunk(KEYWORD.to_string(), "a".repeat(len)).unwrap();
+            encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
+            assert_eq!(read_parameters(&path).is_ok(), is_read, "{len}");
         }
         std::fs::remove_file(&path).unwrap();
     }

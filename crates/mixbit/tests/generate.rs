@@ -236,6 +236,11 @@ fn check_refusal(output: &Output, code: i32, says: &[&str]) -> Outcome {
     {
         return Err(format!("not one line of error: {error}").into());
     }
+    let parts: Vec<&str> = error.trim().split(": ").collect();
+    let is_twice = |count| parts.ends_with(&parts[parts.len() - 2 * count..parts.len() - count]);
+    if (1..=parts.len() / 2).any(is_twice) {
+        return Err(format!("says things twice: {error}").into());
+    }
     match says.iter().find(|part| !error.contains(*part)) {
         Some(part) => Err(format!("does not say `{part}`: {error}").into()),
         None => Ok(()),
@@ -247,7 +252,7 @@ fn requests_that_can_not_be_met_are_refused() {
     let scratch = Scratch::new();
     std::fs::write(scratch.path().join("file"), b"text").unwrap();
     let generate = |more: &'static [&'static str]| [&["generate", PROMPT, "--steps", "1"], more].concat();
-    let cases: [(&'static [&'static str], i32, &[&str]); 19] = [
+    let cases: [(&'static [&'static str], i32, &[&str]); 21] = [
         (&["--size", "60x64"], 1, &["width", "multiple of 8", "60"]),
         (&["--size", "64x8200"], 1, &["height", "8192", "8200"]),
         (&["--size", "0x64"], 2, &["--size", "512x768"]),
@@ -262,6 +267,8 @@ fn requests_that_can_not_be_met_are_refused() {
         (&["--images", "0"], 2, &["--images"]),
         (&["--output", "x.jpg"], 1, &["x.jpg", "PNG"]),
         (&["--output", "file/below"], 1, &["file/below"]),
+        (&["--output", "file"], 1, &["file is a file", ".png"]),
+        (&["--images", "4294967295", "--size", "60x64"], 1, &["width"]),
         (&["--output", "/proc/x.png"], 1, &["/proc"]),
         (&["--model", "absent"], 1, &["absent"]),
         (&["--model", "file"], 1, &["file", "directory"]),
@@ -310,13 +317,21 @@ fn edit_header(path: &Path, change: impl FnOnce(&mut Value)) -> std::io::Result<
     std::fs::write(path, parts.concat())
 }
 
+/// Makes the last weights of a safetensors file NaN.
+fn end_in_nan(path: &Path) -> std::io::Result<()> {
+    let mut bytes = std::fs::read(path)?;
+    let end = bytes.len();
+    bytes[end - 64..].fill(0xff);
+    std::fs::write(path, bytes)
+}
+
 fn unet(model: &Path) -> std::path::PathBuf {
     model.join("unet/diffusion_pytorch_model.safetensors")
 }
 
 #[test]
 fn damaged_models_are_refused_by_name() {
-    let cases: [(&str, Damage, &[&str]); 24] = [
+    let cases: [(&str, Damage, &[&str]); 26] = [
         ("no index", |m| std::fs::remove_file(m.join("model_index.json")), &["model_index.json"]),
         (
             "index is garbage",
@@ -423,14 +438,15 @@ fn damaged_models_are_refused_by_name() {
             &["text_encoder", "ids"],
         ),
         (
-            "weights that are not numbers",
-            |m| {
-                let mut bytes = std::fs::read(unet(m))?;
-                let end = bytes.len();
-                bytes[end - 64..].fill(0xff);
-                std::fs::write(unet(m), bytes)
-            },
-            &["unet", "NaN"],
+            "a vocabulary that is none",
+            |m| std::fs::write(m.join("tokenizer/vocab.json"), b"[]"),
+            &["tokenizer", "vocab.json"],
+        ),
+        ("weights that are not numbers", |m| end_in_nan(&unet(m)), &["unet: ", "NaN"]),
+        (
+            "text that is not numbers",
+            |m| end_in_nan(&m.join("text_encoder/model.safetensors")),
+            &["text_encoder: ", "NaN"],
         ),
     ];
     let mut failures = Failures::new("damaged models");

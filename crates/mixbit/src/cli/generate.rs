@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{Write, stderr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ use super::{interrupt, memory, print_line, values};
 use crate::model::load;
 use crate::parameters::Parameters;
 use crate::picture;
+
+/// How much is shown of the words that did not fit, in characters.
+const LONGEST_DROPPED: usize = 400;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -161,7 +165,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let request = Request { stop: Some(stop), ..request(arguments, &model)? };
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
-    let output = Output::new(&arguments.output, &arguments.prompt, seeds.len())?;
+    let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
     let backend = Cpu::new(arguments.threads.map(usize::from))?;
     let mut pipeline = {
         let _waiting = progress.wait("loading the model");
@@ -172,10 +176,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         progress.say(dropped);
     }
     let mut drawn = Vec::new();
-    for (index, &seed) in seeds.iter().enumerate() {
+    for (index, seed) in seeds.enumerate() {
         let path = output.image(seed);
         let parameters = parameters(arguments, &request, &model_name, source.label, seed)?.to_string();
-        let name = match seeds.len() {
+        let name = match arguments.images {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
         };
@@ -237,14 +241,14 @@ fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Requ
 }
 
 /// One seed for each image.
-fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<Vec<u64>> {
+fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u64>> {
     // A random seed is short enough to be typed, and for every random source.
     let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
-    let images = u64::from(arguments.images.max(1));
+    let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
         format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
     })?;
-    Ok((first..=last).collect())
+    Ok(first..=last)
 }
 
 /// The previews of one image.
@@ -347,6 +351,7 @@ fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
     let mut messages: Vec<String> = Vec::new();
     for DroppedWords { negative, words, .. } in dropped {
         let which = if *negative { "negative prompt" } else { "prompt" };
+        let words = shortened(words);
         let message = format!("warning: the {which} is too long; the model does not see: {words}");
         if !messages.contains(&message) {
             messages.push(message);
@@ -355,16 +360,29 @@ fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
     messages
 }
 
+/// The beginning of dropped words, on one line; `--json` has all of them.
+fn shortened(words: &str) -> String {
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.char_indices().nth(LONGEST_DROPPED) {
+        Some((end, _)) => {
+            let (shown, others) = words.split_at(end);
+            format!("{shown}… and {} characters more", others.chars().count())
+        }
+        None => words,
+    }
+}
+
 fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> String {
     let [width, height] = request.size;
-    let images = if images == 1 { "1 image".to_string() } else { format!("{images} images") };
+    let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     let memory = memory::peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6));
     format!(
-        "{images} of {width}x{height} in {}: load {}, {} steps of {}, decode {}{}",
+        "{} of {width}x{height} in {}: load {}, {} of {}, decode {}{}",
+        counted(images, "image"),
         seconds(total),
         seconds(times.load),
-        times.evaluations,
+        counted(times.evaluations, "step"),
         seconds(times.per_step()),
         seconds(times.decode),
         memory.unwrap_or_default()

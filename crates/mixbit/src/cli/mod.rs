@@ -47,10 +47,22 @@ pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(stderr(), "error: {error:#}");
+            let _ = writeln!(stderr(), "error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and what caused it, on one line. A cause that ends the text before it is not said again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| cause.to_string()) {
+        if !line.ends_with(&cause) {
+            let colon = if line.is_empty() { "" } else { ": " };
+            line += &format!("{colon}{cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Prints a line of results. A reader that has gone, as `head` does, is no error.
@@ -77,6 +89,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_are_one_line_that_says_things_once() {
+        let error = anyhow::anyhow!("it is\ngarbage").context("unet: it is\ngarbage").context("model");
+        assert_eq!(one_line(&error), "model: unet: it is garbage");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,6 +1,8 @@
 //! Where images go.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -28,11 +30,12 @@ enum Naming {
 }
 
 impl Output {
-    /// The images of `prompt` at `path`: a file ending in `.png`, or a directory, which is made if it is not there.
+    /// The images of `prompt` and `seeds` at `path`: a file ending in `.png`, or a directory, which is made if it is not
+    /// there.
     ///
     /// # Errors
     /// If nothing can be written there.
-    pub(super) fn new(path: &Path, prompt: &str, images: usize) -> anyhow::Result<Self> {
+    pub(super) fn new(path: &Path, prompt: &str, seeds: &RangeInclusive<u64>) -> anyhow::Result<Self> {
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
         let output = match extension.as_deref() {
             Some("png") if !path.is_dir() => {
@@ -40,7 +43,7 @@ impl Output {
                 Output {
                     directory: parent.unwrap_or(Path::new(".")).to_path_buf(),
                     stem: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-                    naming: if images > 1 { Naming::GivenSeveral } else { Naming::Given },
+                    naming: if seeds.start() < seeds.end() { Naming::GivenSeveral } else { Naming::Given },
                 }
             }
             Some("jpg" | "jpeg" | "webp" | "gif" | "bmp" | "tif" | "tiff") if !path.is_dir() => {
@@ -49,12 +52,23 @@ impl Output {
             _ => Output { directory: path.to_path_buf(), stem: slug(prompt), naming: Naming::Prompt },
         };
         let directory = &output.directory;
+        if directory.exists() && !directory.is_dir() {
+            bail!("{} is a file; give a name that ends in .png, or a directory", directory.display());
+        }
         fs::create_dir_all(directory)
             .with_context(|| format!("the directory {} can't be made", directory.display()))?;
         // Found out now, not after the images are drawn.
         let probe = directory.join(format!(".mixbit-{}", std::process::id()));
         fs::write(&probe, []).with_context(|| format!("{} can't be written to", directory.display()))?;
         let _ = fs::remove_file(&probe);
+        for path in [seeds.start(), seeds.end()].map(|&seed| output.image(seed)) {
+            match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("{} can't be written", path.display()));
+                }
+                _ => {}
+            }
+        }
         Ok(output)
     }
 
@@ -122,18 +136,25 @@ mod tests {
     #[test]
     fn files_are_as_asked_for() {
         let root = std::env::temp_dir().join(format!("mixbit-output-{}", std::process::id()));
-        let one = Output::new(&root.join("a.png"), "x", 1).unwrap();
+        let one = Output::new(&root.join("a.png"), "x", &(7..=7)).unwrap();
         assert_eq!(one.image(7), root.join("a.png"));
-        let several = Output::new(&root.join("a.png"), "x", 2).unwrap();
+        let several = Output::new(&root.join("a.png"), "x", &(7..=8)).unwrap();
         assert_eq!(several.image(8), root.join("a.8.png"));
-        let named = Output::new(&root.join("new/er"), "a cat", 1).unwrap();
+        let named = Output::new(&root.join("new/er"), "a cat", &(3..=3)).unwrap();
         let first = named.image(3);
         assert_eq!(first, root.join("new/er/a_cat.3.png"));
         fs::write(&first, []).unwrap();
         assert_eq!(named.image(3), root.join("new/er/a_cat.3-2.png"));
         assert_eq!(preview(&first, 5), root.join("new/er/a_cat.3.step-005.png"));
-        assert!(Output::new(&first.join("below"), "x", 1).is_err());
-        assert!(Output::new(Path::new("a.jpg"), "x", 1).is_err());
+        for wrong in [
+            first.join("below"),
+            first.with_extension("txt"),
+            root.join("n".repeat(300) + ".png"),
+            "a.jpg".into(),
+        ] {
+            fs::write(root.join("new/er/a_cat.3.txt"), []).unwrap();
+            assert!(Output::new(&wrong, "x", &(1..=1)).is_err(), "{}", wrong.display());
+        }
         fs::remove_dir_all(&root).unwrap();
     }
 }
