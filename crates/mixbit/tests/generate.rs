@@ -128,6 +128,10 @@ fn json_is_one_object_and_nothing_else() -> Outcome {
     let printed: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(printed["images"], json!([{"path": "x.png", "seed": 7}]));
     assert_eq!(printed["steps"], 2);
+    let documented = include_str!("../../../docs/command-line.md");
+    for field in printed.as_object().ok_or("no object")?.keys() {
+        assert!(documented.contains(&format!("| `{field}` |")), "docs/command-line.md lacks `{field}`");
+    }
     assert!(printed["seconds_per_step"].as_f64().ok_or("no time")? > 0.0);
     let dropped = printed["dropped_words"].as_array().ok_or("no dropped words")?;
     assert!(dropped.iter().all(|dropped| dropped["words"].as_str().is_some_and(|w| w.contains("circle"))));

@@ -19,7 +19,7 @@ use crate::package::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   mixbit convert --model stable-diffusion-v1-5 --output converted
-  mixbit convert --model stable-diffusion-xl-base-1.0 --output converted --convert-unet --latent-h 96 --latent-w 128
+  mixbit convert --model sdxl --convert-unet --latent-h 96 --latent-w 128
   mixbit convert --output converted                       (the demo model)")]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout; without it, the demo model in the binary

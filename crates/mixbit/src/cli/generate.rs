@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use diffusion::model::DiffusionModel;
 use diffusion::pipeline::{self, DroppedWords, Image, Pipeline, PipelineError, Request, Start, Text};
@@ -28,9 +28,9 @@ const LONGEST_DROPPED: usize = 400;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  mixbit generate \"a large red circle at the left and a small blue square at the right\"
-  mixbit generate \"a lighthouse at dusk\" --model stable-diffusion-xl-base-1.0 --size 1024x1024 --seed 7
-  mixbit generate \"a lighthouse at dusk\" --model sd21 --scheduler dpmpp-2m-karras --steps 20 --images 4")]
+  mixbit generate \"a small red circle above a large blue square\"
+  mixbit generate \"a lighthouse\" --model sdxl --size 1024x1024 --seed 7
+  mixbit generate \"a lighthouse\" --model sd21 --scheduler dpmpp-2m-karras")]
 pub(super) struct Arguments {
     /// What to draw
     prompt: String,
@@ -122,7 +122,7 @@ pub(super) struct Arguments {
     /// Also print where the time went, by kind of op
     #[arg(long, help_heading = "Output")]
     profile: bool,
-    /// Print one JSON object with files, seeds, timings and memory
+    /// Print one JSON object with files, seeds, timings and memory; docs/command-line.md lists its fields
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
@@ -271,29 +271,35 @@ fn draw(
     let mut counter = progress.count(name, run.total());
     loop {
         let begin = Instant::now();
-        match pipeline.step(&mut run, noise) {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(PipelineError::Stopped) => {
-                bail!("stopped after {} of {} steps; the image was not written", run.done(), run.total())
-            }
-            Err(error) => return Err(error.into()),
+        if !pipeline.step(&mut run, noise).map_err(|error| explained(error, &run))? {
+            break;
         }
         times.steps += begin.elapsed();
         times.evaluations += 1;
         counter.advance(run.done());
         if previews.is_due(run.done(), run.total()) {
             let path = preview(previews.path, run.done());
-            picture::write(&path, &pipeline.decode(run.predicted())?, previews.parameters)?;
+            let image = pipeline.decode(run.predicted()).map_err(|error| explained(error, &run))?;
+            picture::write(&path, &image, previews.parameters)?;
             counter.say(path.display());
         }
     }
     drop(counter);
     let _waiting = progress.wait("decoding the image");
     let begin = Instant::now();
-    let image = pipeline.decode(run.latents())?;
+    let image = pipeline.decode(run.latents()).map_err(|error| explained(error, &run))?;
     times.decode += begin.elapsed();
     Ok(image)
+}
+
+/// How far a run that was stopped had come.
+fn explained(error: PipelineError, run: &pipeline::Run) -> anyhow::Error {
+    match error {
+        PipelineError::Stopped => {
+            anyhow!("stopped after {} of {} steps; the image was not written", run.done(), run.total())
+        }
+        error => error.into(),
+    }
 }
 
 impl Previews<'_> {
