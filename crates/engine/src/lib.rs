@@ -1,6 +1,6 @@
 //! Compiles and runs MIL functions.
 //!
-//! - [`Backend`] turns a [`mil::Function`] into a [`Model`]; [`BACKENDS`] lists them.
+//! - [`Backend`] turns a [`mil::Function`] into a [`Model`].
 //! - [`Reference`] runs every op naively and is the oracle; [`Cpu`] fuses, plans memory and calls fast kernels.
 //! - [`Tensor`] is what goes in and comes out.
 //!

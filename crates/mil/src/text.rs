@@ -1,7 +1,7 @@
 //! MIL text: `model.mil` of Apple's compiled models.
 //!
 //! Two dialects differ in how they write scalars: version 1.0 has only tensors, `tensor<fp16, []>(0x1p+0)`, version 1.3
-//! writes `fp16(0x1p+0)`. [`parse`] reads both; [`print`] writes either.
+//! writes `fp16(0x1p+0)`. [`parse`] reads both; [`print()`] writes either.
 //!
 //! A program that is displayed is in version 1.0. Its weights print as a `BLOBFILE` whose path is `@checkpoint/` and the
 //! tensor's name: they have no offset in a weight file before one is written.
