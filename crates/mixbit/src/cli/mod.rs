@@ -2,6 +2,7 @@
 
 mod convert;
 mod generate;
+mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
@@ -31,6 +32,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Convert a model to Core ML packages
     Convert(Box<convert::Arguments>),
+    /// Show what a model, a Core ML package or a weight file consists of
+    Inspect(inspect::Arguments),
     /// Show the generation parameters that an image file holds
     Metadata(metadata::Arguments),
     /// Print the completions of a shell
@@ -77,6 +80,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
