@@ -44,9 +44,9 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     let expected = draw(&demo, |_| {})?;
     let wide = draw(&demo, |request| request.size = [160, 72])?;
     let cases: [(&str, &[&str]); 4] = [
-        ("whole", &[]),
+        ("whole", &["--check-output-correctness"]),
         ("original", &["--attention-implementation", "ORIGINAL", "--min-deployment-target", "macOS15"]),
-        ("chunked", &["--chunk-unet"]),
+        ("chunked", &["--chunk-unet", "--check-output-correctness"]),
         ("batch one", &["--unet-batch-one", "--attention-implementation", "split_einsum_v2"]),
     ];
     let mut failures = Failures::new("conversions");

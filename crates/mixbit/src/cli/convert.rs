@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 use diffusion::arch::AttentionImplementation;
 use diffusion::model::ModelFiles;
+use engine::Cpu;
 
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
 use crate::model::{DiffusersModel, NamedComponent};
 use crate::package::{
-    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PackageError, Source, plan, write_vocabulary,
+    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PackageError, Source, check_output, plan, write_vocabulary,
 };
 
 #[derive(Debug, Args)]
@@ -88,6 +89,10 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = "Form")]
     bundle_resources_for_swift_cli: bool,
 
+    /// Run each package, rounded as a device rounds, and compare with the checkpoint in fp32; less than 35 dB is an error
+    #[arg(long, help_heading = "Form")]
+    check_output_correctness: bool,
+
     /// Print only the packages' names
     #[arg(short, long)]
     quiet: bool,
@@ -121,10 +126,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .with_context(|| format!("the directory {} can't be made", resources.display()))?;
         write_vocabulary(&model, resources)?;
     }
+    let checker = arguments.check_output_correctness.then(|| Cpu::new(None)).transpose()?;
     for package in &packages {
         bytes += write(&package.path(&arguments.output), arguments.force, &progress, |path, progress| {
             package.write(path, progress)
         })?;
+        if let Some(backend) = &checker {
+            let path = package.path(&arguments.output);
+            let _waiting = progress.wait("checking the package's output");
+            let psnr = check_output(package, &path, backend, Some(stop.clone()))?;
+            progress.say(format_args!("{}: PSNR {psnr:.1} dB", package.name));
+        }
         if let Some(resources) = &resources {
             bytes +=
                 write(&package.compiled_path(resources), arguments.force, &progress, |path, progress| {

@@ -7,12 +7,14 @@
 //! A package made here carries its component's configuration as user-defined metadata ([`keys`]), so that it is enough
 //! by itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of the latents.
 
+mod check;
 mod plan;
 mod vocabulary;
 mod write;
 
 use mil::Opset;
 
+pub use check::check_output;
 pub use plan::{Options, PlanError, Source, plan};
 pub use vocabulary::write_vocabulary;
 pub use write::{Package, PackageError};

@@ -1,0 +1,115 @@
+//! Whether a written package computes what its source does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use diffusion::random::{NoiseSource, TorchSource};
+use engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use formats::coreml;
+use mil::{Function, Value};
+
+use super::Package;
+
+/// Apple's converter refuses a package below this.
+const LEAST_PSNR: f64 = 35.0;
+
+/// The timestep that networks are tried at.
+const TIMESTEP: f32 = 501.0;
+
+/// Runs a package as a Core ML device does, every result rounded to what it is declared as, and the graph over the
+/// checkpoint in `fp32`, both on the same noise. Gives the PSNR in dB, with the largest magnitude as the peak, of the
+/// output where it is least.
+///
+/// # Errors
+/// If it is below 35 dB, as in Apple's converter, or if one of the two can't be run.
+pub fn check_output(
+    package: &Package,
+    path: &Path,
+    backend: &Cpu,
+    stop: Option<Arc<AtomicBool>>,
+) -> anyhow::Result<f64> {
+    let source = package.function()?;
+    let written = coreml::read(path)?;
+    let written = written.program.main().with_context(|| format!("{} has no function", path.display()))?;
+    let inputs = inputs(&source)?;
+    let expected = run(&source, &inputs, backend, Arithmetic::Wide, stop.clone())?;
+    let found = run(written, &inputs, backend, Arithmetic::Declared, stop)?;
+    let mut least = f64::INFINITY;
+    for (name, expected) in &expected {
+        let (_, found) = found
+            .iter()
+            .find(|(other, _)| other == name)
+            .with_context(|| format!("{} has no output `{name}`", path.display()))?;
+        least = least.min(psnr(found, expected));
+    }
+    if least.is_nan() || least < LEAST_PSNR {
+        bail!(
+            "{}: its output has a PSNR of {least:.1} dB beside the checkpoint's, less than {LEAST_PSNR} dB",
+            path.display()
+        );
+    }
+    Ok(least)
+}
+
+/// Noise for every input, but for those that are numbers with a meaning.
+fn inputs(function: &Function) -> anyhow::Result<Vec<(String, Tensor)>> {
+    let mut noise = TorchSource::new(93);
+    let vocabulary = vocabulary(function);
+    let one = |value: &Value| {
+        let count = value.ty.count();
+        let values = match value.name.as_str() {
+            "input_ids" => (0..count).map(|index| (index * 7 % vocabulary) as f32).collect(),
+            "timestep" => vec![TIMESTEP; count],
+            "time_ids" => vec![512.0; count],
+            _ => {
+                let mut values = vec![0.0; count];
+                noise.fill(&mut values);
+                values
+            }
+        };
+        Ok((value.name.clone(), Tensor::from_f32(&value.ty.shape, values)?))
+    };
+    function.inputs().iter().map(|&id| function.value(id)).map(one).collect()
+}
+
+/// How many tokens the function has embeddings for, if it has any.
+fn vocabulary(function: &Function) -> usize {
+    let gathers = function.ops().iter().filter(|op| op.def.name == "gather");
+    let tables = gathers.filter_map(|op| function.view(op).ty("x").ok()?.shape.first().copied());
+    tables.max().unwrap_or(1).max(1)
+}
+
+fn run(
+    function: &Function,
+    inputs: &[(String, Tensor)],
+    backend: &Cpu,
+    arithmetic: Arithmetic,
+    stop: Option<Arc<AtomicBool>>,
+) -> anyhow::Result<Vec<(String, Vec<f32>)>> {
+    let mut model = backend.compile(function, &Options { arithmetic, stop })?;
+    let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let results = model.run(&given)?;
+    let named = model.outputs().iter().zip(results);
+    Ok(named.map(|(output, result)| (output.name.clone(), result.into_f32().unwrap_or_default())).collect())
+}
+
+fn psnr(found: &[f32], expected: &[f32]) -> f64 {
+    let peak = expected.iter().map(|&value| f64::from(value).abs()).fold(0.0, f64::max);
+    let errors = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+    let mean = errors.sum::<f64>() / expected.len().max(1) as f64;
+    20.0 * ((peak + 1e-5) / (mean.sqrt() + 1e-10)).log10()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_psnr_is_apples() {
+        assert!(psnr(&[1.0, 2.0], &[1.0, 2.0]) > 200.0);
+        assert!((psnr(&[1.1, -1.9], &[1.0, -2.0]) - 26.02).abs() < 0.01);
+        assert!(psnr(&[f32::NAN], &[1.0]).is_nan());
+    }
+}
