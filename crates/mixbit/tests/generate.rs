@@ -335,7 +335,12 @@ fn unet(model: &Path) -> std::path::PathBuf {
 
 #[test]
 fn damaged_models_are_refused_by_name() {
-    let cases: [(&str, Damage, &[&str]); 26] = [
+    let cases: [(&str, Damage, &[&str]); 27] = [
+        (
+            "a component that is a number",
+            |m| edit(&m.join("model_index.json"), |i| i["text_encoder"] = json!(3)),
+            &["text_encoder", "class"],
+        ),
         ("no index", |m| std::fs::remove_file(m.join("model_index.json")), &["model_index.json"]),
         (
             "index is garbage",

@@ -152,6 +152,13 @@ impl DiffusionModel {
     pub fn from_files(files: &dyn ModelFiles) -> Result<Self, ModelError> {
         let pipeline_error =
             |what: &str| ModelError::Pipeline { class: files.class().to_string(), what: what.to_string() };
+        let places = TEXT_ENCODERS.iter().flat_map(|(encoder, tokenizer)| [*encoder, *tokenizer]);
+        for place in places.chain(["unet", "vae", "scheduler"]) {
+            if files.option(place).is_some() {
+                let what = format!("its `{place}` in model_index.json is not a library and a class");
+                return Err(pipeline_error(&what));
+            }
+        }
         for needed in ["unet", "vae", "scheduler"] {
             if files.component(needed).is_none() {
                 return Err(pipeline_error(&format!("it has no `{needed}`")));

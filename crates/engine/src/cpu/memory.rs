@@ -1,7 +1,8 @@
 //! Where intermediate results lie: one arena for floats and one for integers, shared by buffers that don't live at
 //! the same time.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lowering::{Buffer, Io, Place, Step};
 use crate::{Data, Error};
@@ -9,19 +10,55 @@ use crate::{Data, Error};
 /// Buffers start at multiples of this many elements: a cache line of floats.
 const ALIGN: usize = 16;
 
-/// Zeros, for an arena.
-///
-/// The system often gives memory that it does not have, and ends the process when it is used: what is more than the
-/// machine has left is refused.
-pub(super) fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>, Error> {
-    let bytes = len.saturating_mul(size_of::<T>());
-    let refused = || Error::Memory { needed: bytes as f64 / 1e9 };
-    if available().is_some_and(|available| bytes as u64 > available) {
-        return Err(refused());
+/// The bytes of all arenas that are alive. The system gives memory when it is used, not when it is asked for, so what is
+/// left says nothing of what was promised before.
+static PROMISED: AtomicU64 = AtomicU64::new(0);
+
+/// Arenas of up to this many bytes are not worth asking the system about.
+const SMALL: u64 = 1 << 24;
+
+/// A stretch of zeros that is counted as long as it lives.
+pub(super) struct Counted<T> {
+    values: Vec<T>,
+}
+
+impl<T: Clone + Default> Counted<T> {
+    /// `len` zeros.
+    ///
+    /// The system often promises memory that it does not have, and ends the process when it is used: what is more than
+    /// the machine has left, all arenas together, is refused.
+    pub(super) fn zeros(len: usize) -> Result<Self, Error> {
+        let bytes = len.saturating_mul(size_of::<T>()) as u64;
+        let promised = PROMISED.load(Ordering::Relaxed).saturating_add(bytes);
+        let refused = || Error::Memory { needed: promised as f64 / 1e9 };
+        if bytes > SMALL && available().is_some_and(|available| promised > available) {
+            return Err(refused());
+        }
+        // Asked for once to learn whether it is there; `vec!` of zeros then does not touch its pages.
+        Vec::<T>::new().try_reserve_exact(len).map_err(|_| refused())?;
+        PROMISED.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Counted { values: vec![T::default(); len] })
     }
-    // Asked for once to learn whether it is there; `vec!` of zeros then does not touch its pages.
-    Vec::<T>::new().try_reserve_exact(len).map_err(|_| refused())?;
-    Ok(vec![T::default(); len])
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        PROMISED.fetch_sub(size_of_val(&*self.values) as u64, Ordering::Relaxed);
+    }
+}
+
+impl<T> Deref for Counted<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values
+    }
+}
+
+impl<T> DerefMut for Counted<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values
+    }
 }
 
 /// The bytes of memory that the machine has left, where it says so.
@@ -187,9 +224,19 @@ mod tests {
 
     #[test]
     fn memory_that_is_not_there_is_refused() {
-        assert_eq!(zeros::<f32>(3).unwrap(), [0.0; 3]);
+        let three = Counted::<f32>::zeros(3).unwrap();
+        assert_eq!(*three, [0.0; 3]);
         for len in [usize::MAX, usize::MAX / 4, 1 << 45] {
-            assert!(matches!(zeros::<f32>(len), Err(Error::Memory { .. })), "{len}");
+            assert!(matches!(Counted::<f32>::zeros(len), Err(Error::Memory { .. })), "{len}");
+        }
+        // What is promised and not yet used counts.
+        if let Some(available) = available() {
+            let most = (available / 5 * 3) as usize;
+            // A system that promises no more than it has may not give as much.
+            let Ok(first) = Counted::<u8>::zeros(most) else { return };
+            assert!(matches!(Counted::<u8>::zeros(most), Err(Error::Memory { .. })));
+            drop(first);
+            assert!(Counted::<u8>::zeros(most).is_ok());
         }
     }
 

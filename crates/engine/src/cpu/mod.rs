@@ -20,7 +20,7 @@ pub(crate) use weight::{ConvKernel, LinearKernel, Weight};
 use crate::backend::Executable;
 use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing};
 use lowering::{Place, Step};
-use memory::Regions;
+use memory::{Counted, Regions};
 
 /// Runs functions on the CPU, with the kernels of this machine.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ impl Backend for Cpu {
         let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
         let run = CpuRun {
             pool: self.pool.clone(),
-            floats: memory::zeros(regions.floats)?,
-            ints: memory::zeros(regions.ints)?,
+            floats: Counted::zeros(regions.floats)?,
+            ints: Counted::zeros(regions.ints)?,
             options: options.clone(),
             times: vec![Duration::ZERO; plan.steps.len()],
             declined: fused.declined,
@@ -83,8 +83,8 @@ struct CpuRun {
     pool: Arc<ThreadPool>,
     plan: lowering::Plan,
     regions: Regions,
-    floats: Vec<f32>,
-    ints: Vec<i32>,
+    floats: Counted<f32>,
+    ints: Counted<i32>,
     options: Options,
     /// The time that each step took in all runs.
     times: Vec<Duration>,
