@@ -1,0 +1,372 @@
+//! Exact weighted one-dimensional k-means.
+//!
+//! In one dimension an optimal clustering is a partition of the sorted values into runs, and the best first element of
+//! the last run never moves left as values are added, so each row of the dynamic programme is solved by divide and
+//! conquer: O(entries · n · log n) for n distinct values, of which f16 has fewer than 65,536.
+
+use half::f16;
+
+/// Why a histogram cannot be made.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A weight is NaN or infinite.
+    #[error("weight {index} is {value}: only finite weights can be palettized")]
+    NotFinite {
+        /// Position in the input.
+        index: usize,
+        /// The value found there.
+        value: f16,
+    },
+    /// An importance is negative, NaN or infinite.
+    #[error("the importance of weight {index} is {value}: it must be finite and not negative")]
+    Importance {
+        /// Position in the input.
+        index: usize,
+        /// The importance found there.
+        value: f64,
+    },
+    /// There are no weights, or all have importance zero.
+    #[error("no weight has an importance above zero")]
+    Empty,
+}
+
+/// Bits of an index into a palette, as Core ML has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Width {
+    /// 1 bit, 2 entries.
+    One,
+    /// 2 bits, 4 entries.
+    Two,
+    /// 3 bits, 8 entries; from iOS 18.
+    Three,
+    /// 4 bits, 16 entries.
+    Four,
+    /// 6 bits, 64 entries.
+    Six,
+    /// 8 bits, 256 entries.
+    Eight,
+}
+
+impl Width {
+    /// Every width, ascending.
+    pub const ALL: [Self; 6] = [Self::One, Self::Two, Self::Three, Self::Four, Self::Six, Self::Eight];
+
+    /// Bits of one index.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+            Self::Three => 3,
+            Self::Four => 4,
+            Self::Six => 6,
+            Self::Eight => 8,
+        }
+    }
+
+    /// Entries of the palette: two to the power of the bits.
+    pub fn entries(self) -> usize {
+        1 << self.bits()
+    }
+}
+
+/// The distinct values of a tensor, ascending, each with the sum of its importances (above zero).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Histogram {
+    values: Vec<f16>,
+    importance: Vec<f64>,
+}
+
+impl Histogram {
+    /// Counts weights, each given with its importance (1 for plain k-means). Both zeros count as one value; values of
+    /// importance zero are left out.
+    ///
+    /// # Errors
+    ///
+    /// A weight that is not finite, an importance that is negative or not finite, or nothing with importance.
+    pub fn new(weights: impl IntoIterator<Item = (f16, f64)>) -> Result<Self, Error> {
+        let mut bins = vec![0.0; 1 << 16];
+        for (index, (value, importance)) in weights.into_iter().enumerate() {
+            if !value.is_finite() {
+                return Err(Error::NotFinite { index, value });
+            }
+            if !importance.is_finite() || importance < 0.0 {
+                return Err(Error::Importance { index, value: importance });
+            }
+            let bits = if value == f16::ZERO { 0 } else { value.to_bits() };
+            bins[usize::from(bits)] += importance;
+        }
+        // Negative values ascend as their bits descend.
+        let ascending = (0x8000..=0xffffu16).rev().chain(0..0x8000);
+        let (values, importance): (Vec<_>, Vec<_>) = ascending
+            .map(|bits| (f16::from_bits(bits), bins[usize::from(bits)]))
+            .filter(|&(_, importance)| importance > 0.0)
+            .unzip();
+        if values.is_empty() { Err(Error::Empty) } else { Ok(Self { values, importance }) }
+    }
+}
+
+/// A lookup table of f16 entries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Palette {
+    lut: Vec<f16>,
+    used: usize,
+}
+
+impl Palette {
+    /// The palette of least weighted squared error. Each entry is the mean of its cluster, rounded to f16; the
+    /// clustering is optimal (to f64 rounding) before that rounding.
+    ///
+    /// Used entries ascend; with fewer distinct values than entries the values themselves are the entries and the rest
+    /// of the table is zero.
+    pub fn fit(histogram: &Histogram, width: Width) -> Self {
+        let mut lut = if histogram.values.len() <= width.entries() {
+            histogram.values.clone()
+        } else {
+            let sums = Sums::new(histogram);
+            partition(&sums, width.entries())
+                .windows(2)
+                .map(|run| f16::from_f64(sums.mean(run[0], run[1])))
+                .collect()
+        };
+        // Neighbouring means can round to one f16.
+        lut.dedup();
+        let used = lut.len();
+        lut.resize(width.entries(), f16::ZERO);
+        Self { lut, used }
+    }
+
+    /// The table, as long as the width's entries.
+    pub fn lut(&self) -> &[f16] {
+        &self.lut
+    }
+
+    /// The index of the entry nearest to a value; the lower one of two equally near.
+    pub fn index(&self, value: f16) -> u8 {
+        let used = &self.lut[..self.used];
+        let above = used.partition_point(|&entry| entry < value);
+        let distance = |i: usize| (used[i].to_f32() - value.to_f32()).abs();
+        let nearest = match above {
+            0 => 0,
+            i if i == self.used => i - 1,
+            i if distance(i - 1) <= distance(i) => i - 1,
+            i => i,
+        };
+        nearest as u8
+    }
+
+    /// The weighted sum of squared errors over a histogram.
+    pub fn error(&self, histogram: &Histogram) -> f64 {
+        let terms = histogram.values.iter().zip(&histogram.importance);
+        terms
+            .map(|(&value, importance)| {
+                let entry = self.lut[usize::from(self.index(value))];
+                importance * (entry.to_f64() - value.to_f64()).powi(2)
+            })
+            .sum()
+    }
+}
+
+/// Prefix sums of importance, importance · x and importance · x², with x centred on the mean against cancellation.
+struct Sums {
+    centre: f64,
+    prefix: Vec<[f64; 3]>,
+}
+
+impl Sums {
+    fn new(histogram: &Histogram) -> Self {
+        let points = || histogram.values.iter().map(|v| v.to_f64()).zip(&histogram.importance);
+        let total: f64 = histogram.importance.iter().sum();
+        let centre = points().map(|(x, w)| x * (w / total)).sum();
+        let mut sum = [0.0; 3];
+        let mut prefix = vec![sum];
+        for (x, w) in points() {
+            let x = x - centre;
+            sum = [sum[0] + w, sum[1] + w * x, sum[2] + w * x * x];
+            prefix.push(sum);
+        }
+        Self { centre, prefix }
+    }
+
+    fn len(&self) -> usize {
+        self.prefix.len() - 1
+    }
+
+    fn run(&self, from: usize, to: usize) -> [f64; 3] {
+        let (a, b) = (self.prefix[from], self.prefix[to]);
+        [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
+    }
+
+    fn mean(&self, from: usize, to: usize) -> f64 {
+        let [w, x, _] = self.run(from, to);
+        self.centre + x / w
+    }
+
+    /// Weighted squared error of the run around its mean.
+    fn cost(&self, from: usize, to: usize) -> f64 {
+        let [w, x, xx] = self.run(from, to);
+        (xx - x * x / w).max(0.0)
+    }
+}
+
+/// The borders of the best partition into `runs` runs, from 0 to the length. Needs at least `runs` points.
+fn partition(sums: &Sums, runs: usize) -> Vec<usize> {
+    let n = sums.len();
+    // best[j]: error of the first j points in the runs so far; starts[r][j]: where the last of r + 2 runs begins.
+    let mut best: Vec<f64> = (0..=n).map(|j| if j == 0 { 0.0 } else { sums.cost(0, j) }).collect();
+    let mut starts = Vec::with_capacity(runs - 1);
+    for run in 2..=runs {
+        let mut next = vec![f64::INFINITY; n + 1];
+        let mut start = vec![0u16; n + 1];
+        let mut spans = vec![(run, n, run - 1, n - 1)];
+        while let Some((low, high, first, last)) = spans.pop() {
+            if low > high {
+                continue;
+            }
+            let j = low.midpoint(high);
+            let mut chosen = first;
+            for (i, before) in (first..).zip(&best[first..=last.min(j - 1)]) {
+                let error = before + sums.cost(i, j);
+                if error < next[j] {
+                    (next[j], chosen) = (error, i);
+                }
+            }
+            start[j] = chosen as u16;
+            spans.push((low, j - 1, first, chosen));
+            spans.push((j + 1, high, chosen, last));
+        }
+        best = next;
+        starts.push(start);
+    }
+    let mut borders = vec![n];
+    let mut end = n;
+    for start in starts.iter().rev() {
+        end = usize::from(start[end]);
+        borders.push(end);
+    }
+    borders.push(0);
+    borders.reverse();
+    borders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Uniform numbers in [0, 1) from a 64-bit LCG.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 11) as f64 / (1u64 << 53) as f64
+        }
+
+        fn normal(&mut self) -> f64 {
+            (0..12).map(|_| self.next()).sum::<f64>() - 6.0
+        }
+    }
+
+    fn weighted_error(points: &[(f64, f64)], clusters: &[usize], k: usize) -> f64 {
+        (0..k)
+            .map(|c| {
+                let own = || points.iter().zip(clusters).filter(|p| *p.1 == c).map(|p| *p.0);
+                let total: f64 = own().map(|(_, w)| w).sum();
+                let mean = own().map(|(x, w)| x * w).sum::<f64>() / total;
+                own().map(|(x, w)| w * (x - mean).powi(2)).sum::<f64>()
+            })
+            .sum()
+    }
+
+    #[test]
+    fn partition_equals_brute_force_over_all_assignments() {
+        let mut random = Random(1);
+        for case in 0..60 {
+            let n = 5 + case % 3;
+            let input: Vec<_> =
+                (0..n).map(|_| (f16::from_f64(random.normal()), 0.1 + random.next())).collect();
+            let histogram = Histogram::new(input).unwrap();
+            let sums = Sums::new(&histogram);
+            let n = sums.len();
+            let points: Vec<_> =
+                histogram.values.iter().map(|v| v.to_f64()).zip(histogram.importance.clone()).collect();
+            for k in [2usize, 4] {
+                let best = (0..k.pow(n as u32))
+                    .map(|code| {
+                        let clusters: Vec<_> = (0..n).map(|i| code / k.pow(i as u32) % k).collect();
+                        weighted_error(&points, &clusters, k)
+                    })
+                    .fold(f64::INFINITY, |a, b| if b < a { b } else { a });
+                let ours: f64 = partition(&sums, k).windows(2).map(|r| sums.cost(r[0], r[1])).sum();
+                assert!((ours - best).abs() <= 1e-12, "case {case}, k {k}: {ours} against {best}");
+            }
+        }
+    }
+
+    /// Lloyd's iterations from quantiles, in f64.
+    fn lloyd(points: &[(f64, f64)], k: usize) -> f64 {
+        let n = points.len();
+        let mut centres: Vec<f64> = (0..k).map(|c| points[(2 * c + 1) * n / (2 * k)].0).collect();
+        let mut error = f64::INFINITY;
+        for _ in 0..30 {
+            let mut sums = vec![[0.0; 2]; k];
+            error = 0.0;
+            for &(x, w) in points {
+                let near = (0..k).min_by(|&a, &b| (centres[a] - x).abs().total_cmp(&(centres[b] - x).abs()));
+                let c = near.unwrap();
+                error += w * (centres[c] - x).powi(2);
+                sums[c] = [sums[c][0] + w * x, sums[c][1] + w];
+            }
+            for (centre, [x, w]) in centres.iter_mut().zip(sums) {
+                if w > 0.0 {
+                    *centre = x / w;
+                }
+            }
+        }
+        error
+    }
+
+    #[test]
+    fn never_worse_than_lloyd_at_every_width() {
+        let mut random = Random(2);
+        let input: Vec<_> = (0..3000).map(|_| (f16::from_f64(random.normal()), random.next())).collect();
+        let histogram = Histogram::new(input).unwrap();
+        let sums = Sums::new(&histogram);
+        let points: Vec<_> =
+            histogram.values.iter().map(|v| v.to_f64()).zip(histogram.importance.clone()).collect();
+        for width in Width::ALL {
+            let k = width.entries();
+            let ours: f64 = partition(&sums, k).windows(2).map(|r| sums.cost(r[0], r[1])).sum();
+            let theirs = lloyd(&points, k);
+            assert!(ours <= theirs * (1.0 + 1e-9), "{width:?}: {ours} against {theirs}");
+            // Entries rounded to f16 can cost no more than half a unit in the last place of each weight.
+            let rounded = Palette::fit(&histogram, width).error(&histogram);
+            assert!(
+                rounded <= ours + sums.prefix[sums.len()][0] * 1e-6,
+                "{width:?}: {rounded} against {ours}"
+            );
+        }
+    }
+
+    #[test]
+    fn few_values_are_kept_exactly_and_padded_with_zeros() {
+        let values = [-2.0, -0.0, 0.0, 3.5].map(f16::from_f32);
+        let histogram = Histogram::new(values.map(|v| (v, 1.0))).unwrap();
+        for width in Width::ALL.into_iter().filter(|w| w.entries() >= 3) {
+            let palette = Palette::fit(&histogram, width);
+            assert_eq!(palette.lut().len(), width.entries());
+            assert_eq!(palette.error(&histogram), 0.0);
+            assert!(values.iter().all(|&v| palette.lut()[usize::from(palette.index(v))] == v));
+        }
+    }
+
+    #[test]
+    fn bad_input_is_refused_by_position() {
+        let one = (f16::ONE, 1.0);
+        let refused = |bad| Histogram::new([one, bad]).unwrap_err();
+        assert!(matches!(refused((f16::NAN, 1.0)), Error::NotFinite { index: 1, .. }));
+        assert!(matches!(refused((f16::INFINITY, 1.0)), Error::NotFinite { index: 1, .. }));
+        assert!(matches!(refused((f16::ONE, -1.0)), Error::Importance { index: 1, .. }));
+        assert_eq!(Histogram::new([(f16::ONE, 0.0)]), Err(Error::Empty));
+        assert_eq!(Histogram::new([]), Err(Error::Empty));
+    }
+}
