@@ -258,11 +258,6 @@ impl WeightRef {
         }
     }
 
-    /// The same tensor under another name.
-    pub fn renamed(&self, name: impl Into<Arc<str>>) -> Self {
-        WeightRef { name: name.into(), ..self.clone() }
-    }
-
     /// Says that the tensor will not be read soon, so that its file's memory can be given back.
     pub fn release(&self) {
         match &*self.layout {

@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use diffusion::arch::{Config, lookup};
 use diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
 use formats::coreml;
-use mil::{Constant, Def, Function, WeightRef, Weights, identifier, join};
+use mil::{Constant, Def, Function, WeightError, WeightRef, Weights, join};
 use serde_json::Value;
 
 use crate::package::{PARTS, Part, keys};
@@ -100,12 +99,6 @@ impl Bundle {
             false => Ok(None),
         }
     }
-
-    fn configuration(&self, component: &str) -> Result<Config, FileError> {
-        let packaged = self.of_component(component).ok_or_else(|| absent(component))?;
-        let class = packaged.says(keys::CLASS).unwrap_or_default();
-        Ok(lookup(class)?.config(&self.json(component, "config.json")?)?)
-    }
 }
 
 fn absent(component: &str) -> FileError {
@@ -188,44 +181,42 @@ impl ModelFiles for Bundle {
     }
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
-        let pooled =
-            TEXT_ENCODERS.iter().rev().find_map(|(name, _)| match self.configuration(name).ok()? {
-                Config::TextEncoder(config) => Some(config.projection_dim.unwrap_or(config.hidden_size)),
-                _ => None,
-            });
-        let shapes = self.configuration(component)?.tensors(pooled.unwrap_or_default())?;
         let parts = self.parts.values().filter(|part| part.says(keys::COMPONENT) == Some(component));
         let constants = parts.flat_map(|part| constants(&part.function)).collect();
-        Ok(Arc::new(PackagedWeights { shapes, constants }))
+        Ok(Arc::new(PackagedWeights { constants }))
     }
 }
 
-/// The weights of a function by the names that they have in it.
+/// The weights of a function by their checkpoint names, which packages carry.
 fn constants(function: &Function) -> impl Iterator<Item = (String, WeightRef)> {
     function.values().iter().filter_map(|value| match &value.def {
-        Def::Const(Constant::Weight(weight)) => Some((value.name.clone(), weight.clone())),
+        Def::Const(Constant::Weight(weight)) => Some((weight.name().to_string(), weight.clone())),
         _ => None,
     })
 }
 
-/// A checkpoint's tensors, found in packages by the identifiers that their names became.
+/// A checkpoint's tensors, found in packages.
 struct PackagedWeights {
-    shapes: BTreeMap<String, Vec<usize>>,
     constants: BTreeMap<String, WeightRef>,
 }
 
 impl Weights for PackagedWeights {
     fn names(&self) -> Vec<&str> {
-        let is_there = |name: &&String| self.constants.contains_key(&identifier(name));
-        self.shapes.keys().filter(is_there).map(String::as_str).collect()
+        self.constants.keys().map(String::as_str).collect()
     }
 
     fn get(&self, name: &str) -> Option<WeightRef> {
-        let weight = self.constants.get(&identifier(name))?.renamed(name);
-        // Kernels and columns in the graph are matrices and vectors in the checkpoint.
-        match self.shapes.get(name) {
-            Some(shape) => weight.reshape(shape.clone()).ok().or(Some(weight)),
-            None => Some(weight),
-        }
+        self.constants.get(name).cloned()
+    }
+
+    /// Kernels and columns in a graph are matrices and vectors in its checkpoint: the elements are the same.
+    fn require(&self, name: &str, shape: &[usize]) -> Result<WeightRef, WeightError> {
+        let weight = self.get(name).ok_or_else(|| WeightError::Missing { name: name.to_string() })?;
+        let found = weight.ty().shape.clone();
+        weight.reshape(shape).map_err(|_| WeightError::Shape {
+            name: name.to_string(),
+            expected: shape.to_vec(),
+            found,
+        })
     }
 }

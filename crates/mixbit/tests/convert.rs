@@ -11,7 +11,7 @@ use diffusion::random::random_source;
 use engine::Cpu;
 use mixbit::model::load;
 use scratch::Scratch;
-use testkit::{ErrorStats, Failures};
+use testkit::{ErrorStats, Failures, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -72,4 +72,24 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     });
     failures.finish();
     Ok(())
+}
+
+/// Tiny models of each family, with the tensor names of transformers 5 and every spelling of a tokenizer.
+#[test]
+fn converted_models_of_each_family_draw_what_their_checkpoints_draw() {
+    let mut failures = Failures::new("families");
+    for family in ["sd15", "sd21", "sdxl", "sdxl-no-zeros"] {
+        failures.case(family, || {
+            let scratch = Scratch::new();
+            let directory = fixture_root().join("pipelines").join(family);
+            let path = directory.to_str().ok_or("the path is not UTF-8")?;
+            convert(scratch.path(), &["--model", path])?;
+            let small = |request: &mut Request| request.size = [64, 48];
+            let expected = draw(&load(Some(&directory), None)?.0, small)?;
+            let found = draw(&load(Some(scratch.path()), None)?.0, small)?;
+            ErrorStats::compare(&found, &expected).within(1e-4)?;
+            Ok::<(), Error>(())
+        });
+    }
+    failures.finish();
 }
