@@ -147,13 +147,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             bail!("stopped after {}; run it again to go on from there", package.name);
         }
     }
-    let memory = memory::peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6));
     progress.say(format_args!(
         "{} packages, {:.1} MB, in {:.1} s{}",
         packages.len(),
         bytes as f64 / 1e6,
         begin.elapsed().as_secs_f64(),
-        memory.unwrap_or_default()
+        memory::in_summary()
     ));
     Ok(())
 }

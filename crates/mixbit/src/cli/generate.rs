@@ -382,7 +382,6 @@ fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> 
     let [width, height] = request.size;
     let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
-    let memory = memory::peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6));
     format!(
         "{} of {width}x{height} in {}: load {}, {} of {}, decode {}{}",
         counted(images, "image"),
@@ -391,7 +390,7 @@ fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> 
         counted(times.evaluations, "step"),
         seconds(times.per_step()),
         seconds(times.decode),
-        memory.unwrap_or_default()
+        memory::in_summary()
     )
 }
 

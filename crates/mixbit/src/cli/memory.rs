@@ -8,3 +8,8 @@ pub(super) fn peak() -> Option<u64> {
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
+
+/// [`peak`], as the end of a summary; nothing where the system does not tell.
+pub(super) fn in_summary() -> String {
+    peak().map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6)).unwrap_or_default()
+}
