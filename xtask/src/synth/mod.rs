@@ -108,7 +108,7 @@ fn shapes(model: &Diffusers) -> anyhow::Result<BTreeMap<&str, Shapes>> {
     }
     // In the order of names the last text encoder is the one whose pooled output the UNet takes.
     let pooled = configs.values().rev().find_map(|config| match config {
-        Config::TextEncoder(config) => Some(config.projection_dim.unwrap_or(config.hidden_size)),
+        Config::TextEncoder(config) => Some(config.pooled_channels()),
         _ => None,
     });
     let pooled = pooled.context("the model has no text encoder")?;

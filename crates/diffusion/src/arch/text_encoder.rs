@@ -155,6 +155,11 @@ impl Config {
         Self::read(fields, Some(projection_dim))
     }
 
+    /// Channels of the pooled output.
+    pub fn pooled_channels(&self) -> usize {
+        self.projection_dim.unwrap_or(self.hidden_size)
+    }
+
     fn read(mut fields: Fields, projection_dim: Option<usize>) -> Result<Self, ArchError> {
         fields.only("model_type", "clip_text_model")?;
         fields.ignore(UNRELATED);

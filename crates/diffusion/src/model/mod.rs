@@ -229,8 +229,7 @@ fn text_encoders(
     let last = present.clone().count().saturating_sub(1);
     for (index, &(component, tokenizer)) in present.enumerate() {
         let Config::TextEncoder(config) = component_config(files, component)? else {
-            let what = format!("its `{component}` is not a CLIP text encoder");
-            return Err(ModelError::Pipeline { class: files.class().to_string(), what });
+            return Err(not_a_text_encoder(files, component));
         };
         let tokenizer = read_tokenizer(files, tokenizer)?;
         let (ids, rows) = (tokenizer.vocabulary_size(), config.vocab_size);
@@ -241,7 +240,7 @@ fn text_encoders(
             return Err(ModelError::Mismatch { component: component.to_string(), what });
         }
         let outputs = Outputs { pooled: unet.takes_sizes() && index == last, ..unet.text_outputs() };
-        pooled = Some(config.projection_dim.unwrap_or(config.hidden_size));
+        pooled = Some(config.pooled_channels());
         let weights = weights(files, component)?;
         let build = move |options: &GraphOptions| text_encoder::build(&config, &*weights, options, outputs);
         encoders.push(TextEncoder {
@@ -291,6 +290,24 @@ pub fn component_config(files: &dyn ModelFiles, component: &str) -> Result<Confi
     let network = |source| ModelError::Network { component: component.to_string(), source };
     let architecture = arch::lookup(files.component(component).unwrap_or_default()).map_err(network)?;
     architecture.config(&json(files, component, "config.json")?).map_err(network)
+}
+
+/// The channels of the last text encoder's pooled output; 0 if there is no text encoder.
+///
+/// # Errors
+/// Those of [`component_config`], and a component that is no text encoder.
+pub fn pooled_channels(files: &dyn ModelFiles) -> Result<usize, ModelError> {
+    let present = TEXT_ENCODERS.iter().rev().find(|(component, _)| files.component(component).is_some());
+    let Some((component, _)) = present else { return Ok(0) };
+    match component_config(files, component)? {
+        Config::TextEncoder(config) => Ok(config.pooled_channels()),
+        _ => Err(not_a_text_encoder(files, component)),
+    }
+}
+
+fn not_a_text_encoder(files: &dyn ModelFiles, component: &str) -> ModelError {
+    let what = format!("its `{component}` is not a CLIP text encoder");
+    ModelError::Pipeline { class: files.class().to_string(), what }
 }
 
 fn defaults(

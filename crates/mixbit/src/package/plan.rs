@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use diffusion::arch::{ArchError, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
-use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config};
+use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
 use mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -327,16 +327,6 @@ fn name_of(part: &Part) -> String {
 
 fn network(component: String, source: ArchError) -> PlanError {
     ModelError::Network { component, source }.into()
-}
-
-/// The channels of the last text encoder's pooled output.
-fn pooled_channels(files: &dyn ModelFiles) -> Result<usize, PlanError> {
-    let present = TEXT_ENCODERS.iter().rev().find(|(name, _)| files.component(name).is_some());
-    let Some((name, _)) = present else { return Ok(0) };
-    match component_config(files, name)? {
-        Config::TextEncoder(config) => Ok(config.projection_dim.unwrap_or(config.hidden_size)),
-        _ => Err(kind(files, name)),
-    }
 }
 
 /// What of `model_index.json` a pipeline needs besides its components.
