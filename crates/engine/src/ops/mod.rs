@@ -13,6 +13,7 @@ mod scatter_gather;
 mod shape;
 mod unary;
 
+use kernels::AxisShape;
 use mil::OpView;
 
 use crate::cpu::Lowering;
@@ -90,6 +91,35 @@ pub(crate) fn offsets(shape: &[usize], strides: &[isize], start: usize) -> Vec<u
 /// A shape seen from one axis: the product of the extents before it, its own, and the product of those after.
 pub(crate) fn around(shape: &[usize], axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
+}
+
+/// The `axes` of an op, all if it does not say, sorted.
+pub(crate) fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
+    let rank = op.ty("x")?.rank();
+    let Some(axes) = op.opt_ints("axes")? else { return Ok((0..rank).collect()) };
+    let mut axes = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
+    axes.sort_unstable();
+    Ok(axes)
+}
+
+/// Extents and strides for [`offsets`]: along `axes`, and along the others.
+pub(crate) fn walks(shape: &[usize], axes: &[usize]) -> [(Vec<usize>, Vec<isize>); 2] {
+    let all = strides(shape);
+    [true, false].map(|wanted| {
+        let picked = (0..shape.len()).filter(|axis| axes.contains(axis) == wanted);
+        picked.map(|axis| (shape[axis], all[axis])).unzip()
+    })
+}
+
+/// Sorted axes that follow one another, as the kernels see them; `None` if they don't, or there are none.
+pub(crate) fn neighbours(shape: &[usize], axes: &[usize]) -> Option<AxisShape> {
+    let (&first, &last) = (axes.first()?, axes.last()?);
+    let is_run = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    is_run.then(|| AxisShape {
+        outer: shape[..first].iter().product(),
+        axis: shape[first..=last].iter().product(),
+        inner: shape[last + 1..].iter().product(),
+    })
 }
 
 /// The greater of two numbers; NaN if either is.

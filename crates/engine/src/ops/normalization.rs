@@ -3,7 +3,7 @@
 use kernels::{Activation, AxisShape, GroupNormShape, NormParams};
 use mil::OpView;
 
-use super::{Binding, around, offsets, strides};
+use super::{Binding, around, axes, neighbours, offsets, walks};
 use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
@@ -55,28 +55,12 @@ fn instance_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.float_result(out)
 }
 
-/// The axes of a `layer_norm`, sorted.
-fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
-    let rank = op.ty("x")?.rank();
-    let Some(axes) = op.opt_ints("axes")? else { return Ok((0..rank).collect()) };
-    let mut axes = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
-    axes.sort_unstable();
-    Ok(axes)
-}
-
 fn layer_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let x = op.floats("x")?;
     let (gamma, beta) = (op.optional_floats("gamma")?, op.optional_floats("beta")?);
     let epsilon = op.view.float("epsilon")?;
     let (shape, axes) = (&op.out(0).shape, axes(&op.view)?);
-    let all = strides(shape);
-    let pick = |wanted: bool| -> (Vec<usize>, Vec<isize>) {
-        (0..shape.len())
-            .filter(|axis| axes.contains(axis) == wanted)
-            .map(|axis| (shape[axis], all[axis]))
-            .unzip()
-    };
-    let (inside, outside) = (pick(true), pick(false));
+    let [inside, outside] = walks(shape, &axes);
     let mut out = vec![0.0; x.len()];
     for start in offsets(&outside.0, &outside.1, 0) {
         let places = offsets(&inside.0, &inside.1, start);
@@ -89,32 +73,41 @@ fn layer_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.float_result(out)
 }
 
-fn constants(op: &OpView, plan: &Lowering, input: &str) -> Result<Option<Vec<f32>>, Error> {
-    op.get(input).map(|id| plan.constant_floats(id)).transpose()
+/// The constants that every norm has.
+struct Constants {
+    gamma: Option<Vec<f32>>,
+    beta: Option<Vec<f32>>,
+    epsilon: f32,
+}
+
+impl Constants {
+    fn of(op: &OpView, plan: &Lowering) -> Result<Self, Error> {
+        let optional = |input| op.get(input).map(|id| plan.constant_floats(id)).transpose();
+        Ok(Constants {
+            gamma: optional("gamma")?,
+            beta: optional("beta")?,
+            epsilon: op.float("epsilon")? as f32,
+        })
+    }
+
+    fn params(&self) -> NormParams<'_> {
+        NormParams {
+            gamma: self.gamma.as_deref(),
+            beta: self.beta.as_deref(),
+            epsilon: self.epsilon,
+            activation: Activation::Identity,
+        }
+    }
 }
 
 fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let axes = axes(op)?;
-    let consecutive = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    let (Some(&first), Some(&last), true) = (axes.first(), axes.last(), consecutive) else {
+    let Some(axis) = neighbours(&op.ty("x")?.shape, &axes) else {
         return plan.by_reference(op, layer_norm);
     };
-    let shape = &op.ty("x")?.shape;
-    let axis = AxisShape {
-        outer: shape[..first].iter().product(),
-        axis: shape[first..=last].iter().product(),
-        inner: shape[last + 1..].iter().product(),
-    };
-    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
-    let epsilon = op.float("epsilon")? as f32;
+    let constants = Constants::of(op, plan)?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let params = NormParams {
-            gamma: gamma.as_deref(),
-            beta: beta.as_deref(),
-            epsilon,
-            activation: Activation::Identity,
-        };
-        kernels::layer_norm(&axis, io.floats[0], &params, io.out[0]);
+        kernels::layer_norm(&axis, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
     })
 }
@@ -122,20 +115,13 @@ fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
 /// A group norm in which every channel is a group.
 fn lower_instance_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let [batch, channels, spatial] = around(&op.ty("x")?.shape, 1);
-    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
-    let epsilon = op.float("epsilon")? as f32;
+    let constants = Constants::of(op, plan)?;
     if channels == 0 {
         return plan.by_reference(op, instance_norm);
     }
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let params = NormParams {
-            gamma: gamma.as_deref(),
-            beta: beta.as_deref(),
-            epsilon,
-            activation: Activation::Identity,
-        };
         let shape = GroupNormShape { batch, channels, spatial, groups: channels };
-        kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
+        kernels::group_norm(&shape, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
     })
 }
@@ -144,21 +130,14 @@ fn lower_batch_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let [outer, axis, inner] = around(&op.ty("x")?.shape, 1);
     let mean = plan.constant_floats(op.value("mean")?)?;
     let variance = plan.constant_floats(op.value("variance")?)?;
-    let (gamma, beta) = (constants(op, plan, "gamma")?, constants(op, plan, "beta")?);
-    let epsilon = op.float("epsilon")? as f32;
+    let constants = Constants::of(op, plan)?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let params = NormParams {
-            gamma: gamma.as_deref(),
-            beta: beta.as_deref(),
-            epsilon,
-            activation: Activation::Identity,
-        };
         kernels::batch_norm(
             &AxisShape { outer, axis, inner },
             io.floats[0],
             &mean,
             &variance,
-            &params,
+            &constants.params(),
             io.out[0],
         );
         Ok(())

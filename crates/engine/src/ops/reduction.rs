@@ -1,9 +1,9 @@
 //! Reductions.
 
-use kernels::{AxisShape, ReduceOp};
+use kernels::ReduceOp;
 use mil::OpView;
 
-use super::{Binding, around, maximum, minimum, offsets, strides};
+use super::{Binding, around, axes, maximum, minimum, neighbours, offsets, walks};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
@@ -37,26 +37,10 @@ fn mean(values: &mut dyn Iterator<Item = f64>) -> f64 {
     sum / count
 }
 
-/// The axes of a reduction, sorted.
-fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
-    let rank = op.ty("x")?.rank();
-    let Some(axes) = op.opt_ints("axes")? else { return Ok((0..rank).collect()) };
-    let mut axes = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
-    axes.sort_unstable();
-    Ok(axes)
-}
-
 fn reduce(op: &Operands, fold: Fold) -> Result<Vec<Tensor>, Error> {
     let x = op.tensor("x")?;
     let (shape, axes, x) = (x.shape().to_vec(), axes(&op.view)?, numbers(&x));
-    let all = strides(&shape);
-    let pick = |wanted: bool| -> (Vec<usize>, Vec<isize>) {
-        (0..shape.len())
-            .filter(|axis| axes.contains(axis) == wanted)
-            .map(|axis| (shape[axis], all[axis]))
-            .unzip()
-    };
-    let (inside, outside) = (pick(true), pick(false));
+    let [inside, outside] = walks(&shape, &axes);
     let reduced = offsets(&outside.0, &outside.1, 0)
         .into_iter()
         .map(|start| fold(&mut offsets(&inside.0, &inside.1, start).into_iter().map(|at| x[at])));
@@ -70,16 +54,9 @@ fn lower(
     reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
 ) -> Result<(), Error> {
     let (x, axes) = (op.ty("x")?, axes(op)?);
-    let consecutive = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    let (Some(kernel), Some(&first), Some(&last), true, true) =
-        (kernel, axes.first(), axes.last(), consecutive, holds_floats(x.dtype))
+    let (Some(kernel), Some(shape), true) = (kernel, neighbours(&x.shape, &axes), holds_floats(x.dtype))
     else {
         return plan.by_reference(op, reference);
-    };
-    let shape = AxisShape {
-        outer: x.shape[..first].iter().product(),
-        axis: x.shape[first..=last].iter().product(),
-        inner: x.shape[last + 1..].iter().product(),
     };
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
