@@ -103,7 +103,7 @@ impl Drop for Temporary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use testkit::Scratch;
 
     #[test]
     fn a_failure_leaves_the_old_file_and_no_other() {

@@ -168,7 +168,7 @@ impl<'de> Deserialize<'de> for WeightMap {
 mod tests {
     use super::*;
     use crate::safetensors::tests::file;
-    use crate::scratch::Scratch;
+    use testkit::Scratch;
 
     const INDEX: &str = "model.safetensors.index.json";
 

@@ -92,7 +92,7 @@ pub(crate) fn is_plain(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use testkit::Scratch;
 
     #[test]
     fn a_directory_and_memory_look_the_same() {

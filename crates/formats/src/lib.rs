@@ -38,8 +38,6 @@ mod json;
 mod map;
 pub mod npy;
 pub mod safetensors;
-#[cfg(test)]
-mod scratch;
 
 pub use atomic::write_atomically;
 pub use checkpoint::Checkpoint;

@@ -11,7 +11,7 @@ use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
 use formats::coreml::{self, Model};
 use formats::npy::Npz;
 use mil::{Constant, DType, Def, Weights};
-use testkit::{ErrorStats, Failures, Fixture};
+use testkit::{ErrorStats, Failures, Fixture, Scratch};
 
 /// The floats of an archive by name, with their shapes.
 fn arrays(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
@@ -221,27 +221,10 @@ fn fnv(bytes: &[u8]) -> u64 {
     })
 }
 
-/// A directory for one test, removed afterwards.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mixbit-packages-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn written_packages_and_compiled_models_compute_the_same() {
     let fixture = Fixture::open("coreml");
-    let scratch = Scratch::new("written");
+    let scratch = Scratch::new();
     let cpu = Cpu::new(Some(2)).unwrap();
     let mut failures = Failures::new("written");
     let cases = [
@@ -259,7 +242,7 @@ fn written_packages_and_compiled_models_compute_the_same() {
             .collect();
         let expected = run(&model, &inputs, &cpu, Arithmetic::Wide);
         for extension in ["mlpackage", "mlmodelc"] {
-            let path = scratch.0.join(package).with_extension(extension);
+            let path = scratch.path().join(package).with_extension(extension);
             match extension {
                 "mlpackage" => coreml::write_package(&path, &model, &mut |_, _| {}).unwrap(),
                 _ => coreml::write_compiled(&path, &model, &mut |_, _| {}).unwrap(),

@@ -1,7 +1,5 @@
 //! Models converted to Core ML packages and run from there.
 
-mod scratch;
-
 use std::path::Path;
 use std::process::Command;
 
@@ -10,8 +8,7 @@ use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use diffusion::random::random_source;
 use engine::Cpu;
 use mixbit::model::load;
-use scratch::Scratch;
-use testkit::{ErrorStats, Failures, fixture_root};
+use testkit::{ErrorStats, Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

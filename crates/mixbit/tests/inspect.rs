@@ -1,13 +1,10 @@
 //! `mixbit inspect` on models, packages and weight files.
 
-mod scratch;
-
 use std::path::Path;
 use std::process::Command;
 
-use scratch::Scratch;
 use serde_json::Value;
-use testkit::{Failures, fixture_root};
+use testkit::{Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

@@ -1,10 +1,11 @@
 //! What mixbit's tests share: fixtures, error statistics, and a collector that reports every failing case.
 //!
-//! Three parts, re-exported here:
+//! Four parts, re-exported here:
 //!
 //! - [`Fixture`]: a folder under `fixtures/` with a JSON file of cases and safetensors files of arrays,
 //!   made by a script in `tools/reference/`.
 //! - [`ErrorStats`]: maximum absolute and relative error, PSNR and NaN counts of one array against another.
+//! - [`Scratch`]: a directory for one test.
 //! - [`Failures`]: a table test's result; it runs every case and then lists each one that failed.
 //!
 //! ```
@@ -27,9 +28,11 @@
 mod failures;
 mod fixture;
 mod safetensors;
+mod scratch;
 mod stats;
 
 pub use failures::Failures;
 pub use fixture::{Fixture, fixture_root};
 pub use safetensors::{Array, read_safetensors};
+pub use scratch::Scratch;
 pub use stats::ErrorStats;

@@ -7,7 +7,7 @@ use mil::{Builder, DType, Literal, Opset, WeightRef};
 use testkit::Failures;
 
 use super::*;
-use crate::scratch::Scratch;
+use testkit::Scratch;
 
 fn fixtures() -> PathBuf {
     testkit::Fixture::open("coreml").path("")

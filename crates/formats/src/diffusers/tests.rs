@@ -3,7 +3,7 @@ use testkit::Failures;
 
 use super::*;
 use crate::safetensors::tests::file;
-use crate::scratch::Scratch;
+use testkit::Scratch;
 
 const MODEL_INDEX: &str = r#"{
     "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.29.0",
