@@ -8,28 +8,16 @@ use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
-    Binding {
-        op: "constexpr_affine_dequantize",
-        reference: decode,
-        lower: |op, plan| plan.by_reference(op, decode),
-    },
-    Binding {
-        op: "constexpr_blockwise_shift_scale",
-        reference: decode,
-        lower: |op, plan| plan.by_reference(op, decode),
-    },
-    Binding { op: "constexpr_cast", reference: decode, lower: |op, plan| plan.by_reference(op, decode) },
-    Binding {
-        op: "constexpr_lut_to_dense",
-        reference: decode,
-        lower: |op, plan| plan.by_reference(op, decode),
-    },
-    Binding {
-        op: "constexpr_sparse_to_dense",
-        reference: decode,
-        lower: |op, plan| plan.by_reference(op, decode),
-    },
+    decoded("constexpr_affine_dequantize"),
+    decoded("constexpr_blockwise_shift_scale"),
+    decoded("constexpr_cast"),
+    decoded("constexpr_lut_to_dense"),
+    decoded("constexpr_sparse_to_dense"),
 ];
+
+const fn decoded(op: &'static str) -> Binding {
+    Binding { op, reference: decode, lower: |op, plan| plan.by_reference(op, decode) }
+}
 
 fn decode(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let weight = mil::constexpr::decoded_op(&op.view, &|_| None)?;
