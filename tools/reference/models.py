@@ -154,17 +154,7 @@ def unets(area):
         tensors = {}
         for case in entry.get("cases", configs.UNET_CASES):
             label, inputs = unet_inputs(draws, model.config, entry, case)
-            arguments = {
-                "sample": inputs["sample"],
-                "timestep": inputs["timesteps"],
-                "encoder_hidden_states": inputs["encoder_hidden_states"],
-            }
-            added = {n: inputs[n] for n in ("text_embeds", "time_ids") if n in inputs}
-            if added:
-                arguments["added_cond_kwargs"] = added
-            for optional in ("timestep_cond", "class_labels"):
-                if optional in inputs:
-                    arguments[optional] = inputs[optional]
+            arguments = unet_arguments(inputs)
             with torch.no_grad():
                 sample = model(**arguments).sample
             stored = {n: small(n, values) for n, values in inputs.items()}
@@ -187,14 +177,7 @@ def controlnets(area):
             label, inputs = unet_inputs(draws, unet.config, entry, case)
             batch, _, height, width = inputs["sample"].shape
             condition = draws(batch, model.config.conditioning_channels, 8 * height, 8 * width).abs().clamp(0, 1)
-            arguments = {
-                "sample": inputs["sample"],
-                "timestep": inputs["timesteps"],
-                "encoder_hidden_states": inputs["encoder_hidden_states"],
-            }
-            added = {n: inputs[n] for n in ("text_embeds", "time_ids") if n in inputs}
-            if added:
-                arguments["added_cond_kwargs"] = added
+            arguments = unet_arguments(inputs)
             with torch.no_grad():
                 down, middle = model(**arguments, controlnet_cond=condition, return_dict=False)
                 controls = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
@@ -238,6 +221,19 @@ def unet_inputs(draws, config, entry, case):
         inputs["class_labels"] = entry["labels"](draws, batch)
     label = f"b{batch}-{height}x{width}-t{'+'.join(f'{t:g}' for t in timesteps)}" + ("" if length == 77 else f"-c{length}")
     return label, inputs
+
+
+def unet_arguments(inputs):
+    """The arguments of a UNet's or a ControlNet's call."""
+    arguments = {
+        "sample": inputs["sample"],
+        "timestep": inputs["timesteps"],
+        "encoder_hidden_states": inputs["encoder_hidden_states"],
+    }
+    added = {n: inputs[n] for n in ("text_embeds", "time_ids") if n in inputs}
+    if added:
+        arguments["added_cond_kwargs"] = added
+    return arguments | {n: inputs[n] for n in ("timestep_cond", "class_labels") if n in inputs}
 
 
 def autoencoders(area):
