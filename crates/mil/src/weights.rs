@@ -97,14 +97,38 @@ enum Layout {
 /// A compressed constant; `crate::constexpr` says what it decodes to. Operands have the element type that they are
 /// stored in, and the op table has checked that their shapes fit.
 #[derive(Debug)]
-pub(crate) enum Encoding {
-    /// `indices` holds one of `bits` bits for each element of `shape`; `lut` has the blocks of each axis, the entries
-    /// and the values of a vector.
-    Lut { indices: WeightRef, bits: usize, shape: Vec<usize>, lut: WeightRef, vector_axis: usize },
-    /// `scale` and `offset` have `data`'s rank and one element for each block of it.
-    ShiftScale { data: WeightRef, scale: WeightRef, offset: Option<WeightRef> },
-    /// `mask` holds `count` bits.
-    Sparse { values: WeightRef, mask: WeightRef, count: usize },
+pub enum Encoding {
+    /// Entries of a table.
+    Lut {
+        /// An index of `bits` bits for each element of `shape`, row-major, least significant bit first.
+        indices: WeightRef,
+        /// Bits of one index.
+        bits: usize,
+        /// The shape of the indices.
+        shape: Vec<usize>,
+        /// The blocks of each axis, then the entries, then the values of a vector.
+        lut: WeightRef,
+        /// The axis along which an entry's values lie.
+        vector_axis: usize,
+    },
+    /// `scale * (data - offset)`.
+    ShiftScale {
+        /// The quantized elements.
+        data: WeightRef,
+        /// Of `data`'s rank, with one element for each block of it.
+        scale: WeightRef,
+        /// As `scale`; nothing is subtracted without it.
+        offset: Option<WeightRef>,
+    },
+    /// The elements that are not zero.
+    Sparse {
+        /// Those elements, one after the other.
+        values: WeightRef,
+        /// A bit for each element, least significant bit first: whether it is among `values`.
+        mask: WeightRef,
+        /// The number of elements.
+        count: usize,
+    },
 }
 
 impl Encoding {
@@ -141,6 +165,22 @@ impl WeightRef {
     pub(crate) fn encoding_depth(&self) -> usize {
         let Layout::Encoded(encoding) = &*self.layout else { return 0 };
         1 + encoding.operands().map(WeightRef::encoding_depth).max().unwrap_or(0)
+    }
+
+    /// How the tensor is compressed, if it is and no view moves its elements.
+    pub fn encoding(&self) -> Option<&Encoding> {
+        match &*self.layout {
+            Layout::Encoded(encoding) => Some(encoding),
+            _ => None,
+        }
+    }
+
+    /// The bytes that the tensor takes where it is stored: of a compressed one, those of all its parts.
+    pub fn stored_len(&self) -> usize {
+        match &*self.layout {
+            Layout::Encoded(encoding) => encoding.operands().map(WeightRef::stored_len).sum(),
+            _ => TensorType::new(self.stored, self.ty.shape.clone()).byte_len().unwrap_or(0),
+        }
     }
 
     /// The tensor's name in its checkpoint.
