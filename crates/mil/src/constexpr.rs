@@ -3,7 +3,11 @@
 //! [`decoded`] replaces the ops by constants that are decoded when they are read, so that a program runs on any
 //! executor; the bytes in memory stay compressed until then.
 
+mod encoded;
+
 use half::f16;
+
+pub use encoded::{blockwise_shift_scale, encoded, lut_to_dense};
 
 use crate::weights::Encoding;
 use crate::{Bytes, Constant, DType, Def, Error, Function, OpView, ValueId, WeightRef};
@@ -40,7 +44,6 @@ pub fn decoded(function: &Function) -> Result<Function, Error> {
 /// Those of [`decoded`].
 pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) -> Result<WeightRef, Error> {
     let ty = op.op().def.infer(op)?.swap_remove(0);
-    let name = op.op().outputs.first().map_or("", |&id| &op.function().value(id).name);
     let operand = |input: &str| operand(op, input, result);
     let encoding = match op.kind() {
         "constexpr_cast" => return Ok(operand("source_val")?.cast(ty.dtype)),
@@ -80,7 +83,17 @@ pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) ->
         }
         other => return Err(op.invalid(format!("`{other}` is not decoded"))),
     };
-    Ok(WeightRef::encoded(name, ty, encoding))
+    Ok(WeightRef::encoded(&name(op, &encoding), ty, encoding))
+}
+
+/// What the decoded constant is called: what its elements are called, if that is more than their place in the op.
+fn name(op: &OpView, encoding: &Encoding) -> String {
+    let result = op.op().outputs.first().map_or("", |&id| &op.function().value(id).name);
+    let elements = encoding.elements().name();
+    match elements.strip_prefix(result).is_some_and(|rest| rest.starts_with('_')) {
+        true => result.to_string(),
+        false => elements.to_string(),
+    }
 }
 
 /// An operand as stored bytes: a constant, or the result of another constexpr op.

@@ -39,4 +39,4 @@ pub use ops::OpDef;
 pub use program::{Arg, Constant, Def, Function, Op, OpView, Opset, Program, Value, ValueId};
 pub use types::TensorType;
 pub use verify::verify;
-pub use weights::{Encoding, WeightError, WeightRef, Weights};
+pub use weights::{Computed, Encoding, WeightError, WeightRef, Weights};

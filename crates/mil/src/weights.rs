@@ -92,6 +92,16 @@ enum Layout {
     Slice { of: WeightRef, axis: usize, start: usize, len: usize },
     Concat { parts: Vec<WeightRef>, axis: usize },
     Encoded(Encoding),
+    Computed(Arc<dyn Computed>),
+}
+
+/// Elements that are made when they are read, so that nothing holds them meanwhile.
+pub trait Computed: std::fmt::Debug + Send + Sync {
+    /// The elements, row-major, little-endian: always the same, as many bytes as the type takes.
+    fn read(&self) -> Vec<u8>;
+
+    /// Says that they will not be read soon.
+    fn release(&self);
 }
 
 /// A compressed constant; `crate::constexpr` says what it decodes to. Operands have the element type that they are
@@ -132,6 +142,15 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// The operand that has something for each element.
+    pub(crate) fn elements(&self) -> &WeightRef {
+        match self {
+            Encoding::Lut { indices, .. } => indices,
+            Encoding::ShiftScale { data, .. } => data,
+            Encoding::Sparse { values, .. } => values,
+        }
+    }
+
     /// What it is decoded from.
     fn operands(&self) -> impl Iterator<Item = &WeightRef> {
         let operands = match self {
@@ -154,6 +173,20 @@ impl WeightRef {
             return Err(WeightError::Size { name: name.to_string(), ty, found: bytes.len() });
         }
         Ok(WeightRef { name, stored: ty.dtype, ty, layout: Arc::new(Layout::Stored(bytes)) })
+    }
+
+    /// A tensor whose elements are made when they are read.
+    pub fn computed(name: impl Into<Arc<str>>, ty: TensorType, elements: Arc<dyn Computed>) -> Self {
+        WeightRef { name: name.into(), stored: ty.dtype, ty, layout: Arc::new(Layout::Computed(elements)) }
+    }
+
+    /// The same bytes as another type of as many.
+    pub(crate) fn reinterpreted(&self, ty: TensorType) -> Result<Self, WeightError> {
+        let own = TensorType::new(self.stored, self.ty.shape.clone());
+        if own.byte_len() != ty.byte_len() {
+            return Err(self.view_error(format!("{own} can't be read as {ty}")));
+        }
+        Ok(WeightRef { stored: ty.dtype, ty, ..self.clone() })
     }
 
     /// A compressed tensor that decodes to `ty`.
@@ -196,6 +229,11 @@ impl WeightRef {
     /// The element type in the file.
     pub fn stored_dtype(&self) -> DType {
         self.stored
+    }
+
+    /// The same tensor under another name.
+    pub fn renamed(&self, name: &str) -> Self {
+        WeightRef { name: name.into(), ..self.clone() }
     }
 
     /// The same tensor read as another float type. Casts don't add up: reading rounds once, from the stored value.
@@ -295,6 +333,7 @@ impl WeightRef {
             Layout::Slice { of, axis, start, len } => Cow::Owned(slice(of, *axis, *start, *len)),
             Layout::Concat { parts, axis } => Cow::Owned(concat(parts, *axis)),
             Layout::Encoded(encoding) => Cow::Owned(encoding.decode()),
+            Layout::Computed(elements) => Cow::Owned(elements.read()),
         }
     }
 
@@ -305,6 +344,7 @@ impl WeightRef {
             Layout::Transpose { of, .. } | Layout::Slice { of, .. } => of.release(),
             Layout::Concat { parts, .. } => parts.iter().for_each(WeightRef::release),
             Layout::Encoded(encoding) => encoding.operands().for_each(WeightRef::release),
+            Layout::Computed(elements) => elements.release(),
         }
     }
 

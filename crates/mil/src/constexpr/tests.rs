@@ -2,8 +2,10 @@
 
 use half::f16;
 
-use super::{bits_at, decoded};
-use crate::{Builder, Constant, DType, Def, Error, Literal, Opset, TensorType, ValueId, verify};
+use super::{bits_at, blockwise_shift_scale, decoded, encoded, lut_to_dense};
+use crate::{
+    Builder, Bytes, Constant, DType, Def, Error, Literal, Opset, TensorType, ValueId, WeightRef, verify,
+};
 
 /// A small generator: tests need many values, not good ones.
 struct Random(u64);
@@ -371,4 +373,113 @@ fn run_time_operands_are_refused() {
     let function = b.finish(&[result]).unwrap();
     assert!(matches!(verify(&function), Err(Error::NotConst { .. })));
     assert!(matches!(decoded(&function), Err(Error::NotConst { .. })));
+}
+
+/// A function that adds a compressed constant to its input.
+fn adds(weight: &WeightRef, opset: Opset) -> crate::Function {
+    let mut b = Builder::new("main", opset);
+    let x = b.input("x", weight.ty().clone()).unwrap();
+    let w = b.weight(weight.clone());
+    let y = b.op("add").arg("x", x).arg("y", w).add().unwrap();
+    b.finish(&[y]).unwrap()
+}
+
+fn stored(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> WeightRef {
+    WeightRef::new("part", TensorType::new(dtype, shape), Bytes::new(bytes)).unwrap()
+}
+
+fn stored_halves(shape: &[usize], random: &mut Random) -> WeightRef {
+    let values = random.below_each(shape.iter().product(), 2000);
+    let bytes = values.iter().flat_map(|&v| f16::from_f32(v as f32 / 64.0 - 9.0).to_le_bytes()).collect();
+    stored(DType::F16, shape, bytes)
+}
+
+#[test]
+fn compressed_constants_become_ops_and_come_back() {
+    let mut random = Random(5);
+    let mut cases = Vec::new();
+    for dtype in INDEX_TYPES {
+        let indices = stored(dtype, &[6, 4], pack(&random.below_each(24, 1 << dtype.bits()), dtype.bits()));
+        let flat = stored_halves(&[1, 1, 1 << dtype.bits(), 1], &mut random);
+        let weight = lut_to_dense("a.flat.weight", indices.clone(), flat).unwrap();
+        cases.push((weight.clone(), dtype != DType::U3));
+        cases.push((weight.reshape([6, 4, 1, 1]).unwrap(), dtype != DType::U3));
+        cases.push((weight.cast(DType::F32), dtype != DType::U3));
+        let groups = stored_halves(&[3, 1, 1 << dtype.bits(), 1], &mut random);
+        let weight = lut_to_dense("grouped", indices.clone(), groups).unwrap();
+        cases.push((weight.reshape([6, 1, 4, 1]).unwrap(), false));
+        let table = stored(DType::I8, &[1, 1, 1 << dtype.bits(), 1], vec![3; 1 << dtype.bits()]);
+        let scale = stored_halves(&[6, 1, 1, 1], &mut random);
+        let scaled = blockwise_shift_scale("lut", broadcast(&table, 6), scale, None).unwrap();
+        cases.push((lut_to_dense("scaled", indices, scaled).unwrap(), false));
+    }
+    for dtype in [DType::I8, DType::U8] {
+        let data = stored(dtype, &[6, 4], random.below_each(24, 256).iter().map(|&v| v as u8).collect());
+        let scale = stored_halves(&[6, 1], &mut random);
+        cases.push((blockwise_shift_scale("linear", data.clone(), scale.clone(), None).unwrap(), true));
+        let offset = stored(dtype, &[6, 1], vec![7; 6]);
+        let weight = blockwise_shift_scale("shifted", data.clone(), scale, Some(offset)).unwrap();
+        cases.push((weight.reshape([6, 4, 1, 1]).unwrap(), true));
+        let blocks = stored_halves(&[6, 2], &mut random);
+        cases.push((blockwise_shift_scale("blocks", data, blocks, None).unwrap(), false));
+    }
+    for (weight, is_in_ios16) in cases {
+        for opset in [Opset::Ios16, Opset::Ios18] {
+            let function = adds(&weight, opset);
+            if opset == Opset::Ios16 && !is_in_ios16 {
+                assert!(matches!(encoded(&function), Err(Error::Opset { .. })), "{weight:?}");
+                continue;
+            }
+            let written = encoded(&function).unwrap();
+            verify(&written).unwrap();
+            assert!(written.ops().len() > 1);
+            let read = decoded(&written).unwrap();
+            let found = read.values().iter().find_map(|value| match &value.def {
+                Def::Const(Constant::Weight(found)) if found.encoding().is_some() => Some(found),
+                _ => None,
+            });
+            let found = found.unwrap();
+            assert_eq!((found.name(), found.ty()), (weight.name(), weight.ty()));
+            assert_eq!(found.read().unwrap(), weight.read().unwrap(), "{weight:?}");
+        }
+    }
+}
+
+/// A table repeated for each of `groups` rows.
+fn broadcast(table: &WeightRef, groups: usize) -> WeightRef {
+    let parts = vec![table.clone(); groups];
+    WeightRef::concat("tables", &parts, 0).unwrap()
+}
+
+#[test]
+fn views_that_no_op_expresses_are_refused() {
+    let mut random = Random(6);
+    let indices = stored(DType::U4, &[6, 4], pack(&random.below_each(24, 16), 4));
+    let weight = lut_to_dense("grouped", indices, stored_halves(&[3, 1, 16, 1], &mut random)).unwrap();
+    let error = encoded(&adds(&weight.reshape([4, 6]).unwrap(), Opset::Ios18)).unwrap_err();
+    assert_eq!(error.to_string(), "tensor `grouped`: no op decodes to it as tensor<fp16, [4, 6]>");
+}
+
+#[test]
+fn computed_elements_are_read_when_they_are_asked_for() {
+    #[derive(Debug)]
+    struct Counts(std::sync::atomic::AtomicUsize);
+    impl crate::Computed for Counts {
+        fn read(&self) -> Vec<u8> {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            vec![0x21, 0x43]
+        }
+        fn release(&self) {}
+    }
+    let counts = std::sync::Arc::new(Counts(0.into()));
+    let indices = WeightRef::computed("w", TensorType::new(DType::U4, [4]), counts.clone());
+    let table = halves(&[1, 16, 1], &(0..16).map(f64::from).collect::<Vec<_>>());
+    let table = stored(DType::F16, &[1, 16, 1], table.bytes().unwrap().to_vec());
+    let weight = lut_to_dense("w", indices, table).unwrap();
+    let written = encoded(&adds(&weight, Opset::Ios16)).unwrap();
+    verify(&written).unwrap();
+    assert_eq!(counts.0.load(std::sync::atomic::Ordering::Relaxed), 0);
+    let expected: Vec<u8> =
+        [1.0, 2.0, 3.0, 4.0].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+    assert_eq!(weight.read().unwrap(), expected);
 }
