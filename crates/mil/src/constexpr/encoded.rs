@@ -132,7 +132,7 @@ impl Writer {
                     return self.affine(id, data, &scale, offset.as_ref());
                 }
                 let mut args = vec![
-                    ("data", self.operand(id, "data", Constant::Weight(data))),
+                    ("data", self.part(id, "data", data)?),
                     ("scale", self.operand(id, "scale", in_place(&scale)?)),
                 ];
                 if let Some(offset) = &offset {
@@ -199,16 +199,19 @@ impl Writer {
         self.op("constexpr_affine_dequantize", args, id)
     }
 
-    /// A table, which may itself be the result of an op.
-    fn table(&mut self, result: ValueId, lut: WeightRef) -> Result<Arg, Error> {
-        if lut.encoding().is_none() {
-            return Ok(self.operand(result, "lut", in_place(&lut)?));
-        }
-        let arg = self.operand(result, "lut", Constant::Weight(lut));
-        for &id in arg.values() {
-            self.constant(id)?;
-        }
+    /// A constant for the op that makes `result`, which may itself be the result of an op.
+    fn part(&mut self, result: ValueId, input: &str, weight: WeightRef) -> Result<Arg, Error> {
+        let arg = self.operand(result, input, Constant::Weight(weight));
+        arg.values().iter().try_for_each(|&id| self.constant(id))?;
         Ok(arg)
+    }
+
+    /// A table: small, if it is no result.
+    fn table(&mut self, result: ValueId, lut: WeightRef) -> Result<Arg, Error> {
+        match lut.encoding() {
+            Some(_) => self.part(result, "lut", lut),
+            None => Ok(self.operand(result, "lut", in_place(&lut)?)),
+        }
     }
 
     /// A new constant for the op that makes `result`.

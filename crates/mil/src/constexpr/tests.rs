@@ -411,7 +411,12 @@ fn compressed_constants_become_ops_and_come_back() {
         let table = stored(DType::I8, &[1, 1, 1 << dtype.bits(), 1], vec![3; 1 << dtype.bits()]);
         let scale = stored_halves(&[6, 1, 1, 1], &mut random);
         let scaled = blockwise_shift_scale("lut", broadcast(&table, 6), scale, None).unwrap();
-        cases.push((lut_to_dense("scaled", indices, scaled).unwrap(), false));
+        cases.push((lut_to_dense("tables", indices.clone(), scaled).unwrap(), false));
+        let flat = stored_halves(&[1, 1, 1 << dtype.bits(), 1], &mut random);
+        let table = lut_to_dense("scaled", indices, flat).unwrap();
+        let scale = stored_halves(&[6, 1], &mut random);
+        let scaled = blockwise_shift_scale("scaled", table, scale, None).unwrap();
+        cases.push((scaled.reshape([6, 4, 1, 1]).unwrap(), false));
     }
     for dtype in [DType::I8, DType::U8] {
         let data = stored(dtype, &[6, 4], random.below_each(24, 256).iter().map(|&v| v as u8).collect());
