@@ -6,29 +6,7 @@
 
 use half::f16;
 
-/// Why a histogram cannot be made.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Error {
-    /// A weight is NaN or infinite.
-    #[error("weight {index} is {value}: only finite weights can be palettized")]
-    NotFinite {
-        /// Position in the input.
-        index: usize,
-        /// The value found there.
-        value: f16,
-    },
-    /// An importance is negative, NaN or infinite.
-    #[error("the importance of weight {index} is {value}: it must be finite and not negative")]
-    Importance {
-        /// Position in the input.
-        index: usize,
-        /// The importance found there.
-        value: f64,
-    },
-    /// There are no weights, or all have importance zero.
-    #[error("no weight has an importance above zero")]
-    Empty,
-}
+use crate::Error;
 
 /// Bits of an index into a palette, as Core ML has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +28,11 @@ pub enum Width {
 impl Width {
     /// Every width, ascending.
     pub const ALL: [Self; 6] = [Self::One, Self::Two, Self::Three, Self::Four, Self::Six, Self::Eight];
+
+    /// The width of so many bits, if Core ML has it.
+    pub fn of_bits(bits: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|width| width.bits() == bits)
+    }
 
     /// Bits of one index.
     pub fn bits(self) -> u32 {
@@ -77,30 +60,48 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts weights, each given with its importance (1 for plain k-means). Both zeros count as one value; values of
-    /// importance zero are left out.
+    /// Counts weights that all matter the same.
     ///
     /// # Errors
+    /// [`Error::NotFinite`] for a weight that is not, [`Error::Empty`] if there are none.
+    pub fn new(weights: &[f16]) -> Result<Self, Error> {
+        let mut counts = vec![0u32; 1 << 16];
+        for weight in weights {
+            counts[usize::from(weight.to_bits())] += 1;
+        }
+        let bins = counts.into_iter().map(f64::from).collect();
+        Self::of_bins(bins, weights)
+    }
+
+    /// Counts weights, each given with its importance. Values of importance zero are left out.
     ///
+    /// # Errors
     /// A weight that is not finite, an importance that is negative or not finite, or nothing with importance.
-    pub fn new(weights: impl IntoIterator<Item = (f16, f64)>) -> Result<Self, Error> {
+    pub fn weighted(weights: &[f16], importance: impl IntoIterator<Item = f64>) -> Result<Self, Error> {
         let mut bins = vec![0.0; 1 << 16];
-        for (index, (value, importance)) in weights.into_iter().enumerate() {
-            if !value.is_finite() {
-                return Err(Error::NotFinite { index, value });
-            }
+        for (index, (value, importance)) in weights.iter().zip(importance).enumerate() {
             if !importance.is_finite() || importance < 0.0 {
                 return Err(Error::Importance { index, value: importance });
             }
-            let bits = if value == f16::ZERO { 0 } else { value.to_bits() };
-            bins[usize::from(bits)] += importance;
+            bins[usize::from(value.to_bits())] += importance;
         }
+        Self::of_bins(bins, weights)
+    }
+
+    /// `bins` has the importance of every value by its bits.
+    fn of_bins(mut bins: Vec<f64>, weights: &[f16]) -> Result<Self, Error> {
+        // Both zeros are one value.
+        bins[0] += std::mem::take(&mut bins[usize::from(f16::NEG_ZERO.to_bits())]);
         // Negative values ascend as their bits descend.
         let ascending = (0x8000..=0xffffu16).rev().chain(0..0x8000);
         let (values, importance): (Vec<_>, Vec<_>) = ascending
             .map(|bits| (f16::from_bits(bits), bins[usize::from(bits)]))
             .filter(|&(_, importance)| importance > 0.0)
             .unzip();
+        if let Some(bad) = values.iter().find(|value| !value.is_finite()) {
+            let is_it = |weight: &f16| weight.to_bits() == bad.to_bits();
+            return Err(Error::NotFinite { index: weights.iter().position(is_it).unwrap_or(0), value: *bad });
+        }
         if values.is_empty() { Err(Error::Empty) } else { Ok(Self { values, importance }) }
     }
 }
@@ -130,9 +131,19 @@ impl Palette {
         };
         // Neighbouring means can round to one f16.
         lut.dedup();
+        Self::of_entries(lut, width)
+    }
+
+    /// A palette of given entries, at most as many as the width has, ascending and distinct.
+    pub(crate) fn of_entries(mut lut: Vec<f16>, width: Width) -> Self {
         let used = lut.len();
         lut.resize(width.entries(), f16::ZERO);
         Self { lut, used }
+    }
+
+    /// The entries that are used, ascending.
+    pub(crate) fn used(&self) -> &[f16] {
+        &self.lut[..self.used]
     }
 
     /// The table, as long as the width's entries.
@@ -142,7 +153,7 @@ impl Palette {
 
     /// The index of the entry nearest to a value; the lower one of two equally near.
     pub fn index(&self, value: f16) -> u8 {
-        let used = &self.lut[..self.used];
+        let used = self.used();
         let above = used.partition_point(|&entry| entry < value);
         let distance = |i: usize| (used[i].to_f32() - value.to_f32()).abs();
         let nearest = match above {
@@ -152,6 +163,11 @@ impl Palette {
             i => i,
         };
         nearest as u8
+    }
+
+    /// The index of every value, by its bits.
+    pub fn table(&self) -> Vec<u8> {
+        (0..=u16::MAX).map(|bits| self.index(f16::from_bits(bits))).collect()
     }
 
     /// The weighted sum of squared errors over a histogram.
@@ -282,9 +298,9 @@ mod tests {
         let mut random = Random(1);
         for case in 0..60 {
             let n = 5 + case % 3;
-            let input: Vec<_> =
-                (0..n).map(|_| (f16::from_f64(random.normal()), 0.1 + random.next())).collect();
-            let histogram = Histogram::new(input).unwrap();
+            let input: Vec<_> = (0..n).map(|_| f16::from_f64(random.normal())).collect();
+            let importance: Vec<_> = (0..n).map(|_| 0.1 + random.next()).collect();
+            let histogram = Histogram::weighted(&input, importance).unwrap();
             let sums = Sums::new(&histogram);
             let n = sums.len();
             let points: Vec<_> =
@@ -328,8 +344,9 @@ mod tests {
     #[test]
     fn never_worse_than_lloyd_at_every_width() {
         let mut random = Random(2);
-        let input: Vec<_> = (0..3000).map(|_| (f16::from_f64(random.normal()), random.next())).collect();
-        let histogram = Histogram::new(input).unwrap();
+        let input: Vec<_> = (0..3000).map(|_| f16::from_f64(random.normal())).collect();
+        let importance: Vec<_> = input.iter().map(|_| random.next()).collect();
+        let histogram = Histogram::weighted(&input, importance).unwrap();
         let sums = Sums::new(&histogram);
         let points: Vec<_> =
             histogram.values.iter().map(|v| v.to_f64()).zip(histogram.importance.clone()).collect();
@@ -350,7 +367,7 @@ mod tests {
     #[test]
     fn few_values_are_kept_exactly_and_padded_with_zeros() {
         let values = [-2.0, -0.0, 0.0, 3.5].map(f16::from_f32);
-        let histogram = Histogram::new(values.map(|v| (v, 1.0))).unwrap();
+        let histogram = Histogram::new(&values).unwrap();
         for width in Width::ALL.into_iter().filter(|w| w.entries() >= 3) {
             let palette = Palette::fit(&histogram, width);
             assert_eq!(palette.lut().len(), width.entries());
@@ -361,12 +378,12 @@ mod tests {
 
     #[test]
     fn bad_input_is_refused_by_position() {
-        let one = (f16::ONE, 1.0);
-        let refused = |bad| Histogram::new([one, bad]).unwrap_err();
-        assert!(matches!(refused((f16::NAN, 1.0)), Error::NotFinite { index: 1, .. }));
-        assert!(matches!(refused((f16::INFINITY, 1.0)), Error::NotFinite { index: 1, .. }));
-        assert!(matches!(refused((f16::ONE, -1.0)), Error::Importance { index: 1, .. }));
-        assert_eq!(Histogram::new([(f16::ONE, 0.0)]), Err(Error::Empty));
-        assert_eq!(Histogram::new([]), Err(Error::Empty));
+        let refused = |bad, importance| Histogram::weighted(&[f16::ONE, bad], [1.0, importance]).unwrap_err();
+        assert!(matches!(refused(f16::NAN, 1.0), Error::NotFinite { index: 1, .. }));
+        assert!(matches!(refused(f16::INFINITY, 1.0), Error::NotFinite { index: 1, .. }));
+        assert!(matches!(refused(f16::ONE, -1.0), Error::Importance { index: 1, .. }));
+        assert!(matches!(Histogram::new(&[f16::ONE, f16::NAN]), Err(Error::NotFinite { index: 1, .. })));
+        assert!(matches!(Histogram::weighted(&[f16::ONE], [0.0]), Err(Error::Empty)));
+        assert!(matches!(Histogram::new(&[]), Err(Error::Empty)));
     }
 }

@@ -1,23 +1,39 @@
-//! Palettes for weights.
+//! Mixed-bit compression: which layers a graph has, the ways to store their weights in fewer bits, and what to choose.
 //!
-//! A [`Histogram`] counts a tensor's f16 values, each with its importance; [`Palette::fit`] finds the palette of a
-//! [`Width`] that has the least weighted squared error.
+//! - [`Method`] is a way to store a weight in fewer bits, [`METHODS`] lists all; a [`Scheme`] is one of them at a width.
+//! - [`Histogram`] and [`Palette`] are exact weighted one-dimensional k-means, which the palettes are made by.
+//! - [`layers`] lists the weights of a function that can be compressed; [`apply`] compresses those that are chosen.
 //!
 //! ```
-//! use compress::{Histogram, Palette, Width};
-//! use half::f16;
+//! use compress::{Scheme, apply, layers};
+//! use mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef};
 //!
-//! let weights = [0.0, 0.25, 1.0, 1.25].map(f16::from_f32);
-//! let histogram = Histogram::new(weights.iter().map(|&w| (w, 1.0)))?;
-//! let palette = Palette::fit(&histogram, Width::One);
-//! assert_eq!(palette.lut(), [0.125, 1.125].map(f16::from_f32));
-//! assert_eq!(palette.index(weights[2]), 1);
-//! # Ok::<(), compress::Error>(())
+//! let ty = TensorType::new(DType::F16, [8, 16]);
+//! let weight = WeightRef::new("mid.proj.weight", ty, Bytes::new(vec![0x3c; 256]))?;
+//! let mut b = Builder::new("main", Opset::Ios16);
+//! let x = b.input("x", TensorType::new(DType::F16, [1, 16]))?;
+//! let w = b.weight(weight);
+//! let y = b.op("linear").arg("x", x).arg("weight", w).add()?;
+//! let function = b.finish(&[y])?;
+//! assert_eq!(layers(&function)[0].name, "mid.proj");
+//!
+//! let four_bits: Scheme = "palette-4".parse()?;
+//! let small = apply(&function, &|_| Some(four_bits.into()), &|_| ())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: f16 values only (round others first, as Core ML stores them), and one palette at a time.
+//! The crate knows no files and no executor: it works on [`mil::Function`]s.
 #![forbid(unsafe_code)]
 
+mod apply;
+mod error;
 mod kmeans;
+mod layer;
+mod method;
+mod pack;
 
-pub use kmeans::{Error, Histogram, Palette, Width};
+pub use apply::{Choice, apply};
+pub use error::Error;
+pub use kmeans::{Histogram, Palette, Width};
+pub use layer::{Layer, layers};
+pub use method::{METHODS, Method, Scheme};

@@ -1,0 +1,55 @@
+use half::f16;
+use thiserror::Error;
+
+/// Why weights can't be compressed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A weight is NaN or infinite.
+    #[error("weight {index} is {value}: only finite weights can be compressed")]
+    NotFinite {
+        /// Position in the tensor.
+        index: usize,
+        /// The value found there.
+        value: f16,
+    },
+    /// An importance is negative, NaN or infinite.
+    #[error("the importance of weight {index} is {value}: it must be finite and not negative")]
+    Importance {
+        /// Position in the tensor.
+        index: usize,
+        /// The importance found there.
+        value: f64,
+    },
+    /// There are no weights, or all have importance zero.
+    #[error("no weight has an importance above zero")]
+    Empty,
+    /// The tensor has another number of input channels than there are importances.
+    #[error("there are importances of {found} input channels for a weight of shape {shape:?}")]
+    Channels {
+        /// The number of importances.
+        found: usize,
+        /// The weight's shape.
+        shape: Vec<usize>,
+    },
+    /// A scheme that no method knows.
+    #[error("no encoding is called `{0}`; there are {all}", all = crate::method::names())]
+    UnknownScheme(String),
+    /// A tensor that can't be compressed, by name.
+    #[error("layer `{layer}`: {source}")]
+    Layer {
+        /// The layer's name.
+        layer: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A constant that can't be made.
+    #[error(transparent)]
+    Mil(#[from] mil::Error),
+}
+
+impl From<mil::WeightError> for Error {
+    fn from(error: mil::WeightError) -> Self {
+        Error::Mil(error.into())
+    }
+}

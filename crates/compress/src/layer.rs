@@ -1,0 +1,43 @@
+use std::collections::HashSet;
+
+use mil::{Constant, Def, Function, TensorType, ValueId, WeightRef};
+
+/// The ops whose weights are layers, as `nn.Conv2d` and `nn.Linear` are.
+const OPS: [&str; 2] = ["conv", "linear"];
+
+/// A weight that can be compressed.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The module's name in the checkpoint: the weight's without `.weight`.
+    pub name: String,
+    /// The weight's place in the function.
+    pub value: ValueId,
+    /// The weight.
+    pub weight: WeightRef,
+}
+
+impl Layer {
+    /// The weight's type.
+    pub fn ty(&self) -> &TensorType {
+        self.weight.ty()
+    }
+
+    /// The number of weights.
+    pub fn count(&self) -> usize {
+        self.ty().count()
+    }
+}
+
+/// The layers of a function in the order of their first use: weights of convolutions and linear layers, compressed or
+/// not. Constexpr ops must be decoded ([`mil::constexpr::decoded`]).
+pub fn layers(function: &Function) -> Vec<Layer> {
+    let mut seen = HashSet::new();
+    let ops = function.ops().iter().filter(|op| OPS.contains(&op.def.name));
+    let weights = ops.filter_map(|op| function.view(op).get("weight")).filter(|id| seen.insert(*id));
+    let layer = |value: ValueId| {
+        let Def::Const(Constant::Weight(weight)) = &function.value(value).def else { return None };
+        let name = weight.name().strip_suffix(".weight").unwrap_or(weight.name()).to_string();
+        Some(Layer { name, value, weight: weight.clone() })
+    };
+    weights.filter_map(layer).collect()
+}

@@ -1,0 +1,157 @@
+//! The ways to store a weight in fewer bits: one table.
+
+mod linear;
+mod palette;
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::f16;
+use mil::{DType, Opset, TensorType, WeightRef};
+
+use crate::{Error, Width};
+
+/// A way to store a weight in fewer bits.
+pub trait Method: fmt::Debug + Sync {
+    /// The name, as in `palette` of `palette-4`.
+    fn name(&self) -> &'static str;
+
+    /// One line of what it does.
+    fn about(&self) -> &'static str;
+
+    /// The widths that it has, ascending.
+    fn widths(&self) -> &'static [Width];
+
+    /// The first opset that has it.
+    fn since(&self, width: Width) -> Opset;
+
+    /// The bytes that a weight of type `ty` takes.
+    fn stored_len(&self, ty: &TensorType, width: Width) -> usize;
+
+    /// The weight in fewer bits. What is large about it is computed again whenever it is read, so that it takes no
+    /// memory until then.
+    ///
+    /// `importance` says of each input channel (axis 1) how much an error there matters: the second moment of the
+    /// channel's values.
+    ///
+    /// # Errors
+    /// A weight that is not finite or not of floats, or importances that don't fit.
+    fn encode(
+        &self,
+        weight: &WeightRef,
+        width: Width,
+        importance: Option<&[f32]>,
+    ) -> Result<WeightRef, Error>;
+}
+
+/// Every method.
+pub static METHODS: &[&dyn Method] = &[
+    &palette::PALETTE,
+    &palette::GROUPED,
+    &palette::SCALED,
+    &palette::GROUPED_SCALED,
+    &palette::INT8,
+    &linear::CHANNELS,
+    &linear::BLOCKS,
+];
+
+/// A method at one of its widths: how a layer is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
+    /// The method.
+    pub method: &'static dyn Method,
+    /// Bits of one element.
+    pub width: Width,
+}
+
+impl Scheme {
+    /// One palette for the whole tensor, as Apple's recipes mean it.
+    pub fn palette(width: Width) -> Self {
+        Scheme { method: &palette::PALETTE, width }
+    }
+
+    /// Eight bits on a line through zero, scaled by output channel.
+    pub fn linear() -> Self {
+        Scheme { method: &linear::CHANNELS, width: Width::Eight }
+    }
+
+    /// Every method at every width.
+    pub fn all() -> impl Iterator<Item = Scheme> {
+        METHODS.iter().flat_map(|&method| method.widths().iter().map(move |&width| Scheme { method, width }))
+    }
+
+    /// The bytes that a weight of type `ty` takes.
+    pub fn stored_len(self, ty: &TensorType) -> usize {
+        self.method.stored_len(ty, self.width)
+    }
+
+    /// The first opset that has it.
+    pub fn since(self) -> Opset {
+        self.method.since(self.width)
+    }
+
+    /// The weight in this form; see [`Method::encode`].
+    ///
+    /// # Errors
+    /// Those of [`Method::encode`].
+    pub fn encode(self, weight: &WeightRef, importance: Option<&[f32]>) -> Result<WeightRef, Error> {
+        self.method.encode(weight, self.width, importance)
+    }
+}
+
+impl PartialEq for Scheme {
+    fn eq(&self, other: &Self) -> bool {
+        self.method.name() == other.method.name() && self.width == other.width
+    }
+}
+
+impl Eq for Scheme {}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.method.name(), self.width.bits())
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Scheme::all().find(|scheme| scheme.to_string() == text);
+        found.ok_or_else(|| Error::UnknownScheme(text.to_string()))
+    }
+}
+
+/// Every scheme's name.
+pub(crate) fn names() -> String {
+    Scheme::all().map(|scheme| scheme.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// The elements as Core ML stores them.
+fn elements(weight: &WeightRef) -> Result<Vec<f16>, Error> {
+    let narrow = weight.cast(DType::F16);
+    let bytes = narrow.read()?;
+    Ok(bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect())
+}
+
+/// The elements of one output channel (axis 0).
+fn row_len(shape: &[usize]) -> usize {
+    shape.iter().skip(1).product()
+}
+
+/// The importance of every element of one output channel.
+fn row_importance(shape: &[usize], importance: &[f32]) -> Result<Vec<f64>, Error> {
+    if shape.get(1) != Some(&importance.len()) {
+        return Err(Error::Channels { found: importance.len(), shape: shape.to_vec() });
+    }
+    let window: usize = shape[2..].iter().product();
+    Ok(importance.iter().flat_map(|&value| std::iter::repeat_n(f64::from(value), window)).collect())
+}
+
+/// The largest number of at most `most` that divides `extent`.
+fn divisor(extent: usize, most: usize) -> usize {
+    (1..=most).rev().find(|&size| extent.is_multiple_of(size)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests;

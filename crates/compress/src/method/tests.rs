@@ -1,0 +1,166 @@
+//! Every method over edge sizes: what is stored decodes to the nearest of what can be stored.
+
+use mil::{Builder, Bytes, Constant, Def, Function, constexpr};
+
+use super::*;
+use crate::{Choice, apply, layers};
+
+fn random(count: usize, seed: u64) -> Vec<f16> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..count).map(|_| f16::from_f32((0..6).map(|_| next()).sum::<f32>() - 3.0)).collect()
+}
+
+fn weight(shape: &[usize], values: &[f16]) -> WeightRef {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    WeightRef::new("mid.conv.weight", TensorType::new(DType::F16, shape), Bytes::new(bytes)).unwrap()
+}
+
+fn floats(weight: &WeightRef) -> Vec<f64> {
+    let wide = weight.cast(DType::F32);
+    wide.read().unwrap().as_chunks::<4>().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect()
+}
+
+fn mean_square(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / a.len() as f64
+}
+
+fn adds(weight: &WeightRef, opset: Opset) -> Function {
+    let mut b = Builder::new("main", opset);
+    let x = b.input("x", TensorType::new(DType::F16, [1, weight.ty().shape[1], 5, 5])).unwrap();
+    let w = b.weight(weight.clone());
+    let y = b.op("conv").arg("x", x).arg("weight", w).arg("pad_type", "same").add().unwrap();
+    b.finish(&[y]).unwrap()
+}
+
+const SHAPES: [&[usize]; 6] =
+    [&[1, 1, 1, 1], &[3, 5, 1, 1], &[16, 4, 3, 3], &[20, 33, 1, 1], &[17, 64, 3, 3], &[96, 40, 3, 3]];
+
+#[test]
+fn every_scheme_is_written_as_it_decodes() {
+    for (index, shape) in SHAPES.iter().enumerate() {
+        let source = weight(shape, &random(shape.iter().product(), index as u64));
+        for scheme in Scheme::all() {
+            let encoded = scheme.encode(&source, None).unwrap();
+            assert_eq!((encoded.name(), encoded.ty()), (source.name(), source.ty()), "{scheme}");
+            assert_eq!(encoded.stored_len(), scheme.stored_len(source.ty()), "{scheme} {shape:?}");
+            let function = adds(&source, scheme.since());
+            let compressed = apply(&function, &|_| Some(scheme.into()), &|_| ()).unwrap();
+            let written = constexpr::encoded(&compressed).unwrap();
+            mil::verify(&written).unwrap();
+            let read = constexpr::decoded(&written).unwrap();
+            let found = &layers(&read)[0];
+            assert_eq!(found.name, "mid.conv");
+            assert_eq!(found.weight.read().unwrap(), encoded.read().unwrap(), "{scheme} {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn more_bits_and_more_tables_are_never_worse() {
+    let source = weight(&[64, 24, 3, 3], &random(64 * 24 * 9, 7));
+    let values = floats(&source);
+    let error = |scheme: Scheme| mean_square(&floats(&scheme.encode(&source, None).unwrap()), &values);
+    for method in METHODS {
+        let errors: Vec<f64> =
+            method.widths().iter().map(|&width| error(Scheme { method: *method, width })).collect();
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{}: {errors:?}", method.name());
+    }
+    for &width in &Width::ALL {
+        let named = |name: &str| error(format!("{name}-{}", width.bits()).parse().unwrap());
+        assert!(named("grouped-palette") <= named("palette"), "{width:?}");
+        assert!(named("palette") <= named("int8-palette"), "{width:?}");
+    }
+    assert!(error("palette-8".parse().unwrap()) < error(Scheme::linear()));
+}
+
+#[test]
+fn scales_help_where_channels_differ() {
+    let mut values = random(32 * 128, 8);
+    for (row, values) in values.chunks_exact_mut(128).enumerate() {
+        values.iter_mut().for_each(|value| *value = f16::from_f32(value.to_f32() * (1.0 + row as f32)));
+    }
+    let source = weight(&[32, 128, 1, 1], &values);
+    let error = |name: &str| {
+        let scheme: Scheme = name.parse().unwrap();
+        mean_square(&floats(&scheme.encode(&source, None).unwrap()), &floats(&source))
+    };
+    assert!(error("scaled-palette-4") < 0.7 * error("palette-4"));
+    assert!(error("grouped-scaled-palette-4") < error("grouped-palette-4"));
+}
+
+#[test]
+fn importance_moves_error_to_channels_that_matter_less() {
+    let source = weight(&[32, 8, 3, 3], &random(32 * 8 * 9, 9));
+    let importance = [0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 9.0f32];
+    let values = floats(&source);
+    // Entries of 8 bits are rounded to integers after the fit, whatever matters.
+    for scheme in Scheme::all().filter(|scheme| scheme.to_string() != "int8-palette-8") {
+        let weighted = |importance_used: Option<&[f32]>| -> f64 {
+            let found = floats(&scheme.encode(&source, importance_used).unwrap());
+            let error = |at: usize| (found[at] - values[at]).powi(2) * f64::from(importance[at / 9 % 8]);
+            (0..values.len()).map(error).sum()
+        };
+        let (plain, aware) = (weighted(None), weighted(Some(&importance)));
+        // Tables that hold every value have no error, and scales by the largest element ignore importance.
+        assert!(aware <= plain * 1.0001, "{scheme}: {aware} against {plain}");
+        if scheme == Scheme::palette(Width::Four) {
+            assert!(aware < plain, "{scheme}: {aware} against {plain}");
+        }
+    }
+    let error = Scheme::palette(Width::One).encode(&source, Some(&[1.0; 7])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "there are importances of 7 input channels for a weight of shape [32, 8, 3, 3]"
+    );
+}
+
+#[test]
+fn bad_weights_are_refused_by_name() {
+    let mut values = random(16, 1);
+    values[3] = f16::NAN;
+    let function = adds(&weight(&[4, 4, 1, 1], &values), Opset::Ios18);
+    for scheme in Scheme::all() {
+        let error = apply(&function, &|_| Some(Choice::from(scheme)), &|_| ()).unwrap_err();
+        let Error::Layer { layer, source } = error else { panic!("{scheme}: {error}") };
+        assert_eq!((layer.as_str(), source.to_string().contains("is NaN")), ("mid.conv", true), "{scheme}");
+    }
+}
+
+#[test]
+fn wide_constants_stay_wide() {
+    let source = weight(&[8, 8, 1, 1], &random(64, 2)).cast(DType::F32);
+    for scheme in Scheme::all() {
+        let encoded = scheme.encode(&source, None).unwrap();
+        assert_eq!(encoded.ty(), source.ty(), "{scheme}");
+        let narrow = scheme.encode(&source.cast(DType::F16), None).unwrap();
+        assert_eq!(floats(&encoded), floats(&narrow), "{scheme}");
+    }
+}
+
+#[test]
+fn schemes_have_names() {
+    for scheme in Scheme::all() {
+        assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
+    }
+    let error = "palette-5".parse::<Scheme>().unwrap_err().to_string();
+    assert!(
+        error.starts_with("no encoding is called `palette-5`; there are palette-1, palette-2,"),
+        "{error}"
+    );
+}
+
+#[test]
+fn only_chosen_layers_change() {
+    let source = weight(&[8, 8, 1, 1], &random(64, 2));
+    let function = adds(&source, Opset::Ios16);
+    let same =
+        apply(&function, &|layer| (layer.name == "other").then(|| Scheme::linear().into()), &|_| ()).unwrap();
+    let Def::Const(Constant::Weight(found)) = &same.value(layers(&same)[0].value).def else {
+        panic!("no weight")
+    };
+    assert!(found.encoding().is_none());
+}
