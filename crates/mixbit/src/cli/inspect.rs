@@ -1,19 +1,15 @@
 //! `mixbit inspect`.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
 use clap::Args;
-use diffusion::arch::AttentionImplementation;
-use formats::{SafeTensors, coreml};
-use mil::{Arg, Constant, Def, Function, Program, ValueId, Weights};
+use mil::{Function, Program, ValueId};
 use serde_json::{Value, json};
 
+use super::parts::{Form, Part, Tensor, bits, open};
 use super::print_line;
-use crate::model::DiffusersModel;
-use crate::package::{DEPLOYMENT_TARGETS, Options, Source, plan};
+use super::table::{Side, Table, spelt_out};
 
 /// Metadata longer than this is cut, unless it goes into JSON.
 const LONGEST_METADATA: usize = 60;
@@ -23,6 +19,9 @@ pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory of them, or a
     /// safetensors file
     path: PathBuf,
+    /// List every weight with its encoding and bits, in the order of the graph
+    #[arg(long, conflicts_with = "mil")]
+    layers: bool,
     /// Print the programs as MIL text
     #[arg(long, conflicts_with = "json")]
     mil: bool,
@@ -32,231 +31,191 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let path = &arguments.path;
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
-        let file = SafeTensors::open(path)?;
-        return show_tensors(&file, arguments.json);
+    let parts = open(&arguments.path, &Form::default())?;
+    if let [file] = &parts[..]
+        && file.function.is_none()
+    {
+        return show_file(file, arguments);
     }
-    let parts = parts(path)?;
     if arguments.mil {
-        for part in &parts {
-            print_line(Program::new(part.function.clone()))?;
+        for function in parts.iter().filter_map(|part| part.function.as_ref()) {
+            print_line(Program::new(function.clone()))?;
         }
         return Ok(());
     }
     if arguments.json {
-        let parts: Vec<Value> = parts.iter().map(Part::to_json).collect();
+        let parts: Vec<Value> = parts.iter().map(to_json).collect();
         return print_line(format_args!("{:#}", json!({"parts": parts})));
     }
     for part in &parts {
-        print_line(part.to_text())?;
+        print_line(to_text(part))?;
+        if arguments.layers {
+            print_layers(&weights(part))?;
+        }
     }
     Ok(())
 }
 
-/// One network.
-struct Part {
-    name: String,
-    function: Function,
-    metadata: BTreeMap<String, String>,
-    /// The specification's version, of packages.
-    specification: Option<u32>,
+/// The weights of a network; in a package, all constants in its weight file.
+fn weights(part: &Part) -> Vec<&Tensor> {
+    part.tensors.iter().filter(|tensor| !tensor.is_table).collect()
 }
 
-/// The networks at a path.
-fn parts(path: &Path) -> anyhow::Result<Vec<Part>> {
-    let is_package = |path: &Path| {
-        path.extension()
-            .is_some_and(|extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|e| extension == *e))
+/// The number of elements, and the bytes that they take as they are stored.
+fn sizes(tensors: &[&Tensor]) -> (usize, usize) {
+    tensors.iter().fold((0, 0), |(count, bytes), tensor| (count + tensor.count(), bytes + tensor.bytes()))
+}
+
+fn signature(function: &Function, ids: &[ValueId]) -> Vec<(String, String)> {
+    let one = |&id: &ValueId| {
+        let value = function.value(id);
+        (value.name.clone(), value.ty.to_string())
     };
-    if is_package(path) {
-        return Ok(vec![packaged(path)?]);
-    }
-    if path.is_dir() && !path.join("model_index.json").is_file() && !path.join("snapshots").is_dir() {
-        let entries = fs::read_dir(path).with_context(|| format!("{} can't be listed", path.display()))?;
-        let mut packages: Vec<PathBuf> = entries
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-            .filter(|path| is_package(path))
-            .collect();
-        packages.sort();
-        if !packages.is_empty() {
-            return packages.iter().map(|path| packaged(path)).collect();
-        }
-    }
-    if path.is_file() {
-        bail!("{} is neither a safetensors file nor a Core ML package", path.display());
-    }
-    checkpoint(path)
+    ids.iter().map(one).collect()
 }
 
-fn packaged(path: &Path) -> anyhow::Result<Part> {
-    let model = coreml::read(path)?;
-    let function = model.program.main().cloned();
-    let metadata = model.metadata;
-    let mut all = metadata.user_defined;
-    for (key, value) in [
-        ("description", metadata.short_description),
-        ("version", metadata.version),
-        ("author", metadata.author),
-        ("license", metadata.license),
-    ] {
-        if !value.is_empty() {
-            all.insert(key.to_string(), value);
-        }
-    }
-    Ok(Part {
-        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        function: function.with_context(|| format!("{} has no function `main`", path.display()))?,
-        metadata: all,
-        specification: Some(model.specification_version),
+fn histogram(function: &Function) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    function.ops().iter().for_each(|op| *counts.entry(op.def.name).or_insert(0) += 1);
+    counts
+}
+
+fn to_json(part: &Part) -> Value {
+    let weights = weights(part);
+    let (count, bytes) = sizes(&weights);
+    let function = part.function.as_ref();
+    let features = |ids: fn(&Function) -> &[ValueId]| -> Vec<Value> {
+        let named = function.map(|function| signature(function, ids(function))).unwrap_or_default();
+        named.into_iter().map(|(name, ty)| json!({"name": name, "type": ty})).collect()
+    };
+    json!({
+        "name": part.name,
+        "inputs": features(Function::inputs),
+        "outputs": features(Function::outputs),
+        "opset": function.map(|function| function.opset.name()),
+        "specification_version": part.specification,
+        "operations": function.map(histogram),
+        "weights": count,
+        "weight_bytes": bytes,
+        "bits_per_weight": bits(count, bytes),
+        "metadata": part.metadata,
+        "layers": layers_json(&weights),
     })
 }
 
-/// The networks of a checkpoint, as graphs of its own size.
-fn checkpoint(path: &Path) -> anyhow::Result<Vec<Part>> {
-    let model = DiffusersModel::open(path, None)?;
-    let source = Source { model: &model, refiner: None, vae: None, controlnets: Vec::new() };
-    let options = Options {
-        parts: Vec::new(),
-        model_version: model.name().to_string(),
-        latent: None,
-        batch_one: false,
-        attention: AttentionImplementation::Original,
-        chunk_unet: false,
-        control_unet: false,
-        target: &DEPLOYMENT_TARGETS[0],
-    };
-    let packages = plan(&source, &options)?;
-    let part = |package: &crate::package::Package| {
-        Ok(Part {
-            name: package.compiled.clone(),
-            function: package.function()?,
-            metadata: BTreeMap::new(),
-            specification: None,
+fn layers_json(weights: &[&Tensor]) -> Vec<Value> {
+    let one = |tensor: &&Tensor| {
+        json!({
+            "name": tensor.weight.name(),
+            "shape": tensor.weight.ty().shape,
+            "encoding": tensor.kind(),
+            "groups": tensor.groups(),
+            "bytes": tensor.bytes(),
+            "bits_per_weight": tensor.bits(),
         })
     };
-    packages.iter().map(part).collect()
+    weights.iter().map(one).collect()
 }
 
-impl Part {
-    fn signature(&self, ids: &[ValueId]) -> Vec<(String, String)> {
-        let one = |&id: &ValueId| {
-            let value = self.function.value(id);
-            (value.name.clone(), value.ty.to_string())
-        };
-        ids.iter().map(one).collect()
-    }
-
-    fn histogram(&self) -> BTreeMap<&'static str, usize> {
-        let mut counts = BTreeMap::new();
-        self.function.ops().iter().for_each(|op| *counts.entry(op.def.name).or_insert(0) += 1);
-        counts
-    }
-
-    /// The number of weights (in a package, of all constants in its weight file), and the bytes that they take as they are
-    /// stored.
-    fn weights(&self) -> (usize, usize) {
-        let function = &self.function;
-        let (mut encoded, mut count) = (HashSet::new(), 0);
-        for op in function.ops().iter().filter(|op| op.def.is_constexpr()) {
-            encoded.extend(op.args.iter().flat_map(Arg::values).copied());
-            count += op.outputs.iter().map(|&id| function.value(id).ty.count()).sum::<usize>();
-        }
-        // What one decoder makes for another is no weight of its own.
-        let chained = function.ops().iter().flat_map(|op| &op.outputs).filter(|id| encoded.contains(id));
-        count -= chained.map(|&id| function.value(id).ty.count()).sum::<usize>();
-        let used: HashSet<ValueId> =
-            function.ops().iter().flat_map(|op| op.args.iter().flat_map(Arg::values)).copied().collect();
-        let mut bytes = 0;
-        for id in used {
-            let Def::Const(Constant::Weight(weight)) = &function.value(id).def else { continue };
-            let mut stored = weight.ty().clone();
-            stored.dtype = weight.stored_dtype();
-            bytes += stored.byte_len().unwrap_or(0);
-            if !encoded.contains(&id) {
-                count += weight.ty().count();
-            }
-        }
-        (count, bytes)
-    }
-
-    fn to_json(&self) -> Value {
-        let features = |ids: &[ValueId]| -> Vec<Value> {
-            let one = |(name, ty): (String, String)| json!({"name": name, "type": ty});
-            self.signature(ids).into_iter().map(one).collect()
-        };
-        let (weights, bytes) = self.weights();
-        json!({
-            "name": self.name,
-            "inputs": features(self.function.inputs()),
-            "outputs": features(self.function.outputs()),
-            "opset": self.function.opset.name(),
-            "specification_version": self.specification,
-            "operations": self.histogram(),
-            "weights": weights,
-            "weight_bytes": bytes,
-            "bits_per_weight": bits(weights, bytes),
-            "metadata": self.metadata,
-        })
-    }
-
-    fn to_text(&self) -> String {
-        let mut text = format!("{}\n", self.name);
-        let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
-        for (what, ids) in [("input", self.function.inputs()), ("output", self.function.outputs())] {
-            for (name, ty) in self.signature(ids) {
+fn to_text(part: &Part) -> String {
+    let mut text = format!("{}\n", part.name);
+    let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
+    let (count, bytes) = sizes(&weights(part));
+    let megabytes = bytes as f64 / 1e6;
+    let weights = format!("{count}, {megabytes:.1} MB, {:.2} bits each", bits(count, bytes));
+    if let Some(function) = &part.function {
+        for (what, ids) in [("input", function.inputs()), ("output", function.outputs())] {
+            for (name, ty) in signature(function, ids) {
                 line(what, format!("{name}: {ty}"));
             }
         }
-        let (weights, bytes) = self.weights();
-        let megabytes = bytes as f64 / 1e6;
-        line("weights", format!("{weights}, {megabytes:.1} MB, {:.2} bits each", bits(weights, bytes)));
-        let version = self.specification.map(|version| format!(", specification {version}"));
-        line("opset", format!("{}{}", self.function.opset, version.unwrap_or_default()));
-        let mut counts: Vec<(&str, usize)> = self.histogram().into_iter().collect();
+        line("weights", weights);
+        let version = part.specification.map(|version| format!(", specification {version}"));
+        line("opset", format!("{}{}", function.opset, version.unwrap_or_default()));
+        let mut counts: Vec<(&str, usize)> = histogram(function).into_iter().collect();
         counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
         let ops: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         for (index, row) in ops.chunks(6).enumerate() {
             line(if index == 0 { "ops" } else { "" }, row.join(", "));
         }
-        for (key, value) in &self.metadata {
-            line("metadata", format!("{key} = {}", shortened(value)));
-        }
-        text
     }
-}
-
-fn bits(weights: usize, bytes: usize) -> f64 {
-    if weights == 0 { 0.0 } else { 8.0 * bytes as f64 / weights as f64 }
+    for (key, value) in &part.metadata {
+        line("metadata", format!("{} = {}", spelt_out(key), shortened(value)));
+    }
+    text
 }
 
 /// A value on one line, and not too long for one.
 fn shortened(value: &str) -> String {
-    let line: String = value.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = spelt_out(&value.split_whitespace().collect::<Vec<_>>().join(" "));
     match line.char_indices().nth(LONGEST_METADATA) {
         Some((end, _)) => format!("{}... ({} bytes)", &line[..end], value.len()),
         None => line,
     }
 }
 
+/// Every weight in the order of the graph, then what each encoding amounts to.
+fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
+    let mut layers = Table::new([
+        ("bits", Side::Right),
+        ("bytes", Side::Right),
+        ("encoding", Side::Left),
+        ("shape", Side::Left),
+        ("weight", Side::Left),
+    ]);
+    for tensor in weights {
+        layers.row([
+            format!("{:.2}", tensor.bits()),
+            tensor.bytes().to_string(),
+            tensor.encoding(),
+            format!("{:?}", tensor.weight.ty().shape),
+            tensor.weight.name().to_string(),
+        ]);
+    }
+    print_line(format_args!("{layers}\n"))?;
+    let mut kinds: BTreeMap<String, Vec<&Tensor>> = BTreeMap::new();
+    weights.iter().for_each(|tensor| kinds.entry(tensor.kind()).or_default().push(tensor));
+    let mut kinds: Vec<(String, Vec<&Tensor>)> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, tensors)| std::cmp::Reverse(sizes(tensors).0));
+    let mut totals = Table::new([
+        ("bits", Side::Right),
+        ("bytes", Side::Right),
+        ("elements", Side::Right),
+        ("weights", Side::Right),
+        ("encoding", Side::Left),
+    ]);
+    let mut total = |name: String, tensors: &[&Tensor]| {
+        let (count, bytes) = sizes(tensors);
+        let bits = format!("{:.2}", bits(count, bytes));
+        totals.row([bits, bytes.to_string(), count.to_string(), tensors.len().to_string(), name]);
+    };
+    for (kind, tensors) in kinds {
+        total(kind, &tensors);
+    }
+    total("all".to_string(), weights);
+    print_line(format_args!("{totals}\n"))
+}
+
 /// A weight file by itself: its tensors.
-fn show_tensors(file: &SafeTensors, is_json: bool) -> anyhow::Result<()> {
-    let tensors: Vec<_> = file.names().into_iter().filter_map(|name| Some((name, file.get(name)?))).collect();
-    let count: usize = tensors.iter().map(|(_, weight)| weight.ty().count()).sum();
-    let bytes: usize = tensors.iter().filter_map(|(_, weight)| weight.ty().byte_len()).sum();
-    if is_json {
-        let tensors: Vec<Value> = tensors
+fn show_file(file: &Part, arguments: &Arguments) -> anyhow::Result<()> {
+    let tensors = weights(file);
+    let (count, bytes) = sizes(&tensors);
+    if arguments.json {
+        let types: Vec<Value> = tensors
             .iter()
-            .map(|(name, weight)| json!({"name": name, "type": weight.ty().to_string()}))
+            .map(|tensor| json!({"name": tensor.weight.name(), "type": tensor.weight.ty().to_string()}))
             .collect();
+        let layers = layers_json(&tensors);
         return print_line(format_args!(
             "{:#}",
-            json!({"tensors": tensors, "weights": count, "weight_bytes": bytes})
+            json!({"tensors": types, "weights": count, "weight_bytes": bytes, "layers": layers})
         ));
     }
-    for (name, weight) in &tensors {
-        print_line(format_args!("{name}: {}", weight.ty()))?;
+    if arguments.layers {
+        return print_layers(&tensors);
+    }
+    for tensor in &tensors {
+        print_line(format_args!("{}: {}", spelt_out(tensor.weight.name()), tensor.weight.ty()))?;
     }
     print_line(format_args!(
         "{} tensors, {count} weights, {:.1} MB, {:.2} bits each",

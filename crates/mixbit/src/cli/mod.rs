@@ -7,7 +7,9 @@ mod interrupt;
 mod memory;
 mod metadata;
 mod output;
+mod parts;
 mod progress;
+mod table;
 mod values;
 
 use std::fmt::Display;
