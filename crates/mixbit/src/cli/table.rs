@@ -1,0 +1,75 @@
+//! Text in columns.
+
+use std::fmt;
+
+/// On which side of its column a cell stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Left,
+    Right,
+}
+
+/// Rows below a header, each as wide as its widest cell but for the last, which is as wide as it likes.
+pub(super) struct Table<const N: usize> {
+    sides: [Side; N],
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    /// A table of a header.
+    pub(super) fn new(columns: [(&str, Side); N]) -> Self {
+        Table { sides: columns.map(|(_, side)| side), rows: vec![columns.map(|(name, _)| name.to_string())] }
+    }
+
+    /// Adds a row. Names come from files: what could command a terminal is spelt out.
+    pub(super) fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells.map(|cell| spelt_out(&cell)));
+    }
+}
+
+impl<const N: usize> fmt::Display for Table<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width =
+            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..N).map(width).collect();
+        for (index, row) in self.rows.iter().enumerate() {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                line += if column == 0 { "  " } else { "   " };
+                match self.sides[column] {
+                    Side::Left => line += &format!("{cell:<width$}"),
+                    Side::Right => line += &format!("{cell:>width$}"),
+                }
+            }
+            let end = if index + 1 < self.rows.len() { "\n" } else { "" };
+            write!(f, "{}{end}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Text on one line, its control characters spelt out.
+pub(super) fn spelt_out(text: &str) -> String {
+    match text.chars().any(char::is_control) {
+        true => text
+            .chars()
+            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+            .collect(),
+        false => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut table = Table::new([("bits", Side::Right), ("kind", Side::Left), ("name", Side::Left)]);
+        table.row(["4.00".into(), "palette".into(), "a\u{1b}[1m".into()]);
+        table.row(["16.00".into(), "fp16".into(), "b".into()]);
+        let expected = "   bits   kind      name\n   4.00   palette   a\\u{1b}[1m\n  16.00   fp16      b";
+        assert_eq!(table.to_string(), expected);
+    }
+}
