@@ -123,24 +123,24 @@ fn is_narrow(function: &Function, id: ValueId) -> bool {
 }
 
 /// A part that is being copied.
-struct Part<'f> {
+pub(crate) struct Part<'f> {
     whole: &'f Function,
     taken: HashSet<&'f str>,
-    out: Function,
+    pub(crate) out: Function,
     /// Names that are taken besides.
     others: HashSet<String>,
     /// Where each value of the whole is in the part.
-    places: Vec<Option<ValueId>>,
+    pub(crate) places: Vec<Option<ValueId>>,
 }
 
 impl<'f> Part<'f> {
-    fn new(whole: &'f Function) -> Self {
+    pub(crate) fn new(whole: &'f Function) -> Self {
         let out = Function::new(&whole.name, whole.opset);
         let taken = whole.values.iter().map(|value| value.name.as_str()).collect();
         Part { whole, taken, others: HashSet::new(), out, places: vec![None; whole.values.len()] }
     }
 
-    fn input(&mut self, id: ValueId) {
+    pub(crate) fn input(&mut self, id: ValueId) {
         let value = self.whole.value(id);
         let new = self.out.add_value(value.name.clone(), value.ty.clone(), Def::Input);
         self.out.inputs.push(new);
@@ -189,7 +189,7 @@ impl<'f> Part<'f> {
     }
 
     /// Copies an op with the constants that it needs; results for which `renamed` holds leave their name to what crosses.
-    fn copy(&mut self, op: &Op, renamed: impl Fn(ValueId) -> bool) {
+    pub(crate) fn copy(&mut self, op: &Op, renamed: impl Fn(ValueId) -> bool) {
         let args = op.args.iter().map(|arg| match arg {
             Arg::Absent => Arg::Absent,
             Arg::One(id) => Arg::One(self.place(*id)),

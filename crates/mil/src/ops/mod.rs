@@ -130,7 +130,8 @@ pub enum Default {
 }
 
 impl Default {
-    pub(crate) fn literal(self) -> Option<Literal> {
+    /// The value, if there is one.
+    pub fn literal(self) -> Option<Literal> {
         match self {
             Default::Required | Default::Absent => None,
             Default::Bool(value) => Some(Literal::bool(value)),

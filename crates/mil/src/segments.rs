@@ -1,0 +1,212 @@
+//! Cutting a function into parts that are run one after the other, each where little crosses.
+
+use std::collections::HashSet;
+
+use crate::bisect::Part;
+use crate::ops::Equation;
+use crate::{Arg, Def, Function, OpView, ValueId};
+
+/// Consecutive parts of a function, about as many as asked for and of about the same number of multiply-adds, cut where
+/// the values that cross are few. A part takes what it uses of the function's inputs and of the parts before, and puts
+/// out what the parts after it or the function's caller need, all under the names and types that they had.
+///
+/// Run one after the other they compute what the function computes; whoever keeps the values that cross can begin at
+/// any part.
+///
+/// ```text
+/// main(x) { y = f(x); z = g(y) } -> (z)        main(x) { y = f(x) } -> (y)      main(y) { z = g(y) } -> (z)
+/// ```
+pub fn segments(function: &Function, count: usize) -> Vec<Function> {
+    let mut cuts = cuts(function, count);
+    cuts.push(function.ops.len());
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(cuts.len());
+    for end in cuts {
+        parts.push(segment(function, start, end));
+        start = end;
+    }
+    parts
+}
+
+fn segment(function: &Function, start: usize, end: usize) -> Function {
+    let ops = &function.ops[start..end];
+    let made: HashSet<ValueId> = ops.iter().flat_map(|op| &op.outputs).copied().collect();
+    let used = |ops: &[crate::Op]| -> Vec<ValueId> {
+        ops.iter().flat_map(|op| op.args.iter().flat_map(Arg::values)).copied().collect()
+    };
+    let mut part = Part::new(function);
+    let mut seen = HashSet::new();
+    for id in used(ops) {
+        let is_constant = matches!(function.value(id).def, Def::Const(_));
+        if !is_constant && !made.contains(&id) && seen.insert(id) {
+            part.input(id);
+        }
+    }
+    ops.iter().for_each(|op| part.copy(op, |_| false));
+    let mut needed: HashSet<ValueId> = used(&function.ops[end..]).into_iter().collect();
+    needed.extend(&function.outputs);
+    let outputs = ops.iter().flat_map(|op| &op.outputs).filter(|id| needed.contains(id));
+    part.out.outputs = outputs.filter_map(|id| part.places[id.index()]).collect();
+    part.out
+}
+
+/// Where to cut: before these ops.
+fn cuts(function: &Function, count: usize) -> Vec<usize> {
+    let work: Vec<u64> = function.ops.iter().map(|op| multiply_adds(&function.view(op))).collect();
+    let crossing = crossing(function);
+    let total: u64 = work.iter().sum();
+    // The work before each op.
+    let before: Vec<u64> = work
+        .iter()
+        .scan(0, |sum, work| {
+            let before = *sum;
+            *sum += work;
+            Some(before)
+        })
+        .collect();
+    let mut cuts: Vec<usize> = Vec::new();
+    for part in 1..count as u64 {
+        // A window of a part's length around the even cut.
+        let (low, high) =
+            (total * (2 * part - 1) / (2 * count as u64), total * (2 * part + 1) / (2 * count as u64));
+        let first = cuts.last().copied().unwrap_or(0) + 1;
+        let window = (first..function.ops.len()).filter(|&at| before[at] > low && before[at] <= high);
+        cuts.extend(window.min_by_key(|&at| crossing[at]));
+    }
+    cuts
+}
+
+/// The elements that cross a cut before each op.
+fn crossing(function: &Function) -> Vec<usize> {
+    let count = function.ops.len();
+    let mut last_use = vec![0; function.values.len()];
+    for (at, op) in function.ops.iter().enumerate() {
+        op.args.iter().flat_map(Arg::values).for_each(|id| last_use[id.index()] = at);
+    }
+    function.outputs.iter().for_each(|id| last_use[id.index()] = count);
+    let mut crossing = vec![0; count];
+    for (at, op) in function.ops.iter().enumerate() {
+        for id in &op.outputs {
+            let elements = function.value(*id).ty.count();
+            let alive = at + 1..(last_use[id.index()] + 1).min(count);
+            crossing[alive].iter_mut().for_each(|sum| *sum += elements);
+        }
+    }
+    crossing
+}
+
+/// The multiply-adds of convolutions and products; 0 for other ops, whose work is small beside it.
+pub fn multiply_adds(op: &OpView) -> u64 {
+    let out = op.op().outputs.first().map_or(0, |&id| op.function().value(id).ty.count());
+    let shape =
+        |input: &str| op.get(input).map(|id| op.function().value(id).ty.shape.clone()).unwrap_or_default();
+    let depth = match op.kind() {
+        "conv" | "linear" => shape("weight").iter().skip(1).product(),
+        "matmul" => {
+            let shape = shape("x");
+            let back = if op.bool("transpose_x").unwrap_or(false) { 2 } else { 1 };
+            shape.len().checked_sub(back).map_or(0, |axis| shape[axis])
+        }
+        "scaled_dot_product_attention" => {
+            let (query, key) = (shape("query"), shape("key"));
+            let [.., tokens, width] = query[..] else { return 0 };
+            let keys = key.len().checked_sub(2).map_or(0, |axis| key[axis]);
+            let batch: usize = query[..query.len() - 2].iter().product();
+            return 2 * (batch * tokens * keys * width) as u64;
+        }
+        "einsum" => {
+            let equation = op.str("equation").ok().and_then(|text| Equation::parse(&text));
+            let (Some(equation), [x, y]) = (equation, op.arg("values").values()) else { return 0 };
+            let extents = [x, y].map(|id| &op.function().value(*id).ty.shape);
+            let labels =
+                equation.inputs.iter().zip(extents).flat_map(|(labels, shape)| labels.iter().zip(shape));
+            let mut summed: Vec<_> = labels.filter(|(label, _)| !equation.output.contains(label)).collect();
+            summed.sort();
+            summed.dedup();
+            summed.into_iter().map(|(_, extent)| extent).product()
+        }
+        _ => 0,
+    };
+    (out * depth) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, Bytes, DType, Opset, TensorType, WeightRef, verify};
+
+    /// A chain of layers with a skip from the first to the last.
+    fn chain(count: usize) -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let mut x = b.input("x", TensorType::new(DType::F16, [1, 8])).unwrap();
+        let mut first = None;
+        for index in 0..count {
+            let ty = TensorType::new(DType::F16, [8, 8]);
+            let weight = b.weight(WeightRef::new(format!("w{index}"), ty, Bytes::new(vec![0; 128])).unwrap());
+            x = b
+                .op("linear")
+                .arg("x", x)
+                .arg("weight", weight)
+                .named(&format!("layer_{index}"))
+                .add()
+                .unwrap();
+            // Between layers more crosses than after them.
+            let wide =
+                b.op("concat").arg("values", [x, x]).arg("axis", 1).arg("interleave", false).add().unwrap();
+            x = b.op("slice_by_index").arg("x", wide).arg("begin", [0, 0]).arg("end", [1, 8]).add().unwrap();
+            first.get_or_insert(x);
+        }
+        let y = b.op("add").arg("x", x).arg("y", first.unwrap()).named("y").add().unwrap();
+        b.finish(&[y]).unwrap()
+    }
+
+    fn names(part: &Function, ids: &[ValueId]) -> Vec<String> {
+        ids.iter().map(|&id| part.value(id).name.clone()).collect()
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        let whole = chain(12);
+        for count in [1, 2, 3, 4, 12, 40] {
+            let parts = segments(&whole, count);
+            assert!(
+                parts.len() <= count.min(12) && parts.len() >= count.min(12) / 2,
+                "{count}: {}",
+                parts.len()
+            );
+            let ops: usize = parts.iter().map(|part| part.ops.len()).sum();
+            assert_eq!(ops, whole.ops.len());
+            let mut known = vec!["x".to_string()];
+            for part in &parts {
+                verify(part).unwrap();
+                assert!(names(part, &part.inputs).iter().all(|name| known.contains(name)));
+                let wide = part.outputs.iter().any(|&id| part.value(id).ty.count() > 8);
+                assert!(!wide, "{count}: a cut lies where much crosses");
+                known.extend(names(part, &part.outputs));
+            }
+            assert_eq!(names(&parts[parts.len() - 1], &parts[parts.len() - 1].outputs), ["y"]);
+        }
+    }
+
+    #[test]
+    fn work_is_that_of_the_products() {
+        let mut b = Builder::new("main", Opset::Ios18);
+        let input = |b: &mut Builder, name: &str, shape: &[usize]| {
+            b.input(name, TensorType::new(DType::F32, shape)).unwrap()
+        };
+        let x = input(&mut b, "x", &[2, 6, 5, 7]);
+        let w = input(&mut b, "w", &[4, 3, 3, 3]);
+        let conv =
+            b.op("conv").arg("x", x).arg("weight", w).arg("pad_type", "same").arg("groups", 2).add().unwrap();
+        let (p, q) = (input(&mut b, "p", &[2, 5, 3]), input(&mut b, "q", &[2, 5, 4]));
+        let matmul = b.op("matmul").arg("x", p).arg("y", q).arg("transpose_x", true).add().unwrap();
+        let (s, t) = (input(&mut b, "s", &[2, 8, 3, 5]), input(&mut b, "t", &[2, 5, 3, 9]));
+        let einsum = b.op("einsum").arg("values", [s, t]).arg("equation", "bkhc,bchq->bkhq").add().unwrap();
+        let (k, v) = (input(&mut b, "k", &[1, 2, 7, 8]), input(&mut b, "v", &[1, 2, 11, 8]));
+        let attention =
+            b.op("scaled_dot_product_attention").arg("query", k).arg("key", v).arg("value", v).add().unwrap();
+        let function = b.finish(&[conv, matmul, einsum, attention]).unwrap();
+        let work: Vec<u64> = function.ops().iter().map(|op| multiply_adds(&function.view(op))).collect();
+        assert_eq!(work, [2 * 4 * 35 * 27, 2 * 3 * 4 * 5, 2 * 8 * 3 * 9 * 5, 2 * 2 * 7 * 11 * 8]);
+    }
+}
