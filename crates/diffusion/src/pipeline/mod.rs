@@ -148,12 +148,17 @@ impl Run {
     }
 }
 
+/// The inputs of a UNet by name.
+pub type Inputs = Vec<(&'static str, Tensor)>;
+
 /// A model that is ready to draw one request.
 pub struct Pipeline<'m> {
     model: &'m DiffusionModel,
     request: Request,
     unet: engine::Model,
     conditioning: Conditioning,
+    /// How the UNet's graph was built.
+    unet_options: GraphOptions,
     /// What the UNet is told in each evaluation of a step.
     told: Vec<Told>,
     decoder: engine::Model,
@@ -186,7 +191,7 @@ impl<'m> Pipeline<'m> {
         // Now, so that what does not fit into memory is known before the work of all steps is done.
         let graph = network.graph(&graph_options(model, &request, precision))?;
         let decoder = compile(network, backend, &graph, &request, precision)?;
-        Ok(Pipeline { model, request, unet, conditioning, told, decoder })
+        Ok(Pipeline { model, request, unet, unet_options: options, conditioning, told, decoder })
     }
 
     /// What of the prompts did not fit the text encoders.
@@ -231,6 +236,62 @@ impl<'m> Pipeline<'m> {
         Ok(true)
     }
 
+    /// The graph of the UNet as it is run.
+    ///
+    /// # Errors
+    /// Those of [`Network::graph`].
+    pub fn unet_graph(&self) -> Result<mil::Function, PipelineError> {
+        Ok(self.model.unet.network.graph(&self.unet_options)?)
+    }
+
+    /// What the UNet is given in the next evaluation of a run, once or, if it takes one sample at a time, twice.
+    ///
+    /// # Errors
+    /// If there is nothing left to do.
+    pub fn inputs(&self, run: &Run) -> Result<Vec<Inputs>, PipelineError> {
+        if run.next >= run.scheduler.timesteps().len() {
+            let what = format!("has only {} evaluations", run.scheduler.timesteps().len());
+            return Err(PipelineError::Option { option: "steps", what });
+        }
+        self.inputs_of(&*run.scheduler, &run.latents, run.next)
+    }
+
+    /// The final latents (channels, height, width) that an evaluation predicts, if the UNet's results for
+    /// [`inputs`](Self::inputs) are `predictions`, one after the other.
+    ///
+    /// # Errors
+    /// If the scheduler can't be built or the predictions are not as many as the latents ask for.
+    pub fn denoised(&self, run: &Run, predictions: &[f32]) -> Result<Vec<f32>, PipelineError> {
+        if predictions.len() != self.conditioning.samples * run.latents.len() {
+            let what = format!("must be those of {} samples", self.conditioning.samples);
+            return Err(PipelineError::Option { option: "predictions", what });
+        }
+        let guided = self.guided(predictions);
+        // One of its own, for a step changes it.
+        let mut scheduler = self.request.scheduler.build(self.request.steps)?;
+        let step = StepInput { index: run.next, model_output: &guided, sample: &run.latents, images: 1 };
+        Ok(scheduler.step(step, &mut crate::random::TorchSource::new(0)).original)
+    }
+
+    fn inputs_of(
+        &self,
+        scheduler: &dyn Scheduler,
+        sample: &[f32],
+        index: usize,
+    ) -> Result<Vec<Inputs>, PipelineError> {
+        let input = scheduler.scale_model_input(sample, index);
+        let batch = conditioning::batch(&self.unet);
+        let [channels, height, width] = self.latent_shape();
+        let sample = tensor(&[batch, channels, height, width], input.repeat(batch))?;
+        let timestep = tensor(&[batch], vec![scheduler.timesteps()[index] as f32; batch])?;
+        let inputs = self.told.iter().map(|told| {
+            let mut inputs = vec![("sample", sample.clone()), ("timestep", timestep.clone())];
+            inputs.extend(told.inputs.iter().cloned());
+            inputs
+        });
+        Ok(inputs.collect())
+    }
+
     /// The guided prediction for a sample.
     fn predict(
         &mut self,
@@ -238,24 +299,22 @@ impl<'m> Pipeline<'m> {
         sample: &[f32],
         index: usize,
     ) -> Result<Vec<f32>, PipelineError> {
-        let input = scheduler.scale_model_input(sample, index);
-        let batch = conditioning::batch(&self.unet);
-        let [channels, height, width] = self.latent_shape();
-        let sample_tensor = tensor(&[batch, channels, height, width], input.repeat(batch))?;
-        let timestep = tensor(&[batch], vec![scheduler.timesteps()[index] as f32; batch])?;
         let network = &self.model.unet.network;
-        let mut prediction = Vec::with_capacity(self.conditioning.samples * input.len());
-        for told in &self.told {
-            let mut inputs = vec![("sample", &sample_tensor), ("timestep", &timestep)];
-            inputs.extend(told.inputs.iter().map(|(name, value)| (*name, value)));
+        let mut prediction = Vec::with_capacity(self.conditioning.samples * sample.len());
+        for inputs in self.inputs_of(scheduler, sample, index)? {
+            let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
             prediction.extend(run(&mut self.unet, network, &inputs, "noise_pred")?);
         }
-        prediction.truncate(self.conditioning.samples * input.len());
+        prediction.truncate(self.conditioning.samples * sample.len());
         self.check_finite(network, &prediction)?;
-        Ok(match self.conditioning.samples {
-            1 => prediction,
-            _ => guidance::guide(&prediction, self.request.guidance_scale, self.request.guidance_rescale),
-        })
+        Ok(self.guided(&prediction))
+    }
+
+    fn guided(&self, prediction: &[f32]) -> Vec<f32> {
+        match self.conditioning.samples {
+            1 => prediction.to_vec(),
+            _ => guidance::guide(prediction, self.request.guidance_scale, self.request.guidance_rescale),
+        }
     }
 
     /// Where the time of the UNet and of the decoder went, by network.
