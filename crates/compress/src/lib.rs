@@ -25,6 +25,7 @@
 //! The crate knows no files and no executor: it works on [`mil::Function`]s.
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod apply;
 mod error;
 mod kmeans;
@@ -32,6 +33,7 @@ mod layer;
 mod method;
 mod pack;
 
+pub use allocate::{Candidate, Target, allocate, predicted_psnr};
 pub use apply::{Choice, apply};
 pub use error::Error;
 pub use kmeans::{Histogram, Palette, Width};
