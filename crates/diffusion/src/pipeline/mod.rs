@@ -137,6 +137,11 @@ impl Run {
         self.scheduler.timesteps().len() - self.first
     }
 
+    /// The timesteps of all evaluations.
+    pub fn timesteps(&self) -> &[f64] {
+        self.scheduler.timesteps()
+    }
+
     /// The latents (channels, height, width); final once there is nothing left to do.
     pub fn latents(&self) -> &[f32] {
         &self.latents
@@ -234,6 +239,11 @@ impl<'m> Pipeline<'m> {
         run.next += 1;
         self.check_finite(&self.model.unet.network, &run.latents)?;
         Ok(true)
+    }
+
+    /// Predictions that make one: 2 with guidance.
+    pub fn samples(&self) -> usize {
+        self.conditioning.samples
     }
 
     /// The graph of the UNet as it is run.
