@@ -19,8 +19,16 @@ use serde_json::Value;
 
 use crate::package::{PARTS, Part, keys};
 
-/// The ends of a chunked part's names, in packages and compiled.
-const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
+/// The ends of a part's names that is not cut, in packages and compiled.
+pub(crate) const WHOLE: [&str; 2] = ["", ""];
+/// Those of the chunks of one that is.
+pub(crate) const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
+
+/// Whether a package or a compiled model of that name, without extension, is a part, or the chunk of it with those ends.
+pub(crate) fn is_named(stem: &str, part: &Part, [package, compiled]: [&str; 2]) -> bool {
+    let end = format!("{}{package}", part.name);
+    stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", part.compiled)
+}
 
 /// A directory of Core ML packages.
 pub struct Bundle {
@@ -108,13 +116,7 @@ fn absent(component: &str) -> FileError {
 impl Packaged {
     /// A part among packages by name; two chunks win over the whole, as in Apple's tools.
     fn find(stems: &BTreeMap<String, PathBuf>, part: &Part) -> anyhow::Result<Option<Self>> {
-        let named = |[package, compiled]: [&str; 2]| {
-            let ends = [format!("_{}{package}", part.name), format!("{}{package}", part.name)];
-            let is_it = |stem: &str| {
-                stem.ends_with(&ends[0]) || stem == ends[1] || stem == format!("{}{compiled}", part.compiled)
-            };
-            stems.iter().find(|(stem, _)| is_it(stem)).map(|(_, path)| path)
-        };
+        let named = |ends| stems.iter().find(|(stem, _)| is_named(stem, part, ends)).map(|(_, path)| path);
         if let (Some(first), Some(second)) = (named(CHUNKS[0]), named(CHUNKS[1])) {
             let (first, second) = (Self::read(first)?, Self::read(second)?);
             let function = join(&first.function, &second.function).with_context(|| {
@@ -122,7 +124,7 @@ impl Packaged {
             })?;
             return Ok(Some(Packaged { function, ..first }));
         }
-        named(["", ""]).map(|path| Self::read(path)).transpose()
+        named(WHOLE).map(|path| Self::read(path)).transpose()
     }
 
     fn read(path: &Path) -> anyhow::Result<Self> {
