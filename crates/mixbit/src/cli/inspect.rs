@@ -9,10 +9,7 @@ use serde_json::{Value, json};
 
 use super::parts::{Form, Part, Tensor, bits, open};
 use super::print_line;
-use super::table::{Side, Table, spelt_out};
-
-/// Metadata longer than this is cut, unless it goes into JSON.
-const LONGEST_METADATA: usize = 60;
+use super::table::{Side, Table, shortened, spelt_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -143,15 +140,6 @@ fn to_text(part: &Part) -> String {
         line("metadata", format!("{} = {}", spelt_out(key), shortened(value)));
     }
     text
-}
-
-/// A value on one line, and not too long for one.
-fn shortened(value: &str) -> String {
-    let line: String = spelt_out(&value.split_whitespace().collect::<Vec<_>>().join(" "));
-    match line.char_indices().nth(LONGEST_METADATA) {
-        Some((end, _)) => format!("{}... ({} bytes)", &line[..end], value.len()),
-        None => line,
-    }
 }
 
 /// Every weight in the order of the graph, then what each encoding amounts to.

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod convert;
+mod diff;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -36,6 +37,8 @@ enum Command {
     Convert(Box<convert::Arguments>),
     /// Show what a model, a Core ML package or a weight file consists of
     Inspect(inspect::Arguments),
+    /// Compare two models, Core ML packages or weight files
+    Diff(diff::Arguments),
     /// Show the generation parameters that an image file holds
     Metadata(metadata::Arguments),
     /// Print the completions of a shell
@@ -47,15 +50,18 @@ enum Command {
     },
 }
 
-/// Runs the command line: 0 if all went well, 1 if not, 2 if it was not understood.
+/// Runs the command line: 0 if all went well, 1 if not, 2 if it was not understood. Of `diff` 1 means that it found a
+/// difference, and 2 that it could not compare.
 pub fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(stderr(), "error: {}", one_line(&error));
-            ExitCode::FAILURE
-        }
-    }
+    let cli = Cli::parse();
+    let failure = match cli.command {
+        Command::Diff(_) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    };
+    run(cli).unwrap_or_else(|error| {
+        let _ = writeln!(stderr(), "error: {}", one_line(&error));
+        failure
+    })
 }
 
 /// An error and what caused it, on one line. A cause that ends the text before it is not said again.
@@ -78,18 +84,20 @@ fn print_line(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Diff(arguments) => return diff::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
             print_line(String::from_utf8_lossy(&script).trim_end())
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

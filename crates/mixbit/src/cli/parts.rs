@@ -13,7 +13,7 @@ use crate::model::DiffusersModel;
 use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Source, plan};
 
 /// Literals of so many elements are tensors: in a package they are in the weight file.
-const LEAST_TABLE: usize = 10;
+pub(super) const LEAST_TABLE: usize = 10;
 
 /// A network, or a weight file.
 pub(super) struct Part {
@@ -63,13 +63,18 @@ impl Default for Form {
     }
 }
 
+/// Whether a path leads to one network or weight file, not to the networks of a model.
+pub(super) fn is_one(path: &Path) -> bool {
+    is_package(path) || is_weight_file(path)
+}
+
 /// What is at a path: a package, those of a directory, a weight file, or the networks of a checkpoint, whose graphs are
 /// built in the given form.
 ///
 /// # Errors
 /// If it is none of these, or can't be read.
 pub(super) fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
+    if is_weight_file(path) {
         return Ok(vec![weight_file(path)?]);
     }
     if is_package(path) {
@@ -90,6 +95,10 @@ pub(super) fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
 /// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client downloaded.
 pub(super) fn is_checkpoint(path: &Path) -> bool {
     path.join("model_index.json").is_file() || path.join("snapshots").is_dir()
+}
+
+fn is_weight_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
 fn is_package(path: &Path) -> bool {
@@ -126,15 +135,30 @@ fn packaged(path: &Path) -> anyhow::Result<Part> {
             all.insert(key.to_string(), value);
         }
     }
-    let tensors = tensors(&function).with_context(|| path.display().to_string())?;
     Ok(Part {
         name: file_name(path),
+        tensors: packaged_tensors(&function).with_context(|| path.display().to_string())?,
         function: Some(function),
         metadata: all,
         specification: Some(model.specification_version),
-        // What of a package's constants was a table is not known any more.
-        tensors: tensors.into_iter().map(|tensor| Tensor { is_table: false, ..tensor }).collect(),
     })
+}
+
+/// Two packages that are halves of one network, as one; `None` if the second does not take what the first makes.
+pub(super) fn joined(first: &Part, second: &Part) -> Option<Part> {
+    let function = mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
+    Some(Part {
+        name: format!("{} + {}", first.name, second.name),
+        tensors: packaged_tensors(&function).ok()?,
+        function: Some(function),
+        metadata: first.metadata.clone(),
+        specification: first.specification,
+    })
+}
+
+/// What of a package's constants was a table is not known any more.
+fn packaged_tensors(function: &Function) -> Result<Vec<Tensor>, mil::Error> {
+    Ok(tensors(function)?.into_iter().map(|tensor| Tensor { is_table: false, ..tensor }).collect())
 }
 
 /// The networks of a checkpoint.

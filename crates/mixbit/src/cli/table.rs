@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Values longer than this are cut, unless they go into JSON.
+const LONGEST_VALUE: usize = 60;
+
 /// On which side of its column a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -57,6 +60,15 @@ pub(super) fn spelt_out(text: &str) -> String {
             .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
             .collect(),
         false => text.to_string(),
+    }
+}
+
+/// A value on one line, and not too long for one.
+pub(super) fn shortened(value: &str) -> String {
+    let line: String = spelt_out(&value.split_whitespace().collect::<Vec<_>>().join(" "));
+    match line.char_indices().nth(LONGEST_VALUE) {
+        Some((end, _)) => format!("{}... ({} bytes)", &line[..end], value.len()),
+        None => line,
     }
 }
 

@@ -1,0 +1,355 @@
+//! What a comparison found, for people and for scripts.
+
+use std::cmp::Ordering;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::Comparison;
+use super::networks::role;
+use super::structure::Change;
+use super::tensors::Distance;
+use crate::cli::parts::{Tensor, bits};
+use crate::cli::table::{Side, Table, shortened, spelt_out};
+
+/// How many tensors are listed unless all are asked for.
+const LISTED: usize = 10;
+
+/// Ops in a line.
+const OPS_IN_LINE: usize = 4;
+
+/// The characters before the first difference of two values that are shown.
+const CONTEXT: usize = 20;
+
+pub(super) struct Report<'a> {
+    pub(super) paths: [&'a Path; 2],
+    pub(super) comparisons: Vec<Comparison<'a>>,
+    /// Networks that only one side has.
+    pub(super) only: [Vec<String>; 2],
+}
+
+/// Elements and the bytes that they take.
+type Size = (usize, usize);
+
+/// A tensor that differs, with the network that it is in.
+struct Different<'a> {
+    network: String,
+    pair: [&'a Tensor; 2],
+    distance: Distance,
+}
+
+impl Different<'_> {
+    /// The PSNR to order by: what can't be compared comes first.
+    fn order(&self) -> f64 {
+        match self.distance {
+            Distance::Psnr(psnr) if !psnr.is_nan() => psnr,
+            _ => f64::NEG_INFINITY,
+        }
+    }
+}
+
+impl Comparison<'_> {
+    fn role(&self) -> String {
+        role(&self.parts[0].name)
+    }
+
+    fn name(&self) -> String {
+        match self.parts.each_ref().map(|part| part.name.as_str()) {
+            [a, b] if a == b => a.to_string(),
+            [a, b] => format!("{a} -> {b}"),
+        }
+    }
+
+    fn sizes(&self) -> [Size; 2] {
+        self.parts.each_ref().map(|part| {
+            let sizes = part.tensors.iter().map(|tensor| (tensor.count(), tensor.bytes()));
+            sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
+        })
+    }
+
+    fn count(&self, is: impl Fn(&Distance) -> bool) -> usize {
+        self.distances.iter().filter(|distance| is(distance)).count()
+    }
+
+    /// One line on the weights.
+    fn weights(&self) -> String {
+        let mut found = Vec::new();
+        let equal = self.count(|distance| *distance == Distance::Equal);
+        if equal > 0 {
+            found.push(format!("{equal} the same"));
+        }
+        let psnrs = || {
+            self.distances.iter().filter_map(|distance| match distance {
+                Distance::Psnr(psnr) => Some(*psnr),
+                _ => None,
+            })
+        };
+        let differ = psnrs().count();
+        if differ > 0 {
+            // A PSNR that is no number is the worst.
+            let least = psnrs()
+                .fold(f64::INFINITY, |least, psnr| if psnr < least || psnr.is_nan() { psnr } else { least });
+            found.push(format!("{differ} differ, the most at {}", decibels(least)));
+        }
+        let shapes = self.count(|distance| *distance == Distance::Shape);
+        if shapes > 0 {
+            found.push(format!("{shapes} of another shape"));
+        }
+        for (side, only) in ["A", "B"].iter().zip(&self.tensors.only) {
+            if !only.is_empty() {
+                found.push(format!("{} only in {side}", only.len()));
+            }
+        }
+        if found.is_empty() { "none".to_string() } else { found.join(", ") }
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = format!("{}\n", spelt_out(&self.name()));
+        let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
+        let structure = &self.structure;
+        for (name, changes) in [("input", &structure.inputs), ("output", &structure.outputs)] {
+            changes.iter().for_each(|change| line(name, change_text(change)));
+        }
+        structure.formats.iter().for_each(|change| line("format", change_text(change)));
+        let ops: Vec<String> = structure.operations.iter().map(op_text).collect();
+        for (index, row) in ops.chunks(OPS_IN_LINE).enumerate() {
+            line(if index == 0 { "ops" } else { "" }, row.join(", "));
+        }
+        if let Some(difference) = &structure.first_difference {
+            line("graph", format!("differs from here on: {}", spelt_out(difference)));
+        }
+        structure.metadata.iter().for_each(|change| line("metadata", change_text(change)));
+        line("weights", self.weights());
+        line("size", size_text(self.sizes()));
+        text
+    }
+
+    fn to_json(&self) -> Value {
+        let [a, b] = self.sizes();
+        let structure = &self.structure;
+        let tensors = self.tensors.pairs.iter().zip(&self.distances);
+        let layers: Vec<Value> = tensors
+            .map(|(pair, distance)| {
+                let psnr = match distance {
+                    Distance::Psnr(psnr) if psnr.is_finite() => Some(*psnr),
+                    _ => None,
+                };
+                json!({
+                    "name": pair[0].weight.name(),
+                    "shapes": pair.map(|tensor| tensor.weight.ty().shape.clone()),
+                    "encodings": pair.map(Tensor::encoding),
+                    "bytes": pair.map(Tensor::bytes),
+                    "bits_per_weight": pair.map(Tensor::bits),
+                    "equal": *distance == Distance::Equal,
+                    "psnr": psnr,
+                })
+            })
+            .collect();
+        let only = self
+            .tensors
+            .only
+            .each_ref()
+            .map(|only| only.iter().map(|tensor| tensor.weight.name().to_string()).collect::<Vec<_>>());
+        json!({
+            "names": self.parts.each_ref().map(|part| &part.name),
+            "same": self.is_same(),
+            "inputs": changes_json(&structure.inputs),
+            "outputs": changes_json(&structure.outputs),
+            "formats": changes_json(&structure.formats),
+            "operations": changes_json(&structure.operations),
+            "first_difference": structure.first_difference,
+            "metadata": changes_json(&structure.metadata),
+            "weights": [a.0, b.0],
+            "weight_bytes": [a.1, b.1],
+            "bits_per_weight": [bits(a.0, a.1), bits(b.0, b.1)],
+            "layers": layers,
+            "only": only,
+        })
+    }
+}
+
+impl Report<'_> {
+    pub(super) fn is_same(&self) -> bool {
+        self.comparisons.iter().all(Comparison::is_same) && self.only.iter().all(|only| only.is_empty())
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "paths": self.paths.map(|path| path.display().to_string()),
+            "same": self.is_same(),
+            "parts": self.comparisons.iter().map(Comparison::to_json).collect::<Vec<_>>(),
+            "only": self.only,
+        })
+    }
+
+    /// A summary, then the tensors that differ most, or all of them.
+    pub(super) fn to_text(&self, all: bool) -> String {
+        let mut text = format!("{}\n\n", self.summary());
+        self.comparisons.iter().for_each(|comparison| text += &format!("{}\n", comparison.to_text()));
+        let limit = if all { usize::MAX } else { LISTED };
+        text + &self.worst(limit) + &self.only_in_one(limit)
+    }
+
+    fn summary(&self) -> String {
+        let sizes = self.comparisons.iter().map(Comparison::sizes);
+        let sum = |a: Size, b: Size| (a.0 + b.0, a.1 + b.1);
+        let size = sizes.fold([(0, 0); 2], |[a, b], [x, y]| [sum(a, x), sum(b, y)]);
+        let [a, b] = self.paths.map(Path::display);
+        let differing = self.comparisons.iter().filter(|comparison| !comparison.is_same()).count();
+        let mut found = match (self.comparisons.len(), differing) {
+            (_, 0) if self.is_same() => "the same".to_string(),
+            (0, _) => "no network in common".to_string(),
+            (1, 0) => "the network in common is the same".to_string(),
+            (1, _) => "they differ".to_string(),
+            (count, differing) => format!("{differing} of {count} networks differ"),
+        };
+        for (side, only) in ["A", "B"].iter().zip(&self.only) {
+            if !only.is_empty() {
+                found += &format!("; only in {side}: {}", spelt_out(&only.join(", ")));
+            }
+        }
+        let total = if self.comparisons.len() > 1 { format!("\n{}", size_text(size)) } else { String::new() };
+        format!("A: {a}\nB: {b}\n{found}{total}")
+    }
+
+    fn label(&self, network: &str, tensor: &Tensor) -> String {
+        match self.comparisons.len() {
+            1 => tensor.weight.name().to_string(),
+            _ => format!("{network}: {}", tensor.weight.name()),
+        }
+    }
+
+    fn worst(&self, limit: usize) -> String {
+        let mut different: Vec<Different> = Vec::new();
+        for comparison in &self.comparisons {
+            let tensors = comparison.tensors.pairs.iter().zip(&comparison.distances);
+            let changed = tensors.filter(|(_, distance)| **distance != Distance::Equal);
+            different.extend(changed.map(|(&pair, &distance)| Different {
+                network: comparison.role(),
+                pair,
+                distance,
+            }));
+        }
+        if different.is_empty() {
+            return String::new();
+        }
+        different.sort_by(|a, b| a.order().partial_cmp(&b.order()).unwrap_or(Ordering::Equal));
+        let mut table =
+            Table::new([("PSNR", Side::Right), ("stored as", Side::Left), ("tensor", Side::Left)]);
+        for tensor in different.iter().take(limit) {
+            let [a, b] = tensor.pair;
+            let (psnr, name) = (decibels_of(tensor.distance), self.label(&tensor.network, a));
+            let name = match tensor.distance {
+                Distance::Shape => {
+                    format!("{name} {:?} -> {:?}", a.weight.ty().shape, b.weight.ty().shape)
+                }
+                _ => name,
+            };
+            table.row([psnr, arrow(a.encoding(), b.encoding()), name]);
+        }
+        let what =
+            if limit < different.len() { "The tensors that differ most" } else { "The tensors that differ" };
+        format!("{what}:\n{table}\n{}\n", more(different.len(), limit))
+    }
+
+    fn only_in_one(&self, limit: usize) -> String {
+        let mut text = String::new();
+        for (index, side) in ["A", "B"].iter().enumerate() {
+            let mut table =
+                Table::new([("stored as", Side::Left), ("shape", Side::Left), ("tensor", Side::Left)]);
+            let of_network = |comparison: &Comparison| {
+                let tensors: Vec<[String; 3]> = comparison.tensors.only[index]
+                    .iter()
+                    .map(|tensor| {
+                        let shape = format!("{:?}", tensor.weight.ty().shape);
+                        [tensor.encoding(), shape, self.label(&comparison.role(), tensor)]
+                    })
+                    .collect();
+                tensors
+            };
+            let rows: Vec<[String; 3]> = self.comparisons.iter().flat_map(of_network).collect();
+            let count = rows.len();
+            rows.into_iter().take(limit).for_each(|row| table.row(row));
+            if count > 0 {
+                text += &format!("Only in {side}:\n{table}\n{}\n", more(count, limit));
+            }
+        }
+        text
+    }
+}
+
+/// A line on what is not listed.
+fn more(count: usize, limit: usize) -> String {
+    match count.checked_sub(limit) {
+        Some(more) if more > 0 => format!("  and {more} more: --all\n"),
+        _ => String::new(),
+    }
+}
+
+fn arrow(a: String, b: String) -> String {
+    if a == b { a } else { format!("{a} -> {b}") }
+}
+
+fn decibels(psnr: f64) -> String {
+    if psnr.is_nan() { "NaN".to_string() } else { format!("{psnr:.1} dB") }
+}
+
+fn decibels_of(distance: Distance) -> String {
+    match distance {
+        Distance::Psnr(psnr) => decibels(psnr),
+        _ => "-".to_string(),
+    }
+}
+
+fn size_text(sizes: [Size; 2]) -> String {
+    let megabytes = sizes.map(|(_, bytes)| format!("{:.1} MB", bytes as f64 / 1e6));
+    let bits = sizes.map(|(count, bytes)| format!("{:.2}", bits(count, bytes)));
+    let ([a, b], [x, y]) = (megabytes, bits);
+    format!("{}, {} bits each", arrow(a, b), arrow(x, y))
+}
+
+fn op_text(change: &Change) -> String {
+    let count = |side: &Option<String>| side.clone().unwrap_or_else(|| "0".to_string());
+    format!("{} {} -> {}", change.name, count(&change.sides[0]), count(&change.sides[1]))
+}
+
+/// What a change is, on one line.
+fn change_text(change: &Change) -> String {
+    let name = spelt_out(&change.name);
+    match &change.sides {
+        [Some(a), Some(b)] => {
+            let [a, b] = excerpts(a, b);
+            format!("{name}: {} -> {}", shortened(&a), shortened(&b))
+        }
+        [Some(value), None] => format!("{name}: {}, only in A", shortened(value)),
+        [None, Some(value)] => format!("{name}: {}, only in B", shortened(value)),
+        [None, None] => name,
+    }
+}
+
+/// Two long values from a little before where they begin to differ.
+fn excerpts(a: &str, b: &str) -> [String; 2] {
+    let common = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let skipped = common.saturating_sub(CONTEXT);
+    [a, b].map(|value| match skipped {
+        0 => value.to_string(),
+        _ => format!("...{}", value.chars().skip(skipped).collect::<String>()),
+    })
+}
+
+fn changes_json(changes: &[Change]) -> Vec<Value> {
+    changes.iter().map(|change| json!({"name": change.name, "values": change.sides})).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_shown_where_they_differ() {
+        let long = "x".repeat(100);
+        let [a, b] = excerpts(&format!("{long}1"), &format!("{long}2"));
+        assert_eq!((a.as_str(), b.len()), (format!("...{}1", "x".repeat(CONTEXT)).as_str(), a.len()));
+        assert_eq!(excerpts("ab", "ac"), ["ab", "ac"]);
+    }
+}
