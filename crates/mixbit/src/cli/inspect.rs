@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use mil::{Function, Program, ValueId};
 use serde_json::{Value, json};
@@ -186,6 +187,9 @@ fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
 
 /// A weight file by itself: its tensors.
 fn show_file(file: &Part, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.mil {
+        bail!("{} has weights, but no program", file.name);
+    }
     let tensors = weights(file);
     let (count, bytes) = sizes(&tensors);
     if arguments.json {

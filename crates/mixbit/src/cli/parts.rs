@@ -13,7 +13,7 @@ use crate::model::DiffusersModel;
 use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Source, plan};
 
 /// Literals of so many elements are tensors: in a package they are in the weight file.
-pub(super) const LEAST_TABLE: usize = 10;
+const LEAST_TABLE: usize = 10;
 
 /// A network, or a weight file.
 pub(super) struct Part {
@@ -144,11 +144,11 @@ fn packaged(path: &Path) -> anyhow::Result<Part> {
     })
 }
 
-/// Two packages that are halves of one network, as one; `None` if the second does not take what the first makes.
-pub(super) fn joined(first: &Part, second: &Part) -> Option<Part> {
+/// Two packages that are halves of a network, as one; `None` if the second does not take what the first makes.
+pub(super) fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
     let function = mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
     Some(Part {
-        name: format!("{} + {}", first.name, second.name),
+        name,
         tensors: packaged_tensors(&function).ok()?,
         function: Some(function),
         metadata: first.metadata.clone(),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Values longer than this are cut, unless they go into JSON.
-const LONGEST_VALUE: usize = 60;
+pub(super) const LONGEST_VALUE: usize = 60;
 
 /// On which side of its column a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,10 +77,11 @@ fn compare<'a>(pairs: &'a [[Part; 2]], progress: &Progress) -> anyhow::Result<Ve
         let [a, b] = parts.each_ref().map(|part| part.function.as_ref().map(constexpr::decoded).transpose());
         let graphs: [Option<Function>; 2] = [a?, b?];
         let graphs = graphs.each_ref().map(Option::as_ref);
+        let tensors = matched(parts.each_ref().map(|part| &part.tensors[..]), graphs);
         comparisons.push(Comparison {
             parts,
-            structure: Structure::compare(parts.each_ref(), graphs),
-            tensors: matched(parts.each_ref().map(|part| &part.tensors[..]), graphs),
+            structure: Structure::compare(parts.each_ref(), graphs, &tensors.pairs),
+            tensors,
             distances: Vec::new(),
         });
     }

@@ -126,7 +126,7 @@ fn join_chunks(sides: &mut [Vec<Part>; 2]) {
             let parts = &mut sides[side];
             let chunks = [place(parts, CHUNKS[0][1]), place(parts, CHUNKS[1][1])];
             if let [Some(first), Some(second)] = chunks
-                && let Some(part) = joined(&parts[first], &parts[second])
+                && let Some(part) = joined(role_of_whole, &parts[first], &parts[second])
             {
                 parts[first] = part;
                 parts.remove(second);

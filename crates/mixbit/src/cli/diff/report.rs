@@ -10,7 +10,7 @@ use super::networks::role;
 use super::structure::Change;
 use super::tensors::Distance;
 use crate::cli::parts::{Tensor, bits};
-use crate::cli::table::{Side, Table, shortened, spelt_out};
+use crate::cli::table::{LONGEST_VALUE, Side, Table, shortened, spelt_out};
 
 /// How many tensors are listed unless all are asked for.
 const LISTED: usize = 10;
@@ -327,8 +327,11 @@ fn change_text(change: &Change) -> String {
     }
 }
 
-/// Two long values from a little before where they begin to differ.
+/// Two values; long ones from a little before where they begin to differ.
 fn excerpts(a: &str, b: &str) -> [String; 2] {
+    if a.len().max(b.len()) <= LONGEST_VALUE {
+        return [a, b].map(str::to_string);
+    }
     let common = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
     let skipped = common.saturating_sub(CONTEXT);
     [a, b].map(|value| match skipped {
@@ -350,6 +353,7 @@ mod tests {
         let long = "x".repeat(100);
         let [a, b] = excerpts(&format!("{long}1"), &format!("{long}2"));
         assert_eq!((a.as_str(), b.len()), (format!("...{}1", "x".repeat(CONTEXT)).as_str(), a.len()));
-        assert_eq!(excerpts("ab", "ac"), ["ab", "ac"]);
+        let short = "tensor<fp16, [1, 4, 16, 16]>";
+        assert_eq!(excerpts(short, "tensor<fp16, [1, 4, 16, 17]>")[0], short);
     }
 }

@@ -1,10 +1,11 @@
 //! What two networks are besides their weights.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use mil::{Arg, Constant, Def, Function, Literal, Op, OpView, ValueId};
 
-use crate::cli::parts::{LEAST_TABLE, Part};
+use crate::cli::parts::{Part, Tensor};
 
 /// Something with a name that is different in B, or that one side lacks.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,14 +30,19 @@ pub(super) struct Structure {
 }
 
 impl Structure {
-    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none.
-    pub(super) fn compare([a, b]: [&Part; 2], graphs: [Option<&Function>; 2]) -> Self {
+    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors` are those that
+    /// belong together.
+    pub(super) fn compare(
+        [a, b]: [&Part; 2],
+        graphs: [Option<&Function>; 2],
+        tensors: &[[&Tensor; 2]],
+    ) -> Self {
         let mut structure = Structure::default();
         if let [Some(x), Some(y)] = graphs {
             structure.inputs = changes(signature(x, x.inputs()), signature(y, y.inputs()));
             structure.outputs = changes(signature(x, x.outputs()), signature(y, y.outputs()));
             structure.operations = changes(histogram(x), histogram(y));
-            structure.first_difference = first_difference(x, y);
+            structure.first_difference = first_difference(x, y, tensors);
             let mut formats =
                 [x, y].map(|graph| BTreeMap::from([("opset".to_string(), graph.opset.to_string())]));
             if let (Some(x), Some(y)) = (a.specification, b.specification) {
@@ -91,168 +97,194 @@ pub(super) fn has_same_ops(a: &Function, b: &Function) -> bool {
     a.ops().iter().map(|op| op.def.name).eq(b.ops().iter().map(|op| op.def.name))
 }
 
-/// The first op that is another one in B, takes something else or makes something else. The elements of weights are
-/// not looked at.
-fn first_difference(a: &Function, b: &Function) -> Option<String> {
-    // The value of B that a value of A corresponds to.
-    let mut same: HashMap<ValueId, ValueId> = HashMap::new();
-    for &id in a.inputs() {
-        let name = &a.value(id).name;
-        let other = b.inputs().iter().find(|&&other| b.value(other).name == *name);
-        other.map(|&other| same.insert(id, other));
-    }
-    for (x, y) in a.ops().iter().zip(b.ops()) {
-        let label = a.view(x).label();
-        if x.def.name != y.def.name {
-            return Some(format!("{label} is {} in B", b.view(y).label()));
-        }
-        if let Some(input) = other_input([a, b], [x, y], &same) {
-            return Some(format!("{label} has another `{input}`"));
-        }
-        for (&x, &y) in x.outputs.iter().zip(&y.outputs) {
-            let (found, other) = (&a.value(x).ty, &b.value(y).ty);
-            if found != other {
-                return Some(format!("{label} makes {found}, {other} in B"));
-            }
-            same.insert(x, y);
-        }
-    }
-    let (has, other) = (a.ops().len(), b.ops().len());
-    if has != other {
-        return Some(format!("A has {has} operations, B has {other}"));
-    }
-    let ends_differ = |&&id: &&ValueId| {
-        let name = &a.value(id).name;
-        let other = b.outputs().iter().find(|&&other| b.value(other).name == *name);
-        other.is_some_and(|other| same.get(&id).is_some_and(|same| same != other))
-    };
-    let id = a.outputs().iter().find(ends_differ)?;
-    Some(format!("output `{}` is made elsewhere", a.value(*id).name))
-}
-
-/// The first input of an op that is bound to something else in B.
-fn other_input(
-    [a, b]: [&Function; 2],
-    [x, y]: [&Op; 2],
-    same: &HashMap<ValueId, ValueId>,
-) -> Option<&'static str> {
-    let constant = |function: &Function, id: &ValueId| match &function.value(*id).def {
-        Def::Const(constant) => Some(constant.clone()),
-        _ => None,
-    };
-    let is_same_value = |x: &ValueId, y: &ValueId| match (constant(a, x), constant(b, y)) {
-        (Some(x), Some(y)) => is_same_constant(&x, &y),
-        (None, None) => same.get(x) == Some(y),
-        _ => false,
-    };
-    let op = x;
-    for (param, (x, y)) in x.def.params.iter().zip(x.args.iter().zip(&y.args)) {
-        // A default that is spelt out is no difference.
-        let is_default = |function, arg: &Arg| match (arg.values(), param.default.literal()) {
-            ([id], Some(default)) => match constant(function, id) {
-                Some(Constant::Literal(literal)) => is_same_literal(&literal, &default),
-                _ => false,
-            },
-            (values, _) => values.is_empty(),
+/// The first op of A that B does not have, in words: with the same attributes, on the same values and the same tensors.
+/// The order of ops means nothing. `tensors` are pairs that are compared by their elements elsewhere.
+fn first_difference(a: &Function, b: &Function, tensors: &[[&Tensor; 2]]) -> Option<String> {
+    let keys = [Keys::of(a, tensors, 0), Keys::of(b, tensors, 1)];
+    let in_b: HashSet<u64> = b.ops().iter().flat_map(|op| &op.outputs).map(|id| keys[1].values[id]).collect();
+    let is_other = |(_, op): &(usize, &Op)| op.outputs.iter().any(|id| !in_b.contains(&keys[0].values[id]));
+    let Some((index, op)) = a.ops().iter().enumerate().find(is_other) else {
+        let is_elsewhere = |&&id: &&ValueId| {
+            let same_name = |other: &&ValueId| b.value(**other).name == a.value(id).name;
+            let other = b.outputs().iter().find(same_name);
+            other.is_some_and(|other| keys[0].values.get(&id) != keys[1].values.get(other))
         };
-        let is_same = match (x, y) {
-            (Arg::Absent, _) => is_default(b, y),
-            (_, Arg::Absent) => is_default(a, x),
-            _ => {
-                let (p, q) = (x.values(), y.values());
-                p.len() == q.len() && p.iter().zip(q).all(|(x, y)| is_same_value(x, y))
-            }
-        } || match (x.values(), y.values()) {
-            ([p], [q]) => is_same_axes(&a.view(op), param.name, constant(a, p), constant(b, q)),
-            _ => false,
-        };
-        if !is_same {
-            return Some(param.name);
-        }
-    }
-    None
-}
-
-/// Constants that are compared as tensors count as the same here.
-fn is_same_constant(a: &Constant, b: &Constant) -> bool {
-    let is_tensor = |constant: &Constant| match constant {
-        Constant::Weight(_) => true,
-        Constant::Literal(literal) => literal.bytes().is_some() && literal.ty().count() >= LEAST_TABLE,
+        let id = a.outputs().iter().find(is_elsewhere)?;
+        return Some(format!("output `{}` is another value", a.value(*id).name));
     };
-    match (a, b) {
-        _ if is_tensor(a) && is_tensor(b) => true,
-        (Constant::Literal(a), Constant::Literal(b)) => is_same_literal(a, b),
-        (Constant::Weight(weight), Constant::Literal(literal))
-        | (Constant::Literal(literal), Constant::Weight(weight)) => {
-            let bytes = weight.read();
-            bytes.is_ok_and(|bytes| Some(&*bytes) == literal.bytes() && weight.ty() == literal.ty())
+    let label = a.view(op).label();
+    let named = |other: &Op| other.outputs.first().map(|&id| &b.value(id).name);
+    let name = op.outputs.first().map(|&id| &a.value(id).name);
+    let same_name = b.ops().iter().position(|other| other.def.name == op.def.name && named(other) == name);
+    let like = same_name.or_else(|| b.ops().get(index).filter(|o| o.def.name == op.def.name).map(|_| index));
+    let Some(other) = like else { return Some(format!("{label} is not in B")) };
+    let inputs = keys[0].inputs[index].iter().zip(&keys[1].inputs[other]);
+    if let Some((_, param)) = inputs.zip(op.def.params).find(|((x, y), _)| x != y) {
+        return Some(format!("{label} has another `{}`", param.name));
+    }
+    let types = [(a, op), (b, &b.ops()[other])].map(|(function, op)| {
+        op.outputs.iter().map(|&id| function.value(id).ty.to_string()).collect::<Vec<_>>().join(", ")
+    });
+    Some(format!("{label} makes {}, {} in B", types[0], types[1]))
+}
+
+/// Numbers that are the same for what is computed in the same way.
+struct Keys {
+    /// Of inputs and results.
+    values: HashMap<ValueId, u64>,
+    /// What each op's parameters are bound to.
+    inputs: Vec<Vec<u64>>,
+}
+
+impl Keys {
+    /// `side` says which of each pair of tensors is the function's.
+    fn of(function: &Function, tensors: &[[&Tensor; 2]], side: usize) -> Self {
+        let pairs = tensors.iter().enumerate();
+        let pairs: HashMap<&str, usize> =
+            pairs.map(|(index, pair)| (pair[side].constant.as_str(), index)).collect();
+        let mut keys = Keys { values: HashMap::new(), inputs: Vec::with_capacity(function.ops().len()) };
+        for &id in function.inputs() {
+            keys.values.insert(id, hash(("input", &function.value(id).name)));
         }
-        _ => false,
+        for op in function.ops() {
+            let params = op.def.params.iter().zip(&op.args);
+            let inputs = params.map(|(param, arg)| match (arg, param.default.literal()) {
+                // A default that is spelt out is no difference.
+                (Arg::Absent, Some(default)) => hash([literal_key(&default, None)]),
+                _ => {
+                    let axes = axes_of(&function.view(op), param.name);
+                    hash(
+                        arg.values()
+                            .iter()
+                            .map(|id| keys.value(function, *id, &pairs, axes))
+                            .collect::<Vec<_>>(),
+                    )
+                }
+            });
+            let inputs: Vec<u64> = inputs.collect();
+            for (index, &id) in op.outputs.iter().enumerate() {
+                let ty = &function.value(id).ty;
+                keys.values.insert(id, hash((op.def.name, &inputs, index, ty)));
+            }
+            keys.inputs.push(inputs);
+        }
+        keys
+    }
+
+    fn value(
+        &self,
+        function: &Function,
+        id: ValueId,
+        pairs: &HashMap<&str, usize>,
+        axes: Option<i64>,
+    ) -> u64 {
+        let value = function.value(id);
+        match &value.def {
+            Def::Const(_) if pairs.contains_key(value.name.as_str()) => {
+                hash(("tensor", pairs[value.name.as_str()]))
+            }
+            Def::Const(Constant::Literal(literal)) => literal_key(literal, axes),
+            // Without a counterpart, it is the same as nothing else.
+            Def::Const(Constant::Weight(weight)) => hash(("weight", weight.name(), weight.ty())),
+            _ => self.values.get(&id).copied().unwrap_or_default(),
+        }
     }
 }
 
-/// Whether both are axes of the op's first input, and the same ones: coremltools counts from either end.
-fn is_same_axes(op: &OpView, input: &str, a: Option<Constant>, b: Option<Constant>) -> bool {
-    let (Some(Constant::Literal(a)), Some(Constant::Literal(b))) = (a, b) else { return false };
-    let first = op.op().args.first().and_then(|arg| arg.values().first());
-    let Some(rank) = first.map(|&id| op.function().value(id).ty.rank() as i64) else { return false };
-    // The axes of these are of the result.
+/// The rank of the tensor whose axes an input means: coremltools counts them from either end.
+fn axes_of(op: &OpView, input: &str) -> Option<i64> {
+    // The axes of these are the result's.
     let is_of_result = matches!(op.kind(), "expand_dims" | "stack");
-    if !matches!(input, "axis" | "axes" | "perm") || is_of_result || a.ty() != b.ty() {
-        return false;
+    if is_of_result || !matches!(input, "axis" | "axes" | "perm") {
+        return None;
     }
-    let resolved = |literal: &Literal| -> Option<Vec<i64>> {
-        Some(literal.to_ints()?.into_iter().map(|axis| if axis < 0 { axis + rank } else { axis }).collect())
-    };
-    resolved(&a).is_some_and(|axes| Some(axes) == resolved(&b))
+    let first = op.op().args.first().and_then(|arg| arg.values().first());
+    first.map(|&id| op.function().value(id).ty.rank() as i64)
 }
 
-/// The same numbers, of whichever float type: a default has one of its own.
-fn is_same_literal(a: &Literal, b: &Literal) -> bool {
-    a == b
-        || (a.ty().dtype != b.ty().dtype
-            && a.ty().shape == b.ty().shape
-            && a.to_floats().is_some()
-            && a.to_floats() == b.to_floats())
+/// The same for the same values, of whichever type: what a type changes shows in the op's result.
+fn literal_key(literal: &Literal, axes: Option<i64>) -> u64 {
+    let shape = &literal.ty().shape;
+    if let Some(values) = literal.to_ints() {
+        let resolved = |value: i64| if value < 0 { value + axes.unwrap_or(0) } else { value };
+        return hash((shape, values.into_iter().map(resolved).collect::<Vec<_>>()));
+    }
+    match literal.to_floats() {
+        Some(values) => hash((shape, values.into_iter().map(f64::to_bits).collect::<Vec<_>>())),
+        None => hash(literal),
+    }
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
-    use mil::{Builder, DType, Opset, TensorType};
+    use mil::{Builder, Bytes, DType, Opset, Program, TensorType, WeightRef};
 
     use super::*;
 
-    fn graph(axis: i32, epsilon: Option<f64>, last: &str) -> Function {
+    /// Two norms of one input, in either order.
+    fn graph(axis: i32, epsilon: Option<f64>, last: &str, swapped: bool) -> Function {
         let mut b = Builder::new("main", Opset::Ios16);
         let x = b.input("x", TensorType::new(DType::F32, [3, 4])).unwrap();
-        let axes = Literal::ints(&[axis]);
-        let norm = b.op("layer_norm").arg("x", x).arg("axes", axes);
-        let norm = match epsilon {
-            Some(epsilon) => norm.arg("epsilon", epsilon),
-            None => norm,
-        };
-        let y = norm.named("norm").add().unwrap();
+        let mut made = Vec::new();
+        for name in if swapped { ["second", "first"] } else { ["first", "second"] } {
+            let axes = Literal::ints(&[if name == "first" { axis } else { 0 }]);
+            let norm = b.op("layer_norm").arg("x", x).arg("axes", axes);
+            let norm = match epsilon {
+                Some(epsilon) => norm.arg("epsilon", epsilon),
+                None => norm,
+            };
+            made.push((name, norm.named(name).add().unwrap()));
+        }
+        made.sort();
+        let y = b.op("sub").arg("x", made[0].1).arg("y", made[1].1).named("y").add().unwrap();
         let z = b.op(last).arg("x", y).named("z").add().unwrap();
         b.finish(&[z]).unwrap()
     }
 
     #[test]
     fn graphs_differ_where_an_op_or_an_input_does() {
-        let plain = graph(-1, None, "exp");
-        assert_eq!(first_difference(&plain, &plain), None);
-        assert_eq!(first_difference(&plain, &graph(-1, Some(1e-5), "exp")), None, "a default spelt out");
-        assert_eq!(
-            first_difference(&plain, &graph(1, None, "exp")),
-            None,
-            "the same axis from the other end"
-        );
+        let plain = graph(1, None, "exp", false);
         for (other, expected) in [
-            (graph(-1, Some(1e-3), "exp"), "layer_norm `norm` has another `epsilon`"),
-            (graph(0, None, "exp"), "layer_norm `norm` has another `axes`"),
-            (graph(-1, None, "abs"), "exp `z` is abs `z` in B"),
+            (plain.clone(), None),
+            (graph(1, Some(1e-5), "exp", false), None),
+            (graph(-1, None, "exp", false), None),
+            (graph(1, None, "exp", true), None),
+            (graph(1, Some(1e-3), "exp", false), Some("layer_norm `first` has another `epsilon`")),
+            (graph(0, None, "exp", false), Some("layer_norm `first` has another `axes`")),
+            (graph(1, None, "abs", false), Some("exp `z` is not in B")),
         ] {
-            assert_eq!(first_difference(&plain, &other).as_deref(), Some(expected));
+            assert_eq!(first_difference(&plain, &other, &[]).as_deref(), expected, "{}", Program::new(other));
         }
+    }
+
+    /// Tensors are the same only where the same ones meet.
+    #[test]
+    fn tensors_that_change_places_are_a_difference() {
+        let graph = |names: [&str; 2]| {
+            let mut b = Builder::new("main", Opset::Ios16);
+            let ty = TensorType::new(DType::F32, [16]);
+            let mut x = b.input("x", ty.clone()).unwrap();
+            for name in names {
+                let weight = WeightRef::new(name, ty.clone(), Bytes::new(vec![0; 64])).unwrap();
+                let weight = b.weight(weight);
+                x = b.op("mul").arg("x", x).arg("y", weight).add().unwrap();
+            }
+            b.finish(&[x]).unwrap()
+        };
+        let tensors = ["v", "w"].map(|name| {
+            let weight = WeightRef::new(name, TensorType::new(DType::F32, [16]), Bytes::new(vec![0; 64]));
+            Tensor { weight: weight.unwrap(), constant: name.to_string(), is_table: false }
+        });
+        let pairs = [[&tensors[0]; 2], [&tensors[1]; 2]];
+        assert_eq!(first_difference(&graph(["v", "w"]), &graph(["v", "w"]), &pairs), None);
+        let found = first_difference(&graph(["v", "w"]), &graph(["w", "v"]), &pairs);
+        assert_eq!(found.as_deref(), Some("mul `mul` has another `y`"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ const SUFFIXES: [&str; 5] = ["_pcs", "_palettized", "_quantized", "_sparsified",
 pub(super) struct Matched<'a> {
     /// In the order of A.
     pub(super) pairs: Vec<[&'a Tensor; 2]>,
-    /// What has no counterpart, of each side.
+    /// What has no counterpart, of each side, but for tables without a name.
     pub(super) only: [Vec<&'a Tensor>; 2],
 }
 
@@ -50,7 +50,10 @@ pub(super) fn matched<'a>(tensors: [&'a [Tensor]; 2], graphs: [Option<&Function>
     match_by(&mut rest, &mut pairs, |_, tensor| constant_name(tensor).map(|name| (name, squeezed(tensor))));
     match_by(&mut rest, &mut pairs, |_, tensor| constant_name(tensor));
     pairs.sort_by_key(|(order, _)| *order);
-    let only = rest.map(|rest| rest.into_iter().map(|(_, tensor)| tensor).collect());
+    let only = rest.map(|rest| {
+        let tensors = rest.into_iter().map(|(_, tensor)| tensor);
+        tensors.filter(|tensor| !is_unnamed(tensor)).collect()
+    });
     Matched { pairs: pairs.into_iter().map(|(_, pair)| pair).collect(), only }
 }
 
@@ -86,7 +89,8 @@ fn match_by<'a, K: std::hash::Hash + Eq>(
 /// The name in the checkpoint, if the tensor carries one: a constant's own can't have dots.
 fn checkpoint_name(tensor: &Tensor) -> Option<&str> {
     let name = tensor.weight.name();
-    (name != tensor.constant || name.contains('.')).then_some(name)
+    let is_of_checkpoint = name.contains('.') || (name != tensor.constant && !is_unnamed(tensor));
+    is_of_checkpoint.then_some(name)
 }
 
 /// The name of the constant as the tools agree on it, if it is named after something.
@@ -96,11 +100,19 @@ fn constant_name(tensor: &Tensor) -> Option<String> {
     while let Some(stem) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) {
         name = stem;
     }
-    // Names that are only counted mean something else in another graph.
-    let is_counted = ["const", "var_"].iter().any(|word| {
-        name.strip_prefix(word).is_some_and(|rest| rest.bytes().all(|b| b == b'_' || b.is_ascii_digit()))
-    });
-    (!is_counted).then(|| name.to_string())
+    // A name that is only counted means something else in another graph.
+    (!is_counted(name, "var")).then(|| name.to_string()).filter(|_| !is_unnamed(tensor))
+}
+
+/// Whether a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the graph. What
+/// another graph has for it is a difference of the graphs.
+fn is_unnamed(tensor: &Tensor) -> bool {
+    is_counted(tensor.weight.name(), "const")
+}
+
+/// Whether a name is a word and numbers.
+fn is_counted(name: &str, word: &str) -> bool {
+    name.strip_prefix(word).is_some_and(|rest| rest.bytes().all(|b| b == b'_' || b.is_ascii_digit()))
 }
 
 /// The shape without axes of extent 1: a kernel is a matrix in other places.
@@ -323,7 +335,7 @@ mod tests {
         let (pairs, only) = names(&checkpoint, &foreign);
         let expected =
             [["conv_in.weight", "conv_in_weight_to_fp16_palettized"], ["a.bias", "a_bias_to_fp16"]];
-        assert_eq!((pairs, only), (expected.map(|pair| pair.map(str::to_string)).to_vec(), [1, 1]));
+        assert_eq!((pairs, only), (expected.map(|pair| pair.map(str::to_string)).to_vec(), [0, 1]));
         // The same name twice: in order.
         let twice = [("x.weight", "x_weight"), ("x.weight", "x_weight_1")];
         assert_eq!(names(&twice, &twice[..1]).1, [1, 0]);
