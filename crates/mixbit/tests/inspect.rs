@@ -58,6 +58,51 @@ fn a_package_has_the_weights_of_its_checkpoint() -> Result<(), Error> {
     assert!(text.contains("sample") && text.contains("bits each"), "{text}");
     let mil = inspect(&scratch.path().join(packaged["name"].as_str().ok_or("no name")?), &["--mil"])?;
     assert!(mil.starts_with("program(1.0)") && mil.contains("noise_pred"));
+    // Every weight of the checkpoint is a layer of the package, by name and size.
+    let layers = |part: &Value| part["layers"].as_array().cloned().ok_or("no layers");
+    let packaged = layers(&packaged)?;
+    for layer in layers(&whole)? {
+        assert!(packaged.contains(&layer), "{layer}");
+    }
+    assert_eq!(packaged.iter().filter(|layer| layer["name"] == "conv_in.weight").count(), 1);
+    Ok(())
+}
+
+/// What every encoding is called, and what it takes.
+#[test]
+fn layers_are_listed_with_their_encodings() -> Result<(), Error> {
+    let mut failures = Failures::new("encodings");
+    for (name, encoding, bytes, bits) in [
+        ("ios16_linear_uint8", "8-bit linear, 16 groups", 4608 + 16 + 32, "8.08"),
+        ("ios16_palette4", "4-bit palette", 2304 + 32, "4.06"),
+        ("ios16_sparse", "sparse fp16", 2304 * 2 + 576, "9.00"),
+        ("ios18_linear_int4_blocks8", "4-bit linear, 64 groups", 2304 + 128, "4.22"),
+        ("ios18_palette3_groups4_axis1", "3-bit palette, 8 groups", 1728 + 128, "3.22"),
+        ("ios18_palette4_int8", "4-bit palette in int8, 2 groups", 2304 + 32 + 2, "4.06"),
+        ("ios18_sparse", "sparse fp16", 2304 * 2 + 576, "9.00"),
+    ] {
+        failures.case(name, || {
+            let package = fixture_root().join("coreml/encodings").join(name).with_extension("mlpackage");
+            let text = inspect(&package, &["--layers"])?;
+            let row = text.lines().find(|line| line.contains("[16, 32, 3, 3]")).ok_or("no row")?;
+            let cells: Vec<&str> = row.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+            let expected = [bits, &bytes.to_string(), encoding, "[16, 32, 3, 3]"];
+            match cells.starts_with(&expected) {
+                true => Ok::<(), Error>(()),
+                false => Err(text.into()),
+            }
+        });
+    }
+    failures.finish();
+    // The totals are those of the whole.
+    let package = fixture_root().join("coreml/unet_sdxl_split_einsum__pal2.mlpackage");
+    let part = parts(&package)?.remove(0);
+    let layers = part["layers"].as_array().ok_or("no layers")?;
+    let bytes: u64 = layers.iter().filter_map(|layer| layer["bytes"].as_u64()).sum();
+    assert_eq!(part["weight_bytes"], bytes);
+    let text = inspect(&package, &["--layers"])?;
+    let all = text.lines().find(|line| line.ends_with("  all")).ok_or("no total")?;
+    assert!(all.contains(&format!(" {bytes} ")) && all.contains(&format!(" {} ", layers.len())), "{all}");
     Ok(())
 }
 
@@ -92,6 +137,12 @@ fn a_weight_file_lists_its_tensors_and_others_are_refused() -> Result<(), Error>
     let file = fixture_root().join("pipelines/sd15/unet/diffusion_pytorch_model.safetensors");
     let text = inspect(&file, &[])?;
     assert!(text.contains("conv_in.weight: tensor<") && text.contains("tensors,"), "{text}");
+    let layers = inspect(&file, &["--layers"])?;
+    assert!(
+        layers.lines().any(|line| line.contains("16.00") && line.ends_with("conv_in.weight")),
+        "{layers}"
+    );
+    assert!(inspect(&file, &["--mil"]).is_err());
     let scratch = Scratch::new();
     std::fs::write(scratch.path().join("file"), b"text")?;
     for path in [scratch.path().join("file"), scratch.path().join("absent"), scratch.path().to_path_buf()] {
