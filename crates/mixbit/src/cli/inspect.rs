@@ -8,7 +8,7 @@ use clap::Args;
 use mil::{Function, Program, ValueId};
 use serde_json::{Value, json};
 
-use super::parts::{Form, Part, Tensor, bits, open};
+use super::parts::{Form, Part, Tensor, bits, open, size};
 use super::print_line;
 use super::table::{Side, Table, shortened, spelt_out};
 
@@ -119,8 +119,7 @@ fn to_text(part: &Part) -> String {
     let mut text = format!("{}\n", part.name);
     let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
     let (count, bytes) = sizes(&weights(part));
-    let megabytes = bytes as f64 / 1e6;
-    let weights = format!("{count}, {megabytes:.1} MB, {:.2} bits each", bits(count, bytes));
+    let weights = format!("{count}, {}, {:.2} bits each", size(bytes), bits(count, bytes));
     if let Some(function) = &part.function {
         for (what, ids) in [("input", function.inputs()), ("output", function.outputs())] {
             for (name, ty) in signature(function, ids) {
@@ -210,9 +209,9 @@ fn show_file(file: &Part, arguments: &Arguments) -> anyhow::Result<()> {
         print_line(format_args!("{}: {}", spelt_out(tensor.weight.name()), tensor.weight.ty()))?;
     }
     print_line(format_args!(
-        "{} tensors, {count} weights, {:.1} MB, {:.2} bits each",
+        "{} tensors, {count} weights, {}, {:.2} bits each",
         tensors.len(),
-        bytes as f64 / 1e6,
+        size(bytes),
         bits(count, bytes)
     ))
 }

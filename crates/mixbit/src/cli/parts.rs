@@ -294,6 +294,14 @@ fn groups(weight: &WeightRef) -> usize {
     }
 }
 
+/// Bytes for people.
+pub(super) fn size(bytes: usize) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
+        bytes => format!("{:.1} MB", bytes / 1e6),
+    }
+}
+
 /// Bits that each of `count` elements takes.
 pub(super) fn bits(count: usize, bytes: usize) -> f64 {
     if count == 0 { 0.0 } else { 8.0 * bytes as f64 / count as f64 }

@@ -9,7 +9,7 @@ use super::Comparison;
 use super::networks::role;
 use super::structure::Change;
 use super::tensors::Distance;
-use crate::cli::parts::{Tensor, bits};
+use crate::cli::parts::{Tensor, bits, size};
 use crate::cli::table::{LONGEST_VALUE, Side, Table, shortened, spelt_out};
 
 /// How many tensors are listed unless all are asked for.
@@ -89,7 +89,7 @@ impl Comparison<'_> {
             // A PSNR that is no number is the worst.
             let least = psnrs()
                 .fold(f64::INFINITY, |least, psnr| if psnr < least || psnr.is_nan() { psnr } else { least });
-            found.push(format!("{differ} differ, the most at {}", decibels(least)));
+            found.push(format!("{differ} differ, the worst at {}", decibels(least)));
         }
         let shapes = self.count(|distance| *distance == Distance::Shape);
         if shapes > 0 {
@@ -302,9 +302,9 @@ fn decibels_of(distance: Distance) -> String {
 }
 
 fn size_text(sizes: [Size; 2]) -> String {
-    let megabytes = sizes.map(|(_, bytes)| format!("{:.1} MB", bytes as f64 / 1e6));
+    let bytes = sizes.map(|(_, bytes)| size(bytes));
     let bits = sizes.map(|(count, bytes)| format!("{:.2}", bits(count, bytes)));
-    let ([a, b], [x, y]) = (megabytes, bits);
+    let ([a, b], [x, y]) = (bytes, bits);
     format!("{}, {} bits each", arrow(a, b), arrow(x, y))
 }
 
