@@ -8,6 +8,7 @@
 //! Every field of a configuration is honoured or refused by name. Constants keep their checkpoint names.
 //! No weight is read while building.
 
+mod clip;
 mod error;
 mod fields;
 mod heads;

@@ -3,6 +3,7 @@
 use mil::{DType, Function, Literal, ValueId, Weights, identifier};
 use serde_json::Value;
 
+use super::clip::{self, Layers};
 use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, short};
 use super::layers::{Activation, Bias, Net, int};
 use super::{ArchError, GraphOptions};
@@ -11,70 +12,6 @@ use super::{ArchError, GraphOptions};
 const MAX_TOKENS: usize = 2048;
 /// What is added to the score of a later token; the same in `fp16`, and enough for its probability to be 0.
 const MASKED: f64 = -1e4;
-
-/// Fields of every transformers configuration that do not bear on this network.
-const UNRELATED: &[&str] = &[
-    "add_cross_attention",
-    "architectures",
-    "attention_dropout",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "cross_attention_hidden_size",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dropout",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "pruned_heads",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tie_encoder_decoder",
-    "tie_word_embeddings",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "use_bfloat16",
-    "use_cache",
-];
 
 /// The configuration of a CLIP text encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,9 +97,19 @@ impl Config {
         self.projection_dim.unwrap_or(self.hidden_size)
     }
 
+    fn layers(&self) -> Layers {
+        Layers {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            epsilon: self.layer_norm_eps,
+        }
+    }
+
     fn read(mut fields: Fields, projection_dim: Option<usize>) -> Result<Self, ArchError> {
         fields.only("model_type", "clip_text_model")?;
-        fields.ignore(UNRELATED);
+        fields.ignore(clip::UNRELATED);
         let config = Config {
             vocab_size: fields.count("vocab_size", 49408, MAX_EXTENT)?,
             hidden_size: fields.count("hidden_size", 512, MAX_EXTENT)?,
@@ -170,40 +117,14 @@ impl Config {
             num_hidden_layers: fields.count("num_hidden_layers", 12, MAX_LAYERS)?,
             num_attention_heads: fields.count("num_attention_heads", 8, MAX_EXTENT)?,
             max_position_embeddings: fields.count("max_position_embeddings", 77, MAX_EXTENT)?,
-            hidden_act: activation(fields.text("hidden_act", "quick_gelu")?)?,
+            hidden_act: clip::activation(fields.text("hidden_act", "quick_gelu")?)?,
             layer_norm_eps: fields.positive("layer_norm_eps", 1e-5)?,
             pooling: pooling(fields.raw("eos_token_id"))?,
             projection_dim,
         };
         fields.finish()?;
-        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
-            let what = format!(
-                "{} heads don't divide hidden_size {}",
-                config.num_attention_heads, config.hidden_size
-            );
-            return Err(ArchError::config("num_attention_heads", what));
-        }
+        config.layers().check()?;
         Ok(config)
-    }
-}
-
-/// An activation by transformers' name.
-fn activation(name: &str) -> Result<Activation, ArchError> {
-    match name {
-        "quick_gelu" => Ok(Activation::QuickGelu),
-        "gelu" | "gelu_python" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_pytorch_tanh" | "gelu_python_tanh" => {
-            Ok(Activation::GeluTanh)
-        }
-        "silu" | "swish" => Ok(Activation::Silu),
-        "relu" => Ok(Activation::Relu),
-        "mish" => Ok(Activation::Mish),
-        _ => Err(ArchError::config(
-            "hidden_act",
-            format!(
-                "\"{name}\" is not supported; supported: quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, silu, relu, mish"
-            ),
-        )),
     }
 }
 
@@ -253,7 +174,7 @@ pub fn build(
         let path = format!("{prefix}encoder.layers.{index}");
         let is_output = index + 1 == hidden_layer && !outputs.final_norm;
         let name = if is_output { hidden_name.clone() } else { identifier(&path) };
-        x = layer(&mut net, config, &path, x, mask, &name)?;
+        x = config.layers().build(&mut net, &path, x, Some(mask), &name)?;
         if index + 1 == hidden_layer {
             hidden = x;
         }
@@ -320,49 +241,6 @@ fn causal_mask(net: &mut Net, tokens: usize) -> Result<ValueId, ArchError> {
         mask[row * tokens + row + 1..(row + 1) * tokens].fill(MASKED);
     }
     net.floats(net.dtype(), &[1, 1, tokens, tokens], &mask)
-}
-
-fn layer(
-    net: &mut Net,
-    config: &Config,
-    path: &str,
-    x: ValueId,
-    mask: ValueId,
-    name: &str,
-) -> Result<ValueId, ArchError> {
-    let hidden = config.hidden_size;
-    let part = |part: &str| format!("{path}.{part}");
-    let linear = |net: &mut Net, x, module: &str, out| {
-        let path = part(module);
-        net.linear(x, &path, out, Bias::Yes, &identifier(&path))
-    };
-    let id = identifier(&part("self_attn"));
-    let normed = net.layer_norm(
-        x,
-        &part("layer_norm1"),
-        -1,
-        config.layer_norm_eps,
-        &identifier(&part("layer_norm1")),
-    )?;
-    let query = linear(net, normed, "self_attn.q_proj", hidden)?;
-    let key = linear(net, normed, "self_attn.k_proj", hidden)?;
-    let value = linear(net, normed, "self_attn.v_proj", hidden)?;
-    let attended =
-        net.sequence_attention([query, key, value], config.num_attention_heads, Some(mask), &id)?;
-    let attended = linear(net, attended, "self_attn.out_proj", hidden)?;
-    let x = net.sum(x, attended, &id)?;
-
-    let normed = net.layer_norm(
-        x,
-        &part("layer_norm2"),
-        -1,
-        config.layer_norm_eps,
-        &identifier(&part("layer_norm2")),
-    )?;
-    let inner = linear(net, normed, "mlp.fc1", config.intermediate_size)?;
-    let inner = net.activate(inner, config.hidden_act, &identifier(&part("mlp.activation")))?;
-    let fed = linear(net, inner, "mlp.fc2", hidden)?;
-    net.sum(x, fed, name)
 }
 
 /// The state of the end-of-text token, projected if the class does; (batch, channels).
