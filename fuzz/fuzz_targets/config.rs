@@ -4,7 +4,8 @@
 
 use diffusion::arch::text_encoder::{self, Outputs};
 use diffusion::arch::{
-    ARCHITECTURES, ArchError, AttentionImplementation, Config, GraphOptions, required_tensors, unet, vae,
+    ARCHITECTURES, ArchError, AttentionImplementation, Config, GraphOptions, required_tensors, safety_checker, unet,
+    vae,
 };
 use diffusion::random::TorchSource;
 use diffusion::scheduler::{SCHEDULERS, SchedulerConfig, StepInput};
@@ -78,7 +79,7 @@ fn unet_of(config: &Config) -> Option<&unet::Config> {
     match config {
         Config::Unet(config) => Some(config),
         Config::ControlNet(config) => Some(&config.unet),
-        Config::TextEncoder(_) | Config::Vae(_) => None,
+        Config::TextEncoder(_) | Config::Vae(_) | Config::SafetyChecker(_) => None,
     }
 }
 
@@ -105,6 +106,7 @@ fn layers(config: &Config) -> usize {
             residual.chain(attention(config).flat_map(|attention| attention.depths.iter().copied())).sum()
         }),
         Config::Vae(config) => config.layers_per_block * config.block_out_channels.len(),
+        Config::SafetyChecker(config) => config.num_hidden_layers,
     }
 }
 
@@ -128,6 +130,9 @@ fn build(config: &Config, options: &GraphOptions) {
         Config::Vae(config) => {
             checked(&|weights| vae::build_decoder(config, weights, options));
             checked(&|weights| vae::build_encoder(config, weights, options));
+        }
+        Config::SafetyChecker(config) => {
+            checked(&|weights| safety_checker::build(config, weights, options, [options.height, options.width]));
         }
     }
 }

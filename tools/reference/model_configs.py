@@ -271,3 +271,25 @@ AUTOENCODERS = {
         "dtype": "f32", "latents": ((1, 8, 8), (2, 5, 9)), "images": ((1, 8, 8), (2, 5, 9)),
     },
 }
+
+SAFETY_CHECKER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 30,
+    "patch_size": 14,
+}
+"""CLIP's image encoder; two patches don't fill the image."""
+
+SAFETY_CHECKERS = {
+    "safety-checker": {"note": "as transformers 5 saves it", "config": {}, "projection_dim": 24},
+    "safety-checker-names4": {
+        "note": "tensor names and vision_config_dict of transformers 4; gelu, other sizes",
+        "config": {
+            "hidden_act": "gelu", "hidden_size": 48, "num_attention_heads": 3, "image_size": 32, "patch_size": 16,
+            "layer_norm_eps": 1e-4,
+        },
+        "projection_dim": 40, "names": 4,
+    },
+}

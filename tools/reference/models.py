@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every architecture, with inputs and outputs. See fixtures/README.md for the format."""
 
+import json
 import shutil
 import warnings
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import diffusers
 import model_configs as configs
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker, cosine_distance
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging
 
 warnings.filterwarnings("ignore")
@@ -261,6 +263,110 @@ def autoencoders(area):
         area.write(name, tensors)
 
 
+IMAGES = ("clear", "careful", "unwanted")
+"""What each of three images is: clear of everything, unwanted only as it asks for special care, unwanted in any case."""
+ADJUSTMENT = 0.25
+"""More than any image lacks of asking for special care."""
+
+
+def safety_checkers(area):
+    for name, entry in configs.SAFETY_CHECKERS.items():
+        draws = Draws(name)
+        vision = {**configs.SAFETY_CHECKER, **entry["config"]}
+        config = CLIPConfig(vision_config=vision, projection_dim=entry["projection_dim"])
+        model = randomize(StableDiffusionSafetyChecker(config), draws, TYPES["f16"])
+        model.set_attn_implementation("eager")
+        pixels = draws(8, 3, vision["image_size"], vision["image_size"], scale=2.0)
+        pixels = pixels[set_thresholds(model, pixels)]
+        folder = save(model, name, TYPES["f16"])
+        if entry.get("names") == 4:
+            safety_checker_to_4(folder, model)
+        images = draws(len(IMAGES), 4, 6, 3, scale=0.5).clamp(-1, 1)
+        tensors = {}
+        runs = {image: ([row], 0.0) for row, image in enumerate(IMAGES)}
+        runs |= {"batch": ([0, 1, 2], 0.0), "adjusted": ([0, 1, 2], ADJUSTMENT)}
+        for label, (rows, adjustment) in runs.items():
+            inputs = {"clip_input": pixels[rows], "images": images[rows], "adjustment": torch.tensor([adjustment])}
+            outputs = judge(model, inputs, label)
+            stored = {part: small(part, values) for part, values in inputs.items()}
+            area.add(name, "safety-checker", label, stored, outputs, tensors, note=entry["note"])
+        area.write(name, tensors)
+
+
+def likeness(model, pixels):
+    """The images' cosines to the concepts that ask for special care, and to all others."""
+    with torch.no_grad():
+        embeds = model.visual_projection(model.vision_model(pixels)[1])
+        return cosine_distance(embeds, model.special_care_embeds), cosine_distance(embeds, model.concept_embeds)
+
+
+def lead(cosines):
+    """How much each row is above all others."""
+    rows = torch.arange(len(cosines))
+    return cosines - torch.stack([cosines[rows != row].amax(0) for row in rows])
+
+
+def set_thresholds(model, pixels):
+    """Finds images among `pixels`, and thresholds at which they are what `IMAGES` calls them, well away from the digits
+    that diffusers rounds. Gives their rows."""
+    special, concepts = likeness(model, pixels)
+    leads = lead(special), lead(concepts)
+    careful = int(leads[0].amax(1).argmax())
+    unwanted = int(leads[1].amax(1).index_fill(0, torch.tensor(careful), -1).argmax())
+    clear = next(row for row in range(len(pixels)) if row not in (careful, unwanted))
+    asks, nearly, surely = leads[0][careful].argmax(), leads[1][careful].argmax(), leads[1][unwanted].argmax()
+    gaps = leads[0][careful, asks], leads[1][careful, nearly], leads[1][unwanted, surely]
+    assert min(gaps) > 0.02, gaps
+    thresholds = special.amax(0) + 0.05, concepts.amax(0) + 0.05
+    thresholds[0][asks] = special[careful, asks] - gaps[0] / 2
+    thresholds[1][nearly] = concepts[careful, nearly] + 0.005
+    thresholds[1][surely] = concepts[unwanted, surely] - gaps[2] / 2
+    with torch.no_grad():
+        model.special_care_embeds_weights.copy_(representable(thresholds[0]))
+        model.concept_embeds_weights.copy_(representable(thresholds[1]))
+    return [clear, careful, unwanted]
+
+
+def judge(model, inputs, label):
+    """diffusers' filtered images and judgement, and the scores behind them; diffusers itself knows no adjustment."""
+    special, concepts = likeness(model, inputs["clip_input"])
+    care = (special - model.special_care_embeds_weights + inputs["adjustment"] > 0).any(1, keepdim=True)
+    scores = concepts - model.concept_embeds_weights + 0.01 * care
+    flagged = (scores > 0).any(1)
+    filtered = torch.where(flagged[:, None, None, None], 0.0, inputs["images"])
+    if label != "adjusted":
+        images, judged = model(clip_input=inputs["clip_input"], images=inputs["images"].clone())
+        assert judged == flagged.tolist() and torch.equal(images, filtered), label
+        names = IMAGES if label == "batch" else (label,)
+        assert judged == [name != "clear" for name in names], (label, scores.amax(1))
+        assert care[:, 0].tolist() == [name == "careful" for name in names], label
+    else:
+        assert care.all() and flagged.tolist() == [False, True, True], (care, scores)
+    return {
+        "filtered_images": filtered,
+        "has_nsfw_concepts": flagged.float()[:, None, None, None],
+        "concept_scores": scores,
+    }
+
+
+def safety_checker_to_4(folder, model):
+    """Gives the files the tensor names and the configuration of transformers 4."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    vision = lambda name: f"vision_model.{name}" if name.startswith("vision_model.") else name
+    renamed = {vision(name): weight for name, weight in weights.items()}
+    positions = len(model.vision_model.embeddings.position_embedding.weight)
+    renamed["vision_model.vision_model.embeddings.position_ids"] = torch.arange(positions)[None]
+    save_file(renamed, str(file), metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config_dict"] = config["vision_config"]
+    config["vision_config"] = {"model_type": "clip_vision_model", "hidden_size": 1024}
+    common.write_json(folder / "config.json", config, indent=2)
+    assert CLIPConfig.from_pretrained(folder).vision_config.to_dict() == model.config.vision_config.to_dict()
+    for path in (file, folder / "config.json"):
+        path.chmod(0o644)
+
+
 def main():
     shutil.rmtree(common.area("models"))
     area = Area()
@@ -268,6 +374,7 @@ def main():
     unets(area)
     controlnets(area)
     autoencoders(area)
+    safety_checkers(area)
     record = common.meta("models.py", SEED, "torch", "diffusers", "transformers")
     write_cases(common.area("models"), record, area.cases)
     print(f"{len(area.cases)} cases")

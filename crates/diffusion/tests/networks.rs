@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use diffusion::arch::text_encoder::Outputs;
-use diffusion::arch::{self, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
+use diffusion::arch::{
+    self, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
+};
 use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
 use formats::Checkpoint;
 use mil::{Function, Weights, verify};
@@ -138,6 +140,25 @@ fn autoencoders_match_diffusers() {
     check("autoencoders", |kind, config, weights, inputs, outputs| match (kind, config) {
         ("vae-decoder" | "vae-encoder", Config::Vae(config)) => {
             vae_run(config, weights, inputs, outputs).map(|run| Some(vec![run]))
+        }
+        _ => Ok(None),
+    });
+}
+
+#[test]
+fn safety_checkers_match_diffusers() {
+    check("safety checkers", |kind, config, weights, inputs, outputs| match (kind, config) {
+        ("safety-checker", Config::SafetyChecker(config)) => {
+            let &[batch, height, width, _] = &inputs["images"].shape[..] else {
+                return Err("images without four axes".into());
+            };
+            let options = GraphOptions { batch, ..GraphOptions::default() };
+            let given = inputs.iter().map(|(name, array)| Ok((name.clone(), tensor(array)?)));
+            Ok(Some(vec![Run {
+                function: safety_checker::build(config, weights, &options, [height, width])?,
+                inputs: given.collect::<Result<_, Error>>()?,
+                expected: outputs.iter().map(|(name, array)| (name.clone(), array.f32s())).collect(),
+            }]))
         }
         _ => Ok(None),
     });

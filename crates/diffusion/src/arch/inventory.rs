@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights};
 
-use super::{ArchError, Config, GraphOptions, text_encoder, unet, vae};
+use super::{ArchError, Config, GraphOptions, safety_checker, text_encoder, unet, vae};
 
 /// The largest tensor that is stood in for; several times any published one.
 const MAX_BYTES: usize = 1 << 29;
@@ -52,6 +52,9 @@ impl Config {
                 let mut tensors = required_tensors(|weights| vae::build_encoder(config, weights, &options))?;
                 tensors.extend(required_tensors(|weights| vae::build_decoder(config, weights, &options))?);
                 Ok(tensors)
+            }
+            Config::SafetyChecker(config) => {
+                required_tensors(|weights| safety_checker::build(config, weights, &options, [512, 512]))
             }
         }
     }

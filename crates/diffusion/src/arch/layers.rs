@@ -184,6 +184,18 @@ impl<'w> Net<'w> {
         self.convolve(x, weight, bias, conv, name)
     }
 
+    /// `nn.Conv2d` without a bias over square patches that don't overlap.
+    pub(super) fn patches(
+        &mut self,
+        x: ValueId,
+        path: &str,
+        out: usize,
+        size: usize,
+    ) -> Result<ValueId, ArchError> {
+        let weight = self.weight(&format!("{path}.weight"), &[out, self.channels(x), size, size])?;
+        self.convolve(x, weight, None, Conv { out, kernel: size, stride: size, pad: 0 }, &identifier(path))
+    }
+
     /// `nn.Linear` over the channels of [batch, channels, 1, tokens] or an image: a 1x1 convolution.
     pub(super) fn project(
         &mut self,

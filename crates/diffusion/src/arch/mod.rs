@@ -1,7 +1,7 @@
 //! Stable Diffusion's networks as MIL graphs.
 //!
 //! A network is built from two things: its `config.json`, read into a `Config`, and a source of weights
-//! ([`mil::Weights`]). [`text_encoder`], [`unet`] and [`vae`] each have a `Config` and `build` functions;
+//! ([`mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config` and `build` functions;
 //! [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's converter writes for the same network
 //! (its `ORIGINAL` attention), so what is run here can be written to a Core ML package as it is.
 //!
@@ -15,6 +15,7 @@ mod heads;
 mod inventory;
 mod layers;
 mod resnet;
+pub mod safety_checker;
 pub mod text_encoder;
 pub mod unet;
 pub mod vae;
@@ -128,6 +129,8 @@ pub enum Config {
     ControlNet(Box<unet::control::Config>),
     /// An image autoencoder.
     Vae(vae::Config),
+    /// A judge of images.
+    SafetyChecker(safety_checker::Config),
 }
 
 /// A network class of diffusers or transformers.
@@ -168,6 +171,10 @@ pub static ARCHITECTURES: &[Architecture] = &[
         },
     },
     Architecture { class: "AutoencoderKL", read: |config| vae::Config::from_json(config).map(Config::Vae) },
+    Architecture {
+        class: "StableDiffusionSafetyChecker",
+        read: |config| safety_checker::Config::from_json(config).map(Config::SafetyChecker),
+    },
 ];
 
 /// The architecture of a class.

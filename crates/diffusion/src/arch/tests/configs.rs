@@ -19,6 +19,29 @@ pub(super) fn vae() -> Value {
     })
 }
 
+pub(super) fn safety_checker() -> Value {
+    json!({
+        "model_type": "clip", "projection_dim": 48, "text_config": { "hidden_size": 7 }, "logit_scale_init_value": 2.6592,
+        "vision_config": {
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": 56, "patch_size": 14, "model_type": "clip_vision_model", "hidden_act": "quick_gelu"
+        }
+    })
+}
+
+/// The published one: CLIP ViT-L/14.
+pub(super) fn published_safety_checker() -> Value {
+    json!({
+        "architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip", "projection_dim": 768,
+        "text_config_dict": { "hidden_size": 768 },
+        "vision_config": { "hidden_size": 1, "patch_size": 32, "projection_dim": 512 },
+        "vision_config_dict": {
+            "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+            "patch_size": 14
+        }
+    })
+}
+
 pub(super) fn unet_sd15() -> Value {
     json!({ "sample_size": 16, "block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 48, "attention_head_dim": 4 })
 }

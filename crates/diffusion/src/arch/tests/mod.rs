@@ -34,6 +34,7 @@ enum Part {
     ControlNet,
     Decoder,
     Encoder,
+    SafetyChecker,
 }
 
 /// Builds and verifies the part of `class` that is asked for.
@@ -52,6 +53,9 @@ fn build(
         (Config::ControlNet(config), Part::ControlNet) => unet::control::build(&config, weights, options),
         (Config::Vae(config), Part::Decoder) => vae::build_decoder(&config, weights, options),
         (Config::Vae(config), Part::Encoder) => vae::build_encoder(&config, weights, options),
+        (Config::SafetyChecker(config), Part::SafetyChecker) => {
+            safety_checker::build(&config, weights, options, [8 * options.height, 8 * options.width])
+        }
         (config, part) => panic!("{class} has no {part:?}: {config:?}"),
     }?;
     verify(&function)?;

@@ -3,18 +3,19 @@
 use serde_json::json;
 use testkit::Failures;
 
-use super::configs::{text_encoder, unet_sd15, unet_sdxl, vae};
+use super::configs::{safety_checker, text_encoder, unet_sd15, unet_sdxl, vae};
 use super::text_encoder::Outputs;
 use super::*;
 
 type Case = (&'static str, Part, Value);
 
-fn bases() -> [Case; 4] {
+fn bases() -> [Case; 5] {
     [
         ("CLIPTextModelWithProjection", Part::Text(Outputs::LAST), text_encoder("gelu", 999, 80)),
         ("UNet2DConditionModel", Part::Unet, unet_sd15()),
         ("UNet2DConditionModel", Part::Unet, unet_sdxl()),
         ("AutoencoderKL", Part::Decoder, vae()),
+        ("StableDiffusionSafetyChecker", Part::SafetyChecker, safety_checker()),
     ]
 }
 
@@ -25,8 +26,8 @@ fn small() -> GraphOptions {
 
 #[test]
 fn unsupported_values_are_refused_by_name() {
-    let [text, unet, xl, vae] = bases();
-    let cases: [(&Case, &str, Value, &str); 33] = [
+    let [text, unet, xl, vae, checker] = bases();
+    let cases: [(&Case, &str, Value, &str); 37] = [
         (&text, "hidden_act", json!("gelu_10"), "quick_gelu"),
         (&text, "num_attention_heads", json!(7), "divide"),
         (&text, "eos_token_id", json!([1, 2]), "one id"),
@@ -70,6 +71,10 @@ fn unsupported_values_are_refused_by_name() {
         (&xl, "cross_attention_dim", json!([64, 64, 32]), "not supported"),
         (&vae, "down_block_types", json!(vec!["AttnDownEncoderBlock2D"; 4]), "DownEncoderBlock2D"),
         (&vae, "latents_mean", json!([0.0]), "not 4"),
+        (&checker, "model_type", json!("siglip"), "clip"),
+        (&checker, "projection_dim", json!(0), "whole number"),
+        (&checker, "vision_config", json!({ "hidden_act": "tanh" }), "vision_config.hidden_act"),
+        (&checker, "vision_config", json!({ "patch_size": 225 }), "vision_config.patch_size"),
     ];
     let mut failures = Failures::new("refusals");
     for ((class, _, base), field, value, supported) in cases {
@@ -146,6 +151,7 @@ fn hostile_configurations_do_no_harm() {
         "scaling_factor",
         "conv_in_kernel",
         "layer_norm_eps",
+        "vision_config_dict",
     ];
     let weights = Zeros(BTreeMap::new());
     let mut tried = 0;
@@ -202,7 +208,7 @@ fn options_that_do_not_fit_are_refused() {
         ("dtype", |options| options.dtype = DType::I32),
         ("opset", |options| options.opset = Opset::Ios15),
     ];
-    let [text, _, xl, _] = bases();
+    let [text, _, xl, _, _] = bases();
     for (option, change) in changes {
         let mut options = small();
         change(&mut options);

@@ -3,7 +3,10 @@
 use serde_json::json;
 use testkit::{Failures, Fixture};
 
-use super::configs::{published, published_vae, text_encoder, unet_sd15, unet_sdxl, vae};
+use super::configs::{
+    published, published_safety_checker, published_vae, safety_checker, text_encoder, unet_sd15, unet_sdxl,
+    vae,
+};
 use super::text_encoder::Outputs;
 use super::*;
 
@@ -12,6 +15,7 @@ const TEXT_2: &str = "CLIPTextModelWithProjection";
 const UNET: &str = "UNet2DConditionModel";
 const CONTROLNET: &str = "ControlNetModel";
 const VAE: &str = "AutoencoderKL";
+const SAFETY_CHECKER: &str = "StableDiffusionSafetyChecker";
 
 fn f16(batch: usize, size: usize) -> GraphOptions {
     GraphOptions { batch, height: size, width: size, dtype: DType::F16, ..GraphOptions::default() }
@@ -269,6 +273,15 @@ fn published_networks_have_their_published_sizes() {
             found => Err(format!("{found:?} tensors and parameters")),
         }
     });
+    failures.case("safety checker", || {
+        let part = Part::SafetyChecker;
+        let all = tensors(SAFETY_CHECKER, part, &published_safety_checker(), &GraphOptions::default());
+        let parameters: usize = all.values().map(|shape| shape.iter().product::<usize>()).sum();
+        match (all.len(), parameters) {
+            (396, 303_981_588) => Ok(()),
+            found => Err(format!("{found:?} tensors and parameters")),
+        }
+    });
     failures.finish();
 }
 
@@ -301,6 +314,13 @@ fn required_tensors_are_those_of_checkpoints() {
             let mut required = BTreeMap::new();
             for part in parts {
                 required.extend(tensors(class, part, &config, &options));
+            }
+            saved.remove("vision_model.vision_model.embeddings.position_ids");
+            if !saved.keys().any(|name| name.starts_with("vision_model.vision_model.")) {
+                required = required
+                    .into_iter()
+                    .map(|(name, shape)| (name.replace("vision_model.vision_model.", "vision_model."), shape))
+                    .collect();
             }
             if !saved.keys().any(|name| name.starts_with("text_model.")) {
                 required = required
@@ -337,6 +357,7 @@ fn class_of(name: &str, config: &Value) -> (&'static str, Vec<Part>) {
         Some(CONTROLNET) => (CONTROLNET, vec![Part::ControlNet]),
         Some(TEXT) => (TEXT, vec![Part::Text(Outputs::LAST)]),
         Some(TEXT_2) => (TEXT_2, vec![Part::Text(Outputs::LAST)]),
+        Some(SAFETY_CHECKER) => (SAFETY_CHECKER, vec![Part::SafetyChecker]),
         other => panic!("{name} is of class {other:?}"),
     }
 }
@@ -383,6 +404,18 @@ fn inputs_and_outputs_are_apples() {
         let encoder = build_over_zeros(TEXT_2, Part::Text(Outputs::PENULTIMATE), &config, &options);
         let outputs = io(&[("hidden_embeds", full, &[2, 77, 80]), ("pooled_outputs", full, &[2, 48])]);
         assert_eq!(shapes(&encoder), (io(&[("input_ids", full, &[2, 77])]), outputs));
+        let checker = build_over_zeros(SAFETY_CHECKER, Part::SafetyChecker, &safety_checker(), &options);
+        let inputs = io(&[
+            ("clip_input", dtype, &[2, 3, 56, 56]),
+            ("images", dtype, &[2, 64, 64, 3]),
+            ("adjustment", dtype, &[1]),
+        ]);
+        let outputs = io(&[
+            ("filtered_images", full, &[2, 64, 64, 3]),
+            ("has_nsfw_concepts", full, &[2, 1, 1, 1]),
+            ("concept_scores", full, &[2, 17]),
+        ]);
+        assert_eq!(shapes(&checker), (inputs, outputs));
     }
 }
 
