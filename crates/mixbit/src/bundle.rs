@@ -17,7 +17,7 @@ use formats::coreml;
 use mil::{Constant, Def, Function, WeightError, WeightRef, Weights, join};
 use serde_json::Value;
 
-use crate::package::{PARTS, Part, keys};
+use crate::package::{PARTS, Part, SAFETY_CHECKER, keys};
 
 /// The ends of a part's names that is not cut, in packages and compiled.
 pub(crate) const WHOLE: [&str; 2] = ["", ""];
@@ -69,7 +69,8 @@ impl Bundle {
             }
         }
         let mut parts = BTreeMap::new();
-        for part in PARTS {
+        // No image is drawn with a safety checker: one that can't be read is no obstacle.
+        for part in PARTS.iter().filter(|part| **part != SAFETY_CHECKER) {
             if let Some(packaged) = Packaged::find(&stems, part)? {
                 parts.insert(part.name, packaged);
             }

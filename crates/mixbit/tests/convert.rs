@@ -1,14 +1,17 @@
 //! Models converted to Core ML packages and run from there.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use diffusion::model::DiffusionModel;
 use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use diffusion::random::random_source;
-use engine::Cpu;
+use engine::{Backend, Cpu, Options, Reference, Tensor};
+use formats::coreml;
 use mixbit::model::load;
-use testkit::{ErrorStats, Failures, Scratch, fixture_root};
+use serde_json::{Value, json};
+use testkit::{ErrorStats, Failures, Fixture, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -89,4 +92,111 @@ fn converted_models_of_each_family_draw_what_their_checkpoints_draw() {
         });
     }
     failures.finish();
+}
+
+/// Makes a model in `scratch` that has a safety checker.
+fn with_safety_checker(scratch: &Scratch) -> Result<PathBuf, Error> {
+    let model = scratch.path().join("model");
+    copy(&fixture_root().join("pipelines/sd15"), &model)?;
+    copy(&fixture_root().join("models/safety-checker"), &model.join("safety_checker"))?;
+    let index = model.join("model_index.json");
+    let mut values: Value = serde_json::from_slice(&fs::read(&index)?)?;
+    values["safety_checker"] = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
+    fs::write(&index, values.to_string())?;
+    Ok(model)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        match path.is_dir() {
+            true => copy(&path, &to.join(name))?,
+            false => fs::write(to.join(name), fs::read(&path)?)?,
+        }
+    }
+    Ok(())
+}
+
+/// The package judges images as diffusers does, on both executors.
+#[test]
+fn a_converted_safety_checker_judges_as_its_checkpoint_does() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let model = with_safety_checker(&scratch)?;
+    let model = model.to_str().ok_or("the path is not UTF-8")?;
+    let output = scratch.path().join("output");
+    // Latents of 2 by 3: the fixture's images are no larger.
+    let size = ["--latent-h", "2", "--latent-w", "3"];
+    let arguments = ["--model", model, "--model-version", "m", "--bundle-resources-for-swift-cli"];
+    convert(
+        &output,
+        &[&arguments[..], &size, &["--convert-safety-checker", "--check-output-correctness"]].concat(),
+    )?;
+
+    let fixture = Fixture::open("models");
+    let arrays = fixture.arrays("safety-checker.safetensors");
+    let cpu = Cpu::new(None)?;
+    let backends: [&dyn Backend; 2] = [&Reference, &cpu];
+    let mut failures = Failures::new("judgements");
+    for path in ["Stable_Diffusion_version_m_safety_checker.mlpackage", "Resources/SafetyChecker.mlmodelc"] {
+        let package = coreml::read(&output.join(path))?;
+        let function = package.program.main().ok_or("the package has no function")?;
+        let all = ["clear", "careful", "unwanted"].map(|case| backends.map(|backend| (case, backend)));
+        for (case, backend) in all.into_iter().flatten() {
+            failures.case(&format!("{case} by {path} on {}", backend.name()), || {
+                let part = |name: &str| &arrays[&format!("{case}/{name}")];
+                let image = [16, 24].iter().product::<usize>() * 3;
+                let images = Tensor::from_f32(&[1, 16, 24, 3], vec![0.5; image])?;
+                let given = part("inputs/clip_input");
+                let given = Tensor::from_f32(&given.shape, given.f32s())?;
+                let adjustment = Tensor::from_f32(&[1], vec![0.0])?;
+                let mut model = backend.compile(function, &Options::default())?;
+                let results =
+                    model.run(&[("clip_input", &given), ("images", &images), ("adjustment", &adjustment)])?;
+                let found = |name: &str| -> Result<&[f32], Error> {
+                    let index = model.output_index(name).ok_or_else(|| format!("no output `{name}`"))?;
+                    Ok(results[index].as_f32().ok_or("an output that is not of floats")?)
+                };
+                let scores = part("outputs/concept_scores").f32s();
+                ErrorStats::compare(found("concept_scores")?, &scores).within(2e-3)?;
+                let flagged = part("outputs/has_nsfw_concepts").f32s();
+                assert_eq!(found("has_nsfw_concepts")?, flagged);
+                let shown = if flagged[0] > 0.0 { 0.0 } else { 0.5 };
+                assert_eq!(found("filtered_images")?, vec![shown; image]);
+                Ok::<(), Error>(())
+            });
+        }
+    }
+    failures.finish();
+    Ok(())
+}
+
+#[test]
+fn a_safety_checker_is_converted_if_there_is_one() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let model = with_safety_checker(&scratch)?;
+    let path = model.to_str().ok_or("the path is not UTF-8")?;
+    let output = scratch.path().join("output");
+    let package = output.join("Stable_Diffusion_version_model_safety_checker.mlpackage");
+    convert(&output, &["--model", path])?;
+    assert!(package.is_dir());
+    // Pictures are drawn whatever lies there.
+    fs::write(package.join("Manifest.json"), "{")?;
+    load(Some(&output), None)?;
+
+    // One that is of another class is no obstacle to other parts, and refused by name when it is asked for.
+    let index = model.join("model_index.json");
+    let whole = fs::read_to_string(&index)?;
+    fs::write(&index, whole.replace("StableDiffusionSafetyChecker", "OtherChecker"))?;
+    let other = scratch.path().join("other");
+    convert(&other, &["--model", path, "--convert-vae-decoder"])?;
+    let error = convert(&other, &["--model", path]).expect_err("it is of another class").to_string();
+    assert!(error.contains("safety_checker") && error.contains("OtherChecker"), "{error}");
+
+    // Copies of models often go without the folder.
+    fs::remove_dir_all(model.join("safety_checker"))?;
+    convert(&other, &["--model", path])?;
+    let error = convert(&other, &["--model", path, "--convert-safety-checker"]).expect_err("there is none");
+    assert!(error.to_string().contains("no safety_checker"), "{error}");
+    Ok(())
 }

@@ -51,6 +51,9 @@ pub(super) struct Arguments {
     /// Convert the autoencoder's encoder
     #[arg(long, help_heading = "Parts")]
     convert_vae_encoder: bool,
+    /// Convert the safety checker
+    #[arg(long, help_heading = "Parts")]
+    convert_safety_checker: bool,
     /// Convert ControlNets, each a directory with config.json and weights
     #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Parts")]
     convert_controlnet: Vec<PathBuf>,
@@ -189,6 +192,7 @@ impl Arguments {
             (self.convert_unet, "unet"),
             (self.convert_vae_decoder, "vae_decoder"),
             (self.convert_vae_encoder, "vae_encoder"),
+            (self.convert_safety_checker, "safety_checker"),
         ]);
         if !parts.is_empty() {
             parts.extend(asked(&[

@@ -33,8 +33,17 @@ pub struct Part {
 }
 
 /// Every part.
-pub static PARTS: &[Part] =
-    &[TEXT_ENCODER, TEXT_ENCODER_2, UNET, REFINER, CONTROL_UNET, CONTROLNET, VAE_DECODER, VAE_ENCODER];
+pub static PARTS: &[Part] = &[
+    TEXT_ENCODER,
+    TEXT_ENCODER_2,
+    UNET,
+    REFINER,
+    CONTROL_UNET,
+    CONTROLNET,
+    VAE_DECODER,
+    VAE_ENCODER,
+    SAFETY_CHECKER,
+];
 
 const TEXT_ENCODER: Part = Part {
     name: "text_encoder",
@@ -83,6 +92,12 @@ const VAE_ENCODER: Part = Part {
     compiled: "VAEEncoder",
     asked_as: "vae_encoder",
     about: "Turns an image into latents",
+};
+pub(crate) const SAFETY_CHECKER: Part = Part {
+    name: "safety_checker",
+    compiled: "SafetyChecker",
+    asked_as: "safety_checker",
+    about: "Tells whether an image shows what should not be shown, and blacks it out",
 };
 
 /// User-defined metadata of the packages.

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use diffusion::arch::{ArchError, AttentionImplementation, Config, GraphOptions, text_encoder, unet, vae};
+use diffusion::arch::{
+    ArchError, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
+};
 use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
 use mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::{
-    CONTROL_UNET, CONTROLNET, DeploymentTarget, Package, Part, REFINER, TEXT_ENCODER, TEXT_ENCODER_2, UNET,
-    VAE_DECODER, VAE_ENCODER, file_name, keys, title_case,
+    CONTROL_UNET, CONTROLNET, DeploymentTarget, Package, Part, REFINER, SAFETY_CHECKER, TEXT_ENCODER,
+    TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
@@ -95,6 +97,11 @@ pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, Plan
     planner.text_encoders(&unet)?;
     planner.unets(&unet)?;
     planner.autoencoder(&unet)?;
+    let has_safety_checker = planner.has_safety_checker()?;
+    // One that is not asked for need not be of a kind that can be converted.
+    if has_safety_checker && (options.parts.is_empty() || options.parts.contains(&SAFETY_CHECKER.asked_as)) {
+        planner.safety_checker(&unet)?;
+    }
     let packages = planner.packages;
     let is_wanted = |package: &Package| options.parts.is_empty() || options.parts.contains(&package.asked_as);
     if let Some(absent) =
@@ -102,6 +109,9 @@ pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, Plan
     {
         let mut present: Vec<&str> = packages.iter().map(|package| package.asked_as).collect();
         present.dedup();
+        if has_safety_checker && !present.contains(&SAFETY_CHECKER.asked_as) {
+            present.push(SAFETY_CHECKER.asked_as);
+        }
         return Err(PlanError::NoPart { part: absent.to_string(), present: present.join(", ") });
     }
     Ok(packages.into_iter().filter(is_wanted).collect())
@@ -136,7 +146,7 @@ struct Component<'a> {
     more: Vec<(&'static str, String)>,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     fn text_encoders(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let outputs = text_encoder::Outputs { pooled: true, ..unet.text_outputs() };
         let parts = [&TEXT_ENCODER, &TEXT_ENCODER_2];
@@ -230,8 +240,7 @@ impl Planner<'_> {
     }
 
     fn autoencoder(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
-        let files = self.source.vae.unwrap_or(self.source.model);
-        let Config::Vae(config) = component_config(files, "vae")? else { return Err(kind(files, "vae")) };
+        let (files, config) = self.vae()?;
         let [height, width] = self.size(unet);
         let weights = weights(files, "vae")?;
         let full = |full: bool| if full { DType::F32 } else { DType::F16 };
@@ -254,6 +263,36 @@ impl Planner<'_> {
             self.add(Component { part, files, name: "vae", version, graph, graph_options, more }, false)?;
         }
         Ok(())
+    }
+
+    /// Where the autoencoder comes from, and its configuration.
+    fn vae(&self) -> Result<(&'a dyn ModelFiles, vae::Config), PlanError> {
+        let files = self.source.vae.unwrap_or(self.source.model);
+        match component_config(files, "vae")? {
+            Config::Vae(config) => Ok((files, config)),
+            _ => Err(kind(files, "vae")),
+        }
+    }
+
+    /// Whether the model has a safety checker. Many copies name one in `model_index.json` and go without its folder.
+    fn has_safety_checker(&self) -> Result<bool, PlanError> {
+        let (files, name) = (self.source.model, SAFETY_CHECKER.name);
+        let config = files.text(name, "config.json").map_err(ModelError::File)?;
+        Ok(files.component(name).is_some() && config.is_some())
+    }
+
+    fn safety_checker(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
+        let (files, name) = (self.source.model, SAFETY_CHECKER.name);
+        let Config::SafetyChecker(config) = component_config(files, name)? else {
+            return Err(kind(files, name));
+        };
+        let (_, vae) = self.vae()?;
+        let image = self.size(unet).map(|extent| extent.saturating_mul(vae.scale()));
+        let weights = weights(files, name)?;
+        let graph: Graph = Arc::new(move |options| safety_checker::build(&config, &*weights, options, image));
+        let graph_options = self.graph_options(DType::F16);
+        let (part, version, more) = (&SAFETY_CHECKER, &self.options.model_version, Vec::new());
+        self.add(Component { part, files, name, version, graph, graph_options, more }, false)
     }
 
     fn size(&self, unet: &unet::Config) -> [usize; 2] {

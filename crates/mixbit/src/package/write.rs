@@ -136,4 +136,13 @@ static FEATURES: &[(&str, &str)] = &[
     ("image", "The image, -1 to 1"),
     ("x", "The image, -1 to 1"),
     ("latent", "The means of the latents, then their log variances"),
+    ("clip_input", "The image, resized and normalized as CLIP takes it"),
+    ("images", "The image as the decoder gives it, channels last"),
+    (
+        "adjustment",
+        "What is added to the scores of the concepts that ask for special care; 0 is the model's own rule",
+    ),
+    ("filtered_images", "The image, or zeros if it is flagged"),
+    ("has_nsfw_concepts", "1 if the image is flagged, else 0"),
+    ("concept_scores", "How much the image resembles each concept, less its threshold; one above 0 flags it"),
 ];
