@@ -120,6 +120,85 @@ fn bench_gemm(report: &Report) {
     }
 }
 
+/// A palettized weight of `rows`x`columns`: a code of `bits` bits for each element, one table for each group of rows.
+struct Palette {
+    codes: Vec<u8>,
+    bits: usize,
+    tables: Vec<f32>,
+    grid: BlockGrid,
+    len: usize,
+    scales: Option<(Vec<f16>, BlockGrid)>,
+}
+
+impl Palette {
+    fn new(rows: usize, columns: usize, bits: usize, groups: usize) -> Self {
+        let len = rows * columns;
+        let codes = (0..(len * bits).div_ceil(8)).map(|index| ((index * 7919) >> 3) as u8).collect();
+        let grid = BlockGrid { columns, block: [rows / groups, columns] };
+        Self { codes, bits, tables: data(groups << bits), grid, len, scales: None }
+    }
+
+    /// Linear quantization with a scale for each `block` elements of a row.
+    fn linear(rows: usize, columns: usize, bits: usize, block: usize) -> Self {
+        let grid = BlockGrid { columns, block: [1, block] };
+        let scales = data(rows * columns / block).iter().map(|x| f16::from_f32(*x)).collect();
+        Self { scales: Some((scales, grid)), ..Self::new(rows, columns, bits, 1) }
+    }
+
+    fn slice(&self) -> WeightSlice<'_> {
+        let scaling = match &self.scales {
+            Some((scales, grid)) => Scaling::F16(Affine { scale: (scales, *grid), offset: None }),
+            None => Scaling::None,
+        };
+        let tables = (&self.tables[..], self.grid);
+        WeightSlice::Encoded(Encoded::new(&self.codes, self.bits, self.len, tables, scaling))
+    }
+}
+
+/// The forms of a compressed weight whose decoding is timed beside the dense one's.
+fn palettes(rows: usize, columns: usize) -> Vec<(String, Palette)> {
+    let mut forms: Vec<(String, Palette)> = [1, 2, 3, 4, 6, 8]
+        .into_iter()
+        .map(|bits| (format!("{bits}-bit palette"), Palette::new(rows, columns, bits, 1)))
+        .collect();
+    forms.push(("4-bit palettes of 16 rows".into(), Palette::new(rows, columns, 4, rows / 16)));
+    forms.push(("linear 8-bit by row".into(), Palette::linear(rows, columns, 8, columns)));
+    forms.push(("linear 4-bit by 32".into(), Palette::linear(rows, columns, 4, 32)));
+    forms
+}
+
+/// What decoding costs: each form against half precision in turn, so that the machine's drift hits both.
+fn bench_encoded(report: &Report) {
+    for [pixels, depth, outs] in [[4096, 2880, 320], [1024, 5760, 640], [256, 1280, 1280], [2, 1280, 1280]] {
+        let name = format!("encoded {pixels}x{depth}x{outs}");
+        if report.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            continue;
+        }
+        let (tokens, mut out) = (data(pixels * depth), vec![0.0; pixels * outs]);
+        let halves: Vec<f16> = data(outs * depth).iter().map(|x| f16::from_f32(*x)).collect();
+        for (form, palette) in palettes(outs, depth) {
+            let mut time = |weight: WeightSlice<'_>| {
+                let start = Instant::now();
+                let left = Mat::new(&tokens, pixels, depth).into();
+                let right = weight.transposed_matrix(outs, depth);
+                gemm(MatMut::new(&mut out, pixels, outs), left, right, &Epilogue::default());
+                start.elapsed().as_secs_f64()
+            };
+            let mut ratios = Vec::new();
+            let (start, mut least) = (Instant::now(), f64::INFINITY);
+            while ratios.len() < 5 || start.elapsed().as_secs_f64() < 4.0 * LEAST {
+                let dense = time(WeightSlice::F16(&halves));
+                let encoded = time(palette.slice());
+                least = encoded.min(least);
+                ratios.push(encoded / dense);
+            }
+            ratios.sort_by(f64::total_cmp);
+            let ratio = ratios[ratios.len() / 2];
+            println!("{name} {form:<28} {:>9.3} ms at best {ratio:>6.3} of f16", least * 1e3);
+        }
+    }
+}
+
 fn bench_conv(report: &Report) {
     for (channels, out_channels, size, kernel) in [
         (320, 320, 64, 3),
@@ -234,6 +313,7 @@ fn main() {
         println!("{} threads, multiply-add peak {:.1} GFLOP/s", pool.threads(), peak / 1e9);
         let report = Report { peak, filter };
         bench_gemm(&report);
+        bench_encoded(&report);
         bench_conv(&report);
         bench_attention(&report);
         bench_passes(&report);

@@ -145,12 +145,12 @@ impl Attention<'_> {
         self.shape.value_dim.div_ceil(tile.mr) * tile.mr * self.shape.keys
     }
 
-    fn key_source(&self, image: usize, head: usize) -> Dense<'_, f32> {
+    fn key_source(&self, image: usize, head: usize) -> Dense<&[f32]> {
         let AttentionShape { keys, dim, .. } = self.shape;
         Dense::left(self.key.layout.matrix(self.key.data, image, head, keys, dim))
     }
 
-    fn value_source(&self, image: usize, head: usize) -> Dense<'_, f32> {
+    fn value_source(&self, image: usize, head: usize) -> Dense<&[f32]> {
         let AttentionShape { keys, value_dim, .. } = self.shape;
         Dense::left(self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed())
     }
@@ -211,7 +211,7 @@ pub fn attention(args: &Attention<'_>, out: &mut [f32], layout: HeadLayout) {
 }
 
 /// Packs a whole side, several panels to a task.
-fn pack_shared(source: &Dense<'_, f32>, depth: usize, width: usize, out: &mut [f32]) {
+fn pack_shared(source: &Dense<&[f32]>, depth: usize, width: usize, out: &mut [f32]) {
     let group = (8192 / (depth * width).max(1)).max(1);
     for_each_chunk_mut(out, (group * depth * width).max(1), |index, chunk| {
         let start = index * group;

@@ -194,6 +194,9 @@ pub fn conv2d(
                     Operand::F32(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
                     Operand::F16(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
                     Operand::Bf16(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
+                    Operand::Encoded(mat) => {
+                        run(out, Side::Source(&Dense::encoded_left(mat)), right, depth, &epilogue);
+                    }
                     Operand::Packed(packed) => run(out, Side::Packed(packed), right, depth, &epilogue),
                 }
             }

@@ -12,10 +12,11 @@ use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp, SimdUnaryOp};
 use rten_vecmath::Silu;
 
-use crate::convert::Element;
 use crate::isa;
-use crate::matrix::{Mat, MatMut, MatRef, Operand};
-use crate::panels::{Dense, PackedMatrix, PackedSide, PanelSource, pack_panels, run_tasks, with_scratch};
+use crate::matrix::{MatMut, MatRef, Operand};
+use crate::panels::{
+    Dense, PackedMatrix, PackedSide, PanelSource, Runs, pack_panels, run_tasks, with_scratch,
+};
 use crate::pool::for_each_chunk_mut;
 
 /// A vector that is added to the product.
@@ -155,9 +156,18 @@ pub fn gemm(out: MatMut<'_>, left: Operand<'_>, right: Operand<'_>, epilogue: &E
         && left.col_stride == 1
     {
         match right {
-            Operand::F32(mat) if mat.row_stride == 1 => return dot_rows(out, left, mat, epilogue),
-            Operand::F16(mat) if mat.row_stride == 1 => return dot_rows(out, left, mat, epilogue),
-            Operand::Bf16(mat) if mat.row_stride == 1 => return dot_rows(out, left, mat, epilogue),
+            Operand::F32(mat) if mat.row_stride == 1 => {
+                return dot_rows(out, left, mat.data, mat.col_stride, epilogue);
+            }
+            Operand::F16(mat) if mat.row_stride == 1 => {
+                return dot_rows(out, left, mat.data, mat.col_stride, epilogue);
+            }
+            Operand::Bf16(mat) if mat.row_stride == 1 => {
+                return dot_rows(out, left, mat.data, mat.col_stride, epilogue);
+            }
+            Operand::Encoded(mat) if mat.row_stride == 1 => {
+                return dot_rows(out, left, mat.data, mat.col_stride, epilogue);
+            }
             _ => {}
         }
     }
@@ -172,6 +182,7 @@ fn sizes(operand: Operand<'_>, side: PackedSide) -> (usize, usize) {
         Operand::F32(mat) => (mat.rows, mat.cols),
         Operand::F16(mat) => (mat.rows, mat.cols),
         Operand::Bf16(mat) => (mat.rows, mat.cols),
+        Operand::Encoded(mat) => (mat.rows, mat.cols),
         Operand::Packed(packed) => {
             assert_eq!(packed.side, side, "the matrix is packed for the other side of a product");
             return (packed.lanes, packed.depth);
@@ -192,6 +203,8 @@ fn with_side(operand: Operand<'_>, side: PackedSide, body: impl FnOnce(Side<'_>)
         (Operand::F16(mat), PackedSide::Right) => body(Side::Source(&Dense::right(mat))),
         (Operand::Bf16(mat), PackedSide::Left) => body(Side::Source(&Dense::left(mat))),
         (Operand::Bf16(mat), PackedSide::Right) => body(Side::Source(&Dense::right(mat))),
+        (Operand::Encoded(mat), PackedSide::Left) => body(Side::Source(&Dense::encoded_left(mat))),
+        (Operand::Encoded(mat), PackedSide::Right) => body(Side::Source(&Dense::encoded_right(mat))),
         (Operand::Packed(packed), _) => body(Side::Packed(packed)),
     }
 }
@@ -501,7 +514,8 @@ const DOT_COLS: usize = 64;
 const DOT_DEPTH: usize = 1024;
 
 /// A product with few rows whose right side is stored column after column: dot products, nothing packed.
-fn dot_rows<T: Element>(out: MatMut<'_>, left: MatRef<'_>, right: Mat<'_, T>, epilogue: &Epilogue<'_>) {
+/// Columns begin `stride` elements apart.
+fn dot_rows(out: MatMut<'_>, left: MatRef<'_>, right: impl Runs, stride: usize, epilogue: &Epilogue<'_>) {
     assert!(out.col_stride == 1 || out.cols <= 1, "the output of a product needs a column stride of 1");
     check_bias(epilogue.bias, out.rows, out.cols);
     if out.rows == 0 || out.cols == 0 {
@@ -517,9 +531,9 @@ fn dot_rows<T: Element>(out: MatMut<'_>, left: MatRef<'_>, right: Mat<'_, T>, ep
         let mut widened = [0.0; DOT_DEPTH];
         for offset in 0..count {
             for depths in ranges(left.cols, DOT_DEPTH) {
-                let from = (start + offset) * right.col_stride;
+                let from = (start + offset) * stride;
                 let weights = &mut widened[..depths.len()];
-                T::widen_slice(&right.data[from + depths.start..from + depths.end], weights);
+                right.widen_run(from + depths.start, weights);
                 for (row, sums) in sums.iter_mut().enumerate().take(target.rows) {
                     let values = &left.data[row * left.row_stride..][depths.clone()];
                     sums[offset] += isa::dispatch(Dot(values, weights));

@@ -339,23 +339,18 @@ pub fn gather_rows<T: Copy + Send + Sync>(table: &[T], width: usize, indices: &[
     });
 }
 
-/// Widens rows of a half-precision table by index: embeddings whose table stays as stored.
+/// Widens rows of a table by index: embeddings whose table stays as stored, in half precision or compressed.
 ///
 /// # Panics
 ///
 /// As [`gather_rows`].
 pub fn gather_weight_rows(table: crate::WeightSlice<'_>, width: usize, indices: &[usize], out: &mut [f32]) {
-    use crate::convert::Element;
     assert_eq!(out.len(), indices.len() * width, "output length differs from the indices'");
     if out.is_empty() {
         return;
     }
-    let places: Vec<_> = indices.iter().map(|index| index * width..(index + 1) * width).collect();
-    for_each_plane_mut(out, width, |index, row| match table.slice(places[index].clone()) {
-        crate::WeightSlice::F32(values) => row.copy_from_slice(values),
-        crate::WeightSlice::F16(values) => Element::widen_slice(values, row),
-        crate::WeightSlice::Bf16(values) => Element::widen_slice(values, row),
-    });
+    let places: Vec<usize> = indices.iter().map(|index| index * width).collect();
+    for_each_plane_mut(out, width, |index, row| table.widen_run(places[index], row));
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! CPU kernels for diffusion models: matrix products, convolution, attention, normalisation, element-wise
-//! functions and data movement, in `f32` with weights in `f32`, `f16` or `bf16`.
+//! functions and data movement, in `f32` with weights in `f32`, `f16`, `bf16` or compressed.
 //!
 //! A kernel is a function over slices, sizes and strides: it knows no tensors and no graph, and it writes into
 //! the caller's buffer. The key types:
 //!
 //! - [`MatRef`], [`MatMut`] and [`Operand`]: strided matrices, and the two sides of [`gemm`], which may also be
-//!   half-precision weights (widened panel by panel, never copied whole) or a [`PackedMatrix`];
+//!   half-precision or [`Encoded`] weights (widened panel by panel, never copied whole) or a [`PackedMatrix`];
 //! - [`ConvShape`] for [`conv2d`], [`Attention`] with [`HeadLayout`]s for [`attention`], [`AxisShape`] for what
 //!   works along one axis, [`Strided`] for what broadcasts or permutes;
 //! - [`ThreadPool`]: kernels run on the pool they are called in.
@@ -56,6 +56,7 @@ mod binary;
 mod columns;
 mod conv;
 pub mod convert;
+mod encoded;
 mod gemm;
 mod isa;
 mod layout;
@@ -74,6 +75,7 @@ mod unary;
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
 pub use conv::{ConvEpilogue, ConvShape, ConvWeight, Padding, conv2d, pack_conv_weight};
+pub use encoded::{Affine, BlockGrid, Encoded, EncodedMat, Scaling};
 pub use gemm::{Activation, Bias, Epilogue, Initial, gemm};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,

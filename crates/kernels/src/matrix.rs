@@ -2,6 +2,10 @@
 
 use half::{bf16, f16};
 
+use crate::encoded::{Encoded, EncodedMat};
+use crate::panels::Runs;
+use crate::pool::{GRAIN, for_each_chunk_mut};
+
 /// A read-only matrix view: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a, T> {
@@ -146,6 +150,8 @@ pub enum WeightSlice<'a> {
     F16(&'a [f16]),
     /// Truncated single precision.
     Bf16(&'a [bf16]),
+    /// Compressed.
+    Encoded(Encoded<'a>),
 }
 
 impl<'a> WeightSlice<'a> {
@@ -155,6 +161,7 @@ impl<'a> WeightSlice<'a> {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
             Self::Bf16(data) => data.len(),
+            Self::Encoded(data) => data.len(),
         }
     }
 
@@ -173,6 +180,27 @@ impl<'a> WeightSlice<'a> {
             Self::F32(data) => Self::F32(&data[range]),
             Self::F16(data) => Self::F16(&data[range]),
             Self::Bf16(data) => Self::Bf16(&data[range]),
+            Self::Encoded(data) => Self::Encoded(data.slice(range)),
+        }
+    }
+
+    /// The elements in single precision, decoded or widened on all threads.
+    ///
+    /// # Panics
+    ///
+    /// When the lengths differ.
+    pub fn widen(&self, out: &mut [f32]) {
+        assert_eq!(self.len(), out.len(), "source and destination lengths differ");
+        for_each_chunk_mut(out, GRAIN, |index, chunk| self.widen_run(index * GRAIN, chunk));
+    }
+
+    /// The elements from `start` on in single precision, on this thread.
+    pub(crate) fn widen_run(&self, start: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(data) => data.widen_run(start, out),
+            Self::F16(data) => data.widen_run(start, out),
+            Self::Bf16(data) => data.widen_run(start, out),
+            Self::Encoded(data) => data.widen_run(start, out),
         }
     }
 
@@ -186,6 +214,7 @@ impl<'a> WeightSlice<'a> {
             Self::F32(data) => Operand::F32(Mat::new(data, rows, cols)),
             Self::F16(data) => Operand::F16(Mat::new(data, rows, cols)),
             Self::Bf16(data) => Operand::Bf16(Mat::new(data, rows, cols)),
+            Self::Encoded(data) => Operand::Encoded(EncodedMat::new(data, rows, cols)),
         }
     }
 
@@ -200,6 +229,7 @@ impl<'a> WeightSlice<'a> {
             Self::F32(data) => Operand::F32(Mat::new(data, rows, cols).transposed()),
             Self::F16(data) => Operand::F16(Mat::new(data, rows, cols).transposed()),
             Self::Bf16(data) => Operand::Bf16(Mat::new(data, rows, cols).transposed()),
+            Self::Encoded(data) => Operand::Encoded(EncodedMat::new(data, rows, cols).transposed()),
         }
     }
 }
@@ -213,6 +243,8 @@ pub enum Operand<'a> {
     F16(Mat<'a, f16>),
     /// bfloat16, any strides; widened panel by panel.
     Bf16(Mat<'a, bf16>),
+    /// Compressed, row-major or transposed; decoded panel by panel.
+    Encoded(EncodedMat<'a>),
     /// Already in the micro-kernel's layout, for this side of the product.
     Packed(&'a crate::PackedMatrix),
 }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::thread::LocalKey;
 
 use crate::convert::Element;
+use crate::encoded::EncodedMat;
 use crate::matrix::{Mat, Operand};
 use crate::pool::parallel_for;
 
@@ -25,15 +26,28 @@ pub(crate) trait PanelSource: Sync {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]);
 }
 
+/// Stored elements that are widened, or decoded, a run at a time.
+pub(crate) trait Runs: Copy + Send + Sync {
+    /// The values of the elements from `start` on.
+    fn widen_run(&self, start: usize, out: &mut [f32]);
+}
+
+impl<T: Element> Runs for &[T] {
+    #[inline(always)]
+    fn widen_run(&self, start: usize, out: &mut [f32]) {
+        T::widen_slice(&self[start..start + out.len()], out);
+    }
+}
+
 /// A strided matrix as a source: lanes along one axis, depth along the other.
-pub(crate) struct Dense<'a, T> {
-    data: &'a [T],
+pub(crate) struct Dense<R> {
+    data: R,
     lanes: usize,
     lane_stride: usize,
     depth_stride: usize,
 }
 
-impl<'a, T> Dense<'a, T> {
+impl<'a, T> Dense<&'a [T]> {
     /// The left side of a product: rows are lanes.
     pub(crate) fn left(mat: Mat<'a, T>) -> Self {
         Self { data: mat.data, lanes: mat.rows, lane_stride: mat.row_stride, depth_stride: mat.col_stride }
@@ -45,12 +59,24 @@ impl<'a, T> Dense<'a, T> {
     }
 }
 
+impl<'a> Dense<crate::Encoded<'a>> {
+    /// The left side of a product, compressed.
+    pub(crate) fn encoded_left(mat: EncodedMat<'a>) -> Self {
+        Self { data: mat.data, lanes: mat.rows, lane_stride: mat.row_stride, depth_stride: mat.col_stride }
+    }
+
+    /// The right side of a product, compressed.
+    pub(crate) fn encoded_right(mat: EncodedMat<'a>) -> Self {
+        Self::encoded_left(mat.transposed())
+    }
+}
+
 /// Depth that is widened at once when a lane's depth is contiguous.
 const RUN: usize = 64;
 /// Lanes that are interleaved at once.
 const GROUP: usize = 4;
 
-impl<T: Element> PanelSource for Dense<'_, T> {
+impl<R: Runs> PanelSource for Dense<R> {
     fn lanes(&self) -> usize {
         self.lanes
     }
@@ -62,21 +88,22 @@ impl<T: Element> PanelSource for Dense<'_, T> {
         if self.lane_stride == 1 {
             for (k, row) in depth.zip(panel.chunks_exact_mut(width)) {
                 let start = k * self.depth_stride + lanes.start;
-                T::widen_slice(&self.data[start..start + lanes.len()], &mut row[..lanes.len()]);
+                self.data.widen_run(start, &mut row[..lanes.len()]);
             }
         } else if self.depth_stride == 1 {
             self.interleave(lanes, depth, width, panel);
         } else {
             for (k, row) in depth.zip(panel.chunks_exact_mut(width)) {
                 for (lane, out) in lanes.clone().zip(row) {
-                    *out = self.data[k * self.depth_stride + lane * self.lane_stride].widen();
+                    let start = k * self.depth_stride + lane * self.lane_stride;
+                    self.data.widen_run(start, std::slice::from_mut(out));
                 }
             }
         }
     }
 }
 
-impl<T: Element> Dense<'_, T> {
+impl<R: Runs> Dense<R> {
     /// [`PanelSource::pack`] where each lane's depth is contiguous.
     fn interleave(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
         let mut runs = [[0.0; RUN]; GROUP];
@@ -87,7 +114,7 @@ impl<T: Element> Dense<'_, T> {
                 let count = GROUP.min(lanes.end - first);
                 for (index, run) in runs[..count].iter_mut().enumerate() {
                     let from = (first + index) * self.lane_stride + start;
-                    T::widen_slice(&self.data[from..from + len], &mut run[..len]);
+                    self.data.widen_run(from, &mut run[..len]);
                 }
                 let offset = first - lanes.start;
                 if count == GROUP {
@@ -141,6 +168,12 @@ impl PackedMatrix {
             (Operand::F16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side),
             (Operand::Bf16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side),
             (Operand::Bf16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side),
+            (Operand::Encoded(mat), PackedSide::Left) => {
+                Self::pack(&Dense::encoded_left(mat), mat.cols, side)
+            }
+            (Operand::Encoded(mat), PackedSide::Right) => {
+                Self::pack(&Dense::encoded_right(mat), mat.rows, side)
+            }
             (Operand::Packed(_), _) => panic!("the matrix is packed already"),
         }
     }

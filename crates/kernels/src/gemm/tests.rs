@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::matrix::WeightSlice;
+use crate::matrix::{Mat, WeightSlice};
 use crate::testing::{Tolerance, check, check_cases, check_from, random};
 
 /// `[M, K, N]` around the tile sizes of every instruction set, the block sizes and the small-row path.
