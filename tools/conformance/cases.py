@@ -71,8 +71,25 @@ def all_cases(scratch):
         for attention in ATTENTION:
             yield Case(model, attention, controlnet=controlnet, compiled=True, parts=UNETS)
             yield Case(model, attention, controlnet=controlnet, chunked=True, batch_one=True, parts=UNETS)
+    for checker in ["safety-checker", "safety-checker-names4"]:
+        model = with_safety_checker(scratch, checker)
+        for target in TARGETS:
+            yield Case(model, target=target, compiled=True)
+        yield Case(model, latent=(12, 20))
     for chunked in (False, True):
         yield Case(PIPELINES / "sdxl", refiner=PIPELINES / "refiner", chunked=chunked, compiled=True, parts=UNETS)
+
+
+def with_safety_checker(scratch, checker):
+    """A model with a safety checker of the fixtures."""
+    model = scratch / f"sd15-{checker}"
+    copytree(PIPELINES / "sd15", model)
+    copytree(NETWORKS / checker, model / "safety_checker")
+    file = model / "model_index.json"
+    index = json.loads(file.read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    file.write_text(json.dumps(index))
+    return model
 
 
 def xl_for_controlnet(scratch):

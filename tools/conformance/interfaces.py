@@ -66,5 +66,17 @@ def vae_encoder(config, size, dtype):
     return inputs, [Feature("latent", "fp32", (1, 2 * config["latent_channels"], *size))]
 
 
+def safety_checker(config, size):
+    vision = config.get("vision_config_dict") or config["vision_config"]
+    pixels = (1, vision.get("num_channels", 3), vision["image_size"], vision["image_size"])
+    images = (1, *image_size(size), 3)
+    inputs = [Feature("clip_input", "fp16", pixels), Feature("images", "fp16", images), Feature("adjustment", "fp16", (1,))]
+    return inputs, [
+        Feature("filtered_images", "fp32", images),
+        Feature("has_nsfw_concepts", "fp32", (1, 1, 1, 1)),
+        Feature("concept_scores", "fp32", (1, 17)),
+    ]
+
+
 def image_size(size):
     return tuple(8 * extent for extent in size)

@@ -35,6 +35,7 @@ COMPILED = {
     "control-unet": "ControlledUnet",
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",
+    "safety_checker": "SafetyChecker",
 }
 
 
@@ -103,6 +104,9 @@ def expected(case):
         decoder = encoder if vae["force_upcast"] else "fp16"
         add("vae_decoder", interfaces.vae_decoder(vae, size, decoder), model, "vae")
         add("vae_encoder", interfaces.vae_encoder(vae, size, encoder), model, "vae")
+        if model.has("safety_checker"):
+            interface = interfaces.safety_checker(model.config("safety_checker"), size)
+            add("safety_checker", interface, model, "safety_checker")
     unets = [("unet", model, "tiny")]
     unets += [("control-unet", model, "tiny")] if case.controlnet else []
     unets += [("refiner", Model(case.refiner), case.refiner.name)] if case.refiner else []

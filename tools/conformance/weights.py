@@ -23,7 +23,9 @@ def compare(package, checkpoint):
     # From two elements on: coremltools fails at smaller ones that are in a list, such as the inputs of `stack`.
     stored = cto.coreml.get_weights_metadata(package.model, weight_threshold=2)
     found, problems = set(), []
-    for constant, name in checkpoint_names(package).items():
+    # A constant of the checkpoint's own name is not in the list.
+    names = {constant: constant for constant in stored if constant in checkpoint} | checkpoint_names(package)
+    for constant, name in names.items():
         if constant not in stored:
             problems.append(f"weight {constant} is not there")
         elif name not in checkpoint:

@@ -176,13 +176,9 @@ fn encode(net: &mut Net, config: &Config, pixels: ValueId) -> Result<ValueId, Ar
     let patches = net.transpose(flat, &[0, 2, 1], &format!("{id}_patches"))?;
     let class = net.weight(&format!("{embeddings}.class_embedding"), &[hidden])?;
     let class = net.add_weight(class.reshape([1, 1, hidden])?);
-    let class = match batch {
-        1 => class,
-        _ => {
-            let op = net.op("tile").arg("x", class).arg("reps", [int(batch)?, 1, 1]);
-            op.named(&format!("{id}_classes")).add()?
-        }
-    };
+    // For one image too: coremltools can't read back a weight that is given in a list.
+    let class = net.op("tile").arg("x", class).arg("reps", [int(batch)?, 1, 1]);
+    let class = class.named(&format!("{id}_classes")).add()?;
     let tokens = net.concat(&[class, patches], 1, &format!("{id}_tokens"))?;
     let positions =
         net.weight(&format!("{embeddings}.position_embedding.weight"), &[config.positions(), hidden])?;
