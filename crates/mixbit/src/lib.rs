@@ -6,6 +6,7 @@
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
+pub mod analyze;
 pub mod bundle;
 pub mod cli;
 pub mod model;

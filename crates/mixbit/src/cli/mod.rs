@@ -1,5 +1,6 @@
 //! The command line.
 
+mod analyze;
 mod convert;
 mod diff;
 mod generate;
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Draw images from a prompt
     Generate(Box<generate::Arguments>),
+    /// Measure how far each layer of a model can be compressed, and make recipes
+    Analyze(Box<analyze::Arguments>),
     /// Convert a model to Core ML packages
     Convert(Box<convert::Arguments>),
     /// Show what a model, a Core ML package or a weight file consists of
@@ -87,6 +90,7 @@ fn print_line(line: impl Display) -> anyhow::Result<()> {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Analyze(arguments) => analyze::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => return diff::run(&arguments),

@@ -59,9 +59,16 @@ impl Progress {
 
     /// Counts to `total`.
     pub(super) fn count(&self, name: String, total: usize) -> Counter {
+        self.count_on(name, 0, total)
+    }
+
+    /// Counts to `total` from what was `done` before, which says nothing of the time that the rest will take.
+    pub(super) fn count_on(&self, name: String, done: usize, total: usize) -> Counter {
         let bar = match self.shown {
             Shown::Bar => {
                 let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
+                bar.set_position(done as u64);
+                bar.reset_eta();
                 bar.set_style(style(STEPS));
                 bar.enable_steady_tick(Duration::from_millis(100));
                 Some(bar)
@@ -69,7 +76,7 @@ impl Progress {
             _ => None,
         };
         let lines = matches!(self.shown, Shown::Lines);
-        Counter { name, total, bar, lines, start: Instant::now(), last_line: None }
+        Counter { name, before: done, total, bar, lines, start: Instant::now(), last_line: None }
     }
 }
 
@@ -85,7 +92,7 @@ impl Progress {
             _ => None,
         };
         let lines = matches!(self.shown, Shown::Lines);
-        Counter { name, total: 0, bar, lines, start: Instant::now(), last_line: None }
+        Counter { name, before: 0, total: 0, bar, lines, start: Instant::now(), last_line: None }
     }
 }
 
@@ -119,6 +126,8 @@ impl Drop for Waiting {
 /// A count on its way.
 pub(super) struct Counter {
     name: String,
+    /// What was done before the count began.
+    before: usize,
     total: usize,
     bar: Option<ProgressBar>,
     lines: bool,
@@ -129,7 +138,8 @@ pub(super) struct Counter {
 impl Counter {
     /// Shows that `done` are done.
     pub(super) fn advance(&mut self, done: usize) {
-        let seconds = self.start.elapsed().as_secs_f64() / done.max(1) as f64;
+        let own = done.saturating_sub(self.before);
+        let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}, ", rate(seconds)));
             bar.set_position(done as u64);

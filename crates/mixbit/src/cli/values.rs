@@ -5,6 +5,7 @@ use diffusion::arch::AttentionImplementation;
 use diffusion::random::RANDOM_SOURCES;
 use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
+use crate::analyze::{EFFORTS, METHODS, Method};
 use crate::package::DEPLOYMENT_TARGETS;
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
@@ -52,6 +53,17 @@ pub(super) fn random_sources() -> PossibleValuesParser {
         PossibleValue::new(entry.name).aliases(entry.aliases).help(entry.about)
     };
     RANDOM_SOURCES.iter().map(value).collect::<Vec<_>>().into()
+}
+
+/// Every way to analyze.
+pub(super) fn analysis_methods() -> PossibleValuesParser {
+    let value = |method: &Method| PossibleValue::new(method.name).help(method.about);
+    METHODS.iter().map(value).collect::<Vec<_>>().into()
+}
+
+/// How much an analysis measures.
+pub(super) fn efforts() -> PossibleValuesParser {
+    EFFORTS.iter().map(|effort| PossibleValue::new(effort.name).help(effort.about)).collect::<Vec<_>>().into()
 }
 
 /// Every timestep spacing.

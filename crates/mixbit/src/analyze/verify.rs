@@ -1,0 +1,166 @@
+//! Recipes: chosen for each goal, run, and compared with what was expected.
+
+use std::collections::BTreeMap;
+
+use compress::{Layer, Scheme};
+
+use super::measure::{Bench, Distortion, Encoder};
+use super::network::Replaced;
+use super::{Analysis, Goal, Verified, Work, calibration};
+
+/// Bits per weight at which the estimate is compared with a run, to correct it elsewhere.
+const ANCHORS: [f64; 5] = [2.25, 3.25, 4.25, 5.5, 7.0];
+
+/// Makes recipes.
+pub(super) trait Choose {
+    /// The best recipe for a goal, if it can be reached.
+    fn choose(&self, goal: Goal) -> Option<Chosen>;
+}
+
+/// A recipe.
+pub(super) struct Chosen {
+    /// The form of each layer that is compressed.
+    pub(super) layers: BTreeMap<String, Scheme>,
+    /// The mean PSNR in dB that is expected.
+    pub(super) predicted: Option<f64>,
+}
+
+/// Chooses a recipe for each goal, and runs all and the baselines on states that were not measured on.
+pub(super) fn recipes(
+    work: &mut Work<'_>,
+    analysis: &mut Analysis,
+    bench: Bench<'_>,
+    encoder: &Encoder,
+    layers: &[Layer],
+    chooser: &dyn Choose,
+) -> anyhow::Result<()> {
+    let setting = &work.options.setting;
+    let (samples, _, _) =
+        calibration::samples(work.model, work.backend, setting, &analysis.verified_points, work.stop)?;
+    let mut verifier =
+        Verifier { bench: Bench::new(bench.network, samples)?, encoder, layers, bytes: analysis.bytes };
+    let uniform: Vec<Scheme> = work.options.schemes.iter().copied().chain([Scheme::linear()]).collect();
+    let anchors: Vec<Chosen> = ANCHORS
+        .iter()
+        .filter_map(|&bits| chooser.choose(Goal::Bits(bits)))
+        .filter(|chosen| chosen.predicted.is_some())
+        .collect();
+    let total = uniform.len() + anchors.len() + work.options.goals.len();
+    let mut done = 0;
+    let mut step = |work: &mut Work<'_>| {
+        done += 1;
+        work.observer.verified(done, total);
+    };
+    for scheme in uniform {
+        let all = layers.iter().map(|layer| (layer.name.clone(), scheme)).collect();
+        analysis.baselines.push(verifier.run(scheme.to_string(), all, None)?);
+        step(work);
+    }
+    let mut correction = Correction::default();
+    for chosen in anchors {
+        let verified = verifier.run(String::new(), chosen.layers, None)?;
+        correction.points.extend(chosen.predicted.map(|predicted| (predicted, verified.psnr() - predicted)));
+        step(work);
+    }
+    correction.points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    for &goal in &work.options.goals {
+        let goal = match goal {
+            Goal::Psnr(psnr) => Goal::Psnr(correction.undone(psnr)),
+            goal => goal,
+        };
+        if let Some(chosen) = chooser.choose(goal) {
+            let predicted = chosen.predicted.map(|predicted| correction.applied(predicted));
+            let verified = verifier.run(String::new(), chosen.layers, predicted)?;
+            let name = format!("recipe_{:.2}_bit_mixedpalette", verified.bits);
+            analysis.recipes.push(Verified { name, ..verified });
+        }
+        step(work);
+    }
+    Ok(())
+}
+
+/// What the estimate is off by, between recipes for which it is known.
+#[derive(Default)]
+struct Correction {
+    /// The estimate and what to add, ascending.
+    points: Vec<(f64, f64)>,
+}
+
+impl Correction {
+    fn applied(&self, predicted: f64) -> f64 {
+        let above = self.points.partition_point(|(point, _)| *point < predicted);
+        let added = match (above.checked_sub(1).map(|below| self.points[below]), self.points.get(above)) {
+            (Some((low, a)), Some(&(high, b))) if high > low => {
+                a + (b - a) * (predicted - low) / (high - low)
+            }
+            (Some((_, only)), _) | (None, Some(&(_, only))) => only,
+            (None, None) => 0.0,
+        };
+        predicted + added
+    }
+
+    /// The estimate that is corrected to a PSNR.
+    fn undone(&self, psnr: f64) -> f64 {
+        let (mut low, mut high) = (psnr - 40.0, psnr + 40.0);
+        for _ in 0..50 {
+            let middle = (low + high) / 2.0;
+            if self.applied(middle) < psnr { low = middle } else { high = middle }
+        }
+        high
+    }
+}
+
+struct Verifier<'b, 'e> {
+    bench: Bench<'b>,
+    encoder: &'e Encoder,
+    layers: &'e [Layer],
+    /// The bytes of all weights as they are.
+    bytes: u64,
+}
+
+impl Verifier<'_, '_> {
+    fn run(
+        &mut self,
+        name: String,
+        chosen: BTreeMap<String, Scheme>,
+        predicted: Option<f64>,
+    ) -> anyhow::Result<Verified> {
+        let mut replaced = Replaced::new();
+        let (mut bytes, mut own) = (self.bytes, 0);
+        for layer in self.layers {
+            let whole = 2 * layer.count() as u64;
+            own += whole;
+            if let Some(scheme) = chosen.get(&layer.name) {
+                replaced.insert(&layer.name, self.encoder.encoded(layer, *scheme)?);
+                let stored = scheme.stored_len(layer.ty()) as u64;
+                bytes = bytes - whole + stored;
+                own = own - whole + stored;
+            }
+        }
+        let samples: Vec<usize> = (0..self.bench.samples()).collect();
+        let distortion = self.bench.distortion(&replaced, &samples)?;
+        let count: usize = self.layers.iter().map(Layer::count).sum();
+        Ok(Verified {
+            name,
+            layers: chosen,
+            bytes,
+            bits: 8.0 * own as f64 / count as f64,
+            predicted,
+            measured: distortion.iter().map(Distortion::psnr).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn estimates_are_corrected_between_what_is_known() {
+        let correction = Correction { points: vec![(30.0, -2.0), (50.0, 0.0)] };
+        assert_eq!(correction.applied(40.0), 39.0);
+        assert_eq!((correction.applied(10.0), correction.applied(70.0)), (8.0, 70.0));
+        assert!((correction.undone(39.0) - 40.0).abs() < 1e-6);
+        assert_eq!(Correction::default().applied(12.0), 12.0);
+    }
+}

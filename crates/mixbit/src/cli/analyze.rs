@@ -1,0 +1,318 @@
+//! `mixbit analyze`.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use compress::Scheme;
+use engine::Cpu;
+
+use super::progress::{Counter, Progress};
+use super::{interrupt, print_line, values};
+use crate::analyze::{
+    Analysis, EFFORTS, Goal, METHODS, Observer, Options, Outcome, PROMPTS, Setting, Shard, analyze,
+    schemes_of_recipes,
+};
+use crate::model;
+
+/// Bits per weight of the recipes that are made when nobody asks for others.
+const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
+
+/// Steps of the images that are measured on, if the model is run with more.
+const MOST_STEPS: usize = 25;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mixbit analyze --model sdxl --output analysis --target-bits 4.5 --target-size 1.4GB
+  mixbit analyze --model sdxl --output /shared/analysis --shard 2/8    (then: mixbit analyze merge ...)
+  mixbit palettize --model sdxl --recipe analysis/sdxl_palettization_recipe.json --select 4.50")]
+pub(super) struct Arguments {
+    /// `merge` measures nothing: it makes the recipes of what shards have measured
+    #[arg(value_name = "STEP")]
+    step: Option<Step>,
+    /// A model's directory in the diffusers layout, or one of Core ML packages; without it, the demo model in the binary
+    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
+    model: Option<PathBuf>,
+    /// Where measurements, recipes and the report go; an analysis that was interrupted goes on from what is there
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// The model's name in the recipe file [default: the directory's]
+    #[arg(long, value_name = "NAME")]
+    model_version: Option<String>,
+    /// Which of several weight files to take, such as fp16
+    #[arg(long, value_name = "NAME", requires = "model")]
+    variant: Option<String>,
+
+    /// How to measure
+    #[arg(long, value_name = "NAME", value_parser = values::analysis_methods(), default_value = METHODS[0].name,
+          help_heading = "Measuring")]
+    method: String,
+    /// How much to measure
+    #[arg(long, value_name = "NAME", value_parser = values::efforts(), default_value = EFFORTS[1].name,
+          help_heading = "Measuring")]
+    effort: String,
+    /// What layers may be stored as [default: palette-1,palette-2,palette-4,palette-6,palette-8]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = Scheme::from_str, help_heading = "Measuring")]
+    schemes: Vec<Scheme>,
+    /// Layers of at most so many weights stay as they are
+    #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Measuring")]
+    min_size: usize,
+    /// A text file with prompts, one on each line, to measure on and to verify with by turns [default: 16 in the binary]
+    #[arg(long, value_name = "FILE", help_heading = "Measuring")]
+    prompts: Option<PathBuf>,
+    /// What not to draw
+    #[arg(long, value_name = "TEXT", help_heading = "Measuring")]
+    negative_prompt: Option<String>,
+    /// The seed of the first image
+    #[arg(long, value_name = "N", default_value_t = 93, help_heading = "Measuring")]
+    seed: u64,
+    /// Inference steps of the images [default: the model's, at most 25]
+    #[arg(long, value_name = "N", help_heading = "Measuring")]
+    steps: Option<usize>,
+    /// Guidance scale of the images [default: the model's]
+    #[arg(long, value_name = "SCALE", help_heading = "Measuring")]
+    guidance_scale: Option<f32>,
+    /// Width and height of the images in pixels [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
+    size: Option<[usize; 2]>,
+
+    /// Make recipes of at most so many bits per weight [default: 3,3.5,4,4.5,5,6,8, if there is no other target]
+    #[arg(long, value_name = "BITS", value_delimiter = ',', help_heading = "Recipes")]
+    target_bits: Vec<f64>,
+    /// Make recipes for at most this size of the UNet, such as 1.4GB
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = bytes, help_heading = "Recipes")]
+    target_size: Vec<u64>,
+    /// Make recipes of at least this PSNR in dB
+    #[arg(long, value_name = "DB", value_delimiter = ',', help_heading = "Recipes")]
+    target_psnr: Vec<f64>,
+
+    /// Do one of N parts, numbered from 1, in a directory that all share [default: as Slurm's array or Kubernetes' job says]
+    #[arg(long, value_name = "I/N", value_parser = shard, help_heading = "Sharing")]
+    shard: Option<Shard>,
+    /// Threads [default: one for each processor]
+    #[arg(long, value_name = "N", help_heading = "Sharing")]
+    threads: Option<usize>,
+
+    /// Print only the paths of files
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    Merge,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let stop = interrupt::flag()?;
+    let progress = Progress::new(arguments.quiet);
+    let (model, name) = model::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let options = arguments.options(&model.defaults)?;
+    let backend = Cpu::new(arguments.threads)?;
+    let mut observer = Shown { progress: &progress, measuring: None, verifying: None };
+    let outcome = analyze(&model, &backend, &options, &stop, &mut observer)?;
+    drop(observer);
+    let analysis = match outcome {
+        Outcome::Done(analysis) => *analysis,
+        Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
+            bail!(
+                "{} of {total} measurements are missing: let all shards finish, then merge again",
+                total - done
+            )
+        }
+        Outcome::Partial { done, total } => {
+            progress.say(format_args!(
+                "{done} of {total} measurements are there; when all shards are done, run `mixbit analyze merge` with the \
+                 same options"
+            ));
+            return Ok(());
+        }
+    };
+    let _ = name;
+    summarize(&analysis, &progress);
+    Ok(())
+}
+
+fn summarize(analysis: &Analysis, progress: &Progress) {
+    progress.say(format_args!("{:<34}{:>10}{:>12}{:>12}{:>12}", "", "bits", "MB", "expected", "PSNR"));
+    for verified in analysis.baselines.iter().chain(&analysis.recipes) {
+        let expected = verified.predicted.map(|psnr| format!("{psnr:.1} dB")).unwrap_or_default();
+        progress.say(format_args!(
+            "{:<34}{:>10.2}{:>12.1}{:>12}{:>9.1} dB",
+            verified.name,
+            verified.bits,
+            verified.bytes as f64 / 1e6,
+            expected,
+            verified.psnr()
+        ));
+    }
+}
+
+impl Arguments {
+    fn options(&self, defaults: &diffusion::model::Defaults) -> anyhow::Result<Options> {
+        let method = METHODS.iter().find(|method| method.name == self.method);
+        let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
+        let goals = [
+            self.target_bits.iter().map(|&bits| Goal::Bits(bits)).collect::<Vec<_>>(),
+            self.target_size.iter().map(|&bytes| Goal::Bytes(bytes)).collect(),
+            self.target_psnr.iter().map(|&psnr| Goal::Psnr(psnr)).collect(),
+        ];
+        let mut goals = goals.concat();
+        if goals.is_empty() {
+            goals = TARGET_BITS.map(Goal::Bits).into();
+        }
+        let prompts = match &self.prompts {
+            Some(path) => {
+                let text =
+                    fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect()
+            }
+            None => PROMPTS.map(str::to_string).into(),
+        };
+        let shard = match (self.step, self.shard) {
+            (Some(Step::Merge), _) => None,
+            (None, Some(shard)) => Some(shard),
+            (None, None) => Some(scheduled_shard(&|name| env::var(name).ok())?),
+        };
+        Ok(Options {
+            method: method.context("the method is unknown")?,
+            effort: effort.context("the effort is unknown")?,
+            schemes: if self.schemes.is_empty() { schemes_of_recipes() } else { self.schemes.clone() },
+            min_size: self.min_size,
+            goals,
+            prompts,
+            seed: self.seed,
+            setting: Setting {
+                negative_prompt: self.negative_prompt.clone(),
+                size: self.size.unwrap_or(defaults.size),
+                steps: self.steps.unwrap_or(defaults.steps.min(MOST_STEPS)),
+                guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            },
+            shard,
+            directory: self.output.clone(),
+        })
+    }
+}
+
+/// The shard that a scheduler's variables say: Slurm's job arrays and tasks, Kubernetes' indexed jobs (which do not say how
+/// many there are: `JOB_COMPLETIONS` must be set in the job's template).
+fn scheduled_shard(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Shard> {
+    let number = |name: &str| -> anyhow::Result<Option<usize>> {
+        let Some(text) = variable(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| anyhow::anyhow!("the variable {name} is `{text}`, not a number"))
+    };
+    for (index, count, first) in [
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+        ("SLURM_PROCID", "SLURM_NTASKS", ""),
+        ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", ""),
+    ] {
+        let Some(at) = number(index)? else { continue };
+        let Some(count) = number(count)? else {
+            if index == "JOB_COMPLETION_INDEX" {
+                bail!(
+                    "JOB_COMPLETION_INDEX is set but JOB_COMPLETIONS is not: set it to the job's completions, or give --shard"
+                );
+            }
+            continue;
+        };
+        let at = at - number(first)?.unwrap_or(0).min(at);
+        if at >= count {
+            bail!("{index} is {at}, counted from 0, of only {count} parts: give --shard I/N");
+        }
+        return Ok(Shard { index: at, count });
+    }
+    Ok(Shard::WHOLE)
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    let numbers =
+        text.split_once('/').and_then(|(i, n)| Some((i.parse::<usize>().ok()?, n.parse::<usize>().ok()?)));
+    match numbers {
+        Some((index, count)) if (1..=count).contains(&index) => Ok(Shard { index: index - 1, count }),
+        _ => Err("must be I/N with I from 1 to N, such as 2/8".to_string()),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1e0,
+        "K" | "KB" => 1e3,
+        "M" | "MB" => 1e6,
+        "G" | "GB" => 1e9,
+        "MIB" => 1024f64.powi(2),
+        "GIB" => 1024f64.powi(3),
+        _ => return Err("must be a number with a unit, such as 1.4GB or 900MB".to_string()),
+    };
+    match digits.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok((number * factor) as u64),
+        _ => Err("must be a number with a unit, such as 1.4GB or 900MB".to_string()),
+    }
+}
+
+/// Two counters, one after the other.
+struct Shown<'p> {
+    progress: &'p Progress,
+    measuring: Option<Counter>,
+    verifying: Option<Counter>,
+}
+
+impl Observer for Shown<'_> {
+    fn measured(&mut self, done: usize, total: usize) {
+        let counter = self
+            .measuring
+            .get_or_insert_with(|| self.progress.count_on("measuring".to_string(), done, total));
+        counter.advance(done);
+    }
+
+    fn verified(&mut self, done: usize, total: usize) {
+        self.measuring = None;
+        let counter =
+            self.verifying.get_or_insert_with(|| self.progress.count("verifying".to_string(), total));
+        counter.advance(done);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_read_from_schedulers() {
+        let of = |pairs: &'static [(&str, &str)]| {
+            scheduled_shard(&|name| {
+                pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| value.to_string())
+            })
+        };
+        assert_eq!(of(&[]).unwrap(), Shard::WHOLE);
+        let slurm = of(&[
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_COUNT", "8"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_NTASKS", "1"),
+        ]);
+        assert_eq!(slurm.unwrap(), Shard { index: 2, count: 8 });
+        let tasks = of(&[("SLURM_PROCID", "5"), ("SLURM_NTASKS", "6")]);
+        assert_eq!(tasks.unwrap(), Shard { index: 5, count: 6 });
+        let kubernetes = of(&[("JOB_COMPLETION_INDEX", "1"), ("JOB_COMPLETIONS", "4")]);
+        assert_eq!(kubernetes.unwrap(), Shard { index: 1, count: 4 });
+        assert!(of(&[("JOB_COMPLETION_INDEX", "1")]).is_err());
+        assert!(of(&[("SLURM_PROCID", "6"), ("SLURM_NTASKS", "6")]).is_err());
+        assert!(of(&[("SLURM_PROCID", "x"), ("SLURM_NTASKS", "6")]).is_err());
+    }
+
+    #[test]
+    fn values_are_read() {
+        assert_eq!(shard("2/8"), Ok(Shard { index: 1, count: 8 }));
+        assert!(["0/8", "9/8", "8", "a/b", "1/0"].iter().all(|text| shard(text).is_err()));
+        assert_eq!(
+            (bytes("1.4GB"), bytes("900MB"), bytes("1GiB")),
+            (Ok(1_400_000_000), Ok(900_000_000), Ok(1 << 30))
+        );
+        assert!(["", "GB", "-1GB", "1.4TBs", "nanGB"].iter().all(|text| bytes(text).is_err()));
+    }
+}
