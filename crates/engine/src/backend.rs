@@ -84,6 +84,9 @@ pub(crate) trait Executable: Send {
     /// Bytes held for intermediate results.
     fn arena_bytes(&self) -> usize;
 
+    /// Bytes of constants, mapped or held.
+    fn weight_bytes(&self) -> usize;
+
     /// What is run, step by step, for people.
     fn describe(&self) -> String;
 
@@ -123,6 +126,12 @@ impl Model {
     /// Bytes held for intermediate results.
     pub fn arena_bytes(&self) -> usize {
         self.executable.arena_bytes()
+    }
+
+    /// Bytes of the constants in the form in which the model reads them: compressed, as stored, or packed for the kernels;
+    /// mapped from a file or held in memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.executable.weight_bytes()
     }
 
     /// What is run, step by step, for people.

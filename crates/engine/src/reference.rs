@@ -1,6 +1,6 @@
 //! The reference backend: every op alone, naively, in the order of the function.
 
-use mil::{Arg, DType, Def, Function, OpView, TensorType, ValueId};
+use mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
 
 use crate::backend::{Executable, holds_floats};
 use crate::ops::{Binding, binding};
@@ -82,8 +82,24 @@ impl Executable for ReferenceRun {
         0
     }
 
+    fn weight_bytes(&self) -> usize {
+        let bytes = |value: &mil::Value| match &value.def {
+            Def::Const(constant) => constant_bytes(constant),
+            _ => 0,
+        };
+        self.function.values().iter().map(bytes).sum()
+    }
+
     fn describe(&self) -> String {
         mil::Program::new(self.function.clone()).to_string()
+    }
+}
+
+/// The bytes of a constant as it is stored.
+pub(crate) fn constant_bytes(constant: &Constant) -> usize {
+    match constant {
+        Constant::Weight(weight) => weight.stored_len(),
+        Constant::Literal(literal) => literal.bytes().map_or(0, <[u8]>::len),
     }
 }
 

@@ -290,6 +290,12 @@ fn shift_scale(data: &WeightRef, scale: &WeightRef, offset: Option<&WeightRef>) 
     out
 }
 
+/// The elements of an operand of a constexpr op as they are stored, as numbers: floats, and integers of up to 8 bits.
+pub fn numbers(operand: &WeightRef) -> Vec<f32> {
+    let numbers = Numbers::new(operand);
+    (0..operand.ty().count()).map(|index| numbers.at(index)).collect()
+}
+
 /// Stored elements as numbers.
 struct Numbers<'a> {
     bytes: std::borrow::Cow<'a, [u8]>,

@@ -208,10 +208,22 @@ impl WeightRef {
         }
     }
 
+    /// Whether anything is decoded when the tensor is read.
+    pub fn is_compressed(&self) -> bool {
+        match &*self.layout {
+            Layout::Encoded(_) => true,
+            Layout::Transpose { of, .. } | Layout::Slice { of, .. } => of.is_compressed(),
+            Layout::Concat { parts, .. } => parts.iter().any(WeightRef::is_compressed),
+            Layout::Stored(_) | Layout::Computed(_) => false,
+        }
+    }
+
     /// The bytes that the tensor takes where it is stored: of a compressed one, those of all its parts.
     pub fn stored_len(&self) -> usize {
         match &*self.layout {
             Layout::Encoded(encoding) => encoding.operands().map(WeightRef::stored_len).sum(),
+            Layout::Transpose { of, .. } | Layout::Slice { of, .. } if of.is_compressed() => of.stored_len(),
+            Layout::Concat { parts, .. } => parts.iter().map(WeightRef::stored_len).sum(),
             _ => TensorType::new(self.stored, self.ty.shape.clone()).byte_len().unwrap_or(0),
         }
     }

@@ -3,11 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mil::{Constant, DType, Def, Function, OpView, ValueId};
+use kernels::ConvShape;
+use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
-use super::Weight;
+use super::weight::stays_compressed;
+use super::{ConvKernel, LinearKernel, Weight};
 use crate::backend::holds_floats;
-use crate::reference::Operands;
+use crate::reference::{Operands, constant_bytes};
 use crate::{Data, Error, Tensor};
 
 /// Where a value lies.
@@ -71,6 +73,8 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) inputs: Vec<Place>,
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
+    /// Bytes of all constants, mapped or held.
+    pub(super) weight_bytes: usize,
 }
 
 impl Plan {
@@ -100,7 +104,8 @@ impl Plan {
 }
 
 /// Weights of up to this many elements in all are packed when a function is compiled: a quarter of a gigabyte. Larger
-/// ones stay in their files, as they are stored, and are packed whenever they are used.
+/// ones stay in their files, as they are stored, and are packed whenever they are used. So do compressed ones of any
+/// size.
 const PACK_UP_TO: usize = 1 << 26;
 
 /// A plan in the making.
@@ -120,6 +125,7 @@ impl<'f> Lowering<'f> {
             steps: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            weight_bytes: 0,
         };
         let places = vec![None; function.values().len()];
         let weights = function.values().iter().filter_map(|value| match &value.def {
@@ -149,11 +155,6 @@ impl<'f> Lowering<'f> {
         self.function
     }
 
-    /// Whether weights are packed now, not whenever they are used.
-    pub(crate) fn packs_weights(&self) -> bool {
-        self.packs_weights
-    }
-
     /// The function that is lowered, to keep.
     pub(crate) fn shared(&self) -> Arc<Function> {
         self.shared.clone()
@@ -172,6 +173,29 @@ impl<'f> Lowering<'f> {
         buffer
     }
 
+    /// Adds a step that decodes a large constant. Each use has its own, so that the arena is free in between.
+    fn decode(&mut self, weight: &WeightRef) -> Result<Place, Error> {
+        let buffer = self.plan.buffers.len();
+        self.plan.buffers.push(Buffer { is_float: true, len: weight.ty().count() });
+        let label = format!("decode `{}`", weight.name());
+        let dtype = weight.ty().dtype;
+        let weight = Weight::new(weight)?;
+        self.plan.weight_bytes += weight.bytes();
+        let run = move |io: &mut Io| {
+            weight.slice(&mut None)?.widen(io.out[0]);
+            Ok(())
+        };
+        self.plan.steps.push(Step {
+            label,
+            reads: Vec::new(),
+            read_floats: Vec::new(),
+            writes: vec![buffer],
+            write_types: vec![dtype],
+            run: Box::new(run),
+        });
+        Ok(Place::Buffer(buffer))
+    }
+
     fn place(&mut self, id: ValueId) -> Result<Place, Error> {
         if let Some(place) = self.places[id.index()] {
             return Ok(place);
@@ -180,15 +204,24 @@ impl<'f> Lowering<'f> {
         let Def::Const(constant) = &value.def else {
             return Err(mil::Error::Graph(format!("`{}` is used before it is made", value.name)).into());
         };
+        if let Constant::Weight(weight) = constant
+            && stays_compressed(weight)
+        {
+            return self.decode(weight);
+        }
         let data = Tensor::of_constant(constant)?;
         let place = Place::Const(self.plan.constants.len());
+        self.plan.weight_bytes += match data.data() {
+            Data::Float(values) => size_of_val(&**values),
+            Data::Int(values) => size_of_val(&**values),
+        };
         self.plan.constants.push(data.data().clone());
         self.places[id.index()] = Some(place);
         Ok(place)
     }
 
     /// The constant bound to an input, as a weight that stays as stored; `None` if it is computed.
-    pub(crate) fn weight(&self, id: ValueId) -> Result<Option<Weight>, Error> {
+    fn weight(&self, id: ValueId) -> Result<Option<Weight>, Error> {
         match &self.function.value(id).def {
             Def::Const(Constant::Weight(weight)) => Weight::new(weight).map(Some),
             Def::Const(constant @ Constant::Literal(_)) => {
@@ -198,14 +231,48 @@ impl<'f> Lowering<'f> {
         }
     }
 
-    /// The floats of a constant, widened; an error if the value is computed.
-    pub(crate) fn constant_floats(&self, id: ValueId) -> Result<Vec<f32>, Error> {
+    /// The constant weight of a convolution; `None` if it is computed.
+    pub(crate) fn conv_kernel(
+        &mut self,
+        id: ValueId,
+        shape: &ConvShape,
+    ) -> Result<Option<ConvKernel>, Error> {
+        let Some(weight) = self.weight(id)? else { return Ok(None) };
+        let kernel = ConvKernel::new(weight, shape, self.packs_weights);
+        self.plan.weight_bytes += kernel.bytes();
+        Ok(Some(kernel))
+    }
+
+    /// The constant weight [outs, depth] of a linear layer; `None` if it is computed.
+    pub(crate) fn linear_kernel(
+        &mut self,
+        id: ValueId,
+        size: [usize; 2],
+    ) -> Result<Option<LinearKernel>, Error> {
+        let Some(weight) = self.weight(id)? else { return Ok(None) };
+        let kernel = LinearKernel::new(weight, size, self.packs_weights);
+        self.plan.weight_bytes += kernel.bytes();
+        Ok(Some(kernel))
+    }
+
+    /// A constant table whose rows are looked up; `None` if it is computed or holds no floats.
+    pub(crate) fn table(&mut self, id: ValueId) -> Option<Weight> {
+        let table = self.weight(id).ok().flatten()?;
+        self.plan.weight_bytes += table.bytes();
+        Some(table)
+    }
+
+    /// The floats of a constant, widened and held: those of a bias or a norm, one for each channel. An error if the
+    /// value is computed.
+    pub(crate) fn constant_floats(&mut self, id: ValueId) -> Result<Vec<f32>, Error> {
         let value = self.function.value(id);
         let Def::Const(constant) = &value.def else {
             return Err(mil::Error::Graph(format!("`{}` must be a constant", value.name)).into());
         };
-        let tensor = Tensor::of_constant(constant)?;
-        tensor.into_f32().ok_or_else(|| Error::ElementType { ty: value.ty.clone() })
+        let floats = Tensor::of_constant(constant)?.into_f32();
+        let floats = floats.ok_or_else(|| Error::ElementType { ty: value.ty.clone() })?;
+        self.plan.weight_bytes += size_of_val(&*floats);
+        Ok(floats)
     }
 
     /// Says that `to` is `from` under another shape: both lie in the same place.
@@ -241,6 +308,11 @@ impl<'f> Lowering<'f> {
     ) -> Result<(), Error> {
         let is_computed = |id: &ValueId| !matches!(self.function.value(*id).def, Def::Const(_));
         let mut reads: Vec<ValueId> = op.op().args.iter().flat_map(|arg| arg.values()).copied().collect();
+        for id in &reads {
+            if let Def::Const(constant) = &self.function.value(*id).def {
+                self.plan.weight_bytes += constant_bytes(constant);
+            }
+        }
         reads.retain(is_computed);
         reads.sort_unstable();
         reads.dedup();

@@ -1,5 +1,6 @@
 //! The CPU backend: fuses, plans memory, calls the kernels.
 
+mod encoded;
 mod fuse;
 mod lowering;
 mod memory;
@@ -15,7 +16,7 @@ use kernels::ThreadPool;
 use mil::{DType, Function};
 
 pub(crate) use lowering::{Io, Lowering};
-pub(crate) use weight::{ConvKernel, LinearKernel, Weight};
+use weight::{ConvKernel, LinearKernel, Weight};
 
 use crate::backend::Executable;
 use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing};
@@ -130,6 +131,10 @@ impl Executable for CpuRun {
 
     fn arena_bytes(&self) -> usize {
         size_of_val(&*self.floats) + size_of_val(&*self.ints)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.plan.weight_bytes
     }
 
     fn profile(&self) -> Vec<Timing> {

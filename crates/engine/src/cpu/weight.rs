@@ -4,9 +4,19 @@ use half::{bf16, f16};
 use kernels::{ConvShape, ConvWeight, Operand, PackedMatrix, PackedSide, WeightSlice};
 use mil::{DType, WeightRef};
 
+use super::encoded::EncodedWeight;
 use crate::{Error, Tensor};
 
-/// A constant that a kernel reads as stored: 16-bit weights stay 16-bit, in their file's memory map.
+/// Compressed constants of fewer elements are held decoded: no palette is worth its trouble for them.
+const DECODED_BELOW: usize = 2048;
+
+/// Whether a constant is decoded whenever it is used, because a dense copy of it is too large to hold.
+pub(super) fn stays_compressed(weight: &WeightRef) -> bool {
+    weight.is_compressed() && weight.ty().dtype.is_float() && weight.ty().count() >= DECODED_BELOW
+}
+
+/// A constant that a kernel reads as stored: 16-bit weights stay 16-bit and compressed ones compressed, in their file's
+/// memory map.
 pub(crate) enum Weight {
     /// In the memory map, aligned for its type.
     Mapped(WeightRef),
@@ -14,11 +24,27 @@ pub(crate) enum Weight {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    /// Decoded by the kernels, a run at a time.
+    Encoded(EncodedWeight),
+    /// Compressed in a form that the kernels do not read: decoded whole by each step that uses it, for as long as the
+    /// step takes.
+    Deferred(WeightRef),
 }
 
 impl Weight {
     /// A weight in its declared type, widened from a narrower stored one only when it is used.
     pub(crate) fn new(weight: &WeightRef) -> Result<Self, Error> {
+        if stays_compressed(weight) {
+            return Ok(match EncodedWeight::new(weight) {
+                Some(encoded) => Weight::Encoded(encoded),
+                None => Weight::Deferred(weight.clone()),
+            });
+        }
+        Self::dense(weight)
+    }
+
+    /// A weight that is not compressed, or decoded now.
+    fn dense(weight: &WeightRef) -> Result<Self, Error> {
         let exact = weight.stored_dtype() == weight.ty().dtype
             || (weight.ty().dtype == DType::F32 && matches!(weight.stored_dtype(), DType::F16 | DType::BF16));
         let read = if exact { weight.uncast() } else { weight.clone() };
@@ -39,14 +65,40 @@ impl Weight {
         tensor.into_f32().map(Weight::F32)
     }
 
-    /// The elements.
-    pub(crate) fn slice(&self) -> WeightSlice<'_> {
+    /// The elements. `room` is where they lie if they have to be decoded first.
+    pub(crate) fn slice<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<WeightSlice<'a>, Error> {
+        Ok(match self {
+            Weight::Deferred(weight) => room.insert(Self::dense(weight)?).held(),
+            held => held.held(),
+        })
+    }
+
+    /// The elements of all but deferred weights.
+    fn held(&self) -> WeightSlice<'_> {
         match self {
             // Checked when it was made.
             Weight::Mapped(weight) => slice(weight).unwrap_or(WeightSlice::F32(&[])),
             Weight::F32(values) => WeightSlice::F32(values),
             Weight::F16(values) => WeightSlice::F16(values),
             Weight::Bf16(values) => WeightSlice::Bf16(values),
+            Weight::Encoded(encoded) => encoded.slice(),
+            Weight::Deferred(_) => WeightSlice::F32(&[]),
+        }
+    }
+
+    /// Whether the weight is compressed.
+    fn is_compressed(&self) -> bool {
+        matches!(self, Weight::Encoded(_) | Weight::Deferred(_))
+    }
+
+    /// The memory that it takes, mapped or held.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Weight::Mapped(weight) | Weight::Deferred(weight) => weight.stored_len(),
+            Weight::F32(values) => size_of_val(&**values),
+            Weight::F16(values) => size_of_val(&**values),
+            Weight::Bf16(values) => size_of_val(&**values),
+            Weight::Encoded(encoded) => encoded.bytes(),
         }
     }
 }
@@ -58,17 +110,26 @@ pub(crate) enum ConvKernel {
 }
 
 impl ConvKernel {
-    pub(crate) fn new(weight: Weight, shape: &ConvShape, is_packed: bool) -> Self {
-        match is_packed {
-            true => ConvKernel::Packed(kernels::pack_conv_weight(shape, weight.slice())),
+    /// `packs` asks for packing, which a compressed weight is never worth: it would be dense, in `f32`.
+    pub(super) fn new(weight: Weight, shape: &ConvShape, packs: bool) -> Self {
+        match packs && !weight.is_compressed() {
+            true => ConvKernel::Packed(kernels::pack_conv_weight(shape, weight.held())),
             false => ConvKernel::Stored(weight),
         }
     }
 
-    pub(crate) fn operand(&self) -> ConvWeight<'_> {
-        match self {
-            ConvKernel::Stored(weight) => ConvWeight::Stored(weight.slice()),
+    /// The weight; for `room` see [`Weight::slice`].
+    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
+        Ok(match self {
+            ConvKernel::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
             ConvKernel::Packed(groups) => ConvWeight::Packed(groups),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            ConvKernel::Stored(weight) => weight.bytes(),
+            ConvKernel::Packed(groups) => groups.iter().map(PackedMatrix::size_in_bytes).sum(),
         }
     }
 }
@@ -80,21 +141,31 @@ pub(crate) enum LinearKernel {
 }
 
 impl LinearKernel {
-    pub(crate) fn new(weight: Weight, [outs, depth]: [usize; 2], is_packed: bool) -> Self {
-        match is_packed {
+    /// As [`ConvKernel::new`].
+    pub(super) fn new(weight: Weight, [outs, depth]: [usize; 2], packs: bool) -> Self {
+        match packs && !weight.is_compressed() {
             true => {
-                let matrix = weight.slice().transposed_matrix(outs, depth);
+                let matrix = weight.held().transposed_matrix(outs, depth);
                 LinearKernel::Packed(PackedMatrix::new(matrix, PackedSide::Right))
             }
             false => LinearKernel::Stored(weight, [outs, depth]),
         }
     }
 
-    /// The transposed weight, for the right side of a product.
-    pub(crate) fn operand(&self) -> Operand<'_> {
-        match self {
-            LinearKernel::Stored(weight, [outs, depth]) => weight.slice().transposed_matrix(*outs, *depth),
+    /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
+    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
+        Ok(match self {
+            LinearKernel::Stored(weight, [outs, depth]) => {
+                weight.slice(room)?.transposed_matrix(*outs, *depth)
+            }
             LinearKernel::Packed(matrix) => Operand::Packed(matrix),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            LinearKernel::Stored(weight, _) => weight.bytes(),
+            LinearKernel::Packed(matrix) => matrix.size_in_bytes(),
         }
     }
 }
@@ -123,13 +194,13 @@ mod tests {
         let weight = WeightRef::new("w", TensorType::new(DType::F16, [2, 4]), bytes).unwrap();
         let wide = weight.cast(DType::F32);
         let mapped = Weight::new(&wide).unwrap();
-        assert!(matches!(mapped.slice(), WeightSlice::F16(found) if found == values));
+        assert!(matches!(mapped.held(), WeightSlice::F16(found) if found == values));
         let moved = Weight::new(&wide.transpose(&[1, 0]).unwrap()).unwrap();
         assert!(matches!(moved, Weight::F16(_)));
 
         let single = Bytes::new(vec![0u8; 9]).slice(1..9).unwrap();
         let single = WeightRef::new("s", TensorType::new(DType::F32, [2]), single).unwrap();
-        assert!(matches!(Weight::new(&single).unwrap().slice(), WeightSlice::F32(&[0.0, 0.0])));
+        assert!(matches!(Weight::new(&single).unwrap().held(), WeightSlice::F32(&[0.0, 0.0])));
         assert!(matches!(Weight::new(&single.cast(DType::F16)).unwrap(), Weight::F16(_)));
     }
 }

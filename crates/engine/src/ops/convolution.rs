@@ -5,7 +5,7 @@ use mil::OpView;
 use mil::ops::ConvGeometry;
 
 use super::{Binding, offsets, strides};
-use crate::cpu::{ConvKernel, Lowering};
+use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
@@ -61,7 +61,6 @@ fn conv(op: &Operands) -> Result<Vec<Tensor>, Error> {
 }
 
 fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let Some(weight) = plan.weight(op.value("weight")?)? else { return plan.by_reference(op, conv) };
     let geometry = ConvGeometry::of(op)?;
     let ([batch, in_channels, height, width], [out_channels, _, kernel_height, kernel_width]) = extents(op)?;
     let [top, bottom, left, right] = geometry.pad;
@@ -76,11 +75,13 @@ fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         dilation: geometry.dilations,
         groups: geometry.groups,
     };
+    let Some(weight) = plan.conv_kernel(op.value("weight")?, &shape)? else {
+        return plan.by_reference(op, conv);
+    };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let weight = ConvKernel::new(weight, &shape, plan.packs_weights());
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let epilogue = ConvEpilogue { bias: bias.as_deref(), ..ConvEpilogue::default() };
-        kernels::conv2d(&shape, io.floats[0], weight.operand(), &epilogue, io.out[0]);
+        kernels::conv2d(&shape, io.floats[0], weight.operand(&mut None)?, &epilogue, io.out[0]);
         Ok(())
     })
 }

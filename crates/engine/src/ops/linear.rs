@@ -5,7 +5,7 @@ use mil::OpView;
 
 use super::{Binding, attention, broadcast_strides, einsum, offsets};
 use crate::backend::holds_floats;
-use crate::cpu::{LinearKernel, Lowering};
+use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
 use crate::{Error, Tensor};
 
@@ -101,16 +101,17 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
 }
 
 fn lower_linear(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let Some(weight) = plan.weight(op.value("weight")?)? else { return plan.by_reference(op, linear) };
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
+    let Some(weight) = plan.linear_kernel(op.value("weight")?, [outs, depth])? else {
+        return plan.by_reference(op, linear);
+    };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let rows = rows(op)?;
-    let weight = LinearKernel::new(weight, [outs, depth], plan.packs_weights());
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let epilogue =
             Epilogue { bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn), ..Epilogue::default() };
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
-        kernels::gemm(MatMut::new(io.out[0], rows, outs), left, weight.operand(), &epilogue);
+        kernels::gemm(MatMut::new(io.out[0], rows, outs), left, weight.operand(&mut None)?, &epilogue);
         Ok(())
     })
 }

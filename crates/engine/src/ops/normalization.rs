@@ -81,8 +81,8 @@ struct Constants {
 }
 
 impl Constants {
-    fn of(op: &OpView, plan: &Lowering) -> Result<Self, Error> {
-        let optional = |input| op.get(input).map(|id| plan.constant_floats(id)).transpose();
+    fn of(op: &OpView, plan: &mut Lowering) -> Result<Self, Error> {
+        let mut optional = |input| op.get(input).map(|id| plan.constant_floats(id)).transpose();
         Ok(Constants {
             gamma: optional("gamma")?,
             beta: optional("beta")?,

@@ -75,14 +75,16 @@ fn gather_nd(op: &Operands) -> Result<Vec<Tensor>, Error> {
 fn lower_gather(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let x = op.ty("x")?;
     let [outer, extent, width] = around(&x.shape, op.axis(op.int("axis")?, x.rank())?);
-    let Some(table) = plan.weight(op.value("x")?).ok().flatten().filter(|_| outer == 1) else {
+    let x = op.value("x")?;
+    let Some(table) = (outer == 1).then(|| plan.table(x)).flatten() else {
         return plan.by_reference(op, gather);
     };
     let (function, node) = (plan.shared(), op.op().clone());
     plan.step(op.label(), &[op.value("indices")?], &op.op().outputs, move |io| {
         let view = function.view(&node);
         let rows = io.ints[0].iter().map(|&index| resolve(&view, index, extent));
-        kernels::gather_weight_rows(table.slice(), width, &rows.collect::<Result<Vec<_>, _>>()?, io.out[0]);
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        kernels::gather_weight_rows(table.slice(&mut None)?, width, &rows, io.out[0]);
         Ok(())
     })
 }
