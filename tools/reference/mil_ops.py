@@ -97,7 +97,7 @@ def rearrangements():
 
 def reductions():
     x = values(2, 3, 4)
-    for op in ["max", "mean", "min", "prod", "sum", "sum_square"]:
+    for op in ["max", "mean", "min", "prod", "sum", "sum_square", "l2_norm"]:
         add(f"reduce_{op}", {"x": x}, axes=[0, -1], keep_dims=False)
         add(f"reduce_{op}", {"x": x}, axes=[1], keep_dims=True)
         add(f"reduce_{op}", {"x": x})

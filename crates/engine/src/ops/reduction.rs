@@ -24,6 +24,7 @@ macro_rules! reduction {
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "reduce_argmax", reference: argmax, lower: |op, plan| plan.by_reference(op, argmax) },
     Binding { op: "reduce_argmin", reference: argmin, lower: |op, plan| plan.by_reference(op, argmin) },
+    reduction!("reduce_l2_norm", |values| values.map(|x| x * x).sum::<f64>().sqrt(), None),
     reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, maximum), Some(ReduceOp::Max)),
     reduction!("reduce_mean", mean, Some(ReduceOp::Mean)),
     reduction!("reduce_min", |values| values.fold(f64::INFINITY, minimum), Some(ReduceOp::Min)),

@@ -4,8 +4,15 @@ use mil::DType;
 
 use crate::case::{Case, case};
 
-const REDUCTIONS: &[&str] =
-    &["reduce_max", "reduce_mean", "reduce_min", "reduce_prod", "reduce_sum", "reduce_sum_square"];
+const REDUCTIONS: &[&str] = &[
+    "reduce_l2_norm",
+    "reduce_max",
+    "reduce_mean",
+    "reduce_min",
+    "reduce_prod",
+    "reduce_sum",
+    "reduce_sum_square",
+];
 
 const AXES: &[(&[usize], &[i32])] = &[
     (&[1], &[0]),
@@ -54,6 +61,7 @@ pub(crate) fn cases() -> Vec<Case> {
     // Of equals the first.
     cases.extend([argument("reduce_argmax", 1.0), argument("reduce_argmin", 2.0)]);
     let known = |op: &str, out: f64| case(op).ints("x", DType::I32, &[3], &[-2, 3, 4]).expect(&[&[out]]);
+    cases.push(case("reduce_l2_norm").ints("x", DType::I32, &[3], &[-2, 3, 6]).expect(&[&[7.0]]));
     cases.extend([
         known("reduce_max", 4.0),
         known("reduce_min", -2.0),

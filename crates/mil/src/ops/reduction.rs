@@ -16,6 +16,7 @@ const ARG: &[Param] = &[
 pub(super) static OPS: &[OpDef] = &[
     OpDef::new("reduce_argmax", ARG, reduce_arg),
     OpDef::new("reduce_argmin", ARG, reduce_arg),
+    OpDef::new("reduce_l2_norm", REDUCE, reduce),
     OpDef::new("reduce_max", REDUCE, reduce),
     OpDef::new("reduce_mean", REDUCE, reduce),
     OpDef::new("reduce_min", REDUCE, reduce),
