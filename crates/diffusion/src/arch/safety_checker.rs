@@ -233,9 +233,8 @@ fn scores(
 /// Rows divided by their lengths.
 fn normalized(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let part = |part: &str| format!("{name}_{part}");
-    let squares = net.op("reduce_sum_square").arg("x", x).arg("axes", [1]).arg("keep_dims", true);
-    let squares = squares.named(&part("squares")).add()?;
-    let norm = net.op("sqrt").arg("x", squares).named(&part("norm")).add()?;
+    let norm = net.op("reduce_l2_norm").arg("x", x).arg("axes", [1]).arg("keep_dims", true);
+    let norm = norm.named(&part("norm")).add()?;
     let norm = net.op("maximum").arg("x", norm).arg("y", LEAST_NORM).named(&part("divisor")).add()?;
     Ok(net.op("real_div").arg("x", x).arg("y", norm).named(name).add()?)
 }
