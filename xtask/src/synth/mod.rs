@@ -153,7 +153,8 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 fn weights_file(component: &Component) -> anyhow::Result<&'static str> {
     match component.library.as_str() {
         "diffusers" => Ok("diffusion_pytorch_model.safetensors"),
-        "transformers" => Ok("model.safetensors"),
+        // diffusers' own modules that derive from transformers' classes name their pipeline.
+        "transformers" | "stable_diffusion" => Ok("model.safetensors"),
         other => bail!("no weights are known of {other}'s {}", component.class),
     }
 }

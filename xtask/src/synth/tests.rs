@@ -13,7 +13,15 @@ type Components = &'static [(&'static str, usize, usize)];
 
 /// The published models.
 const PUBLISHED: [(&str, Components); 4] = [
-    ("sd15", &[("text_encoder", 196, 123_060_480), ("unet", 686, 859_520_964), ("vae", 248, 83_653_863)]),
+    (
+        "sd15",
+        &[
+            ("safety_checker", 396, 303_981_588),
+            ("text_encoder", 196, 123_060_480),
+            ("unet", 686, 859_520_964),
+            ("vae", 248, 83_653_863),
+        ],
+    ),
     ("sd21", &[("text_encoder", 372, 340_387_840), ("unet", 686, 865_910_724), ("vae", 248, 83_653_863)]),
     (
         "sdxl-base",
