@@ -4,8 +4,8 @@
 
 use diffusion::arch::text_encoder::{self, Outputs};
 use diffusion::arch::{
-    ARCHITECTURES, ArchError, AttentionImplementation, Config, GraphOptions, required_tensors, safety_checker, unet,
-    vae,
+    ARCHITECTURES, ArchError, AttentionImplementation, Config, GraphOptions, required_tensors,
+    safety_checker, unet, vae,
 };
 use diffusion::random::TorchSource;
 use diffusion::scheduler::{SCHEDULERS, SchedulerConfig, StepInput};
@@ -132,7 +132,9 @@ fn build(config: &Config, options: &GraphOptions) {
             checked(&|weights| vae::build_encoder(config, weights, options));
         }
         Config::SafetyChecker(config) => {
-            checked(&|weights| safety_checker::build(config, weights, options, [options.height, options.width]));
+            checked(&|weights| {
+                safety_checker::build(config, weights, options, [options.height, options.width])
+            });
         }
     }
 }
