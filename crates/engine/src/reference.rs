@@ -1,5 +1,7 @@
 //! The reference backend: every op alone, naively, in the order of the function.
 
+use std::collections::BTreeSet;
+
 use mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
 
 use crate::backend::{Executable, holds_floats};
@@ -83,11 +85,13 @@ impl Executable for ReferenceRun {
     }
 
     fn weight_bytes(&self) -> usize {
-        let bytes = |value: &mil::Value| match &value.def {
+        let args = self.function.ops().iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
+        let used: BTreeSet<&ValueId> = args.chain(self.function.outputs()).collect();
+        let bytes = |id: &ValueId| match &self.function.value(*id).def {
             Def::Const(constant) => constant_bytes(constant),
             _ => 0,
         };
-        self.function.values().iter().map(bytes).sum()
+        used.into_iter().map(bytes).sum()
     }
 
     fn describe(&self) -> String {

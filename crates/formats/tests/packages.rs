@@ -171,6 +171,63 @@ fn packages_agree_with_pytorch_on_both_executors() {
     failures.finish();
 }
 
+/// The model with its compressed constants as plain ones.
+fn decompressed(model: &Model) -> mil::Function {
+    let mut function = mil::constexpr::decoded(model.program.main().unwrap()).unwrap();
+    let replace = |_, constant: &Constant| {
+        let Constant::Weight(weight) = constant else { return Ok(None) };
+        let bytes = mil::Bytes::new(weight.read()?.into_owned());
+        let plain = mil::WeightRef::new(weight.name(), weight.ty().clone(), bytes)?;
+        Ok::<_, mil::WeightError>(Some(Constant::Weight(plain)))
+    };
+    function.map_constants(replace).unwrap();
+    function
+}
+
+#[test]
+fn compressed_weights_compute_as_decompressed_ones() {
+    let roots = roots();
+    let cpu = Cpu::new(Some(2)).unwrap();
+    let mut failures = Failures::new("compressed packages");
+    let mut seen = 0;
+    for case in CASES.iter().filter(|case| case.package.contains("__")) {
+        let packages: Option<Vec<PathBuf>> =
+            case.package.split('+').map(|name| find(&roots, &format!("{name}.mlpackage"))).collect();
+        let Some(packages) = packages else { continue };
+        let data = arrays(&find(&roots, &format!("{}.npz", case.data)).expect("inputs beside the package"));
+        let named = |(name, array): (&String, &(Vec<usize>, Vec<f32>))| {
+            Some((name.strip_prefix("in.")?.to_string(), array.clone()))
+        };
+        let mut inputs: BTreeMap<String, (Vec<usize>, Vec<f32>)> = data.iter().filter_map(named).collect();
+        // A part of a network takes its inputs from the one before.
+        for (name, path) in case.package.split('+').zip(packages) {
+            let model = coreml::read(&path).unwrap();
+            let plain =
+                Model { program: mil::Program::new(decompressed(&model)), ..coreml::read(&path).unwrap() };
+            seen += 1;
+            let mut made = Vec::new();
+            for backend in [&Reference as &dyn Backend, &cpu] {
+                let expected = run(&plain, &inputs, backend, Arithmetic::Wide);
+                made = run(&model, &inputs, backend, Arithmetic::Wide);
+                for ((output, expected), (_, found)) in expected.iter().zip(&made) {
+                    failures.case(&format!("{name} {} {output}", backend.name()), || {
+                        let stats = ErrorStats::compare(found.as_f32().unwrap(), expected.as_f32().unwrap());
+                        println!("{name} {} {output}: {stats}", backend.name());
+                        match stats.bad == 0 && stats.psnr >= 90.0 {
+                            true => Ok(()),
+                            false => Err(format!("{stats} (least 90 dB)")),
+                        }
+                    });
+                }
+            }
+            let array = |tensor: Tensor| (tensor.shape().to_vec(), tensor.into_f32().unwrap());
+            inputs.extend(made.into_iter().map(|(name, tensor)| (name, array(tensor))));
+        }
+    }
+    assert!(seen > 0, "no compressed package was found");
+    failures.finish();
+}
+
 #[test]
 fn every_encoding_decodes_as_coremltools_does() {
     let fixture = Fixture::open("coreml");

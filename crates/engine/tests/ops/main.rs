@@ -3,12 +3,14 @@
 //! - `f32`: the CPU backend against the reference, relative error 1e-5, the same NaN and infinities, and the same bits with 1, 2 and 3 threads.
 //! - `f16`, in declared arithmetic: within one unit in the last place of half precision.
 //! - NaN and infinities in every operand: what is NaN in the reference is NaN on the CPU.
+//! - `compressed`: constants that stay compressed, against the same decoded.
 //! - `hostile`: inputs that don't fit.
 //! - `oracle`: the reference against PyTorch and coremltools.
 
 mod activation;
 mod binary;
 mod case;
+mod compressed;
 mod constexpr;
 mod convolution;
 mod hostile;
