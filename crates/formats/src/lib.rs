@@ -41,6 +41,7 @@ pub mod safetensors;
 
 pub use atomic::write_atomically;
 pub use checkpoint::Checkpoint;
+pub use coreml::sha256::digest as sha256;
 pub use diffusers::Diffusers;
 pub use error::Error;
 pub use map::map_file;

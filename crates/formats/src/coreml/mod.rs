@@ -49,7 +49,7 @@ mod manifest;
 mod metadata;
 mod names;
 mod program;
-mod sha256;
+pub(crate) mod sha256;
 mod specification;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,8 @@ const K: [u32; 64] = [
 const START: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
-pub(super) fn digest(message: &[u8]) -> [u8; 32] {
+/// The SHA-256 hash of a message.
+pub fn digest(message: &[u8]) -> [u8; 32] {
     let mut state = START;
     let (blocks, rest) = message.as_chunks::<64>();
     blocks.iter().for_each(|block| compress(&mut state, block));

@@ -1,0 +1,185 @@
+//! Which layer of a graph a recipe means.
+
+use std::collections::{BTreeMap, HashMap};
+
+use compress::{Layer, Scheme};
+use thiserror::Error;
+
+use super::{ModelIdentity, Recipe, RecipeFile};
+
+/// How many names an error lists.
+const LISTED: usize = 10;
+
+/// What a recipe says of the layers of a graph.
+#[derive(Clone, Debug, Default)]
+pub struct Assignment {
+    /// By the layer's name in the graph: its name in the recipe, and how it is to be stored.
+    pub layers: BTreeMap<String, (String, Option<Scheme>)>,
+    /// Whether the graph's layers are those that the recipe was made on, where both are known.
+    pub is_same: Option<bool>,
+}
+
+/// Why a recipe does not fit a graph.
+#[derive(Debug, Error)]
+pub enum MatchError {
+    /// No layer has a name that the recipe knows.
+    #[error(
+        "none of the recipe's {count} layers is in the model: it knows `{recipe}`, and the model has {model}; the recipe \
+         is for another architecture, or the package has lost the names of its weights"
+    )]
+    Nothing {
+        /// The number of the recipe's layers.
+        count: usize,
+        /// One of them.
+        recipe: String,
+        /// Some of the graph's.
+        model: String,
+    },
+    /// Some layers of the recipe are not there.
+    #[error(
+        "the model lacks {count} of the recipe's {of} layers: {names}; the recipe is for another architecture"
+    )]
+    Lacking {
+        /// How many.
+        count: usize,
+        /// Of how many.
+        of: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// Layers have other sizes than those that were measured.
+    #[error(
+        "{count} layers have another size than the recipe was made on: {names}; the recipe is for another architecture"
+    )]
+    Sizes {
+        /// How many.
+        count: usize,
+        /// The first of them, with both sizes.
+        names: String,
+    },
+    /// Constants whose names may mean several layers.
+    #[error("constant `{constant}` may be any of the layers {candidates}: the names do not say which")]
+    Ambiguous {
+        /// The constant.
+        constant: String,
+        /// The recipe's layers.
+        candidates: String,
+    },
+}
+
+/// What a recipe of the file says of layers: those of a UNet, or of both of its chunks.
+///
+/// Layers are matched by their names in the checkpoint, which packages of mixbit carry. The packages of other tools are
+/// matched by the constants' names, which are those of the modules with underscores.
+///
+/// # Errors
+/// If a layer of the recipe is not among them, or it is not clear which it is.
+pub fn assign(file: &RecipeFile, recipe: &Recipe, found: &[Layer]) -> Result<Assignment, MatchError> {
+    let is_named = found.iter().any(|layer| recipe.layers.contains_key(&layer.name));
+    let names = match is_named {
+        true => found.iter().map(|layer| (layer.name.clone(), layer.name.clone())).collect(),
+        false => by_constants(recipe, found)?,
+    };
+    let mut layers = BTreeMap::new();
+    let mut places: HashMap<&str, &Layer> = HashMap::new();
+    for layer in found {
+        let Some(name) = names.get(&layer.name) else { continue };
+        if let Some((name, scheme)) = recipe.layers.get_key_value(name) {
+            places.insert(name, layer);
+            layers.insert(layer.name.clone(), (name.clone(), *scheme));
+        }
+    }
+    let lacking: Vec<&String> =
+        recipe.layers.keys().filter(|name| !places.contains_key(name.as_str())).collect();
+    if let (Some(first), true) = (lacking.first(), places.is_empty()) {
+        let mut model: Vec<String> = found.iter().map(|layer| layer.name.clone()).collect();
+        model.sort();
+        return Err(MatchError::Nothing {
+            count: recipe.layers.len(),
+            recipe: first.to_string(),
+            model: listed(model),
+        });
+    }
+    if !lacking.is_empty() {
+        return Err(MatchError::Lacking {
+            count: lacking.len(),
+            of: recipe.layers.len(),
+            names: listed(lacking.into_iter().cloned().collect()),
+        });
+    }
+    sizes(file, &places)?;
+    let made_on = file.details.as_ref().map(|details| &details.model.layers_checksum);
+    let is_same = made_on
+        .filter(|_| is_named)
+        .map(|checksum| *checksum == ModelIdentity::of("", found).layers_checksum);
+    Ok(Assignment { layers, is_same })
+}
+
+/// The first names, and how many more there are.
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(LISTED);
+    names.truncate(LISTED);
+    match more {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+/// Whether layers have as many weights as those that were measured, where the file says how many these had.
+fn sizes(file: &RecipeFile, places: &HashMap<&str, &Layer>) -> Result<(), MatchError> {
+    let curves = file.cumulative.values();
+    let measured: BTreeMap<&str, u64> = curves
+        .flat_map(|curve| {
+            curve.layers.iter().map(|(layer, _)| layer.as_str()).zip(curve.sizes.iter().copied())
+        })
+        .collect();
+    let differs = |(layer, size): (&str, u64)| {
+        let found = places.get(layer)?.count() as u64;
+        (found != size).then(|| format!("{layer} ({found}, not {size})"))
+    };
+    let names: Vec<String> = measured.into_iter().filter_map(differs).collect();
+    match names.len() {
+        0 => Ok(()),
+        count => Err(MatchError::Sizes { count, names: listed(names) }),
+    }
+}
+
+/// The recipe's names of layers that are known by the names of constants.
+fn by_constants(recipe: &Recipe, found: &[Layer]) -> Result<HashMap<String, String>, MatchError> {
+    let mut known: HashMap<String, Vec<&str>> = HashMap::new();
+    for name in recipe.layers.keys() {
+        known.entry(name.replace('.', "_")).or_default().push(name);
+    }
+    let mut names: HashMap<String, String> = HashMap::new();
+    let mut taken: HashMap<&str, &str> = HashMap::new();
+    for layer in found {
+        match known.get(module(&layer.name)).map(Vec::as_slice) {
+            None => {}
+            Some([name]) => {
+                if let Some(other) = taken.insert(name, &layer.name) {
+                    return Err(MatchError::Ambiguous {
+                        constant: format!("{other}` or `{}", layer.name),
+                        candidates: name.to_string(),
+                    });
+                }
+                names.insert(layer.name.clone(), name.to_string());
+            }
+            Some(several) => {
+                return Err(MatchError::Ambiguous {
+                    constant: layer.name.clone(),
+                    candidates: several.join(", "),
+                });
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// What converters and compressors append to a module's name.
+fn module(constant: &str) -> &str {
+    let mut name = constant;
+    for suffix in ["_palettized", "_quantized", "_to_fp16", "_to_fp32", "_weight"] {
+        name = name.strip_suffix(suffix).unwrap_or(name);
+    }
+    name
+}

@@ -1,0 +1,258 @@
+//! Recipe files: how many bits each layer of a UNet gets, and what was measured to decide it.
+//!
+//! The file is Apple's `<model>_palettization_recipe.json`, with one key more, [`mixbit`](Details), so that Apple's
+//! scripts read ours and we read theirs. Layers are named as the modules of the checkpoint, without `.weight`.
+//!
+//! ```
+//! use mixbit::recipe::RecipeFile;
+//!
+//! let text = r#"{"model_version": "m", "recipes": {"recipe_4.50_bit_mixedpalette": {"conv_in": 8, "conv_out": 16}}}"#;
+//! let file = RecipeFile::parse(text)?;
+//! let (name, recipe) = file.select("4.50")?;
+//! assert_eq!(name, "recipe_4.50_bit_mixedpalette");
+//! assert_eq!(recipe.layers["conv_in"].unwrap().to_string(), "palette-8");
+//! assert_eq!(recipe.layers["conv_out"], None);
+//! # Ok::<(), mixbit::recipe::RecipeError>(())
+//! ```
+
+mod base64;
+mod error;
+mod matching;
+mod read;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use compress::{Layer, Scheme};
+use half::f16;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use error::RecipeError;
+pub use matching::{Assignment, MatchError, assign};
+
+/// Bits of a weight that stays as it is.
+pub const UNTOUCHED: u32 = 16;
+
+/// No recipe is larger: of the published ones none has 10 MB.
+const LARGEST: u64 = 1 << 28;
+
+/// A layer and what was measured with it in another form: dB of each prompt.
+pub type Measured = (String, Vec<f64>);
+
+/// A recipe file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecipeFile {
+    /// The model's name, as on the Hugging Face Hub.
+    pub model_version: String,
+    /// By bits: each layer palettized alone.
+    pub single_layer: BTreeMap<u32, Vec<Measured>>,
+    /// By bits: each layer palettized with all that come before it.
+    pub cumulative: BTreeMap<u32, Cumulative>,
+    /// PSNR in dB of the model in other forms: `original`, `linear_8bit`, and each recipe.
+    pub baselines: BTreeMap<String, f64>,
+    /// Recipes by name.
+    pub recipes: BTreeMap<String, Recipe>,
+    /// What Apple's file does not say; absent from Apple's.
+    pub details: Option<Details>,
+    /// Other keys, which are kept.
+    pub other: Map<String, Value>,
+}
+
+/// Layers palettized one after the other, and how the model's output followed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cumulative {
+    /// Layers in the order in which they were palettized.
+    pub layers: Vec<Measured>,
+    /// The number of weights of each of them.
+    pub sizes: Vec<u64>,
+}
+
+/// How each layer is stored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recipe {
+    /// By layer; `None` for one that stays as it is. So do layers that are not named.
+    pub layers: BTreeMap<String, Option<Scheme>>,
+    /// Bytes of the model's weights under this recipe, those outside of layers included.
+    pub bytes: Option<u64>,
+    /// Average bits of a weight of the layers that are named.
+    pub bits_per_weight: Option<f64>,
+    /// The PSNR that was predicted for it, in dB.
+    pub predicted_psnr: Option<f64>,
+    /// The PSNR that was measured with it, in dB.
+    pub measured_psnr: Option<f64>,
+}
+
+/// What a recipe file says besides Apple's keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Details {
+    /// The version of mixbit that made it.
+    pub version: String,
+    /// The model that was measured.
+    pub model: ModelIdentity,
+    /// What it was measured on.
+    pub calibration: Calibration,
+    /// By layer: how much an error in each of its input channels matters, for palettes that take it into account.
+    pub importance: BTreeMap<String, Importance>,
+}
+
+/// Which model was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// The name for people.
+    pub name: String,
+    /// The number of weights of its layers.
+    pub weights: u64,
+    /// Bytes of these as f16.
+    pub bytes: u64,
+    /// Checksum of the layers' names and shapes: the same for every fine-tune.
+    pub layers_checksum: String,
+    /// Checksum of the weights, if somebody read them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_checksum: Option<String>,
+}
+
+/// What a model was measured on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// What was drawn.
+    pub prompts: Vec<String>,
+    /// What was not to be drawn; absent is not the same as empty.
+    pub negative_prompt: Option<String>,
+    /// The scale of classifier-free guidance.
+    pub guidance_scale: f64,
+    /// Seeds of the noise.
+    pub seeds: Vec<u64>,
+    /// Timesteps at which the model was run.
+    pub timesteps: Vec<f64>,
+    /// Width and height of the images in pixels.
+    pub size: [usize; 2],
+}
+
+/// How much an error in each input channel of a layer matters: second moments of the channel's values, in relation to the
+/// largest. They are rounded as the file holds them, so that a palette that is made again is the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Importance(Vec<f16>);
+
+impl Importance {
+    /// Rounds second moments; `None` if one is negative or not finite, or all are zero.
+    pub fn new(second_moments: &[f32]) -> Option<Self> {
+        let most = second_moments.iter().copied().fold(0.0, f32::max);
+        let is_valid = second_moments.iter().all(|value| value.is_finite() && *value >= 0.0) && most > 0.0;
+        is_valid.then(|| Importance(second_moments.iter().map(|value| f16::from_f32(value / most)).collect()))
+    }
+
+    /// By input channel.
+    pub fn values(&self) -> Vec<f32> {
+        self.0.iter().map(|value| value.to_f32()).collect()
+    }
+}
+
+impl ModelIdentity {
+    /// That of a model with these layers. No weight is read.
+    pub fn of(name: &str, layers: &[Layer]) -> Self {
+        let line = |layer: &Layer| {
+            // Matrices are matrices as kernels too.
+            let shape = &layer.ty().shape;
+            let end = shape.iter().rposition(|&extent| extent != 1).map_or(0, |last| last + 1).max(2);
+            format!("{} {:?}\n", layer.name, &shape[..end.min(shape.len())])
+        };
+        let lines: BTreeSet<String> = layers.iter().map(line).collect();
+        let digest = formats::sha256(lines.into_iter().collect::<String>().as_bytes());
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let weights: u64 = layers.iter().map(|layer| layer.count() as u64).sum();
+        ModelIdentity {
+            name: name.to_string(),
+            weights,
+            bytes: 2 * weights,
+            layers_checksum: format!("sha256:{hex}"),
+            weights_checksum: None,
+        }
+    }
+}
+
+impl RecipeFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`RecipeError::File`], with what is wrong and where.
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        let read = || -> Result<String, formats::Error> {
+            let error = |cause| formats::Error::Read { path: path.to_path_buf(), cause };
+            let len = fs::metadata(path).map_err(error)?.len();
+            if len > LARGEST {
+                return Err(formats::Error::TooLarge { path: path.to_path_buf(), len, limit: LARGEST });
+            }
+            fs::read_to_string(path).map_err(error)
+        };
+        Self::parse(&read()?)
+            .map_err(|source| RecipeError::File { path: path.to_path_buf(), source: Box::new(source) })
+    }
+
+    /// Reads text.
+    ///
+    /// # Errors
+    /// Text that is not JSON, a key that is missing or of another kind, a layer with a width that there is not.
+    pub fn parse(text: &str) -> Result<Self, RecipeError> {
+        read::parse(text)
+    }
+
+    /// The file's text: the same for the same content.
+    pub fn to_text(&self) -> String {
+        write::text(self)
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, path: &Path) -> Result<(), RecipeError> {
+        use std::io::Write;
+        let text = self.to_text();
+        Ok(formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
+    }
+
+    /// The recipe of that name, or the only one whose name it is a part of.
+    ///
+    /// # Errors
+    /// [`RecipeError::NoRecipe`] or [`RecipeError::Ambiguous`], with the names that there are.
+    pub fn select(&self, asked: &str) -> Result<(&str, &Recipe), RecipeError> {
+        if let Some((name, recipe)) = self.recipes.get_key_value(asked) {
+            return Ok((name, recipe));
+        }
+        let found: Vec<_> = self.recipes.iter().filter(|(name, _)| name.contains(asked)).collect();
+        match found[..] {
+            [(name, recipe)] => Ok((name, recipe)),
+            [] => Err(RecipeError::NoRecipe {
+                asked: asked.to_string(),
+                names: self.recipes.keys().cloned().collect::<Vec<_>>().join(", "),
+            }),
+            _ => Err(RecipeError::Ambiguous {
+                asked: asked.to_string(),
+                names: found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+}
+
+impl Recipe {
+    /// A checksum of what is stored how, for the metadata of packages.
+    pub fn checksum(&self) -> String {
+        let line = |(layer, scheme): (&String, &Option<Scheme>)| match scheme {
+            Some(scheme) => format!("{layer} {scheme}\n"),
+            None => format!("{layer} {UNTOUCHED}\n"),
+        };
+        let digest = formats::sha256(self.layers.iter().map(line).collect::<String>().as_bytes());
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Bits of a weight, as Apple's recipes say them.
+fn bits(scheme: Option<Scheme>) -> u32 {
+    scheme.map_or(UNTOUCHED, |scheme| scheme.width.bits())
+}
+
+#[cfg(test)]
+mod tests;
