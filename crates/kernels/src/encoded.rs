@@ -252,25 +252,29 @@ impl<T> Affine<'_, T> {
 }
 
 /// Scales a run that starts at `element`.
-fn scale_run<T: Precision>(affine: &Affine<'_, T>, mut element: usize, mut values: &mut [f32]) {
+fn scale_run<T: Precision>(affine: &Affine<'_, T>, element: usize, values: &mut [f32]) {
+    if let Some(offset) = affine.offset {
+        for_each_block(offset, element, values, |value, offset| *value -= offset);
+        values.chunks_mut(ROUND).for_each(T::round);
+    }
+    for_each_block(affine.scale, element, values, |value, scale| *value *= scale);
+    values.chunks_mut(ROUND).for_each(T::round);
+}
+
+/// Calls `body` on each value of a run that starts at `element`, with its block's operand.
+#[inline(always)]
+fn for_each_block<T: Precision>(
+    (operands, grid): (&[T], BlockGrid),
+    mut element: usize,
+    mut values: &mut [f32],
+    body: impl Fn(&mut f32, f32),
+) {
     while !values.is_empty() {
-        let (block, end) = affine.scale.1.at(element);
-        let scale = affine.scale.0[block].value();
-        let mut count = values.len().min(end - element).min(ROUND);
-        let mut shift = None;
-        if let Some((offsets, grid)) = &affine.offset {
-            let (block, end) = grid.at(element);
-            shift = Some(offsets[block].value());
-            count = count.min(end - element);
-        }
-        let (stretch, rest) = values.split_at_mut(count);
-        if let Some(shift) = shift {
-            stretch.iter_mut().for_each(|value| *value -= shift);
-            T::round(stretch);
-        }
-        stretch.iter_mut().for_each(|value| *value *= scale);
-        T::round(stretch);
-        element += count;
+        let (block, end) = grid.at(element);
+        let operand = operands[block].value();
+        let (stretch, rest) = values.split_at_mut(values.len().min(end - element));
+        element += stretch.len();
+        stretch.iter_mut().for_each(|value| body(value, operand));
         values = rest;
     }
 }
