@@ -25,7 +25,7 @@ pub(crate) enum Weight {
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
     /// Decoded by the kernels, a run at a time.
-    Encoded(EncodedWeight),
+    Encoded(Box<EncodedWeight>),
     /// Compressed in a form that the kernels do not read: decoded whole by each step that uses it, for as long as the
     /// step takes.
     Deferred(WeightRef),
@@ -36,7 +36,7 @@ impl Weight {
     pub(crate) fn new(weight: &WeightRef) -> Result<Self, Error> {
         if stays_compressed(weight) {
             return Ok(match EncodedWeight::new(weight) {
-                Some(encoded) => Weight::Encoded(encoded),
+                Some(encoded) => Weight::Encoded(Box::new(encoded)),
                 None => Weight::Deferred(weight.clone()),
             });
         }
