@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Inputs, Pipeline, Request, Start, Text};
+use diffusion::pipeline::{Inputs, Pipeline, Request, Run, Start, Text};
 use diffusion::random::TorchSource;
 use engine::Cpu;
 use mil::Function;
@@ -64,17 +64,19 @@ pub(super) struct Sample {
     slope: f32,
     /// The guidance scale, if there are two predictions.
     guidance: Option<f32>,
+    pub(super) timestep: f64,
 }
 
 impl Sample {
     /// The state that a run is in.
-    fn new(pipeline: &Pipeline<'_>, run: &diffusion::pipeline::Run, scale: f32) -> anyhow::Result<Self> {
+    fn new(pipeline: &Pipeline<'_>, run: &Run, scale: f32) -> anyhow::Result<Self> {
         let count = pipeline.samples() * run.latents().len();
         let offset = pipeline.denoised(run, &vec![0.0; count])?;
         let one = pipeline.denoised(run, &vec![1.0; count])?;
         let slope = one.iter().zip(&offset).map(|(one, zero)| one - zero).sum::<f32>() / offset.len() as f32;
         let guidance = (pipeline.samples() == 2).then_some(scale);
-        Ok(Sample { inputs: pipeline.inputs(run)?, offset, slope, guidance })
+        let timestep = run.timesteps().get(run.done()).copied().unwrap_or_default();
+        Ok(Sample { inputs: pipeline.inputs(run)?, offset, slope, guidance, timestep })
     }
 
     /// The predictions that make one.

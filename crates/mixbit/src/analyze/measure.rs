@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use compress::{Layer, Scheme};
 use engine::Tensor;
-use half::f16;
 use mil::WeightRef;
 
 use super::calibration::Sample;
 use super::network::{Network, Replaced, Values};
+use crate::recipe::Importance;
 
 /// The UNet's output.
 const OUTPUT: &str = "noise_pred";
@@ -119,9 +119,9 @@ impl<'b> Bench<'b> {
             }
         }
         // As recipe files hold them, so that who applies a recipe makes the same palettes.
-        let stored = |value: &mut f32| *value = f16::from_f32(*value).to_f32();
-        sums.values_mut().flatten().for_each(stored);
-        Ok(sums)
+        let stored =
+            |(layer, moments): (String, Vec<f32>)| Some((layer, Importance::new(&moments)?.values()));
+        Ok(sums.into_iter().filter_map(stored).collect())
     }
 
     /// The error that other weights cause, for some of the samples.

@@ -16,6 +16,7 @@
 mod calibration;
 mod estimate;
 mod exhaustive;
+mod file;
 mod journal;
 mod measure;
 mod network;
@@ -32,10 +33,13 @@ use diffusion::model::DiffusionModel;
 use engine::Cpu;
 
 pub use calibration::{PROMPTS, Point, Setting};
+pub use verify::psnr;
 
 use journal::{Journal, Key};
 use measure::{Bench, Distortion, Encoder};
 use network::{Network, Replaced};
+
+use crate::recipe::ModelIdentity;
 
 /// A way to measure.
 #[derive(Debug, PartialEq, Eq)]
@@ -193,6 +197,8 @@ impl Verified {
 pub struct Analysis {
     /// The layers that can be compressed, in the order of their use.
     pub candidates: Vec<Candidate>,
+    /// The model by its layers; the name is whose asks.
+    pub identity: ModelIdentity,
     /// The bytes of the network's weights as they are, all of 16 bits.
     pub bytes: u64,
     /// By scheme: the PSNR of the output with one layer in that form.
@@ -207,6 +213,8 @@ pub struct Analysis {
     pub recipes: Vec<Verified>,
     /// The states that were measured on.
     pub points: Vec<Point>,
+    /// Their timesteps.
+    pub timesteps: Vec<f64>,
     /// The states that recipes were verified on.
     pub verified_points: Vec<Point>,
     /// What measuring takes in evaluations of the network for one image: a part of the network counts by its share of the
@@ -266,8 +274,9 @@ impl Work<'_> {
         let (samples, graph, steps) =
             calibration::samples(self.model, self.backend, &setting, &points, self.stop)?;
         let batch = samples.first().map_or(1, calibration::Sample::rows) as f64;
+        let timesteps = samples.iter().map(|sample| sample.timestep).collect();
         let network = Network::new(&graph, self.backend, self.stop.clone())?;
-        let layers = self.candidates(&network)?;
+        let layers = candidates(&network, self.options.min_size)?;
         let bytes = network.bytes();
         let mut bench = Bench::new(network, samples)?;
         let encoder = match self.options.method.kind {
@@ -316,6 +325,7 @@ impl Work<'_> {
                 .iter()
                 .map(|layer| Candidate { name: layer.name.clone(), shape: layer.ty().shape.clone() })
                 .collect(),
+            identity: ModelIdentity::of("", &layers),
             bytes,
             single_layer: single_layer.collect(),
             cumulative: cumulative.collect(),
@@ -324,6 +334,7 @@ impl Work<'_> {
             recipes: Vec::new(),
             verified_points: self.verified_points(&points),
             points,
+            timesteps,
             evaluations,
             whole_evaluations,
         };
@@ -336,19 +347,6 @@ impl Work<'_> {
         };
         verify::recipes(&mut self, &mut analysis, bench, &encoder, &layers, &*chooser)?;
         Ok(Outcome::Done(Box::new(analysis)))
-    }
-
-    /// The layers that can be compressed.
-    fn candidates(&self, network: &Network<'_>) -> anyhow::Result<Vec<Layer>> {
-        let all = network.layers();
-        let layers: Vec<Layer> = all.filter(|layer| layer.count() > self.options.min_size).cloned().collect();
-        if let Some(layer) = layers.iter().find(|layer| layer.weight.encoding().is_some()) {
-            bail!("layer `{}` is compressed already: analyze the model that it was made from", layer.name);
-        }
-        if layers.is_empty() {
-            bail!("no layer has more than {} weights; give a smaller --min-size", self.options.min_size);
-        }
-        Ok(layers)
     }
 
     /// The schemes that are measured; the others are inferred.
@@ -466,9 +464,12 @@ impl Work<'_> {
             order.iter().map(one).sum()
         };
         let together: f64 = orders.iter().map(together).sum();
-        let moments = if self.options.method.kind == Kind::Estimate { 1.0 } else { 0.0 };
-        // The runs of the original are counted with those that the states took.
-        points as f64 * (self.measured_schemes().len() as f64 * alone + together + 1.0 + moments)
+        let (moments, anchors) = match self.options.method.kind {
+            Kind::Estimate => (1.0, (verify::ANCHORS.len() * VERIFIED) as f64),
+            Kind::Exhaustive => (0.0, 0.0),
+        };
+        // Every state takes a run of the original.
+        points as f64 * (self.measured_schemes().len() as f64 * alone + together + 1.0 + moments) + anchors
     }
 
     fn setting(&self) -> Setting {
@@ -527,6 +528,18 @@ impl Work<'_> {
             hash.0
         )
     }
+}
+
+/// The layers of a network that can be compressed.
+fn candidates(network: &Network<'_>, min_size: usize) -> anyhow::Result<Vec<Layer>> {
+    let layers: Vec<Layer> = network.layers().filter(|layer| layer.count() > min_size).cloned().collect();
+    if let Some(layer) = layers.iter().find(|layer| layer.weight.encoding().is_some()) {
+        bail!("layer `{}` is compressed already: analyze the model that it was made from", layer.name);
+    }
+    if layers.is_empty() {
+        bail!("no layer has more than {min_size} weights; give a smaller --min-size");
+    }
+    Ok(layers)
 }
 
 /// FNV-1a.

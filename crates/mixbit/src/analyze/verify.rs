@@ -1,15 +1,19 @@
 //! Recipes: chosen for each goal, run, and compared with what was expected.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use compress::{Layer, Scheme};
+use diffusion::model::DiffusionModel;
+use engine::Cpu;
 
 use super::measure::{Bench, Distortion, Encoder};
-use super::network::Replaced;
-use super::{Analysis, Goal, Verified, Work, calibration};
+use super::network::{Network, Replaced};
+use super::{Analysis, Goal, Point, Setting, Verified, Work, calibration, candidates};
 
 /// Bits per weight at which the estimate is compared with a run, to correct it elsewhere.
-const ANCHORS: [f64; 5] = [2.25, 3.25, 4.25, 5.5, 7.0];
+pub(super) const ANCHORS: [f64; 4] = [2.25, 3.25, 4.75, 7.0];
 
 /// Makes recipes.
 pub(super) trait Choose {
@@ -39,7 +43,8 @@ pub(super) fn recipes(
         calibration::samples(work.model, work.backend, setting, &analysis.verified_points, work.stop)?;
     let mut verifier =
         Verifier { bench: Bench::new(bench.network, samples)?, encoder, layers, bytes: analysis.bytes };
-    let uniform: Vec<Scheme> = work.options.schemes.iter().copied().chain([Scheme::linear()]).collect();
+    let uniform = [None].into_iter().chain(work.options.schemes.iter().copied().map(Some));
+    let uniform: Vec<Option<Scheme>> = uniform.chain([Some(Scheme::linear())]).collect();
     let anchors: Vec<Chosen> = ANCHORS
         .iter()
         .filter_map(|&bits| chooser.choose(Goal::Bits(bits)))
@@ -52,8 +57,9 @@ pub(super) fn recipes(
         work.observer.verified(done, total);
     };
     for scheme in uniform {
-        let all = layers.iter().map(|layer| (layer.name.clone(), scheme)).collect();
-        analysis.baselines.push(verifier.run(scheme.to_string(), all, None)?);
+        let name = scheme.map_or("original".to_string(), |scheme| scheme.to_string());
+        let all = layers.iter().filter_map(|layer| Some((layer.name.clone(), scheme?))).collect();
+        analysis.baselines.push(verifier.run(name, all, None)?);
         step(work);
     }
     let mut correction = Correction::default();
@@ -77,6 +83,33 @@ pub(super) fn recipes(
         step(work);
     }
     Ok(())
+}
+
+/// The PSNR in dB of denoised latents in some states, by recipe and by state. A recipe is given with what its palettes are
+/// fitted to.
+///
+/// # Errors
+/// If the network can't be run or a layer's weights can't be compressed.
+pub fn psnr(
+    model: &DiffusionModel,
+    backend: &Cpu,
+    setting: &Setting,
+    points: &[Point],
+    recipes: &[(&BTreeMap<String, Scheme>, &BTreeMap<String, Vec<f32>>)],
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Vec<f64>>> {
+    let (samples, graph, _) = calibration::samples(model, backend, setting, points, stop)?;
+    let network = Network::new(&graph, backend, stop.clone())?;
+    let (layers, bytes) = (candidates(&network, 0)?, network.bytes());
+    let mut bench = Bench::new(network, samples)?;
+    let mut all = Vec::new();
+    for (chosen, importance) in recipes {
+        let encoder = Encoder::weighing((*importance).clone());
+        let mut verifier = Verifier { bench, encoder: &encoder, layers: &layers, bytes };
+        all.push(verifier.run(String::new(), (*chosen).clone(), None)?.measured);
+        bench = verifier.bench;
+    }
+    Ok(all)
 }
 
 /// What the estimate is off by, between recipes for which it is known.

@@ -131,9 +131,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let _ = name;
+    let name = arguments.model_version.clone().unwrap_or(name);
+    let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
+    analysis.recipe_file(&name, &options.setting).write(&path)?;
     summarize(&analysis, &progress);
-    Ok(())
+    print_line(path.display())
 }
 
 fn summarize(analysis: &Analysis, progress: &Progress) {

@@ -141,11 +141,13 @@ impl Counter {
         let own = done.saturating_sub(self.before);
         let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("{}, ", rate(seconds)));
+            if own > 0 {
+                bar.set_message(format!("{}, ", rate(seconds)));
+            }
             bar.set_position(done as u64);
         }
         let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
-        if self.lines && (is_due || done == self.total) {
+        if self.lines && own > 0 && (is_due || done == self.total) {
             let left = seconds * (self.total - done) as f64;
             print_line(format_args!(
                 "{}: {done}/{} steps, {}, {} left",
