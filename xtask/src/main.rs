@@ -1,6 +1,7 @@
 //! Development tasks, run as `cargo xtask TASK`.
 #![forbid(unsafe_code)]
 
+mod bench_analyze;
 mod bench_convert;
 mod check;
 mod conformance;
@@ -19,6 +20,8 @@ enum Task {
     Check,
     /// Compare written Core ML packages with Apple's; needs Python 3.11 and the package index
     Conformance(conformance::Arguments),
+    /// Analyze the demo model by each method, and compare costs and recipes
+    BenchAnalyze(bench_analyze::Arguments),
     /// Convert a checkpoint's UNet to a Core ML package, and compare with a copy of its weights
     BenchConvert(bench_convert::Arguments),
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Check => check::run(),
         Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::BenchAnalyze(arguments) => bench_analyze::run(&arguments),
         Task::BenchConvert(arguments) => bench_convert::run(&arguments),
         Task::Synth(arguments) => synth::run(&arguments),
         Task::DemoEval(arguments) => demo_eval::run(&arguments),

@@ -33,7 +33,7 @@ use diffusion::model::DiffusionModel;
 use engine::Cpu;
 
 pub use calibration::{PROMPTS, Point, Setting};
-pub use verify::psnr;
+pub use verify::{Fitted, psnr};
 
 use journal::{Journal, Key};
 use measure::{Bench, Distortion, Encoder};

@@ -77,7 +77,7 @@ pub(super) fn recipes(
         if let Some(chosen) = chooser.choose(goal) {
             let predicted = chosen.predicted.map(|predicted| correction.applied(predicted));
             let verified = verifier.run(String::new(), chosen.layers, predicted)?;
-            let name = format!("recipe_{:.2}_bit_mixedpalette", verified.bits);
+            let name = unused_name(&analysis.recipes, &verified);
             analysis.recipes.push(Verified { name, ..verified });
         }
         step(work);
@@ -85,8 +85,25 @@ pub(super) fn recipes(
     Ok(())
 }
 
-/// The PSNR in dB of denoised latents in some states, by recipe and by state. A recipe is given with what its palettes are
-/// fitted to.
+/// Apple's name for a recipe, with a number if another recipe has it.
+fn unused_name(recipes: &[Verified], verified: &Verified) -> String {
+    let base = format!("recipe_{:.2}_bit_mixedpalette", verified.bits);
+    let is_free =
+        |name: &String| recipes.iter().all(|other| other.name != *name || other.layers == verified.layers);
+    let numbered = (2..).map(|number| format!("{base}_{number}"));
+    std::iter::once(base.clone()).chain(numbered).find(is_free).unwrap_or(base)
+}
+
+/// A recipe to be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Fitted<'a> {
+    /// The form of each layer that is compressed.
+    pub layers: &'a BTreeMap<String, Scheme>,
+    /// What palettes are fitted to: the mean square of each input channel by layer.
+    pub importance: &'a BTreeMap<String, Vec<f32>>,
+}
+
+/// The PSNR in dB of denoised latents in some states, by recipe and by state.
 ///
 /// # Errors
 /// If the network can't be run or a layer's weights can't be compressed.
@@ -95,7 +112,7 @@ pub fn psnr(
     backend: &Cpu,
     setting: &Setting,
     points: &[Point],
-    recipes: &[(&BTreeMap<String, Scheme>, &BTreeMap<String, Vec<f32>>)],
+    recipes: &[Fitted<'_>],
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Vec<Vec<f64>>> {
     let (samples, graph, _) = calibration::samples(model, backend, setting, points, stop)?;
@@ -103,10 +120,10 @@ pub fn psnr(
     let (layers, bytes) = (candidates(&network, 0)?, network.bytes());
     let mut bench = Bench::new(network, samples)?;
     let mut all = Vec::new();
-    for (chosen, importance) in recipes {
-        let encoder = Encoder::weighing((*importance).clone());
+    for recipe in recipes {
+        let encoder = Encoder::weighing(recipe.importance.clone());
         let mut verifier = Verifier { bench, encoder: &encoder, layers: &layers, bytes };
-        all.push(verifier.run(String::new(), (*chosen).clone(), None)?.measured);
+        all.push(verifier.run(String::new(), recipe.layers.clone(), None)?.measured);
         bench = verifier.bench;
     }
     Ok(all)

@@ -1,0 +1,223 @@
+//! The methods of `mixbit analyze` beside each other: what measuring costs, and what their recipes are worth on prompts
+//! and states that none of them saw.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use engine::Cpu;
+use mixbit::analyze::{
+    Analysis, EFFORTS, Effort, Fitted, Goal, METHODS, Method, Observer, Options, Outcome, Point, Setting,
+    Shard, analyze, psnr, schemes_of_recipes,
+};
+use mixbit::model;
+
+/// Bits per weight of the recipes.
+const BITS: [f64; 10] = [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0];
+
+/// Layers of at most so many weights stay as they are: the demo model's are small.
+const MIN_SIZE: usize = 1000;
+
+/// What the default may cost beside the exhaustive method, and the high effort.
+const MOST_COST: [f64; 2] = [0.05, 0.5];
+
+/// What the high effort's recipes must be better by in dB, and from which to which bits.
+const BETTER: (f64, f64, f64) = (2.0, 3.5, 5.0);
+
+/// What predictions may be off by in dB.
+const MOST_OFF: f64 = 1.5;
+
+/// Prompts that all methods measure on; every other one is for their own verification.
+const MEASURED: [&str; 16] = [
+    "a large red circle at the left and a small blue square at the right on a white background",
+    "a small yellow circle at the top on a black background",
+    "a green triangle above a yellow star on a gray background",
+    "a large blue heart below a small white circle",
+    "a small black heart at the top left on a pink background",
+    "a red square next to a green circle on a cyan background",
+    "a purple circle next to a brown square",
+    "a large white diamond on a purple background",
+    "a tiny gray diamond at the bottom right and a huge cyan star at the left on a black background",
+    "a small green square to the left of a large pink triangle",
+    "a white star on a blue background",
+    "a black triangle at the top and a yellow heart at the bottom on a white background",
+    "a large gray triangle below a small red heart",
+    "a huge blue circle at the center on an orange background",
+    "a pink circle to the left of a green diamond on a yellow background",
+    "a small brown star at the top right and a large cyan square at the left",
+];
+
+/// Prompts that no method sees.
+const HELD_OUT: [&str; 8] = [
+    "a small pink diamond at the right and a small green square at the left on a white background",
+    "a large yellow square at the left and a small black diamond at the bottom right on a blue background",
+    "a blue triangle above a white heart on a brown background",
+    "a tiny red star at the center on a gray background",
+    "a large cyan circle below a small purple square on a yellow background",
+    "a black circle next to a pink heart",
+    "a huge green heart on a white background",
+    "a small white triangle at the bottom left and a large red diamond at the top on a black background",
+];
+
+/// Positions in runs of 25 steps that no method measures on or verifies with.
+const EVALUATIONS: [usize; 4] = [0, 6, 12, 18];
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where measurements are kept: a bench that was interrupted goes on
+    #[arg(long, default_value = "target/bench-analyze")]
+    scratch: PathBuf,
+}
+
+/// Analyzes the demo model by each method and prints costs, PSNRs and predictions.
+///
+/// # Errors
+/// If a bar is missed.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let bench = Bench::new(arguments)?;
+    let exhaustive = bench.analyze(&METHODS[1], &EFFORTS[1])?;
+    let medium = bench.analyze(&METHODS[0], &EFFORTS[1])?;
+    let high = bench.analyze(&METHODS[0], &EFFORTS[2])?;
+    let mut missed = Vec::new();
+    println!(
+        "\n| method | evaluations of one image | of the exhaustive method | seconds |\n| --- | --- | --- | --- |"
+    );
+    for (entry, most) in [(&exhaustive, 1.0), (&medium, MOST_COST[0]), (&high, MOST_COST[1])] {
+        let part = entry.analysis.evaluations / exhaustive.analysis.evaluations;
+        println!(
+            "| {} | {:.0} | {:.1} % | {:.0} |",
+            entry.name,
+            entry.analysis.evaluations,
+            100.0 * part,
+            entry.seconds
+        );
+        if part > most {
+            missed.push(format!("{} costs {:.1} %", entry.name, 100.0 * part));
+        }
+    }
+    println!(
+        "\nWith every measurement a whole run, as Apple's script makes it, the exhaustive method takes {:.0}.",
+        exhaustive.analysis.whole_evaluations
+    );
+    println!(
+        "\n| bits | exhaustive | medium | predicted | high | predicted |\n| --- | --- | --- | --- | --- | --- |"
+    );
+    for (index, bits) in BITS.into_iter().enumerate() {
+        let [theirs, ours, best] = [&exhaustive, &medium, &high].map(|entry| entry.held_out[index]);
+        let [expected, expected_best] =
+            [&medium, &high].map(|entry| entry.analysis.recipes[index].predicted.unwrap_or(f64::NAN));
+        println!("| {bits} | {theirs:.2} | {ours:.2} | {expected:.2} | {best:.2} | {expected_best:.2} |");
+        if ours < theirs {
+            missed.push(format!("at {bits} bits the default is {:.2} dB worse", theirs - ours));
+        }
+        if (BETTER.1..=BETTER.2).contains(&bits) && best < theirs + BETTER.0 {
+            missed.push(format!("at {bits} bits the high effort is only {:.2} dB better", best - theirs));
+        }
+        for (name, off) in [("default", expected - ours), ("high effort", expected_best - best)] {
+            if off.is_nan() || off.abs() > MOST_OFF {
+                missed.push(format!("at {bits} bits the {name}'s prediction is off by {off:.2} dB"));
+            }
+        }
+    }
+    match missed.is_empty() {
+        true => Ok(()),
+        false => bail!("missed: {}", missed.join("; ")),
+    }
+}
+
+struct Bench<'a> {
+    arguments: &'a Arguments,
+    model: diffusion::model::DiffusionModel,
+    backend: Cpu,
+    setting: Setting,
+    stop: Arc<AtomicBool>,
+}
+
+/// A method's result.
+struct Entry {
+    name: String,
+    analysis: Analysis,
+    seconds: f64,
+    /// The mean PSNR of each recipe where no method measured.
+    held_out: Vec<f64>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(arguments: &'a Arguments) -> anyhow::Result<Self> {
+        let (model, _) = model::load(None, None)?;
+        let setting = Setting {
+            negative_prompt: None,
+            size: model.defaults.size,
+            steps: model.defaults.steps,
+            guidance_scale: model.defaults.guidance_scale,
+        };
+        Ok(Bench {
+            arguments,
+            model,
+            backend: Cpu::new(None)?,
+            setting,
+            stop: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    fn analyze(&self, method: &'static Method, effort: &'static Effort) -> anyhow::Result<Entry> {
+        let name = match method.name {
+            "exhaustive" => method.name.to_string(),
+            _ => format!("{}, {}", method.name, effort.name),
+        };
+        eprintln!("{name}");
+        let options = Options {
+            method,
+            effort,
+            schemes: schemes_of_recipes(),
+            min_size: MIN_SIZE,
+            goals: BITS.map(Goal::Bits).into(),
+            prompts: MEASURED.map(str::to_string).into(),
+            seed: 93,
+            setting: self.setting.clone(),
+            shard: Some(Shard::WHOLE),
+            directory: self.arguments.scratch.join(&name),
+        };
+        let begin = Instant::now();
+        let outcome = analyze(&self.model, &self.backend, &options, &self.stop, &mut Lines)?;
+        let Outcome::Done(analysis) = outcome else { bail!("{name}: measurements are missing") };
+        let seconds = begin.elapsed().as_secs_f64();
+        if analysis.recipes.len() != BITS.len() {
+            bail!("{name}: a recipe could not be made");
+        }
+        let point = |index: usize| Point {
+            prompt: HELD_OUT[index % HELD_OUT.len()].to_string(),
+            seed: 5000 + (index % HELD_OUT.len()) as u64,
+            evaluation: EVALUATIONS[(index + index / HELD_OUT.len()) % EVALUATIONS.len()],
+        };
+        let points: Vec<Point> = (0..2 * HELD_OUT.len()).map(point).collect();
+        let recipes: Vec<Fitted<'_>> = analysis
+            .recipes
+            .iter()
+            .map(|recipe| Fitted { layers: &recipe.layers, importance: &analysis.importance })
+            .collect();
+        let all = psnr(&self.model, &self.backend, &self.setting, &points, &recipes, &self.stop);
+        let held_out = all.context("the held-out states")?;
+        let held_out = held_out.iter().map(|one| one.iter().sum::<f64>() / one.len() as f64).collect();
+        Ok(Entry { name, analysis: *analysis, seconds, held_out })
+    }
+}
+
+/// A line now and then.
+struct Lines;
+
+impl Observer for Lines {
+    fn measured(&mut self, done: usize, total: usize) {
+        if done % 200 == 0 || done == total {
+            eprintln!("  measured {done} of {total}");
+        }
+    }
+
+    fn verified(&mut self, done: usize, total: usize) {
+        if done == total {
+            eprintln!("  verified {total}");
+        }
+    }
+}
