@@ -14,6 +14,8 @@ use mixbit::analyze::{
 };
 use mixbit::model;
 
+use crate::repository;
+
 /// Bits per weight of the recipes.
 const BITS: [f64; 10] = [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0];
 
@@ -146,7 +148,7 @@ struct Entry {
 
 impl<'a> Bench<'a> {
     fn new(arguments: &'a Arguments) -> anyhow::Result<Self> {
-        let (model, _) = model::load(None, None)?;
+        let (model, _) = model::load(Some(&repository().join("models/demo")), None)?;
         let setting = Setting {
             negative_prompt: None,
             size: model.defaults.size,
@@ -210,7 +212,7 @@ struct Lines;
 
 impl Observer for Lines {
     fn measured(&mut self, done: usize, total: usize) {
-        if done % 200 == 0 || done == total {
+        if done.is_multiple_of(200) || done == total {
             eprintln!("  measured {done} of {total}");
         }
     }
