@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
 use formats::coreml;
-use mil::{Constant, Def, Function, WeightError, WeightRef, Weights, join};
+use mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
 use serde_json::Value;
 
 use crate::package::{PARTS, Part, SAFETY_CHECKER, keys};
@@ -185,8 +185,14 @@ impl ModelFiles for Bundle {
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
         let parts = self.parts.values().filter(|part| part.says(keys::COMPONENT) == Some(component));
-        let constants = parts.flat_map(|part| constants(&part.function)).collect();
-        Ok(Arc::new(PackagedWeights { constants }))
+        let mut all = BTreeMap::new();
+        for part in parts {
+            // What is compressed stays so, and is known by the name of what it decodes to.
+            let function = constexpr::decoded(&part.function)
+                .map_err(|error| format!("{}: {error}", part.path.display()))?;
+            all.extend(constants(&function));
+        }
+        Ok(Arc::new(PackagedWeights { constants: all }))
     }
 }
 

@@ -3,7 +3,7 @@
 //! - [`model`] finds models: directories in the diffusers layout, and the demo model in the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`bundle`] reads directories of Core ML packages, [`package`] converts models to Core ML packages;
-//! - [`recipe`] reads and writes recipe files;
+//! - [`recipe`] reads and writes recipe files, [`palettize`] stores networks in fewer bits;
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod bundle;
 pub mod cli;
 pub mod model;
 pub mod package;
+pub mod palettize;
 pub mod parameters;
 pub mod picture;
 pub mod recipe;

@@ -9,6 +9,7 @@ mod interrupt;
 mod memory;
 mod metadata;
 mod output;
+mod palettize;
 mod parts;
 mod progress;
 mod table;
@@ -38,6 +39,8 @@ enum Command {
     Analyze(Box<analyze::Arguments>),
     /// Convert a model to Core ML packages
     Convert(Box<convert::Arguments>),
+    /// Store a model's weights in fewer bits, as Core ML packages
+    Palettize(Box<palettize::Arguments>),
     /// Show what a model, a Core ML package or a weight file consists of
     Inspect(inspect::Arguments),
     /// Compare two models, Core ML packages or weight files
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Analyze(arguments) => analyze::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Palettize(arguments) => palettize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => return diff::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),

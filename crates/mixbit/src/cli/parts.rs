@@ -101,7 +101,8 @@ fn is_weight_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
-fn is_package(path: &Path) -> bool {
+/// Whether a path is named as a Core ML model.
+pub(super) fn is_package(path: &Path) -> bool {
     let is_one_of = |extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|known| extension == *known);
     path.extension().is_some_and(is_one_of)
 }

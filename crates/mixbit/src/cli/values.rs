@@ -1,6 +1,7 @@
 //! How values on the command line are read.
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
+use compress::{Scheme, Width};
 use diffusion::arch::AttentionImplementation;
 use diffusion::random::RANDOM_SOURCES;
 use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
@@ -74,6 +75,19 @@ pub(super) fn spacings() -> PossibleValuesParser {
 /// Every form of attention.
 pub(super) fn attention() -> PossibleValuesParser {
     AttentionImplementation::ALL.map(|attention| PossibleValue::new(attention.name())).to_vec().into()
+}
+
+/// Reads the bits of a palette's indices.
+pub(super) fn width(text: &str) -> Result<Width, String> {
+    let widths = || Width::ALL.map(|width| width.bits().to_string()).join(", ");
+    let width = text.parse().ok().and_then(Width::of_bits);
+    width.ok_or_else(|| format!("there are {} bits", widths()))
+}
+
+/// Every way to store a layer in fewer bits.
+pub(super) fn schemes() -> PossibleValuesParser {
+    let value = |scheme: Scheme| PossibleValue::new(scheme.to_string()).help(scheme.method.about());
+    Scheme::all().map(value).collect::<Vec<_>>().into()
 }
 
 /// Every deployment target, by its two names.

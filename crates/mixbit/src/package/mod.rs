@@ -116,6 +116,8 @@ pub mod keys {
     pub const SCHEDULER: &str = "mixbit.scheduler";
     /// The model's `model_index.json`.
     pub const MODEL_INDEX: &str = "mixbit.model_index";
+    /// How the package was palettized: a scheme, or a recipe's name and checksum.
+    pub const RECIPE: &str = "mixbit.recipe";
     /// A text encoder's `tokenizer_config.json`.
     pub const TOKENIZER: &str = "mixbit.tokenizer";
 }

@@ -85,7 +85,11 @@ impl Package {
         Ok(coreml::write_compiled(path, &self.model()?, progress)?)
     }
 
-    fn model(&self) -> Result<coreml::Model, PackageError> {
+    /// The model, for a file. No weight is read.
+    ///
+    /// # Errors
+    /// [`PackageError`].
+    pub fn model(&self) -> Result<coreml::Model, PackageError> {
         let function = mil::passes::DEAD_CODE.run(&self.function()?);
         mil::verify(&function)
             .map_err(|source| PackageError::Graph { package: self.name.clone(), source })?;

@@ -1,0 +1,168 @@
+//! What was written beside what it came from.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use compress::Layer;
+use formats::coreml;
+use half::f16;
+use mil::{DType, WeightError};
+use rayon::prelude::*;
+use thiserror::Error;
+
+use super::{PalettizeError, Palettized, model_layers};
+
+/// What became of the layers of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Those that are stored in another form.
+    pub layers: Vec<LayerReport>,
+    /// Weights of all layers.
+    pub weights: u64,
+    /// Bytes of all layers before.
+    pub before: u64,
+    /// Bytes of all layers after.
+    pub after: u64,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug)]
+pub struct LayerReport {
+    /// The layer's name.
+    pub name: String,
+    /// Bits of one of its weights, tables included.
+    pub bits: f64,
+    /// The PSNR of its weights beside those before, in dB.
+    pub psnr: f64,
+}
+
+/// Why a written model is not what it should be.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// The model can't be read again.
+    #[error(transparent)]
+    Format(#[from] formats::Error),
+    /// The model's graph can't be used.
+    #[error(transparent)]
+    Graph(#[from] PalettizeError),
+    /// A weight can't be read.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// The model has other layers.
+    #[error(
+        "{found} layers were written, not {expected}: a defect of mixbit, or a disk that does not keep what it is given"
+    )]
+    Layers {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+    /// A weight decodes to something else.
+    #[error(
+        "layer `{layer}` does not decode to what was written: a defect of mixbit, or a disk that does not keep what it is given"
+    )]
+    Differs {
+        /// The layer.
+        layer: String,
+    },
+}
+
+impl Palettized {
+    /// Reads a model that was written and decodes every layer: compressed ones must be what they were compressed to, the
+    /// others what they were, bit for bit. `progress` is told how many layers are done.
+    ///
+    /// # Errors
+    /// [`CheckError`].
+    pub fn check(&self, path: &Path, progress: &(dyn Fn(usize) + Sync)) -> Result<Report, CheckError> {
+        let written = model_layers(&coreml::read(path)?)?;
+        if written.len() != self.after.len() {
+            return Err(CheckError::Layers { found: written.len(), expected: self.after.len() });
+        }
+        let done = AtomicUsize::new(0);
+        let one = |((before, after), written): ((&Layer, &Layer), &Layer)| -> Result<_, CheckError> {
+            let report = compare(before, after, written)?;
+            for layer in [before, written] {
+                layer.weight.release();
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            Ok(report)
+        };
+        let triples = self.before.par_iter().zip(&self.after).zip(&written);
+        let reports = triples.map(one).collect::<Result<Vec<_>, _>>()?;
+        let sum =
+            |layers: &[Layer], of: fn(&Layer) -> usize| layers.iter().map(|layer| of(layer) as u64).sum();
+        Ok(Report {
+            layers: reports.into_iter().flatten().collect(),
+            weights: sum(&self.after, Layer::count),
+            before: sum(&self.before, |layer| stored(layer)),
+            after: sum(&written, |layer| stored(layer)),
+        })
+    }
+
+    /// The number of layers.
+    pub fn layer_count(&self) -> usize {
+        self.before.len()
+    }
+}
+
+/// Bytes in a package, where no float is wider than the graph says.
+fn stored(layer: &Layer) -> usize {
+    match layer.weight.encoding() {
+        Some(_) => layer.weight.stored_len(),
+        None => layer.ty().byte_len().unwrap_or_default(),
+    }
+}
+
+/// `None` for a layer that has the form that it had.
+fn compare(before: &Layer, after: &Layer, written: &Layer) -> Result<Option<LayerReport>, CheckError> {
+    let differs = || CheckError::Differs { layer: before.name.clone() };
+    if after.ty() != written.ty() {
+        return Err(differs());
+    }
+    let found = written.weight.read()?;
+    if *found != *after.weight.read()? {
+        return Err(differs());
+    }
+    if after.weight.encoding().is_none() {
+        return Ok(None);
+    }
+    let source = before.weight.read()?;
+    let psnr = match before.ty().dtype {
+        DType::F16 => psnr(halves(&found), halves(&source)),
+        _ => psnr(singles(&found), singles(&source)),
+    };
+    let bits = 8.0 * stored(written) as f64 / written.count().max(1) as f64;
+    Ok(Some(LayerReport { name: before.name.clone(), bits, psnr }))
+}
+
+fn halves(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32())
+}
+
+fn singles(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes))
+}
+
+/// With the largest magnitude as the peak; infinite for equal values.
+fn psnr(found: impl Iterator<Item = f32>, expected: impl Iterator<Item = f32>) -> f64 {
+    let (mut peak, mut square, mut count) = (0.0f32, 0.0f64, 0u64);
+    for (found, expected) in found.zip(expected) {
+        peak = peak.max(expected.abs());
+        square += f64::from(found - expected).powi(2);
+        count += 1;
+    }
+    10.0 * (f64::from(peak).powi(2) * count as f64 / square).log10()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_psnr_is_of_the_largest_magnitude() {
+        let found = psnr([1.1f32, -1.9].into_iter(), [1.0, -2.0].into_iter());
+        assert!((found - 26.02).abs() < 0.01, "{found}");
+        assert_eq!(psnr([1.0].into_iter(), [1.0].into_iter()), f64::INFINITY);
+    }
+}

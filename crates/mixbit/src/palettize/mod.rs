@@ -1,0 +1,160 @@
+//! Networks with the weights of their layers in fewer bits.
+//!
+//! - [`uniform`] and [`by_recipe`] say how each layer of a network is stored;
+//! - [`palettize`] makes a model of it that can be written;
+//! - [`Palettized::check`] reads what was written and compares every weight with what it came from.
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use compress::{Choice, Layer, Scheme, apply, layers};
+use formats::coreml;
+use mil::{Opset, Program, constexpr};
+use thiserror::Error;
+
+use crate::recipe::{MatchError, RecipeFile, assign};
+
+pub use check::{CheckError, LayerReport, Report};
+
+/// Layers of at most so many weights stay as they are, as with Apple's `--quantize-nbits`.
+pub const MIN_SIZE: usize = 2048;
+
+/// How a layer is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// The form.
+    pub scheme: Scheme,
+    /// How much an error in each input channel matters; all the same without.
+    pub importance: Option<Vec<f32>>,
+}
+
+/// How layers are stored, by name; those that are not named stay as they are.
+pub type Choices = BTreeMap<String, Chosen>;
+
+/// Every layer of more than `min_size` weights in one form.
+pub fn uniform(layers: &[Layer], scheme: Scheme, min_size: usize) -> Choices {
+    let large = layers.iter().filter(|layer| layer.count() > min_size);
+    large.map(|layer| (layer.name.clone(), Chosen { scheme, importance: None })).collect()
+}
+
+/// The layers of a UNet, or of both of its chunks, as a recipe says; and whether the model has the layers that the recipe
+/// was made on, where that is known.
+///
+/// # Errors
+/// A recipe that the file does not have is no choice; else [`MatchError`].
+pub fn by_recipe(
+    file: &RecipeFile,
+    recipe: &crate::recipe::Recipe,
+    layers: &[Layer],
+) -> Result<(Choices, Option<bool>), MatchError> {
+    let assignment = assign(file, recipe, layers)?;
+    let importance = |layer: &str| Some(file.details.as_ref()?.importance.get(layer)?.values());
+    let chosen = assignment.layers.into_iter().filter_map(|(name, (layer, scheme))| {
+        Some((name, Chosen { scheme: scheme?, importance: importance(&layer) }))
+    });
+    Ok((chosen.collect(), assignment.is_same))
+}
+
+/// Why a model can't be palettized.
+#[derive(Debug, Error)]
+pub enum PalettizeError {
+    /// A form came later than the model's deployment target.
+    #[error(
+        "{scheme} needs {needs}, and the package is for {has}: convert the checkpoint again with \
+         --min-deployment-target macOS15, or palettize the checkpoint itself"
+    )]
+    Target {
+        /// The form.
+        scheme: Scheme,
+        /// The opset that has it.
+        needs: &'static str,
+        /// The model's opset.
+        has: &'static str,
+    },
+    /// Layers have fewer bits already.
+    #[error(
+        "{count} of the layers, `{first}` the first, are compressed already: palettize the original, or compress what they \
+         decode to with --force"
+    )]
+    Compressed {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// A weight can't be compressed.
+    #[error(transparent)]
+    Compress(#[from] compress::Error),
+    /// The model's graph can't be used.
+    #[error(transparent)]
+    Mil(#[from] mil::Error),
+    /// The model has no function.
+    #[error("it has no function `main`")]
+    NoFunction,
+}
+
+/// A model whose layers are in fewer bits.
+pub struct Palettized {
+    /// The model, for a file.
+    pub model: coreml::Model,
+    /// The layers before, in the order of the graph.
+    before: Vec<Layer>,
+    /// The same layers after.
+    after: Vec<Layer>,
+}
+
+/// The layers of a model.
+///
+/// # Errors
+/// If the model has no function, or one that can't be decoded.
+pub fn model_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
+    let function = model.program.main().ok_or(PalettizeError::NoFunction)?;
+    Ok(layers(&constexpr::decoded(function)?))
+}
+
+/// A model with layers stored as chosen. Palettes are fitted on all threads; `progress` is told how many layers are done.
+/// `again` allows to compress what layers that are compressed decode to.
+///
+/// # Errors
+/// [`PalettizeError`].
+pub fn palettize(
+    model: &coreml::Model,
+    choices: &Choices,
+    again: bool,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Palettized, PalettizeError> {
+    let function = constexpr::decoded(model.program.main().ok_or(PalettizeError::NoFunction)?)?;
+    let before = layers(&function);
+    let chosen = |layer: &Layer| choices.get(&layer.name);
+    for scheme in before.iter().filter_map(chosen).map(|chosen| chosen.scheme) {
+        if scheme.since() > function.opset {
+            let (needs, has) = (system(scheme.since()), system(function.opset));
+            return Err(PalettizeError::Target { scheme, needs, has });
+        }
+    }
+    let compressed: Vec<&Layer> =
+        before.iter().filter(|layer| chosen(layer).is_some() && layer.weight.encoding().is_some()).collect();
+    if let (Some(first), false) = (compressed.first(), again) {
+        return Err(PalettizeError::Compressed { count: compressed.len(), first: first.name.clone() });
+    }
+    let done = AtomicUsize::new(0);
+    let choose = |layer: &Layer| {
+        chosen(layer).map(|chosen| Choice { scheme: chosen.scheme, importance: chosen.importance.as_deref() })
+    };
+    let report = |_: &Layer| progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+    let function = apply(&function, &choose, &report)?;
+    let after = layers(&function);
+    let program = Program::new(constexpr::encoded(&function)?);
+    Ok(Palettized { model: coreml::Model { program, ..model.clone() }, before, after })
+}
+
+/// The system that an opset came with.
+fn system(opset: Opset) -> &'static str {
+    let targets = crate::package::DEPLOYMENT_TARGETS;
+    targets.iter().find(|target| target.opset == opset).map_or(opset.name(), |target| target.names[0])
+}
+
+#[cfg(test)]
+mod tests;
