@@ -6,16 +6,23 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use compress::{Scheme, Width};
 use diffusion::arch::AttentionImplementation;
 use diffusion::model::ModelFiles;
 use engine::Cpu;
+use formats::coreml;
 
+use super::parts::bits;
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::{interrupt, memory, palettize, print_line, values};
 use crate::model::{DiffusersModel, NamedComponent};
 use crate::package::{
-    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PackageError, Source, check_output, plan, write_vocabulary,
+    DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, check_output, plan, write_vocabulary,
 };
+use crate::palettize::{MIN_SIZE, model_layers, uniform};
+
+/// Apple's converter refuses a package whose output has less, in dB.
+const LEAST_PSNR: f64 = 35.0;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -88,11 +95,16 @@ pub(super) struct Arguments {
           default_value = "macOS13", help_heading = "Form")]
     min_deployment_target: String,
 
+    /// Palettes of so many bits for UNets, ControlNets and text encoders: 1, 2, 3, 4, 6 or 8
+    #[arg(long, value_name = "N", value_parser = values::width, help_heading = "Form")]
+    quantize_nbits: Option<Width>,
+
     /// Also compile the packages into a Resources directory, as Apple's and other apps load them
     #[arg(long, help_heading = "Form")]
     bundle_resources_for_swift_cli: bool,
 
-    /// Run each package, rounded as a device rounds, and compare with the checkpoint in fp32; less than 35 dB is an error
+    /// Run each package, rounded as a device rounds, and compare with the checkpoint in fp32; less than 35 dB is an error,
+    /// unless with --quantize-nbits
     #[arg(long, help_heading = "Form")]
     check_output_correctness: bool,
 
@@ -131,20 +143,19 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let checker = arguments.check_output_correctness.then(|| Cpu::new(None)).transpose()?;
     for package in &packages {
-        bytes += write(&package.path(&arguments.output), arguments.force, &progress, |path, progress| {
-            package.write(path, progress)
-        })?;
+        bytes += arguments.write(package, resources.as_deref(), &progress)?;
         if let Some(backend) = &checker {
             let path = package.path(&arguments.output);
             let _waiting = progress.wait("checking the package's output");
             let psnr = check_output(package, &path, backend, Some(stop.clone()))?;
+            // Few bits have their price: that it is paid is no mistake of the conversion.
+            if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
+                bail!(
+                    "{}: its output has a PSNR of {psnr:.1} dB beside the checkpoint's, less than {LEAST_PSNR} dB",
+                    path.display()
+                );
+            }
             progress.say(format_args!("{}: PSNR {psnr:.1} dB", package.name));
-        }
-        if let Some(resources) = &resources {
-            bytes +=
-                write(&package.compiled_path(resources), arguments.force, &progress, |path, progress| {
-                    package.write_compiled(path, progress)
-                })?;
         }
         if stop.load(std::sync::atomic::Ordering::SeqCst) {
             bail!("stopped after {}; run it again to go on from there", package.name);
@@ -165,7 +176,7 @@ fn write(
     path: &Path,
     force: bool,
     progress: &Progress,
-    write: impl FnOnce(&Path, &mut dyn FnMut(u64, u64)) -> Result<(), PackageError>,
+    write: impl FnOnce(&Path, &mut dyn FnMut(u64, u64)) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
     let mut written = 0;
     if path.exists() && !force {
@@ -183,6 +194,49 @@ fn write(
 }
 
 impl Arguments {
+    /// Writes a package, and the compiled model if there are `resources`. Gives the bytes that were written.
+    fn write(&self, package: &Package, resources: Option<&Path>, progress: &Progress) -> anyhow::Result<u64> {
+        let path = package.path(&self.output);
+        let compiled = resources.map(|resources| package.compiled_path(resources));
+        let is_needed = self.force || !path.exists() || compiled.as_ref().is_some_and(|path| !path.exists());
+        let model = package.model()?;
+        let palettized = match self.quantize_nbits {
+            Some(width) if is_needed && palettize::is_for_all(package.asked_as) => {
+                let scheme = Scheme::palette(width);
+                let choices = uniform(&model_layers(&model)?, scheme, MIN_SIZE);
+                let note = scheme.to_string();
+                let name = &package.name;
+                Some(palettize::palettized(&model, &choices, &note, false, progress, name)?)
+            }
+            _ => None,
+        };
+        let model = palettized.as_ref().map_or(&model, |palettized| &palettized.model);
+        let targets = [
+            (Some(path), coreml::write_package as fn(&Path, &_, &mut dyn FnMut(u64, u64)) -> Result<(), _>),
+            (compiled, coreml::write_compiled),
+        ];
+        let mut bytes = 0;
+        for (path, write_model) in targets {
+            let Some(path) = path else { continue };
+            let written = write(&path, self.force, progress, |path, progress| {
+                Ok::<_, anyhow::Error>(write_model(path, model, progress)?)
+            })?;
+            if let (Some(palettized), true) = (&palettized, written > 0) {
+                let _waiting = progress.wait("checking the weights");
+                let report = palettized.check(&path, &|_| ()).with_context(|| path.display().to_string())?;
+                progress.say(format_args!(
+                    "{}: {} of {} layers palettized, {:.2} bits per weight of all layers",
+                    package.name,
+                    report.layers.len(),
+                    palettized.layer_count(),
+                    bits(report.weights as usize, report.after as usize)
+                ));
+            }
+            bytes += written;
+        }
+        Ok(bytes)
+    }
+
     fn options(&self, model: &str) -> anyhow::Result<Options> {
         let asked = |chosen: &[(bool, &'static str)]| -> Vec<&'static str> {
             chosen.iter().filter(|(is_asked, _)| *is_asked).map(|(_, part)| *part).collect()
@@ -202,6 +256,10 @@ impl Arguments {
             ]));
         }
         let target = target(&self.min_deployment_target).context("the deployment target is unknown")?;
+        if let Some(scheme) = self.quantize_nbits.map(Scheme::palette).filter(|it| it.since() > target.opset)
+        {
+            bail!("{} bits need --min-deployment-target macOS15", scheme.width.bits());
+        }
         let attention = AttentionImplementation::ALL
             .into_iter()
             .find(|attention| attention.name().eq_ignore_ascii_case(&self.attention_implementation));

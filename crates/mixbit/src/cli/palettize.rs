@@ -20,7 +20,7 @@ use super::{interrupt, memory, print_line, values};
 use crate::bundle::{CHUNKS, WHOLE, is_named};
 use crate::model::DiffusersModel;
 use crate::package::{
-    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PARTS, Source, keys, plan, write_vocabulary,
+    DEPLOYMENT_TARGETS, DeploymentTarget, Options, PARTS, Part, Source, keys, plan, write_vocabulary,
 };
 use crate::palettize::{Choices, MIN_SIZE, Palettized, Report, by_recipe, model_layers, palettize, uniform};
 use crate::recipe::RecipeFile;
@@ -30,6 +30,11 @@ const UNETS: [&str; 3] = ["unet", "refiner", "control-unet"];
 
 /// Parts that stay as they are when all layers are palettized, as with Apple's converter.
 const WHOLE_PARTS: [&str; 3] = ["vae_decoder", "vae_encoder", "safety_checker"];
+
+/// Whether a part is palettized when all layers are.
+pub(super) fn is_for_all(part: &str) -> bool {
+    !WHOLE_PARTS.contains(&part)
+}
 
 /// Layers of each package that are listed by their PSNR.
 const WORST: usize = 10;
@@ -48,6 +53,9 @@ pub(super) struct Arguments {
     /// The directory for the packages, made if it is not there; for one package also its path
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
+    /// Only these parts of the model, such as unet [default: all that it has]
+    #[arg(long, value_name = "NAME", value_parser = values::parts(), num_args = 1..)]
+    part: Vec<String>,
     /// Write packages again that are there, and compress again what is compressed already
     #[arg(long)]
     force: bool,
@@ -254,7 +262,7 @@ fn choices(
         How::Uniform(scheme) => Ok(items
             .iter()
             .map(|item| {
-                let is_whole = items.len() > 1 && item.part.is_some_and(|part| WHOLE_PARTS.contains(&part));
+                let is_whole = items.len() > 1 && item.part.is_some_and(|part| !is_for_all(part));
                 (!is_whole).then(|| uniform(&item.layers, *scheme, min_size))
             })
             .collect()),
@@ -337,6 +345,13 @@ impl Arguments {
         }
     }
 
+    /// Whether a package is of a part that is asked for.
+    fn is_wanted(&self, path: &Path) -> bool {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let is_asked = |part: &Part| self.part.iter().any(|asked| asked == part.asked_as);
+        self.part.is_empty() || part(&stem).is_some_and(is_asked)
+    }
+
     fn bundle(&self, directory: &Path) -> anyhow::Result<Vec<Item>> {
         make(&self.output)?;
         let mut items = Vec::new();
@@ -353,6 +368,9 @@ impl Arguments {
             for path in paths.iter().filter(|path| !is_hidden(path)) {
                 let output = self.output.join(folder).join(path.file_name().unwrap_or_default());
                 if is_package(path) {
+                    if !self.is_wanted(path) {
+                        continue;
+                    }
                     make(output.parent().unwrap_or(&self.output))?;
                     items.push(Item::read(path, output)?);
                 } else if path.is_file() {
@@ -382,7 +400,11 @@ impl Arguments {
             .into_iter()
             .find(|attention| attention.name().eq_ignore_ascii_case(&self.attention_implementation));
         let options = Options {
-            parts: Vec::new(),
+            parts: PARTS
+                .iter()
+                .map(|part| part.asked_as)
+                .filter(|part| self.part.iter().any(|it| it == part))
+                .collect(),
             model_version: self.model_version.clone().unwrap_or_else(|| model.name().to_string()),
             latent: None,
             batch_one: false,
@@ -423,10 +445,15 @@ impl Item {
 
     fn of(path: PathBuf, model: coreml::Model) -> anyhow::Result<Self> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let ends = [WHOLE, CHUNKS[0], CHUNKS[1]];
-        let part = PARTS.iter().find(|part| ends.iter().any(|ends| is_named(&stem, part, *ends)));
-        Ok(Item { from: stem, path, part: part.map(|part| part.name), layers: model_layers(&model)?, model })
+        let part = part(&stem).map(|part| part.name);
+        Ok(Item { from: stem, path, part, layers: model_layers(&model)?, model })
     }
+}
+
+/// The part that a package of that name is, or is a chunk of.
+fn part(stem: &str) -> Option<&'static Part> {
+    let ends = [WHOLE, CHUNKS[0], CHUNKS[1]];
+    PARTS.iter().find(|part| ends.iter().any(|ends| is_named(stem, part, *ends)))
 }
 
 fn is_hidden(path: &Path) -> bool {

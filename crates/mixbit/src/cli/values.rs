@@ -7,7 +7,7 @@ use diffusion::random::RANDOM_SOURCES;
 use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
 use crate::analyze::{EFFORTS, METHODS, Method};
-use crate::package::DEPLOYMENT_TARGETS;
+use crate::package::{DEPLOYMENT_TARGETS, PARTS};
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
@@ -88,6 +88,13 @@ pub(super) fn width(text: &str) -> Result<Width, String> {
 pub(super) fn schemes() -> PossibleValuesParser {
     let value = |scheme: Scheme| PossibleValue::new(scheme.to_string()).help(scheme.method.about());
     Scheme::all().map(value).collect::<Vec<_>>().into()
+}
+
+/// Every part of a model, as it is asked for.
+pub(super) fn parts() -> PossibleValuesParser {
+    let mut names: Vec<&str> = PARTS.iter().map(|part| part.asked_as).collect();
+    names.dedup();
+    names.into_iter().map(PossibleValue::new).collect::<Vec<_>>().into()
 }
 
 /// Every deployment target, by its two names.

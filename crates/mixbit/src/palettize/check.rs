@@ -95,8 +95,8 @@ impl Palettized {
         Ok(Report {
             layers: reports.into_iter().flatten().collect(),
             weights: sum(&self.after, Layer::count),
-            before: sum(&self.before, |layer| stored(layer)),
-            after: sum(&written, |layer| stored(layer)),
+            before: sum(&self.before, stored),
+            after: sum(&written, stored),
         })
     }
 
