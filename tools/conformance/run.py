@@ -23,8 +23,9 @@ import apple
 import compiled
 import interfaces
 import lint
+import palettized
 import weights
-from cases import TARGETS, all_cases
+from cases import PIPELINES, TARGETS, all_cases
 from package import Package
 
 COMPILED = {
@@ -226,6 +227,8 @@ def main():
         references = [reference for reference in apple.RECORDED["references"] if word in reference["name"]]
         done = [pool.submit(check_reference, mixbit, reference) for reference in references]
         done += [pool.submit(check_case, mixbit, case) for case in cases]
+        if word in "palettized":
+            done.append(pool.submit(palettized.check, mixbit, PIPELINES / "sd15"))
         count, failures = 0, 0
         for future in done:
             packages, problems = future.result()
