@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// The release binary.
-fn build() -> anyhow::Result<PathBuf> {
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let output = Command::new("cargo")
         .args(["build", "--release", "-p", "mixbit", "--message-format=json-render-diagnostics"])
         .current_dir(repository())
@@ -125,10 +125,15 @@ fn convert(binary: &Path, model: &Path, to: &Path) -> anyhow::Result<(Duration, 
         bail!("{said}");
     }
     fs::remove_dir_all(&target)?;
+    Ok((time, peak_memory(&said)?))
+}
+
+/// The peak memory in bytes that a command said that it took.
+pub(crate) fn peak_memory(said: &str) -> anyhow::Result<f64> {
     let megabytes = said.rsplit_once("peak memory ").and_then(|(_, rest)| rest.split(' ').next());
     let megabytes: f64 =
-        megabytes.and_then(|text| text.parse().ok()).context("mixbit did not say its memory")?;
-    Ok((time, megabytes * 1e6))
+        megabytes.and_then(|text| text.trim().parse().ok()).context("mixbit did not say its memory")?;
+    Ok(megabytes * 1e6)
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {

@@ -3,6 +3,7 @@
 
 mod bench_analyze;
 mod bench_convert;
+mod bench_palettize;
 mod check;
 mod conformance;
 mod demo_eval;
@@ -24,6 +25,8 @@ enum Task {
     BenchAnalyze(bench_analyze::Arguments),
     /// Convert a checkpoint's UNet to a Core ML package, and compare with a copy of its weights
     BenchConvert(bench_convert::Arguments),
+    /// Palettize a checkpoint's UNet by a seeded recipe, and measure time and memory
+    BenchPalettize(bench_palettize::Arguments),
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
     Synth(synth::Arguments),
     /// Draw the demo model's held-out captions and measure colours, positions and shapes from the pixels
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::BenchAnalyze(arguments) => bench_analyze::run(&arguments),
         Task::BenchConvert(arguments) => bench_convert::run(&arguments),
+        Task::BenchPalettize(arguments) => bench_palettize::run(&arguments),
         Task::Synth(arguments) => synth::run(&arguments),
         Task::DemoEval(arguments) => demo_eval::run(&arguments),
     };
