@@ -2,7 +2,9 @@
 //!
 //! In one dimension an optimal clustering is a partition of the sorted values into runs, and the best first element of
 //! the last run never moves left as values are added, so each row of the dynamic programme is solved by divide and
-//! conquer: O(entries · n · log n) for n distinct values, of which f16 has fewer than 65,536. Entries of a palette are
+//! conquer: O(entries · n · log n) for n distinct values, of which f16 has fewer than 65,536. Two bounds leave a part of
+//! that: the last of more runs begins no earlier than the last of fewer, and no later than where the runs before it
+//! have a larger error by themselves than the best so far. Entries of a palette are
 //! f16 themselves; a run's error is that of its best f16 entry, and since the values are f16 too, that entry lies within
 //! the run, which keeps the order of the best first elements.
 
@@ -183,50 +185,100 @@ impl Palette {
     }
 }
 
+/// From so many distinct values on, entries of a palette lie so dense that rounding them decides nothing.
+const DENSE_FROM: usize = 4096;
+
 /// Prefix sums of importance, importance · x and importance · x², with x centred on the mean against cancellation.
 struct Sums {
     centre: f64,
-    prefix: Vec<[f64; 3]>,
+    weight: Vec<f64>,
+    first: Vec<f64>,
+    second: Vec<f64>,
+    /// Whether a run's error is that of its best f16 entry, not of its mean.
+    rounds: bool,
 }
 
 impl Sums {
     fn new(histogram: &Histogram) -> Self {
         let points = || histogram.values.iter().map(|v| v.to_f64()).zip(&histogram.importance);
         let total: f64 = histogram.importance.iter().sum();
-        let centre = points().map(|(x, w)| x * (w / total)).sum();
-        let mut sum = [0.0; 3];
-        let mut prefix = vec![sum];
-        for (x, w) in points() {
-            let x = x - centre;
-            sum = [sum[0] + w, sum[1] + w * x, sum[2] + w * x * x];
-            prefix.push(sum);
-        }
-        Self { centre, prefix }
+        let centre: f64 = points().map(|(x, w)| x * (w / total)).sum();
+        let prefix = |power: i32| {
+            let mut sum = 0.0;
+            let terms = points().map(|(x, w): (f64, &f64)| {
+                sum += w * (x - centre).powi(power);
+                sum
+            });
+            std::iter::once(0.0).chain(terms).collect()
+        };
+        let (weight, first, second) = (prefix(0), prefix(1), prefix(2));
+        Self { centre, weight, first, second, rounds: histogram.values.len() < DENSE_FROM }
     }
 
     fn len(&self) -> usize {
-        self.prefix.len() - 1
-    }
-
-    fn run(&self, from: usize, to: usize) -> [f64; 3] {
-        let (a, b) = (self.prefix[from], self.prefix[to]);
-        [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
+        self.weight.len() - 1
     }
 
     fn mean(&self, from: usize, to: usize) -> f64 {
-        let [w, x, _] = self.run(from, to);
-        self.centre + x / w
+        self.centre + (self.first[to] - self.first[from]) / (self.weight[to] - self.weight[from])
     }
 
-    /// Weighted squared error of the run around its mean in f16.
+    /// Weighted squared error of a run.
     fn cost(&self, from: usize, to: usize) -> f64 {
-        let [w, x, xx] = self.run(from, to);
+        let w = self.weight[to] - self.weight[from];
+        let x = self.first[to] - self.first[from];
         let offset = x / w;
+        let error = (self.second[to] - self.second[from] - x * offset).max(0.0);
+        if !self.rounds {
+            return error;
+        }
         let mean = self.centre + offset;
-        let rounding = round_to_f16(mean) - mean;
-        (xx - x * offset).max(0.0) + w * rounding * rounding
+        error + w * (round_to_f16(mean) - mean).powi(2)
+    }
+
+    /// The least sum of `before[i]` and the cost of the run from i to `to`, for i in a range, and the first such i.
+    fn least(&self, before: &[f64], range: std::ops::RangeInclusive<usize>, to: usize) -> (f64, usize) {
+        let mut found = (f64::INFINITY, *range.start());
+        let mut start = *range.start();
+        while start <= *range.end() {
+            // What comes before only grows: from here on nothing is less.
+            if before[start] > found.0 {
+                break;
+            }
+            let end = (start + BLOCK).min(range.end() + 1);
+            let mut errors = [f64::INFINITY; BLOCK];
+            if self.rounds {
+                for (error, from) in errors.iter_mut().zip(start..end) {
+                    *error = before[from] + self.cost(from, to);
+                }
+            } else {
+                self.errors(before, start..end, to, &mut errors);
+            }
+            for (error, from) in errors.iter().zip(start..end) {
+                if *error < found.0 {
+                    found = (*error, from);
+                }
+            }
+            start = end;
+        }
+        found
+    }
+
+    /// [`cost`](Self::cost) for many runs that end at `to`, where means are not rounded, and what is before them.
+    #[inline]
+    fn errors(&self, before: &[f64], from: std::ops::Range<usize>, to: usize, errors: &mut [f64; BLOCK]) {
+        let (weight, first, second) = (self.weight[to], self.first[to], self.second[to]);
+        let sums =
+            self.weight[from.clone()].iter().zip(&self.first[from.clone()]).zip(&self.second[from.clone()]);
+        for (error, (((w, x), xx), before)) in errors.iter_mut().zip(sums.zip(&before[from])) {
+            let (w, x) = (weight - w, first - x);
+            *error = before + (second - xx - x * x / w).max(0.0);
+        }
     }
 }
+
+/// Runs whose errors are computed together.
+const BLOCK: usize = 32;
 
 /// The nearest f16 (ties to even) of a number that is less than the largest one, as f64.
 #[inline(always)]
@@ -248,24 +300,22 @@ fn partition(sums: &Sums, runs: usize) -> Vec<usize> {
     let n = sums.len();
     // best[j]: error of the first j points in the runs so far; starts[r][j]: where the last of r + 2 runs begins.
     let mut best: Vec<f64> = (0..=n).map(|j| if j == 0 { 0.0 } else { sums.cost(0, j) }).collect();
-    let mut starts = Vec::with_capacity(runs - 1);
+    let mut starts: Vec<Vec<u16>> = Vec::with_capacity(runs - 1);
+    let mut spans = Vec::new();
     for run in 2..=runs {
         let mut next = vec![f64::INFINITY; n + 1];
         let mut start = vec![0u16; n + 1];
-        let mut spans = vec![(run, n, run - 1, n - 1)];
+        spans.push((run, n, run - 1, n - 1));
         while let Some((low, high, first, last)) = spans.pop() {
             if low > high {
                 continue;
             }
             let j = low.midpoint(high);
-            let mut chosen = first;
-            for (i, before) in (first..).zip(&best[first..=last.min(j - 1)]) {
-                let error = before + sums.cost(i, j);
-                if error < next[j] {
-                    (next[j], chosen) = (error, i);
-                }
-            }
-            start[j] = chosen as u16;
+            // The last of more runs begins no earlier than the last of fewer.
+            let fewer = starts.last().map_or(0, |start| usize::from(start[j]));
+            let first_of_j = first.max(fewer).min(j - 1);
+            let (error, chosen) = sums.least(&best, first_of_j..=last.min(j - 1), j);
+            (next[j], start[j]) = (error, chosen as u16);
             spans.push((low, j - 1, first, chosen));
             spans.push((j + 1, high, chosen, last));
         }
