@@ -1,0 +1,28 @@
+//! What palettized weights take in memory.
+
+use compress::{Scheme, Width, apply, layers};
+use diffusion::arch::GraphOptions;
+use engine::{Backend, Cpu, Options, Reference};
+
+#[test]
+fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {
+    let (model, _) = mixbit::model::load(None, None).unwrap();
+    let size = model.defaults.size.map(|extent| extent / model.decoder.latent.scale);
+    let options = GraphOptions {
+        width: size[0],
+        height: size[1],
+        time_ids: model.unet.time_ids.unwrap_or_default(),
+        ..GraphOptions::default()
+    };
+    let graph = model.unet.network.graph(&options).unwrap();
+    let four_bits = Scheme::palette(Width::Four);
+    let small = apply(&graph, &|layer| (layer.count() > 2048).then(|| four_bits.into()), &|_| ()).unwrap();
+    let whole: usize = layers(&graph).iter().map(|layer| 2 * layer.count()).sum();
+    let backends: [&dyn Backend; 2] = [&Cpu::new(Some(1)).unwrap(), &Reference];
+    for backend in backends {
+        let bytes = backend.compile(&small, &Options::default()).unwrap().weight_bytes();
+        // All constants are in the sum, norms and biases too.
+        assert!(bytes as f64 <= 0.3 * whole as f64, "{}: {bytes} of {whole}", backend.name());
+        assert!(bytes as f64 > 0.25 * whole as f64, "{}: {bytes} of {whole}", backend.name());
+    }
+}
