@@ -1,6 +1,7 @@
 //! What the UNet is told besides the latents: text states, sizes, guidance.
 
 use engine::{Backend, Signature, Tensor};
+use mil::{Constant, Def, Function};
 
 use super::{
     PipelineError, Request, check_finite, compile, engine_error, floats, graph_options, guidance, tensor,
@@ -184,6 +185,7 @@ impl Conditioning {
             if guided && !negative_is_zero {
                 encode(request.text.negative(component), true, &mut negative)?;
             }
+            runner.finish();
         }
         if negative_is_zero {
             negative.states = vec![0.0; positive.states.len()];
@@ -271,6 +273,7 @@ const GUIDANCE: &str = "timestep_cond";
 struct EncoderRun<'m> {
     encoder: &'m TextEncoder,
     options: GraphOptions,
+    graph: Function,
     network: engine::Model,
 }
 
@@ -287,7 +290,17 @@ impl<'m> EncoderRun<'m> {
         };
         let graph = encoder.network.graph(&options)?;
         let network = compile(&encoder.network, backend, &graph, request, request.precision)?;
-        Ok(EncoderRun { encoder, options, network })
+        Ok(EncoderRun { encoder, options, graph, network })
+    }
+
+    /// Gives the memory of the weights back: they are not needed for the rest of the work.
+    fn finish(self) {
+        drop(self.network);
+        for value in self.graph.values() {
+            if let Def::Const(Constant::Weight(weight)) = &value.def {
+                weight.release();
+            }
+        }
     }
 
     /// Appends a prompt's states, and gives the words that did not fit.
