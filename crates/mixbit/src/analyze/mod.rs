@@ -137,8 +137,11 @@ pub struct Options {
     pub directory: PathBuf,
 }
 
-/// The states that the recipes are verified on.
-const VERIFIED: usize = 8;
+/// The states that the exhaustive method measures on: Apple's script has eight prompts.
+const EXHAUSTIVE_POINTS: usize = 8;
+
+/// The states that the recipes are verified on, and the images that they are of.
+const VERIFIED: [usize; 2] = [16, 8];
 
 /// What an analysis is told of what it does; all may be ignored.
 pub trait Observer {
@@ -465,7 +468,7 @@ impl Work<'_> {
         };
         let together: f64 = orders.iter().map(together).sum();
         let (moments, anchors) = match self.options.method.kind {
-            Kind::Estimate => (1.0, (verify::ANCHORS.len() * VERIFIED) as f64),
+            Kind::Estimate => (1.0, (verify::ANCHORS.len() * VERIFIED[0]) as f64),
             Kind::Exhaustive => (0.0, 0.0),
         };
         // Every state takes a run of the original.
@@ -483,7 +486,7 @@ impl Work<'_> {
     /// The states to measure on: from the first to the last steps, each of an image of its own.
     fn points(&self) -> Vec<Point> {
         let (count, steps) = match self.options.method.kind {
-            Kind::Exhaustive => (VERIFIED, 1),
+            Kind::Exhaustive => (EXHAUSTIVE_POINTS, 1),
             Kind::Estimate => (self.options.effort.points, self.options.setting.steps.max(1)),
         };
         let prompts: Vec<&String> = self.options.prompts.iter().step_by(2).collect();
@@ -495,20 +498,22 @@ impl Work<'_> {
         (0..count).map(point).collect()
     }
 
-    /// The states to verify with: other prompts, other noise and, where there are enough, other steps.
+    /// The states to verify with: other prompts, other noise and, where there are enough, other steps, from the first to
+    /// the last.
     fn verified_points(&self, measured: &[Point]) -> Vec<Point> {
         let steps = self.options.setting.steps.max(1);
+        let [states, images] = VERIFIED;
         let prompts: Vec<&String> = self.options.prompts.iter().skip(1).step_by(2).collect();
         let point = |index: usize| {
-            let even = steps * (2 * index + 1) / (2 * VERIFIED);
+            let even = steps * index / states;
             let is_free = |at: &usize| measured.iter().all(|point| point.evaluation != *at);
             Point {
-                prompt: prompts[index % prompts.len()].clone(),
-                seed: self.options.seed + 1000 + index as u64,
-                evaluation: (even..steps).find(is_free).unwrap_or(even.min(steps - 1)),
+                prompt: prompts[index % images % prompts.len()].clone(),
+                seed: self.options.seed + 1000 + (index % images) as u64,
+                evaluation: (even..steps).find(is_free).unwrap_or(even),
             }
         };
-        (0..VERIFIED).map(point).collect()
+        (0..states).map(point).collect()
     }
 
     /// What is measured, in short: files of other measurements are not mixed up with these.

@@ -13,7 +13,7 @@ use super::network::{Network, Replaced};
 use super::{Analysis, Goal, Point, Setting, Verified, Work, calibration, candidates};
 
 /// Bits per weight at which the estimate is compared with a run, to correct it elsewhere.
-pub(super) const ANCHORS: [f64; 4] = [2.25, 3.25, 4.75, 7.0];
+pub(super) const ANCHORS: [f64; 3] = [2.25, 4.25, 6.5];
 
 /// Makes recipes.
 pub(super) trait Choose {
