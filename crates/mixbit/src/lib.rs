@@ -4,6 +4,7 @@
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`bundle`] reads directories of Core ML packages, [`package`] converts models to Core ML packages;
 //! - [`recipe`] reads and writes recipe files, [`palettize`] stores networks in fewer bits;
+//! - [`report`] shows an analysis: plots, tables and images;
 //! - [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
@@ -16,3 +17,4 @@ pub mod palettize;
 pub mod parameters;
 pub mod picture;
 pub mod recipe;
+pub mod report;

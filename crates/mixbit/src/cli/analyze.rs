@@ -4,10 +4,14 @@ use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use compress::Scheme;
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{Request, Text};
 use engine::Cpu;
 
 use super::progress::{Counter, Progress};
@@ -17,6 +21,7 @@ use crate::analyze::{
     schemes_of_recipes,
 };
 use crate::model;
+use crate::report::{self, Report};
 
 /// Bits per weight of the recipes that are made when nobody asks for others.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
@@ -96,8 +101,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Sharing")]
     threads: Option<usize>,
 
+    /// Draw no images for the report
+    #[arg(long, help_heading = "Output")]
+    no_images: bool,
     /// Print only the paths of files
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -135,7 +143,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
     analysis.recipe_file(&name, &options.setting).write(&path)?;
     summarize(&analysis, &progress);
-    print_line(path.display())
+    print_line(path.display())?;
+    let shown = arguments.report(model, &name, &analysis, &options, &backend, &stop, &progress)?;
+    print_line(shown.display())
 }
 
 fn summarize(analysis: &Analysis, progress: &Progress) {
@@ -154,6 +164,39 @@ fn summarize(analysis: &Analysis, progress: &Progress) {
 }
 
 impl Arguments {
+    /// Writes the report, with images of the first prompt that was verified with, and gives the page's path.
+    #[expect(clippy::too_many_arguments, reason = "everything that `run` has at its end")]
+    fn report(
+        &self,
+        model: DiffusionModel,
+        name: &str,
+        analysis: &Analysis,
+        options: &Options,
+        backend: &Cpu,
+        stop: &Arc<AtomicBool>,
+        progress: &Progress,
+    ) -> anyhow::Result<PathBuf> {
+        let pictures = match analysis.verified_points.first().filter(|_| !self.no_images) {
+            Some(point) => {
+                let negative_prompt = options.setting.negative_prompt.clone();
+                let request = Request {
+                    size: options.setting.size,
+                    guidance_scale: options.setting.guidance_scale,
+                    stop: Some(stop.clone()),
+                    ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
+                };
+                let mut counter: Option<Counter> = None;
+                let mut drawn = |done: usize, total: usize| {
+                    counter.get_or_insert_with(|| progress.count("drawing".to_string(), total)).advance(done);
+                };
+                Some(report::pictures(model, backend, analysis, &request, point.seed, &mut drawn)?)
+            }
+            None => None,
+        };
+        let files = report::write(&self.output, &Report { analysis, name, pictures })?;
+        files.into_iter().next().context("the report has no page")
+    }
+
     fn options(&self, defaults: &diffusion::model::Defaults) -> anyhow::Result<Options> {
         let method = METHODS.iter().find(|method| method.name == self.method);
         let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);

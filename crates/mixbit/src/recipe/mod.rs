@@ -15,7 +15,7 @@
 //! # Ok::<(), mixbit::recipe::RecipeError>(())
 //! ```
 
-mod base64;
+pub(crate) mod base64;
 mod error;
 mod matching;
 mod read;

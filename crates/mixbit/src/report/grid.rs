@@ -1,0 +1,104 @@
+//! Images of several models beside each other.
+
+use std::io::{self, Write};
+
+use diffusion::pipeline::Image;
+
+use super::raster::{Bitmap, Letters};
+
+/// Pixels between images and around them.
+const GAP: usize = 8;
+/// The most lines that the name of a column has.
+const MOST_LINES: usize = 3;
+const INK: [u8; 3] = [0x1f, 0x23, 0x28];
+
+/// A grid of images of one size: a row for each prompt, a column for each model.
+#[derive(Clone, Debug)]
+pub struct Grid<'a> {
+    /// The names of the columns.
+    pub columns: Vec<&'a str>,
+    /// The name of each row, and its images.
+    pub rows: Vec<(&'a str, Vec<&'a Image>)>,
+}
+
+impl Grid<'_> {
+    /// Width and height in pixels.
+    pub fn size(&self) -> [usize; 2] {
+        let [width, height] = self.cell();
+        let rows = self.rows.len() * (self.strip() + height + GAP);
+        [GAP + self.columns.len().max(1) * (width + GAP), GAP + self.header() + rows]
+    }
+
+    /// Writes a PNG file.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write_png(&self, out: impl Write) -> io::Result<()> {
+        let [width, height] = self.size();
+        let [cell_width, cell_height] = self.cell();
+        let letters = self.letters();
+        let mut bitmap = Bitmap::new(width, height);
+        let left = |column: usize| GAP + column * (cell_width + GAP);
+        for (column, name) in self.columns.iter().enumerate() {
+            for (line, text) in wrapped(name, cell_width / letters.width()).iter().enumerate() {
+                let top = GAP / 2 + line * letters.height();
+                bitmap.text([left(column) as isize, top as isize], text, letters, INK);
+            }
+        }
+        let mut top = GAP + self.header();
+        for (name, images) in &self.rows {
+            let label = shortened(name, (width - 2 * GAP) / letters.width());
+            bitmap.text([GAP as isize, top as isize], &label, letters, INK);
+            top += self.strip();
+            for (column, image) in images.iter().enumerate() {
+                bitmap.put([left(column), top], &image.to_rgb8(), image.width);
+            }
+            top += cell_height + GAP;
+        }
+        bitmap.write_png(out)
+    }
+
+    /// Width and height of the largest image.
+    fn cell(&self) -> [usize; 2] {
+        let images = || self.rows.iter().flat_map(|(_, images)| images);
+        let most = |extent: &dyn Fn(&Image) -> usize| images().map(|image| extent(image)).max().unwrap_or(0);
+        [most(&|image| image.width), most(&|image| image.height)]
+    }
+
+    fn letters(&self) -> Letters {
+        if self.cell()[0] >= 384 { Letters::Large } else { Letters::Small }
+    }
+
+    /// The height of the columns' names.
+    fn header(&self) -> usize {
+        let letters = self.letters();
+        let width = self.cell()[0] / letters.width();
+        let lines = self.columns.iter().map(|name| wrapped(name, width).len()).max().unwrap_or(0);
+        lines * letters.height()
+    }
+
+    /// The height of a row's name.
+    fn strip(&self) -> usize {
+        self.letters().height() + GAP / 2
+    }
+}
+
+/// Lines of at most so many characters; what does not fit the last is cut.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let characters: Vec<char> = text.chars().collect();
+    let lines = characters.chunks(width.max(1)).map(|line| line.iter().collect::<String>());
+    let mut lines: Vec<String> = lines.collect();
+    if lines.len() > MOST_LINES {
+        let rest = lines.split_off(MOST_LINES - 1).concat();
+        lines.push(shortened(&rest, width));
+    }
+    lines
+}
+
+/// The beginning of a text, with dots if it is longer.
+fn shortened(text: &str, width: usize) -> String {
+    match text.chars().count() > width {
+        true => format!("{}...", text.chars().take(width.saturating_sub(3)).collect::<String>()),
+        false => text.to_string(),
+    }
+}

@@ -1,0 +1,129 @@
+//! What an analysis found, to look at: a page, a plot, and the images that recipes draw.
+//!
+//! - [`write()`] puts `report.html`, `psnr_vs_size.svg` and `psnr_vs_size.png` into a directory; the page needs no network;
+//! - [`Recoded`] is a model whose UNet is stored by one recipe after the other, [`draw`] draws with it, and [`pictures`]
+//!   with all recipes of an analysis;
+//! - [`Grid`] is images of several models beside each other.
+
+mod drawing;
+mod figure;
+mod grid;
+mod layers;
+mod page;
+mod plot;
+mod raster;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{Image, PipelineError, Request};
+use engine::Cpu;
+use formats::write_atomically;
+
+pub use drawing::{Choose, Picture, Recoded, draw};
+pub use grid::Grid;
+
+use crate::analyze::{Analysis, Verified};
+use crate::palettize::{Choices, Chosen};
+
+/// What is reported.
+#[derive(Debug)]
+pub struct Report<'a> {
+    /// What was found.
+    pub analysis: &'a Analysis,
+    /// The model's name.
+    pub name: &'a str,
+    /// Images; there need be none.
+    pub pictures: Option<Pictures>,
+}
+
+/// Images of one prompt and seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pictures {
+    /// What is drawn.
+    pub prompt: String,
+    /// The seed of the noise.
+    pub seed: u64,
+    /// As the model is.
+    pub original: Picture,
+    /// By recipe.
+    pub recipes: Vec<(String, Picture)>,
+}
+
+/// Writes the files of a report, each whole or not at all, and gives their paths; the page is the first.
+///
+/// # Errors
+/// If one can't be written, with its path.
+pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, formats::Error> {
+    let plot = plot::plot(&plot::series(report.analysis));
+    let paths = ["report.html", "psnr_vs_size.svg", "psnr_vs_size.png"].map(|name| directory.join(name));
+    let [page, svg, png] = &paths;
+    write_atomically(page, |file| file.write_all(page::page(report, &plot)?.as_bytes()))?;
+    write_atomically(svg, |file| file.write_all(plot.svg_file().as_bytes()))?;
+    write_atomically(png, |file| raster::Bitmap::of(&plot, 2.0).write_png(file))?;
+    Ok(paths.into())
+}
+
+/// How a recipe of an analysis stores layers.
+pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Choices {
+    let chosen = |(layer, scheme): (&String, &compress::Scheme)| {
+        (layer.clone(), Chosen { scheme: *scheme, importance: importance.get(layer).cloned() })
+    };
+    verified.layers.iter().map(chosen).collect()
+}
+
+/// The images of every recipe of an analysis beside the original's. `progress` is told the evaluations that are done, and
+/// all.
+///
+/// # Errors
+/// If the model can't be run with a recipe, or it was stopped.
+pub fn pictures(
+    model: DiffusionModel,
+    backend: &Cpu,
+    analysis: &Analysis,
+    request: &Request,
+    seed: u64,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Pictures, PipelineError> {
+    let mut recoded = Recoded::new(model);
+    let images = 1 + analysis.recipes.len();
+    let mut drawn = 0;
+    let mut next = |model: &DiffusionModel| {
+        let mut told = |done: usize, total: usize| progress(drawn * total + done, images * total);
+        let picture = draw(model, backend, request, seed, &mut told)?;
+        drawn += 1;
+        Ok::<_, PipelineError>(picture)
+    };
+    let original = next(recoded.original())?;
+    let mut recipes = Vec::new();
+    for recipe in &analysis.recipes {
+        let choices = choices(recipe, &analysis.importance);
+        let picture = next(recoded.with(Box::new(move |_| Ok(choices.clone()))))?;
+        recipes.push((recipe.name.clone(), picture));
+    }
+    Ok(Pictures { prompt: request.text.prompt.clone(), seed, original, recipes })
+}
+
+/// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are equal.
+pub fn psnr(original: &[f32], other: &[f32]) -> f64 {
+    let peak = original.iter().fold(0.0, |most: f64, &value| most.max(f64::from(value).abs()));
+    decibels(peak, original.iter().zip(other).map(|(&a, &b)| f64::from(a) - f64::from(b)))
+}
+
+/// The PSNR in dB of the pixels of images of one size; infinite if they are equal.
+pub fn pixel_psnr(original: &Image, other: &Image) -> f64 {
+    let (a, b) = (original.to_rgb8(), other.to_rgb8());
+    decibels(255.0, a.into_iter().zip(b).map(|(a, b)| f64::from(a) - f64::from(b)))
+}
+
+fn decibels(peak: f64, errors: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = errors.fold((0.0, 0usize), |(sum, count), error| (sum + error * error, count + 1));
+    match sum == 0.0 {
+        true => f64::INFINITY,
+        false => 20.0 * peak.log10() - 10.0 * (sum / count as f64).log10(),
+    }
+}
