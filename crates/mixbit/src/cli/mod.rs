@@ -1,6 +1,7 @@
 //! The command line.
 
 mod analyze;
+mod compare;
 mod convert;
 mod diff;
 mod generate;
@@ -37,6 +38,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Measure how far each layer of a model can be compressed, and make recipes
     Analyze(Box<analyze::Arguments>),
+    /// Draw the same images with several models or recipes, beside each other
+    Compare(Box<compare::Arguments>),
     /// Convert a model to Core ML packages
     Convert(Box<convert::Arguments>),
     /// Store a model's weights in fewer bits, as Core ML packages
@@ -94,6 +97,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Analyze(arguments) => analyze::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Palettize(arguments) => palettize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

@@ -1,0 +1,254 @@
+//! `mixbit compare`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use compress::{Layer, Scheme};
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{Request, Text};
+use engine::Cpu;
+use formats::write_atomically;
+use serde_json::json;
+
+use super::progress::Progress;
+use super::table::{Side, Table, shortened};
+use super::{interrupt, print_line, values};
+use crate::model;
+use crate::palettize::{MIN_SIZE, by_recipe, uniform};
+use crate::recipe::RecipeFile;
+use crate::report::{Choose, Grid, Picture, Recoded, draw, pixel_psnr, psnr};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mixbit compare --models sdxl,sdxl-4.5-bit \"a lighthouse\" \"a bicycle\"
+  mixbit compare --models sdxl --recipes analysis/sdxl_palettization_recipe.json --select 3.00,4.50 \"a lighthouse\"
+  mixbit compare --schemes palette-8,palette-4,palette-2 \"a small red circle above a large blue square\"")]
+pub(super) struct Arguments {
+    /// What to draw: a row for each
+    #[arg(required = true, value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// Models, a column for each: directories in the diffusers layout, or of Core ML packages [default: the demo model]
+    #[arg(short, long, value_name = "DIR", value_delimiter = ',', help_heading = "Columns")]
+    models: Vec<PathBuf>,
+    /// Which of several weight files to take, such as fp16
+    #[arg(long, value_name = "NAME", requires = "models", help_heading = "Columns")]
+    variant: Option<String>,
+    /// A recipe file, Apple's or one of `mixbit analyze`: also draw each model with recipes
+    #[arg(long, value_name = "FILE", help_heading = "Columns")]
+    recipes: Option<PathBuf>,
+    /// Which recipes of the file: names, or parts that no other has, such as 4.50 [default: all]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "recipes", help_heading = "Columns")]
+    select: Vec<String>,
+    /// Also draw each model with all layers of the UNet in these forms
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::schemes(),
+          hide_possible_values = true, help_heading = "Columns")]
+    schemes: Vec<String>,
+
+    /// What not to draw
+    #[arg(short, long, value_name = "PROMPT", help_heading = "Drawing")]
+    negative_prompt: Option<String>,
+    /// The seed of the noise, the same for all
+    #[arg(long, value_name = "N", default_value_t = 93, help_heading = "Drawing")]
+    seed: u64,
+    /// Inference steps [default: each model's]
+    #[arg(short, long, value_name = "N", help_heading = "Drawing")]
+    steps: Option<usize>,
+    /// Guidance scale [default: each model's]
+    #[arg(short, long, value_name = "X", allow_negative_numbers = true, help_heading = "Drawing")]
+    guidance_scale: Option<f32>,
+    /// Width and height in pixels [default: the first model's]
+    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
+    size: Option<[usize; 2]>,
+    /// Threads to compute with [default: one for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Drawing")]
+    threads: Option<u16>,
+
+    /// The image file
+    #[arg(short, long, value_name = "FILE", default_value = "grid.png", help_heading = "Output")]
+    output: PathBuf,
+    /// Print only the file's name
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// Print one JSON object with the file, its columns, and the PSNR of each image; docs/command-line.md lists its fields
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// A model, and its images by prompt.
+struct Column {
+    name: String,
+    pictures: Vec<Picture>,
+}
+
+/// A name and how layers are stored under it; as they are without.
+type Form = (Option<String>, Option<Box<Choose>>);
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let stop = interrupt::flag()?;
+    let progress = Progress::new(arguments.quiet);
+    let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    // Before any work, what could be wrong with the file.
+    arguments.forms()?;
+    let models: Vec<Option<&Path>> = match arguments.models[..] {
+        [] => vec![None],
+        ref paths => paths.iter().map(|path| Some(path.as_path())).collect(),
+    };
+    let mut columns: Vec<Column> = Vec::new();
+    let mut size = arguments.size;
+    for &path in &models {
+        let (model, name) = model::load(path, arguments.variant.as_deref())?;
+        let size = *size.get_or_insert(model.defaults.size);
+        let mut recoded = Recoded::new(model);
+        for (form, choose) in arguments.forms()? {
+            let name = match (&form, models.len()) {
+                (None, _) => name.clone(),
+                (Some(form), 1) => form.clone(),
+                (Some(form), _) => format!("{name} {form}"),
+            };
+            let model = match choose {
+                Some(choose) => recoded.with(choose),
+                None => recoded.original(),
+            };
+            let drawn = arguments.drawn(model, &name, size, &backend, &stop, &progress);
+            columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name });
+        }
+    }
+    write_grid(&arguments.output, &arguments.prompts, &columns)?;
+    if arguments.json {
+        return print_line(format_args!("{:#}", summary(arguments, &columns)));
+    }
+    if !arguments.quiet {
+        print_line(table(&arguments.prompts, &columns))?;
+    }
+    print_line(arguments.output.display())
+}
+
+impl Arguments {
+    /// The forms in which each model is drawn; the first is as it is.
+    fn forms(&self) -> anyhow::Result<Vec<Form>> {
+        let mut forms: Vec<Form> = vec![(None, None)];
+        if let Some(path) = &self.recipes {
+            let file = Arc::new(RecipeFile::read(path)?);
+            let named = |asked: &String| -> anyhow::Result<String> {
+                Ok(file.select(asked).with_context(|| path.display().to_string())?.0.to_string())
+            };
+            let names: Vec<String> = match self.select[..] {
+                [] => file.recipes.keys().cloned().collect(),
+                ref asked => asked.iter().map(named).collect::<anyhow::Result<_>>()?,
+            };
+            if names.is_empty() {
+                bail!("{} has no recipes", path.display());
+            }
+            for name in names {
+                let (file, wanted) = (file.clone(), name.clone());
+                let choose = move |layers: &[Layer]| {
+                    let recipe = file.recipes.get(&wanted).context("the recipe is not there")?;
+                    Ok(by_recipe(&file, recipe, layers)?.0)
+                };
+                forms.push((Some(name), Some(Box::new(choose))));
+            }
+        }
+        for name in &self.schemes {
+            let scheme: Scheme = name.parse()?;
+            let choose = move |layers: &[Layer]| Ok(uniform(layers, scheme, MIN_SIZE));
+            forms.push((Some(name.clone()), Some(Box::new(choose))));
+        }
+        Ok(forms)
+    }
+
+    /// An image of each prompt.
+    fn drawn(
+        &self,
+        model: &DiffusionModel,
+        name: &str,
+        size: [usize; 2],
+        backend: &Cpu,
+        stop: &Arc<AtomicBool>,
+        progress: &Progress,
+    ) -> anyhow::Result<Vec<Picture>> {
+        let mut counter = None;
+        let mut pictures = Vec::new();
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt.as_str()) };
+            let mut request = Request { size, stop: Some(stop.clone()), ..Request::new(model, text) };
+            request.steps = self.steps.unwrap_or(request.steps);
+            request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
+            let mut told = |done: usize, total: usize| {
+                let all = self.prompts.len() * total;
+                counter
+                    .get_or_insert_with(|| progress.count(name.to_string(), all))
+                    .advance(index * total + done);
+            };
+            pictures.push(draw(model, backend, &request, self.seed, &mut told)?);
+        }
+        Ok(pictures)
+    }
+}
+
+fn write_grid(path: &Path, prompts: &[String], columns: &[Column]) -> anyhow::Result<()> {
+    let row = |(index, prompt): (usize, &'_ String)| {
+        let images = columns.iter().map(|column| &column.pictures[index].image);
+        (prompt.clone(), images.collect::<Vec<_>>())
+    };
+    let rows: Vec<_> = prompts.iter().enumerate().map(row).collect();
+    let grid = Grid {
+        columns: columns.iter().map(|column| column.name.as_str()).collect(),
+        rows: rows.iter().map(|(prompt, images)| (prompt.as_str(), images.clone())).collect(),
+    };
+    Ok(write_atomically(path, |file| grid.write_png(file))?)
+}
+
+/// PSNR in dB of latents and pixels against the first column; `None` of latents of another shape.
+fn compared(columns: &[Column], column: usize, prompt: usize) -> [Option<f64>; 2] {
+    let [first, other] = [0, column].map(|index| &columns[index].pictures[prompt]);
+    let is_alike = first.latents.len() == other.latents.len();
+    let is_as_large = (first.image.width, first.image.height) == (other.image.width, other.image.height);
+    [
+        is_alike.then(|| psnr(&first.latents, &other.latents)),
+        is_as_large.then(|| pixel_psnr(&first.image, &other.image)),
+    ]
+}
+
+fn table(prompts: &[String], columns: &[Column]) -> Table<4> {
+    let sides = [Side::Left, Side::Right, Side::Right, Side::Left];
+    let names = ["model", "latents, dB", "pixels, dB", "prompt"];
+    let mut table = Table::new([0, 1, 2, 3].map(|index| (names[index], sides[index])));
+    for (index, prompt) in prompts.iter().enumerate() {
+        for (at, column) in columns.iter().enumerate().skip(1) {
+            let [latents, pixels] = compared(columns, at, index).map(|psnr| match psnr {
+                Some(psnr) if psnr.is_infinite() => "equal".to_string(),
+                Some(psnr) => format!("{psnr:.1}"),
+                None => "-".to_string(),
+            });
+            table.row([column.name.clone(), latents, pixels, shortened(prompt)]);
+        }
+    }
+    table
+}
+
+fn summary(arguments: &Arguments, columns: &[Column]) -> serde_json::Value {
+    let image = |at: usize, column: &Column, prompt: usize| {
+        let [latents, pixels] = compared(columns, at, prompt);
+        json!({
+            "model": column.name,
+            "prompt": arguments.prompts[prompt],
+            // JSON has no infinity.
+            "is_equal": latents == Some(f64::INFINITY) && pixels == Some(f64::INFINITY),
+            "latents_psnr": latents.filter(|psnr| psnr.is_finite()),
+            "pixels_psnr": pixels.filter(|psnr| psnr.is_finite()),
+        })
+    };
+    let images: Vec<_> = (0..arguments.prompts.len())
+        .flat_map(|prompt| columns.iter().enumerate().map(move |(at, column)| (at, column, prompt)))
+        .map(|(at, column, prompt)| image(at, column, prompt))
+        .collect();
+    json!({
+        "grid": arguments.output.to_string_lossy(),
+        "seed": arguments.seed,
+        "models": columns.iter().map(|column| &column.name).collect::<Vec<_>>(),
+        "images": images,
+    })
+}
