@@ -176,24 +176,24 @@ impl Arguments {
         stop: &Arc<AtomicBool>,
         progress: &Progress,
     ) -> anyhow::Result<PathBuf> {
-        let pictures = match analysis.verified_points.first().filter(|_| !self.no_images) {
-            Some(point) => {
-                let negative_prompt = options.setting.negative_prompt.clone();
-                let request = Request {
-                    size: options.setting.size,
-                    guidance_scale: options.setting.guidance_scale,
-                    stop: Some(stop.clone()),
-                    ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
-                };
-                let mut counter: Option<Counter> = None;
-                let mut drawn = |done: usize, total: usize| {
-                    counter.get_or_insert_with(|| progress.count("drawing".to_string(), total)).advance(done);
-                };
-                Some(report::pictures(model, backend, analysis, &request, point.seed, &mut drawn)?)
-            }
-            None => None,
-        };
-        let files = report::write(&self.output, &Report { analysis, name, pictures })?;
+        // First without images, so that there is a report should they fail.
+        let files = report::write(&self.output, &Report { analysis, name, pictures: None })?;
+        if let Some(point) = analysis.verified_points.first().filter(|_| !self.no_images) {
+            let negative_prompt = options.setting.negative_prompt.clone();
+            let request = Request {
+                size: options.setting.size,
+                guidance_scale: options.setting.guidance_scale,
+                stop: Some(stop.clone()),
+                ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
+            };
+            let mut counter: Option<Counter> = None;
+            let mut drawn = |done: usize, total: usize| {
+                counter.get_or_insert_with(|| progress.count("drawing".to_string(), total)).advance(done);
+            };
+            let pictures = report::pictures(model, backend, analysis, &request, point.seed, &mut drawn)
+                .context("the report has no images")?;
+            report::write(&self.output, &Report { analysis, name, pictures: Some(pictures) })?;
+        }
         files.into_iter().next().context("the report has no page")
     }
 

@@ -176,7 +176,7 @@ impl Shape {
             }
             Shape::Rect { at: [x, y], size: [width, height], ink, title } => {
                 let attributes = format!(
-                    "x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" fill=\"{}\"",
+                    "x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" shape-rendering=\"crispEdges\" fill=\"{}\"",
                     ink.css()
                 );
                 titled("rect", attributes, title)

@@ -7,8 +7,11 @@ use compress::Scheme;
 use super::figure::{Anchor, Figure, Ink, LINE};
 use crate::analyze::{Analysis, Candidate, Verified};
 
-/// The width of a whole figure.
-const WIDTH: f64 = 1100.0;
+/// The width of all layers, and the least of one: where there are many, the page scrolls.
+const LAYERS: f64 = 1010.0;
+const NARROWEST: f64 = 3.0;
+/// The width of the legend with its words.
+const LEGEND: f64 = 560.0;
 /// Where layers begin.
 const LEFT: f64 = 90.0;
 /// The height of a row of the heat map.
@@ -36,8 +39,9 @@ pub(super) fn heat_map(analysis: &Analysis) -> Figure {
         "PSNR in dB with one layer in fewer bits: {} layers in the order of their use, from {low:.1} to {high:.1} dB",
         analysis.candidates.len()
     );
-    let mut figure = Figure::new([WIDTH, height], alt);
-    let column = (WIDTH - LEFT) / analysis.candidates.len().max(1) as f64;
+    let column = column(analysis.candidates.len());
+    let right = (LEFT + column * analysis.candidates.len() as f64).max(LEFT + LEGEND);
+    let mut figure = Figure::new([right, height], alt);
     let bottom = groups + rows.len() as f64 * ROW;
     sections(&mut figure, &analysis.candidates, column, [groups, bottom]);
     for (index, (scheme, row)) in rows.iter().enumerate() {
@@ -47,7 +51,7 @@ pub(super) fn heat_map(analysis: &Analysis) -> Figure {
             let Some(psnr) = row.get(layer.name.as_str()) else { continue };
             let part = ((psnr - low) / (high - low).max(1e-9)).clamp(0.0, 1.0);
             let title = format!("{} {:?}, {scheme}: {psnr:.1} dB", layer.name, layer.shape);
-            let gap = if column > 4.0 { 0.5 } else { 0.0 };
+            let gap = if column > NARROWEST { 0.5 } else { 0.0 };
             let at = [LEFT + place as f64 * column, y];
             figure.rect(at, [column - gap, ROW - 1.0], Ink::Exact(colour(part)), title);
         }
@@ -59,11 +63,12 @@ pub(super) fn heat_map(analysis: &Analysis) -> Figure {
 /// What recipes choose, one beneath the other: a bar for each layer, as high as its bits.
 pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure {
     let (panel, bars, top) = (104.0, 64.0, 20.0);
+    let column = column(candidates.len());
+    let right = (LEFT + column * candidates.len() as f64).max(LEFT + LEGEND);
     let mut figure = Figure::new(
-        [WIDTH, top + panel * recipes.len() as f64],
+        [right, top + panel * recipes.len() as f64],
         "Bits of each layer in the order of its use, one row for each recipe",
     );
-    let column = (WIDTH - LEFT) / candidates.len().max(1) as f64;
     let most = 16.0;
     for (index, recipe) in recipes.iter().enumerate() {
         let begin = top + index as f64 * panel;
@@ -72,7 +77,7 @@ pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure 
         figure.text([LEFT, begin + 12.0], title, Anchor::Start, Ink::Text);
         for bits in [4.0, 8.0, 16.0] {
             let y = base - bits / most * bars;
-            figure.line(vec![[LEFT, y], [WIDTH, y]], Ink::Grid, 1.0);
+            figure.line(vec![[LEFT, y], [right, y]], Ink::Grid, 1.0);
             figure.text([LEFT - 8.0, y + 4.0], format!("{bits}"), Anchor::End, Ink::Muted);
         }
         for (place, layer) in candidates.iter().enumerate() {
@@ -81,12 +86,17 @@ pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure 
             let height = bits / most * bars;
             let stored = scheme.map_or("as it is".to_string(), Scheme::to_string);
             let at = [LEFT + place as f64 * column, base - height];
-            let gap = if column > 3.0 { 1.0 } else { 0.0 };
+            let gap = if column > NARROWEST { 1.0 } else { 0.0 };
             figure.rect(at, [column - gap, height], Ink::Mixed, format!("{}: {stored}", layer.name));
         }
-        figure.line(vec![[LEFT, base], [WIDTH, base]], Ink::Muted, 1.0);
+        figure.line(vec![[LEFT, base], [right, base]], Ink::Muted, 1.0);
     }
     figure
+}
+
+/// The width of a layer.
+fn column(layers: usize) -> f64 {
+    (LAYERS / layers.max(1) as f64).clamp(NARROWEST, 40.0)
 }
 
 /// Marks where parts of the network begin, and names those that have room.

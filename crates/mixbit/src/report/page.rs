@@ -43,7 +43,7 @@ pub(super) fn page(report: &Report<'_>, plot: &Figure) -> io::Result<String> {
     );
     out += &measured(analysis);
     out += "<h2>PSNR and size</h2>\n";
-    out += "<div class=\"scroll plot\">\n";
+    out += "<div class=\"scroll plot\" tabindex=\"0\">\n";
     out += &plot.svg();
     out += "</div>\n<p class=\"note\">Mean PSNR of denoised latents against those of the model as it is, in states that were not measured \
             on.</p>\n";
@@ -52,13 +52,13 @@ pub(super) fn page(report: &Report<'_>, plot: &Figure) -> io::Result<String> {
         out += &images(pictures)?;
     }
     out += "<h2>Sensitivity of layers</h2>\n<p>PSNR with one layer alone in fewer bits. Each column is a layer, in the order of \
-            use; its name is in its tooltip.</p>\n<div class=\"scroll wide\">\n";
+            use; its name is in its tooltip.</p>\n<div class=\"scroll wide\" tabindex=\"0\">\n";
     out += &layers::heat_map(analysis).svg();
     out += "</div>\n";
     if !analysis.recipes.is_empty() {
         let recipes: Vec<&Verified> = analysis.recipes.iter().collect();
         out += "<h2>Chosen bits by depth</h2>\n<p>Each bar is a layer, in the order of use; 16 bits are those of layers that stay as \
-                they are.</p>\n<div class=\"scroll wide\">\n";
+                they are.</p>\n<div class=\"scroll wide\" tabindex=\"0\">\n";
         out += &layers::depths(&analysis.candidates, &recipes).svg();
         out += "</div>\n";
     }
@@ -122,7 +122,7 @@ fn table(analysis: &Analysis) -> String {
         ),
     };
     format!(
-        "<h2>Recipes</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Bits</th>\
+        "<h2>Recipes</h2>\n<div class=\"scroll\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Bits</th>\
          <th scope=\"col\">MB</th><th scope=\"col\">Smaller by</th><th scope=\"col\">Predicted, dB</th>\
          <th scope=\"col\">Measured, dB</th></tr></thead>\n{}{}</table></div>\n",
         group("Recipes", &analysis.recipes),
@@ -192,7 +192,7 @@ fn all_layers(analysis: &Analysis) -> String {
         )
     };
     format!(
-        "<h2>All layers</h2>\n<details><summary>{} layers as numbers</summary>\n<div class=\"scroll\"><table>\n<thead><tr>\
+        "<h2>All layers</h2>\n<details><summary>{} layers as numbers</summary>\n<div class=\"scroll\" tabindex=\"0\"><table>\n<thead><tr>\
          <th scope=\"col\">Layer</th><th scope=\"col\">Weights</th>{head}</tr></thead>\n<tbody>\n{}</tbody></table></div>\n</details>\n",
         analysis.candidates.len(),
         analysis.candidates.iter().map(row).collect::<String>()
