@@ -16,5 +16,6 @@ pub mod package;
 pub mod palettize;
 pub mod parameters;
 pub mod picture;
+pub mod psnr;
 pub mod recipe;
 pub mod report;

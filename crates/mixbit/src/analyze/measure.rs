@@ -10,6 +10,7 @@ use mil::WeightRef;
 
 use super::calibration::Sample;
 use super::network::{Network, Replaced, Values};
+use crate::psnr::{apple_psnr, mean_square, peak};
 use crate::recipe::Importance;
 
 /// The UNet's output.
@@ -27,7 +28,7 @@ pub(super) struct Distortion {
 impl Distortion {
     /// The PSNR in dB as Apple's tools have it, with the changed latents' peak.
     pub(super) fn psnr(&self) -> f64 {
-        20.0 * ((self.peaks[1] + 1e-5) / (self.square.sqrt() + 1e-10)).log10()
+        apple_psnr(self.peaks[1], self.square)
     }
 
     /// The mean squared error relative to the square of the original's peak.
@@ -153,8 +154,7 @@ fn output(values: &Values) -> anyhow::Result<&Tensor> {
 }
 
 fn distortion(original: &[f32], changed: &[f32]) -> Distortion {
-    let peak = |values: &[f32]| values.iter().map(|&value| f64::from(value).abs()).fold(0.0, f64::max);
-    let errors = original.iter().zip(changed).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
-    let square = errors.sum::<f64>() / original.len().max(1) as f64;
-    Distortion { square, peaks: [peak(original), peak(changed)] }
+    let [original, changed] = [original, changed].map(|values| values.iter().map(|&value| f64::from(value)));
+    let peaks = [peak(original.clone()), peak(changed.clone())];
+    Distortion { square: mean_square(original.zip(changed)), peaks }
 }

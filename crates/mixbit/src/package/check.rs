@@ -11,6 +11,7 @@ use formats::coreml;
 use mil::{Function, Value};
 
 use super::Package;
+use crate::psnr::{apple_psnr, mean_square, peak};
 
 /// Outputs that are not compared: a safety checker's decision, which may turn with the last digit of a score. Apple's
 /// converter compares the scores alone.
@@ -97,10 +98,8 @@ fn run(
 }
 
 fn psnr(found: &[f32], expected: &[f32]) -> f64 {
-    let peak = expected.iter().map(|&value| f64::from(value).abs()).fold(0.0, f64::max);
-    let errors = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
-    let mean = errors.sum::<f64>() / expected.len().max(1) as f64;
-    20.0 * ((peak + 1e-5) / (mean.sqrt() + 1e-10)).log10()
+    let [found, expected] = [found, expected].map(|values| values.iter().map(|&value| f64::from(value)));
+    apple_psnr(peak(expected.clone()), mean_square(found.zip(expected)))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{PalettizeError, Palettized, model_layers};
+use crate::psnr::{mean_square, peak, psnr};
 
 /// What became of the layers of a model.
 #[derive(Clone, Debug, Default)]
@@ -129,40 +130,21 @@ fn compare(before: &Layer, after: &Layer, written: &Layer) -> Result<Option<Laye
     }
     let source = before.weight.read()?;
     let psnr = match before.ty().dtype {
-        DType::F16 => psnr(halves(&found), halves(&source)),
-        _ => psnr(singles(&found), singles(&source)),
+        DType::F16 => distance(halves(&found), halves(&source)),
+        _ => distance(singles(&found), singles(&source)),
     };
     let bits = 8.0 * stored(written) as f64 / written.count().max(1) as f64;
     Ok(Some(LayerReport { name: before.name.clone(), bits, psnr }))
 }
 
-fn halves(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32())
+fn halves(bytes: &[u8]) -> impl Iterator<Item = f64> + Clone {
+    bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f64())
 }
 
-fn singles(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes))
+fn singles(bytes: &[u8]) -> impl Iterator<Item = f64> + Clone {
+    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into())
 }
 
-/// With the largest magnitude as the peak; infinite for equal values.
-fn psnr(found: impl Iterator<Item = f32>, expected: impl Iterator<Item = f32>) -> f64 {
-    let (mut peak, mut square, mut count) = (0.0f32, 0.0f64, 0u64);
-    for (found, expected) in found.zip(expected) {
-        peak = peak.max(expected.abs());
-        square += f64::from(found - expected).powi(2);
-        count += 1;
-    }
-    10.0 * (f64::from(peak).powi(2) * count as f64 / square).log10()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_psnr_is_of_the_largest_magnitude() {
-        let found = psnr([1.1f32, -1.9].into_iter(), [1.0, -2.0].into_iter());
-        assert!((found - 26.02).abs() < 0.01, "{found}");
-        assert_eq!(psnr([1.0].into_iter(), [1.0].into_iter()), f64::INFINITY);
-    }
+fn distance(found: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64> + Clone) -> f64 {
+    psnr(peak(expected.clone()), mean_square(found.zip(expected)))
 }

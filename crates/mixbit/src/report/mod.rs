@@ -29,6 +29,7 @@ pub use grid::Grid;
 
 use crate::analyze::{Analysis, Verified};
 use crate::palettize::{Choices, Chosen};
+use crate::psnr::{mean_square, peak};
 
 /// What is reported.
 #[derive(Debug)]
@@ -110,20 +111,12 @@ pub fn pictures(
 
 /// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are equal.
 pub fn psnr(original: &[f32], other: &[f32]) -> f64 {
-    let peak = original.iter().fold(0.0, |most: f64, &value| most.max(f64::from(value).abs()));
-    decibels(peak, original.iter().zip(other).map(|(&a, &b)| f64::from(a) - f64::from(b)))
+    let [original, other] = [original, other].map(|values| values.iter().map(|&value| f64::from(value)));
+    crate::psnr::psnr(peak(original.clone()), mean_square(original.zip(other)))
 }
 
 /// The PSNR in dB of the pixels of images of one size; infinite if they are equal.
 pub fn pixel_psnr(original: &Image, other: &Image) -> f64 {
-    let (a, b) = (original.to_rgb8(), other.to_rgb8());
-    decibels(255.0, a.into_iter().zip(b).map(|(a, b)| f64::from(a) - f64::from(b)))
-}
-
-fn decibels(peak: f64, errors: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = errors.fold((0.0, 0usize), |(sum, count), error| (sum + error * error, count + 1));
-    match sum == 0.0 {
-        true => f64::INFINITY,
-        false => 20.0 * peak.log10() - 10.0 * (sum / count as f64).log10(),
-    }
+    let pairs = original.to_rgb8().into_iter().zip(other.to_rgb8());
+    crate::psnr::psnr(255.0, mean_square(pairs.map(|(a, b)| (f64::from(a), f64::from(b)))))
 }

@@ -9,6 +9,7 @@ use mil::{Arg, Bytes, DType, Function, TensorType, WeightError, WeightRef, ident
 
 use super::structure::has_same_ops;
 use crate::cli::parts::Tensor;
+use crate::psnr::apple_psnr;
 
 /// Elements that are compared at a time: what is in memory as numbers.
 const BLOCK: usize = 1 << 14;
@@ -262,8 +263,7 @@ impl Sums {
         if self.is_broken {
             return Distance::Psnr(f64::NAN);
         }
-        let rms = (self.squares / self.count.max(1) as f64).sqrt();
-        Distance::Psnr(20.0 * ((self.peak + 1e-5) / (rms + 1e-10)).log10())
+        Distance::Psnr(apple_psnr(self.peak, self.squares / self.count.max(1) as f64))
     }
 }
 
