@@ -98,6 +98,16 @@ pub enum Goal {
     Psnr(f64),
 }
 
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Goal::Bits(bits) => write!(f, "{bits} bits per weight"),
+            Goal::Bytes(bytes) => write!(f, "{:.1} MB", *bytes as f64 / 1e6),
+            Goal::Psnr(psnr) => write!(f, "{psnr} dB"),
+        }
+    }
+}
+
 /// A part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -212,8 +222,10 @@ pub struct Analysis {
     pub importance: BTreeMap<String, Vec<f32>>,
     /// All layers in one form, and linear 8-bit.
     pub baselines: Vec<Verified>,
-    /// The recipes, in the order of the goals. A goal that can't be reached has none.
+    /// The recipes, in the order of the goals.
     pub recipes: Vec<Verified>,
+    /// Goals that no recipe reaches.
+    pub unreached: Vec<Goal>,
     /// The states that were measured on.
     pub points: Vec<Point>,
     /// Their timesteps.
@@ -335,6 +347,7 @@ impl Work<'_> {
             importance: encoder.importance.clone(),
             baselines: Vec::new(),
             recipes: Vec::new(),
+            unreached: Vec::new(),
             verified_points: self.verified_points(&points),
             points,
             timesteps,

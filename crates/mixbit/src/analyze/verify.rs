@@ -69,8 +69,8 @@ pub(super) fn recipes(
         step(work);
     }
     correction.points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    for &goal in &work.options.goals {
-        let goal = match goal {
+    for &asked in &work.options.goals {
+        let goal = match asked {
             Goal::Psnr(psnr) => Goal::Psnr(correction.undone(psnr)),
             goal => goal,
         };
@@ -79,6 +79,8 @@ pub(super) fn recipes(
             let verified = verifier.run(String::new(), chosen.layers, predicted)?;
             let name = unused_name(&analysis.recipes, &verified);
             analysis.recipes.push(Verified { name, ..verified });
+        } else {
+            analysis.unreached.push(asked);
         }
         step(work);
     }

@@ -85,13 +85,13 @@ pub(super) struct Arguments {
     size: Option<[usize; 2]>,
 
     /// Make recipes of at most so many bits per weight [default: 3,3.5,4,4.5,5,6,8, if there is no other target]
-    #[arg(long, value_name = "BITS", value_delimiter = ',', help_heading = "Recipes")]
+    #[arg(long, value_name = "BITS", value_delimiter = ',', value_parser = positive, help_heading = "Recipes")]
     target_bits: Vec<f64>,
     /// Make recipes for at most this size of the UNet, such as 1.4GB
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = bytes, help_heading = "Recipes")]
     target_size: Vec<u64>,
     /// Make recipes of at least this PSNR in dB
-    #[arg(long, value_name = "DB", value_delimiter = ',', help_heading = "Recipes")]
+    #[arg(long, value_name = "DB", value_delimiter = ',', value_parser = positive, help_heading = "Recipes")]
     target_psnr: Vec<f64>,
 
     /// Do one of N parts, numbered from 1, in a directory that all share [default: as Slurm's array or Kubernetes' job says]
@@ -150,6 +150,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn summarize(analysis: &Analysis, progress: &Progress) {
     progress.say(format_args!("{:<34}{:>10}{:>12}{:>12}{:>12}", "", "bits", "MB", "expected", "PSNR"));
+    for goal in &analysis.unreached {
+        progress.say(format_args!(
+            "there is no recipe for {goal}: none of the forms is that small, or that close"
+        ));
+    }
     for verified in analysis.baselines.iter().chain(&analysis.recipes) {
         let expected = verified.predicted.map(|psnr| format!("{psnr:.1} dB")).unwrap_or_default();
         progress.say(format_args!(
@@ -281,6 +286,11 @@ fn shard(text: &str) -> Result<Shard, String> {
     }
 }
 
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "must be a number above 0".to_string())
+}
+
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
@@ -358,6 +368,8 @@ mod tests {
             (bytes("1.4GB"), bytes("900MB"), bytes("1GiB")),
             (Ok(1_400_000_000), Ok(900_000_000), Ok(1 << 30))
         );
+        assert_eq!(positive("4.5"), Ok(4.5));
+        assert!(["0", "-1", "nan", "inf", "x"].iter().all(|text| positive(text).is_err()));
         assert!(["", "GB", "-1GB", "1.4TBs", "nanGB"].iter().all(|text| bytes(text).is_err()));
     }
 }

@@ -41,6 +41,7 @@ fn analysis() -> Analysis {
             verified("linear-8", 2_000_000, 70.0, None),
         ],
         recipes: vec![verified("<b>mixed</b>", 1_500_000, 52.0, Some(51.0))],
+        unreached: Vec::new(),
         points: vec![point.clone()],
         timesteps: vec![500.0],
         verified_points: vec![point],
