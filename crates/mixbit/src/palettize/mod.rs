@@ -1,6 +1,6 @@
 //! Networks with the weights of their layers in fewer bits.
 //!
-//! - [`uniform`] and [`by_recipe`] say how each layer of a network is stored;
+//! - [`uniform`], [`by_recipe`] and [`by_structure`] say how each layer of a network is stored;
 //! - [`palettize`] makes a model of it that can be written;
 //! - [`Palettized::check`] reads what was written and compares every weight with what it came from.
 
@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use compress::{Choice, Layer, Scheme, apply, layers};
 use formats::coreml;
-use mil::{Opset, Program, constexpr};
+use mil::{Function, Opset, Program, constexpr};
 use thiserror::Error;
 
-use crate::recipe::{MatchError, RecipeFile, assign};
+use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
 
 pub use check::{CheckError, LayerReport, Report};
 
@@ -49,12 +49,29 @@ pub fn by_recipe(
     recipe: &crate::recipe::Recipe,
     layers: &[Layer],
 ) -> Result<(Choices, Option<bool>), MatchError> {
-    let assignment = assign(file, recipe, layers)?;
+    Ok(chosen(file, assign(file, recipe, layers)?))
+}
+
+/// The same for a network that has lost the names of its layers: they are found by what it computes. `named` are graphs of
+/// the same configuration with names, as attention may be written.
+///
+/// # Errors
+/// [`MatchError`].
+pub fn by_structure(
+    file: &RecipeFile,
+    recipe: &crate::recipe::Recipe,
+    network: &Function,
+    named: &[Function],
+) -> Result<(Choices, Option<bool>), MatchError> {
+    Ok(chosen(file, assign_by_structure(file, recipe, network, named)?))
+}
+
+fn chosen(file: &RecipeFile, assignment: Assignment) -> (Choices, Option<bool>) {
     let importance = |layer: &str| Some(file.details.as_ref()?.importance.get(layer)?.values());
     let chosen = assignment.layers.into_iter().filter_map(|(name, (layer, scheme))| {
         Some((name, Chosen { scheme: scheme?, importance: importance(&layer) }))
     });
-    Ok((chosen.collect(), assignment.is_same))
+    (chosen.collect(), assignment.is_same)
 }
 
 /// Why a model can't be palettized.

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use compress::{Layer, Scheme};
+use compress::{Layer, Scheme, layers};
+use mil::Function;
 use thiserror::Error;
 
+use super::structure::{Correspondence, correspondence};
 use super::{ModelIdentity, Recipe, RecipeFile};
 
 /// How many names an error lists.
@@ -25,7 +27,8 @@ pub enum MatchError {
     /// No layer has a name that the recipe knows.
     #[error(
         "none of the recipe's {count} layers is in the model: it knows `{recipe}`, and the model has {model}; the recipe \
-         is for another architecture, or the package has lost the names of its weights"
+         is for another architecture, or the package has lost the names of its weights: then a checkpoint of the same \
+         configuration tells which is which (--like CHECKPOINT)"
     )]
     Nothing {
         /// The number of the recipe's layers.
@@ -65,6 +68,30 @@ pub enum MatchError {
         /// The recipe's layers.
         candidates: String,
     },
+    /// The graph computes something else than the one that has the names.
+    #[error(
+        "nothing in the model computes what {count} of the recipe's layers do: {names}; of the model's own layers {constants} \
+         are like none of the checkpoint's; it has another architecture"
+    )]
+    Structure {
+        /// How many.
+        count: usize,
+        /// The first of the recipe's layers.
+        names: String,
+        /// The first of the model's layers.
+        constants: String,
+    },
+    /// Layers of different bits that the graph does not tell apart.
+    #[error(
+        "the layers {layers} may be any of the constants {constants}: the graph does not say which, and the recipe gives them \
+         different bits"
+    )]
+    Alike {
+        /// The recipe's layers.
+        layers: String,
+        /// The model's constants.
+        constants: String,
+    },
 }
 
 /// What a recipe of the file says of layers: those of a UNet, or of both of its chunks.
@@ -80,6 +107,82 @@ pub fn assign(file: &RecipeFile, recipe: &Recipe, found: &[Layer]) -> Result<Ass
         true => found.iter().map(|layer| (layer.name.clone(), layer.name.clone())).collect(),
         false => by_constants(recipe, found)?,
     };
+    assigned(file, recipe, found, &names, is_named)
+}
+
+/// What a recipe of the file says of layers whose names are lost: those of `network`, with decoded constants, by what it
+/// computes. `named` is a graph of the same configuration whose layers have their names, written as one of them is: the one
+/// that is most like the network counts.
+///
+/// # Errors
+/// If a layer of the recipe is not in the graphs, or if the graph does not say which it is and that matters.
+pub fn assign_by_structure(
+    file: &RecipeFile,
+    recipe: &Recipe,
+    network: &Function,
+    named: &[Function],
+) -> Result<Assignment, MatchError> {
+    let found = layers(network);
+    let compared = named.iter().map(|named| (correspondence(network, named), layers(named)));
+    let Some((nearest, named)) =
+        compared.min_by_key(|(compared, _)| compared.only.0.len() + compared.only.1.len())
+    else {
+        return assign(file, recipe, &found);
+    };
+    let names = by_structure(recipe, &found, &named, &nearest)?;
+    assigned(file, recipe, &found, &names, false)
+}
+
+/// The recipe's names of the layers of a network, by the layers of another that they correspond to.
+fn by_structure(
+    recipe: &Recipe,
+    found: &[Layer],
+    named: &[Layer],
+    nearest: &Correspondence,
+) -> Result<HashMap<String, String>, MatchError> {
+    let name = |&index: &usize| named[index].name.clone();
+    let constant = |&index: &usize| found[index].name.clone();
+    let unlike: Vec<String> =
+        nearest.only.1.iter().map(name).filter(|name| recipe.layers.contains_key(name)).collect();
+    if !unlike.is_empty() {
+        return Err(MatchError::Structure {
+            count: unlike.len(),
+            names: listed(unlike),
+            constants: listed(nearest.only.0.iter().map(constant).collect()),
+        });
+    }
+    let mut pairs = nearest.pairs.clone();
+    for (of_network, of_named) in &nearest.ambiguous {
+        let mut schemes = of_named.iter().map(|&index| recipe.layers.get(&named[index].name));
+        let first = schemes.next();
+        if schemes.any(|scheme| Some(scheme) != first) {
+            return Err(MatchError::Alike {
+                layers: listed(of_named.iter().map(name).collect()),
+                constants: listed(of_network.iter().map(constant).collect()),
+            });
+        }
+        pairs.extend(of_network.iter().copied().zip(of_named.iter().copied()));
+    }
+    let mut names: HashMap<String, String> = HashMap::new();
+    for (of_network, of_named) in &pairs {
+        if let Some(other) = names.insert(constant(of_network), name(of_named)) {
+            return Err(MatchError::Ambiguous {
+                constant: constant(of_network),
+                candidates: listed(vec![other, name(of_named)]),
+            });
+        }
+    }
+    Ok(names)
+}
+
+/// What a recipe says of layers by the names that they have in it.
+fn assigned(
+    file: &RecipeFile,
+    recipe: &Recipe,
+    found: &[Layer],
+    names: &HashMap<String, String>,
+    is_named: bool,
+) -> Result<Assignment, MatchError> {
     let mut layers = BTreeMap::new();
     let mut places: HashMap<&str, &Layer> = HashMap::new();
     for layer in found {

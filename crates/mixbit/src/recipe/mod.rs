@@ -19,6 +19,7 @@ pub(crate) mod base64;
 mod error;
 mod matching;
 mod read;
+mod structure;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use error::RecipeError;
-pub use matching::{Assignment, MatchError, assign};
+pub use matching::{Assignment, MatchError, assign, assign_by_structure};
+pub use structure::{Correspondence, correspondence};
 
 /// Bits of a weight that stays as it is.
 pub const UNTOUCHED: u32 = 16;
