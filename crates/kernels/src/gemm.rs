@@ -15,9 +15,8 @@ use rten_vecmath::Silu;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
 use crate::panels::{
-    Dense, PackedMatrix, PackedSide, PanelSource, Runs, pack_panels, run_tasks, with_scratch,
+    Dense, PackedMatrix, PackedSide, PanelSource, Runs, pack_tasks, run_tasks, with_scratch,
 };
-use crate::pool::for_each_chunk_mut;
 
 /// A vector that is added to the product.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +68,11 @@ const DEPTH_BLOCK: usize = 256;
 const SINGLE_DEPTH_BLOCK: usize = 384;
 /// The lanes of a block on either side, in panels' elements: a block of it stays in the L2 cache.
 const LANE_BLOCK: usize = 1536;
+/// Output columns from which a left side is packed whole: each of their blocks would pack it again. With a few blocks, fresh
+/// memory costs as much as it saves.
+const PACK_LEFT_FROM: usize = 8 * LANE_BLOCK;
+/// Elements up to which it is: 16 MB in single precision.
+const PACK_LEFT_UP_TO: usize = 1 << 22;
 /// Multiply-adds below which a product stays on the calling thread.
 const SHARE_FROM: usize = 1 << 19;
 /// Output rows up to which dot products along the weight's rows beat packing the weight.
@@ -139,7 +143,8 @@ impl Side<'_> {
 
 /// Multiplies `left[M, K]` by `right[K, N]` into `out[M, N]`, whose column stride must be 1.
 ///
-/// Half-precision operands are widened panel by panel; no full copy is made. Up to two megabytes of packing
+/// Half-precision operands are widened panel by panel; no full copy is made, but of a left side of at most 16 MB in single
+/// precision where the output is very wide. Up to two megabytes of packing
 /// scratch per thread are kept between calls.
 ///
 /// # Panics
@@ -240,6 +245,14 @@ pub(crate) fn run(out: MatMut<'_>, left: Side<'_>, right: Side<'_>, depth: usize
     }
     let tile = tile_shape();
     let share = rows * cols * depth.max(1) >= SHARE_FROM;
+    let whole;
+    let left = match left {
+        Side::Source(source) if cols >= PACK_LEFT_FROM && rows * depth <= PACK_LEFT_UP_TO => {
+            whole = PackedMatrix::pack(source, depth, PackedSide::Left, share);
+            Side::Packed(&whole)
+        }
+        left => left,
+    };
     let target = Target::new(out);
     let panel_block = |lanes: usize, width: usize| lanes.min(LANE_BLOCK).div_ceil(width);
     let (left_block, right_block) = (panel_block(rows, tile.mr), panel_block(cols, tile.nr));
@@ -293,9 +306,6 @@ fn block_epilogue<'a>(epilogue: &Epilogue<'a>, first: bool, last: bool) -> Epilo
     }
 }
 
-/// Panels handed to one packing task.
-const PACK_GROUP: usize = 4;
-
 /// Calls `body` with the given panels of a side, packed in parallel if need be.
 fn with_panels(
     side: Side<'_>,
@@ -316,14 +326,7 @@ fn with_panels(
         Side::Source(source) => {
             let stride = depths.len() * width;
             with_scratch(scratch, panels.len() * stride, |buffer| {
-                if !depths.is_empty() {
-                    let group = if share { PACK_GROUP } else { panels.len() };
-                    for_each_chunk_mut(buffer, group * stride, |index, chunk| {
-                        let start = panels.start + index * group;
-                        let end = (start + group).min(panels.end);
-                        pack_panels(source, start..end, depths.clone(), width, chunk);
-                    });
-                }
+                pack_tasks(source, panels.clone(), depths.clone(), width, share, buffer);
                 body(Panels::new(buffer, stride));
             });
         }

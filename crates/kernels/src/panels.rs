@@ -14,7 +14,7 @@ use std::thread::LocalKey;
 use crate::convert::Element;
 use crate::encoded::EncodedMat;
 use crate::matrix::{Mat, Operand};
-use crate::pool::parallel_for;
+use crate::pool::{for_each_chunk_mut, parallel_for};
 
 /// A matrix side that can write itself as panels.
 pub(crate) trait PanelSource: Sync {
@@ -162,29 +162,29 @@ impl PackedMatrix {
     /// When `matrix` is itself packed.
     pub fn new(matrix: Operand<'_>, side: PackedSide) -> Self {
         match (matrix, side) {
-            (Operand::F32(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side),
-            (Operand::F32(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side),
-            (Operand::F16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side),
-            (Operand::F16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side),
-            (Operand::Bf16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side),
-            (Operand::Bf16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side),
+            (Operand::F32(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
+            (Operand::F32(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
+            (Operand::F16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
+            (Operand::F16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
+            (Operand::Bf16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
+            (Operand::Bf16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
             (Operand::Encoded(mat), PackedSide::Left) => {
-                Self::pack(&Dense::encoded_left(mat), mat.cols, side)
+                Self::pack(&Dense::encoded_left(mat), mat.cols, side, false)
             }
             (Operand::Encoded(mat), PackedSide::Right) => {
-                Self::pack(&Dense::encoded_right(mat), mat.rows, side)
+                Self::pack(&Dense::encoded_right(mat), mat.rows, side, false)
             }
             (Operand::Packed(_), _) => panic!("the matrix is packed already"),
         }
     }
 
-    fn pack(source: &dyn PanelSource, depth: usize, side: PackedSide) -> Self {
+    /// Packs a source for one side of a product, on all threads if that is worth it.
+    pub(crate) fn pack(source: &dyn PanelSource, depth: usize, side: PackedSide, share: bool) -> Self {
         let width = crate::gemm::tile_shape().width(side);
         let lanes = source.lanes();
-        let mut data = vec![0.0; lanes.div_ceil(width) * width * depth];
-        if depth > 0 {
-            pack_panels(source, 0..lanes.div_ceil(width), 0..depth, width, &mut data);
-        }
+        let panels = lanes.div_ceil(width);
+        let mut data = vec![0.0; panels * width * depth];
+        pack_tasks(source, 0..panels, 0..depth, width, share, &mut data);
         Self { data, lanes, depth, width, side }
     }
 
@@ -207,6 +207,29 @@ pub(crate) fn pack_panels(
         let end = (start + width).min(source.lanes());
         source.pack(start..end, depth.clone(), width, chunk);
     }
+}
+
+/// Panels handed to one packing task.
+const PACK_GROUP: usize = 4;
+
+/// [`pack_panels`], several panels to a task if that is worth sharing.
+pub(crate) fn pack_tasks(
+    source: &dyn PanelSource,
+    panels: Range<usize>,
+    depth: Range<usize>,
+    width: usize,
+    share: bool,
+    out: &mut [f32],
+) {
+    if depth.is_empty() || panels.is_empty() {
+        return;
+    }
+    let group = if share { PACK_GROUP } else { panels.len() };
+    for_each_chunk_mut(out, group * depth.len() * width, |index, chunk| {
+        let start = panels.start + index * group;
+        let end = (start + group).min(panels.end);
+        pack_panels(source, start..end, depth.clone(), width, chunk);
+    });
 }
 
 /// A scratch buffer that a thread keeps from call to call.

@@ -27,6 +27,7 @@ const SIZES: &[[usize; 3]] = &[
     [130, 520, 130],
     [1540, 9, 40],
     [9, 9, 1600],
+    [13, 9, 12_301],
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
