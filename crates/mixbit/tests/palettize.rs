@@ -1,6 +1,7 @@
 //! `mixbit palettize` and `mixbit convert --quantize-nbits`.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use diffusion::pipeline::{Pipeline, Request, Start, Text};
 use diffusion::random::random_source;
 use engine::Cpu;
 use formats::coreml;
-use mil::constexpr;
+use mil::{Constant, constexpr};
 use mixbit::model::load;
 use serde_json::{Map, Value, json};
 use testkit::{ErrorStats, Failures, Scratch, fixture_root};
@@ -270,6 +271,46 @@ fn packages_of_apples_converter_are_matched_by_their_constants() -> Result<(), E
     let again = scratch.path().join("again");
     let error = palettize(&package, &again, &["--recipe", text(&file)?, "--select", "recipe"]).unwrap_err();
     assert!(error.to_string().contains("lacks 1 of the recipe's 2 layers: conv_on"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn packages_without_names_are_matched_by_their_graphs() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let (model, plain) = (demo(), scratch.path().join("plain"));
+    mixbit(&["convert", "--model", text(&model)?, "--output", text(&plain)?, "--convert-unet", "--quiet"])?;
+    let mut package = coreml::read(&plain.join(UNET))?;
+    let names: Vec<String> =
+        packaged_layers(&plain.join(UNET))?.into_iter().map(|layer| layer.name).collect();
+    for function in &mut package.program.functions {
+        let renamed = function.map_constants(|id, constant| {
+            let Constant::Weight(weight) = constant else { return Ok::<_, Infallible>(None) };
+            Ok(Some(Constant::Weight(weight.renamed(&format!("c{}", id.index())))))
+        });
+        let Ok(()) = renamed;
+    }
+    let nameless = scratch.path().join("nameless.mlpackage");
+    coreml::write_package(&nameless, &package, &mut |_, _| {})?;
+    let found = packaged_layers(&nameless)?;
+    assert!(found.iter().all(|layer| layer.name.starts_with('c') && !layer.name.contains('.')));
+    let bits = recipe(&packaged_layers(&plain.join(UNET))?);
+    let file = recipe_file(&scratch, &bits);
+    let options = ["--recipe", text(&file)?, "--select", "recipe"];
+    let output = scratch.path().join("Unet.mlpackage");
+    let error = palettize(&nameless, &output, &options).unwrap_err().to_string();
+    assert!(error.contains("--like CHECKPOINT"), "{error}");
+    palettize(&nameless, &output, &[&options[..], &["--like", text(&model)?]].concat())?;
+    let by_name = scratch.path().join("named.mlpackage");
+    palettize(&plain.join(UNET), &by_name, &options)?;
+    for ((name, a), b) in names.iter().zip(packaged_layers(&output)?).zip(packaged_layers(&by_name)?) {
+        assert_eq!(a.weight.read()?, b.weight.read()?, "{name}");
+        assert_eq!(a.weight.encoding().is_some(), b.weight.encoding().is_some(), "{name}");
+    }
+    let other = fixture_root().join("pipelines/sd15");
+    let fresh = scratch.path().join("fresh.mlpackage");
+    let error = palettize(&nameless, &fresh, &[&options[..], &["--like", text(&other)?]].concat());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("another architecture") && !fresh.exists(), "{error}");
     Ok(())
 }
 

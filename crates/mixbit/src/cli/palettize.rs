@@ -12,8 +12,9 @@ use clap::{ArgGroup, Args};
 use compress::{Layer, Scheme, Width};
 use diffusion::arch::AttentionImplementation;
 use formats::coreml;
+use mil::{Function, constexpr};
 
-use super::parts::{is_checkpoint, is_package, size};
+use super::parts::{Form, is_checkpoint, is_package, open, size};
 use super::progress::Progress;
 use super::table::{Side, Table};
 use super::{interrupt, memory, print_line, values};
@@ -22,7 +23,9 @@ use crate::model::DiffusersModel;
 use crate::package::{
     DEPLOYMENT_TARGETS, DeploymentTarget, Options, PARTS, Part, Source, keys, plan, write_vocabulary,
 };
-use crate::palettize::{Choices, MIN_SIZE, Palettized, Report, by_recipe, model_layers, palettize, uniform};
+use crate::palettize::{
+    Choices, MIN_SIZE, Palettized, Report, by_recipe, by_structure, model_layers, palettize, uniform,
+};
 use crate::recipe::RecipeFile;
 
 /// Parts that a recipe is for.
@@ -44,6 +47,7 @@ const WORST: usize = 10;
 #[command(after_help = "Examples:
   mixbit palettize --model sdxl --nbits 6 --output sdxl-6-bit
   mixbit palettize --model sdxl --recipe recipe.json --select 4.50 --output sdxl-4.5-bit
+  mixbit palettize --model Unet.mlpackage --recipe recipe.json --select 4.50 --like sdxl --output small
   mixbit palettize --model Unet.mlpackage --scheme linear-8 --output small/Unet.mlpackage")]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package; without it, the demo
@@ -76,6 +80,10 @@ pub(super) struct Arguments {
     /// Which recipe of the file: its name, or a part that no other has, such as 4.50
     #[arg(long, value_name = "NAME", requires = "recipe", help_heading = "Bits")]
     select: Option<String>,
+    /// A checkpoint with the configuration of a package that has lost the names of its layers: they are found by what the
+    /// graphs compute
+    #[arg(long, value_name = "CHECKPOINT", requires = "recipe", help_heading = "Bits")]
+    like: Option<PathBuf>,
     /// Layers of at most so many weights stay as they are
     #[arg(long, value_name = "N", default_value_t = MIN_SIZE, conflicts_with = "recipe", help_heading = "Bits")]
     min_size: usize,
@@ -111,7 +119,7 @@ struct Item {
 /// How each layer is to be stored.
 enum How {
     Uniform(Scheme),
-    Recipe { file: Box<RecipeFile>, name: String },
+    Recipe { file: Box<RecipeFile>, name: String, like: Option<PathBuf> },
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -160,7 +168,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn note(how: &How) -> String {
     match how {
         How::Uniform(scheme) => scheme.to_string(),
-        How::Recipe { file, name } => {
+        How::Recipe { file, name, .. } => {
             let checksum = file.recipes.get(name).map(crate::recipe::Recipe::checksum).unwrap_or_default();
             format!("{name} {checksum}")
         }
@@ -266,7 +274,7 @@ fn choices(
                 (!is_whole).then(|| uniform(&item.layers, *scheme, min_size))
             })
             .collect()),
-        How::Recipe { file, name } => {
+        How::Recipe { file, name, like } => {
             let recipe = file.recipes.get(name).context("the recipe is not there")?;
             // The chunks of a network are matched as one.
             let mut networks: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -281,7 +289,16 @@ fn choices(
             for (part, indices) in &networks {
                 let layers: Vec<Layer> =
                     indices.iter().flat_map(|&index| items[index].layers.iter().cloned()).collect();
-                match by_recipe(file, recipe, &layers) {
+                let by_names = by_recipe(file, recipe, &layers);
+                let found = match like {
+                    Some(like) if by_names.is_err() => {
+                        let models: Vec<&coreml::Model> =
+                            indices.iter().map(|&index| &items[index].model).collect();
+                        by_structure(file, recipe, &network(&models)?, &named(like, part)?)
+                    }
+                    _ => by_names,
+                };
+                match found {
                     Ok((choices, is_same)) => {
                         if is_same == Some(false) {
                             progress
@@ -311,6 +328,36 @@ fn choices(
     }
 }
 
+/// The graph of a network, of one package or two chunks.
+fn network(models: &[&coreml::Model]) -> anyhow::Result<Function> {
+    let functions = models.iter().map(|model| {
+        let function = model.program.main().context("it has no function `main`")?;
+        Ok(constexpr::decoded(function)?)
+    });
+    match &functions.collect::<anyhow::Result<Vec<Function>>>()?[..] {
+        [whole] => Ok(whole.clone()),
+        [first, second] => mil::join(first, second).context("the chunks are not of one network"),
+        several => bail!("{} packages are the same part", several.len()),
+    }
+}
+
+/// The graphs that a part of a checkpoint has, as attention may be written.
+fn named(checkpoint: &Path, part: &str) -> anyhow::Result<Vec<Function>> {
+    let is_controlled = part == "control-unet";
+    let compiled = if is_controlled { "ControlledUnet" } else { "Unet" };
+    let mut graphs = Vec::new();
+    for attention in AttentionImplementation::ALL {
+        let form = Form { attention, control_unet: is_controlled, ..Form::default() };
+        let parts = open(checkpoint, &form)?;
+        let of_part = parts.into_iter().find(|found| found.name.trim_end_matches(".mlmodelc") == compiled);
+        graphs.extend(of_part.and_then(|part| part.function));
+    }
+    if graphs.is_empty() {
+        bail!("{} has no UNet that names could be taken from", checkpoint.display());
+    }
+    Ok(graphs)
+}
+
 impl Arguments {
     fn how(&self) -> anyhow::Result<How> {
         if let Some(width) = self.nbits {
@@ -323,7 +370,7 @@ impl Arguments {
         let file = RecipeFile::read(path)?;
         let select = self.select.as_deref().unwrap_or_default();
         let (name, _) = file.select(select).with_context(|| path.display().to_string())?;
-        Ok(How::Recipe { name: name.to_string(), file: Box::new(file) })
+        Ok(How::Recipe { name: name.to_string(), file: Box::new(file), like: self.like.clone() })
     }
 
     /// The packages to be written; no weight is read. Files that a bundle has beside them are copied.
@@ -424,7 +471,7 @@ impl Arguments {
 fn raised(asked: &'static DeploymentTarget, how: &How) -> &'static DeploymentTarget {
     let needed = match how {
         How::Uniform(scheme) => Some(scheme.since()),
-        How::Recipe { file, name } => {
+        How::Recipe { file, name, .. } => {
             let layers = file.recipes.get(name).map(|recipe| recipe.layers.values());
             layers.and_then(|schemes| schemes.flatten().map(|scheme| scheme.since()).max())
         }
