@@ -3,13 +3,10 @@
 //! `cargo bench -p mixbit-kernels [-- FILTER]`, on a quiet machine. Judge the ratio to the peak and compare
 //! within one run: absolute numbers move with the machine.
 
-use std::hint::black_box;
 use std::time::Instant;
 
 use half::f16;
 use kernels::*;
-use rten_simd::ops::{BitOps, NumOps};
-use rten_simd::{Isa, SimdOp};
 
 /// Least time that a measurement repeats its body for, in seconds.
 const LEAST: f64 = 0.3;
@@ -26,40 +23,6 @@ fn seconds(mut body: impl FnMut()) -> f64 {
     }
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
-}
-
-/// Independent multiply-adds in registers: what no kernel can exceed.
-struct Peak(usize);
-
-impl SimdOp for Peak {
-    /// Operations done, and a value that keeps them from being removed.
-    type Output = (f64, f32);
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) -> (f64, f32) {
-        const CHAINS: usize = 12;
-        let ops = isa.f32();
-        let (x, y) = (ops.splat(black_box(0.999)), ops.splat(black_box(1e-3)));
-        let mut sums = [ops.zero(); CHAINS];
-        for _ in 0..self.0 {
-            for sum in &mut sums {
-                *sum = ops.mul_add(*sum, x, y);
-            }
-        }
-        let total = sums.into_iter().fold(ops.zero(), |total, sum| ops.add(total, sum));
-        ((2 * CHAINS * ops.len() * self.0) as f64, ops.sum(total))
-    }
-}
-
-/// The machine's multiply-add peak with all threads, in FLOP/s.
-fn peak(threads: usize) -> f64 {
-    let rounds = 2_000_000;
-    let time = seconds(|| {
-        pool::parallel_for(threads, |_| {
-            black_box(Peak(rounds).dispatch());
-        });
-    });
-    Peak(1).dispatch().0 * rounds as f64 * threads as f64 / time
 }
 
 fn data(len: usize) -> Vec<f32> {
@@ -308,10 +271,15 @@ fn main() {
     let filter = arguments.next();
     let threads = std::env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
     let pool = ThreadPool::new(threads).expect("worker threads");
+    let peaks = [Precision::F32, Precision::Bf16, Precision::Int8]
+        .map(|precision| peak::measure(precision, &pool).unwrap_or(f64::NAN));
+    let [f32, bf16, int8] = peaks.map(|rate| rate / 1e9);
+    println!(
+        "{} threads, multiply-add peak in Gop/s: f32 {f32:.1}, bf16 {bf16:.1}, int8 {int8:.1}",
+        pool.threads()
+    );
     pool.install(|| {
-        let peak = peak(pool.threads());
-        println!("{} threads, multiply-add peak {:.1} GFLOP/s", pool.threads(), peak / 1e9);
-        let report = Report { peak, filter };
+        let report = Report { peak: peaks[0], filter };
         bench_gemm(&report);
         bench_encoded(&report);
         bench_conv(&report);
