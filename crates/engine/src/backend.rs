@@ -47,6 +47,15 @@ pub trait Backend {
     /// # Errors
     /// If the function is not valid or uses what the backend does not run.
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error>;
+
+    /// Bytes that a run of a function takes for intermediate results, without preparing one: what its model's
+    /// [`Model::arena_bytes`] would say.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile).
+    fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
+        Ok(self.compile(function, options)?.arena_bytes())
+    }
 }
 
 /// The name and type of a function's input or output.
@@ -81,8 +90,11 @@ pub(crate) trait Executable: Send {
     /// Runs the function. Inputs are in the function's order and have its types.
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error>;
 
-    /// Bytes held for intermediate results.
+    /// Bytes that a run takes for intermediate results.
     fn arena_bytes(&self) -> usize;
+
+    /// Gives the memory of intermediate results back until the next run.
+    fn release_arena(&mut self) {}
 
     /// Bytes of constants, mapped or held.
     fn weight_bytes(&self) -> usize;
@@ -123,9 +135,14 @@ impl Model {
         self.outputs.iter().position(|output| output.name == name)
     }
 
-    /// Bytes held for intermediate results.
+    /// Bytes that a run takes for intermediate results. They are taken by the first run and kept for the next ones.
     pub fn arena_bytes(&self) -> usize {
         self.executable.arena_bytes()
+    }
+
+    /// Gives the memory of intermediate results back; the next run takes it again.
+    pub fn release_arena(&mut self) {
+        self.executable.release_arena();
     }
 
     /// Bytes of the constants in the form in which the model reads them: compressed, as stored, or packed for the kernels;

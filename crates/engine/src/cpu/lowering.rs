@@ -142,6 +142,12 @@ impl<'f> Lowering<'f> {
         lowering
     }
 
+    /// Leaves all weights as they are stored: for a plan that is not run.
+    pub(super) fn without_packing(mut self) -> Self {
+        self.packs_weights = false;
+        self
+    }
+
     pub(super) fn finish(mut self) -> Result<Plan, Error> {
         for &id in self.function.outputs() {
             let place = self.place(id)?;

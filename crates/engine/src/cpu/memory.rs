@@ -28,16 +28,23 @@ impl<T: Clone + Default> Counted<T> {
     /// The system often promises memory that it does not have, and ends the process when it is used: what is more than
     /// the machine has left, all arenas together, is refused.
     pub(super) fn zeros(len: usize) -> Result<Self, Error> {
+        let bytes = Self::check(len)?;
+        PROMISED.fetch_add(bytes, Ordering::Relaxed);
+        // Zeros straight from the allocator: their pages are not touched.
+        Ok(Counted { values: vec![T::default(); len] })
+    }
+
+    /// The bytes of a stretch of `len` elements, or the error that [`zeros`](Self::zeros) would give.
+    fn check(len: usize) -> Result<u64, Error> {
         let bytes = len.saturating_mul(size_of::<T>()) as u64;
         let promised = PROMISED.load(Ordering::Relaxed).saturating_add(bytes);
         let refused = || Error::Memory { needed: promised as f64 / 1e9 };
         if bytes > SMALL && available().is_some_and(|available| promised > available) {
             return Err(refused());
         }
-        // Asked for once to learn whether it is there; `vec!` of zeros then does not touch its pages.
+        // Asked for once to learn whether it is there.
         Vec::<T>::new().try_reserve_exact(len).map_err(|_| refused())?;
-        PROMISED.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Counted { values: vec![T::default(); len] })
+        Ok(bytes)
     }
 }
 
@@ -68,6 +75,29 @@ fn available() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The memory of a plan's intermediate results.
+pub(super) struct Arenas {
+    pub(super) floats: Counted<f32>,
+    pub(super) ints: Counted<i32>,
+}
+
+impl Arenas {
+    /// The arenas of a plan's regions.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the machine has less left.
+    pub(super) fn new(regions: &Regions) -> Result<Self, Error> {
+        Ok(Arenas { floats: Counted::zeros(regions.floats)?, ints: Counted::zeros(regions.ints)? })
+    }
+
+    /// Fails as [`new`](Self::new) would, and takes nothing.
+    pub(super) fn check(regions: &Regions) -> Result<(), Error> {
+        Counted::<f32>::check(regions.floats)?;
+        Counted::<i32>::check(regions.ints)?;
+        Ok(())
+    }
+}
+
 /// The place of every buffer in its arena.
 pub(super) struct Regions {
     pub(super) ranges: Vec<Range<usize>>,
@@ -78,6 +108,11 @@ pub(super) struct Regions {
 }
 
 impl Regions {
+    /// Bytes of both arenas.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<f32>() * self.floats + size_of::<i32>() * self.ints
+    }
+
     /// Places the largest buffers first, each at the lowest offset where it overlaps no other that lives with it.
     pub(super) fn plan(buffers: &[Buffer], lifetimes: &[Range<usize>]) -> Self {
         let mut order: Vec<usize> = (0..buffers.len()).collect();

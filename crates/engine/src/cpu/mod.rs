@@ -21,7 +21,7 @@ use weight::{ConvKernel, LinearKernel, Weight};
 use crate::backend::Executable;
 use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing};
 use lowering::{Place, Step};
-use memory::{Counted, Regions};
+use memory::{Arenas, Regions};
 
 /// Runs functions on the CPU, with the kernels of this machine.
 #[derive(Clone, Debug)]
@@ -52,31 +52,53 @@ impl Backend for Cpu {
     }
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
-        mil::verify(function)?;
-        let function = mil::passes::DEAD_CODE.run(&mil::constexpr::decoded(function)?);
-        let mut lowering = Lowering::new(&function);
-        // A fused step rounds only its last result; declared arithmetic rounds every one.
-        let fused = match options.arithmetic {
-            Arithmetic::Wide => fuse::nodes(&function),
-            Arithmetic::Declared => fuse::single_ops(&function),
-        };
-        for node in &fused.nodes {
-            node.lower(&mut lowering)?;
-        }
-        let plan = lowering.finish()?;
-        let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
+        let function = simplified(function)?;
+        let Planned { plan, regions, declined } = plan(&function, Lowering::new(&function), options)?;
         let run = CpuRun {
             pool: self.pool.clone(),
-            floats: Counted::zeros(regions.floats)?,
-            ints: Counted::zeros(regions.ints)?,
+            arenas: None,
             options: options.clone(),
             times: vec![Duration::ZERO; plan.steps.len()],
-            declined: fused.declined,
+            declined,
             regions,
             plan,
         };
         Ok(Model::new(&function, Box::new(run)))
     }
+
+    fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
+        let function = simplified(function)?;
+        let planned = plan(&function, Lowering::new(&function).without_packing(), options)?;
+        Ok(planned.regions.bytes())
+    }
+}
+
+/// A function that is verified, without what is not used and with compressed constants that know their encoding.
+fn simplified(function: &Function) -> Result<Function, Error> {
+    mil::verify(function)?;
+    Ok(mil::passes::DEAD_CODE.run(&mil::constexpr::decoded(function)?))
+}
+
+/// A lowered function whose arenas are planned, and fit in the memory that is left.
+struct Planned {
+    plan: lowering::Plan,
+    regions: Regions,
+    declined: Vec<fuse::Declined>,
+}
+
+fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Result<Planned, Error> {
+    // A fused step rounds only its last result; declared arithmetic rounds every one.
+    let fused = match options.arithmetic {
+        Arithmetic::Wide => fuse::nodes(function),
+        Arithmetic::Declared => fuse::single_ops(function),
+    };
+    for node in &fused.nodes {
+        node.lower(&mut lowering)?;
+    }
+    let plan = lowering.finish()?;
+    let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
+    Arenas::check(&regions)?;
+    Ok(Planned { plan, regions, declined: fused.declined })
 }
 
 /// A compiled function and its memory.
@@ -84,8 +106,8 @@ struct CpuRun {
     pool: Arc<ThreadPool>,
     plan: lowering::Plan,
     regions: Regions,
-    floats: Counted<f32>,
-    ints: Counted<i32>,
+    /// Taken by the first run.
+    arenas: Option<Arenas>,
     options: Options,
     /// The time that each step took in all runs.
     times: Vec<Duration>,
@@ -94,15 +116,19 @@ struct CpuRun {
 
 impl Executable for CpuRun {
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
-        for (place, tensor) in self.plan.inputs.iter().zip(inputs) {
+        let CpuRun { pool, plan, regions, arenas, options, times, .. } = self;
+        let Arenas { floats, ints } = match arenas {
+            Some(arenas) => arenas,
+            None => arenas.insert(Arenas::new(regions)?),
+        };
+        for (place, tensor) in plan.inputs.iter().zip(inputs) {
             let Place::Buffer(buffer) = *place else { continue };
-            let range = self.regions.ranges[buffer].clone();
+            let range = regions.ranges[buffer].clone();
             match tensor.data() {
-                Data::Float(values) => self.floats[range].copy_from_slice(values),
-                Data::Int(values) => self.ints[range].copy_from_slice(values),
+                Data::Float(values) => floats[range].copy_from_slice(values),
+                Data::Int(values) => ints[range].copy_from_slice(values),
             }
         }
-        let CpuRun { pool, plan, regions, floats, ints, options, times, .. } = self;
         pool.install(|| {
             for (step, time) in plan.steps.iter().zip(times) {
                 options.check_stop()?;
@@ -118,19 +144,23 @@ impl Executable for CpuRun {
         })?;
         let output = |(place, shape): &(Place, Vec<usize>)| {
             let data = match *place {
-                Place::Const(index) => self.plan.constants[index].clone(),
-                Place::Buffer(buffer) => match self.plan.buffers[buffer].is_float {
-                    true => Data::Float(self.floats[self.regions.ranges[buffer].clone()].to_vec()),
-                    false => Data::Int(self.ints[self.regions.ranges[buffer].clone()].to_vec()),
+                Place::Const(index) => plan.constants[index].clone(),
+                Place::Buffer(buffer) => match plan.buffers[buffer].is_float {
+                    true => Data::Float(floats[regions.ranges[buffer].clone()].to_vec()),
+                    false => Data::Int(ints[regions.ranges[buffer].clone()].to_vec()),
                 },
             };
             Tensor::new(shape, data)
         };
-        self.plan.outputs.iter().map(output).collect()
+        plan.outputs.iter().map(output).collect()
     }
 
     fn arena_bytes(&self) -> usize {
-        size_of_val(&*self.floats) + size_of_val(&*self.ints)
+        self.regions.bytes()
+    }
+
+    fn release_arena(&mut self) {
+        self.arenas = None;
     }
 
     fn weight_bytes(&self) -> usize {
@@ -172,5 +202,42 @@ fn round_results(step: &Step, io: &mut Io) {
         if half {
             out.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mil::{Builder, Opset, TensorType};
+
+    use super::*;
+
+    /// `relu(x + x)` of a vector.
+    fn doubled(len: usize) -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, [len])).unwrap();
+        let sum = b.op("add").arg("x", x).arg("y", x).add().unwrap();
+        let relu = b.op("relu").arg("x", sum).named("relu").add().unwrap();
+        b.finish(&[relu]).unwrap()
+    }
+
+    #[test]
+    fn an_arena_is_taken_by_a_run_and_can_be_given_back() {
+        let (cpu, options, function) = (Cpu::new(Some(1)).unwrap(), Options::default(), doubled(3));
+        let mut model = cpu.compile(&function, &options).unwrap();
+        assert!(model.arena_bytes() >= 3 * size_of::<f32>());
+        assert_eq!(cpu.arena_bytes(&function, &options).unwrap(), model.arena_bytes());
+        let x = Tensor::from_f32(&[3], vec![-1.0, 0.5, 2.0]).unwrap();
+        for _ in 0..2 {
+            let results = model.run(&[("x", &x)]).unwrap();
+            assert_eq!(results[0].as_f32().unwrap(), [0.0, 1.0, 4.0]);
+            model.release_arena();
+        }
+    }
+
+    #[test]
+    fn an_arena_that_does_not_fit_is_refused_before_it_is_taken() {
+        let (cpu, options, function) = (Cpu::new(Some(1)).unwrap(), Options::default(), doubled(1 << 45));
+        assert!(matches!(cpu.compile(&function, &options), Err(Error::Memory { .. })));
+        assert!(matches!(cpu.arena_bytes(&function, &options), Err(Error::Memory { .. })));
     }
 }
