@@ -49,6 +49,21 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
+fn networks_that_are_loaded_anew_draw_the_same() -> Outcome {
+    let scratch = Scratch::new();
+    let (kept, reduced) = (scratch.path().join("kept"), scratch.path().join("reduced"));
+    let same = ["--images", "2", "--preview-every", "1", "--output"];
+    draw(scratch.path(), &[&same[..], &["kept"]].concat())?;
+    draw(scratch.path(), &[&same[..], &["reduced", "--reduce-memory"]].concat())?;
+    assert_eq!(names(&kept).len(), 4);
+    assert_eq!(names(&kept), names(&reduced));
+    for name in names(&kept) {
+        assert!(std::fs::read(kept.join(&name))? == std::fs::read(reduced.join(&name))?, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
 fn images_go_where_they_are_asked_to() {
     let mut failures = Failures::new("outputs");
     let cases: [(&[&str], &[&str]); 6] = [

@@ -1,11 +1,8 @@
 //! What the UNet is told besides the latents: text states, sizes, guidance.
 
 use engine::{Backend, Signature, Tensor};
-use mil::{Constant, Def, Function};
 
-use super::{
-    PipelineError, Request, check_finite, compile, engine_error, floats, graph_options, guidance, tensor,
-};
+use super::{Inputs, PipelineError, Request, Stage, check_finite, graph_options, guidance, tensor};
 use crate::arch::GraphOptions;
 use crate::model::{DiffusionModel, TextEncoder};
 
@@ -153,7 +150,15 @@ struct Input {
 /// What is told for the samples of one evaluation.
 pub(super) struct Told {
     /// The inputs by name.
-    pub(super) inputs: Vec<(&'static str, Tensor)>,
+    inputs: Inputs,
+}
+
+impl Told {
+    /// All inputs of an evaluation, with those of its step.
+    pub(super) fn bind<'t>(&'t self, step: &'t [Tensor; 2]) -> Vec<(&'static str, &'t Tensor)> {
+        let told = self.inputs.iter().map(|(name, value)| (*name, value));
+        OF_EACH_STEP.into_iter().zip(step).chain(told).collect()
+    }
 }
 
 impl Conditioning {
@@ -174,9 +179,10 @@ impl Conditioning {
                 let what = format!("it takes {length} tokens, and the text encoder before it another number");
                 return Err(PipelineError::Mismatch { network: component.to_string(), what });
             }
-            let mut runner = EncoderRun::new(encoder, model, backend, request)?;
+            let options = GraphOptions { tokens: length, ..graph_options(model, request, request.precision) };
+            let mut stage = Stage::new(&encoder.network, backend, &options, request, request.precision)?;
             let mut encode = |prompt: &str, is_negative, to: &mut TextStates| {
-                let words = runner.encode(prompt, to)?;
+                let words = encode_prompt(encoder, &mut stage, &options, prompt, to)?;
                 let component = component.to_string();
                 dropped.extend(words.map(|words| DroppedWords { component, negative: is_negative, words }));
                 Ok::<(), PipelineError>(())
@@ -185,7 +191,7 @@ impl Conditioning {
             if guided && !negative_is_zero {
                 encode(request.text.negative(component), true, &mut negative)?;
             }
-            runner.finish();
+            stage.release();
         }
         if negative_is_zero {
             negative.states = vec![0.0; positive.states.len()];
@@ -212,15 +218,14 @@ impl Conditioning {
         Ok(Conditioning { samples, tokens: tokens.unwrap_or(1), dropped, inputs })
     }
 
-    /// The inputs of each evaluation of a step, as the compiled UNet declares them. One that takes fewer samples than
+    /// The inputs of each evaluation of a step, as the UNet declares them. One that takes fewer samples than
     /// there are is evaluated more than once; one that takes more gets the last sample again.
-    pub(super) fn fit(&self, unet: &engine::Model, request: &Request) -> Result<Vec<Told>, PipelineError> {
+    pub(super) fn fit(&self, unet: &[Signature], request: &Request) -> Result<Vec<Told>, PipelineError> {
         let batch = batch(unet);
         (0..self.samples)
             .step_by(batch)
             .map(|first| {
-                let declared =
-                    unet.inputs().iter().filter(|input| !OF_EACH_STEP.contains(&input.name.as_str()));
+                let declared = unet.iter().filter(|input| !OF_EACH_STEP.contains(&input.name.as_str()));
                 let inputs = declared.map(|input| self.input(input, first, batch, request));
                 Ok(Told { inputs: inputs.collect::<Result<_, _>>()? })
             })
@@ -258,8 +263,8 @@ impl Conditioning {
 }
 
 /// The samples that a UNet takes at a time.
-pub(super) fn batch(unet: &engine::Model) -> usize {
-    let sample = unet.inputs().iter().find(|input| input.name == "sample");
+pub(super) fn batch(unet: &[Signature]) -> usize {
+    let sample = unet.iter().find(|input| input.name == "sample");
     sample.and_then(|sample| sample.ty.shape.first().copied()).unwrap_or(1).max(1)
 }
 
@@ -269,59 +274,27 @@ const OF_EACH_STEP: [&str; 2] = ["sample", "timestep"];
 /// The input with the embedding of the guidance scale.
 const GUIDANCE: &str = "timestep_cond";
 
-/// A text encoder that is ready to run.
-struct EncoderRun<'m> {
-    encoder: &'m TextEncoder,
-    options: GraphOptions,
-    graph: Function,
-    network: engine::Model,
-}
-
-impl<'m> EncoderRun<'m> {
-    fn new(
-        encoder: &'m TextEncoder,
-        model: &DiffusionModel,
-        backend: &dyn Backend,
-        request: &Request,
-    ) -> Result<Self, PipelineError> {
-        let options = GraphOptions {
-            tokens: encoder.tokenizer.length(),
-            ..graph_options(model, request, request.precision)
-        };
-        let graph = encoder.network.graph(&options)?;
-        let network = compile(&encoder.network, backend, &graph, request, request.precision)?;
-        Ok(EncoderRun { encoder, options, graph, network })
+/// Appends a prompt's states, and gives the words that did not fit.
+fn encode_prompt(
+    encoder: &TextEncoder,
+    stage: &mut Stage,
+    options: &GraphOptions,
+    prompt: &str,
+    to: &mut TextStates,
+) -> Result<Option<String>, PipelineError> {
+    let encoding = encoder.tokenizer.encode(prompt).map_err(PipelineError::Prompt)?;
+    let tokens = encoding.ids.len();
+    let ids = tensor(&[1, tokens], encoding.ids.iter().map(|&id| id as f32).collect())?;
+    let results = stage.run(&[("input_ids", &ids)])?;
+    let states = stage.output(&results, encoder.states)?;
+    check_finite(&encoder.network, options, states)?;
+    let channels = states.len() / tokens;
+    to.states.extend((0..states.len()).map(|at| states[at % tokens * channels + at / tokens]));
+    if stage.has_output(POOLED) {
+        to.pooled = stage.output(&results, POOLED)?.to_vec();
+        check_finite(&encoder.network, options, &to.pooled)?;
     }
-
-    /// Gives the memory of the weights back: they are not needed for the rest of the work.
-    fn finish(self) {
-        drop(self.network);
-        for value in self.graph.values() {
-            if let Def::Const(Constant::Weight(weight)) = &value.def {
-                weight.release();
-            }
-        }
-    }
-
-    /// Appends a prompt's states, and gives the words that did not fit.
-    fn encode(&mut self, prompt: &str, to: &mut TextStates) -> Result<Option<String>, PipelineError> {
-        let encoding = self.encoder.tokenizer.encode(prompt).map_err(PipelineError::Prompt)?;
-        let ids = encoding.ids.iter().map(|&id| id as f32).collect();
-        let ids = tensor(&[1, encoding.ids.len()], ids)?;
-        let network = &self.encoder.network;
-        let results =
-            self.network.run(&[("input_ids", &ids)]).map_err(|source| engine_error(network, source))?;
-        let states = floats(&results, &self.network, network, self.encoder.states)?;
-        check_finite(network, &self.options, states)?;
-        let tokens = encoding.ids.len();
-        let channels = states.len() / tokens;
-        to.states.extend((0..states.len()).map(|at| states[at % tokens * channels + at / tokens]));
-        if self.network.output_index(POOLED).is_some() {
-            to.pooled = floats(&results, &self.network, network, POOLED)?.to_vec();
-            check_finite(network, &self.options, &to.pooled)?;
-        }
-        Ok(encoding.dropped)
-    }
+    Ok(encoding.dropped)
 }
 
 /// The output with the pooled text.

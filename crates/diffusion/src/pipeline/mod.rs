@@ -24,12 +24,13 @@ mod conditioning;
 mod error;
 mod guidance;
 mod image;
+mod stage;
 mod start;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use engine::{Arithmetic, Backend, Options, Tensor};
+use engine::{Arithmetic, Backend, Tensor};
 use mil::DType;
 
 pub use conditioning::{DroppedWords, MicroConditioning, Text};
@@ -42,6 +43,7 @@ use crate::model::{Decoder, DiffusionModel, Network};
 use crate::random::NoiseSource;
 use crate::scheduler::{Scheduler, SchedulerConfig, StepInput};
 use conditioning::{Conditioning, Told};
+use stage::Stage;
 
 /// The largest width and height in pixels.
 pub const MAX_SIZE: usize = 8192;
@@ -76,6 +78,8 @@ pub struct Request {
     pub micro: MicroConditioning,
     /// What to compute in.
     pub precision: Precision,
+    /// Whether a network is loaded anew each time that it is needed, so that no two are in memory together.
+    pub reduce_memory: bool,
     /// A flag that stops the work as soon as it is raised, from any thread.
     pub stop: Option<Arc<AtomicBool>>,
 }
@@ -92,6 +96,7 @@ impl Request {
             scheduler: model.scheduler.clone(),
             micro: MicroConditioning::default(),
             precision: Precision::default(),
+            reduce_memory: false,
             stop: None,
         }
     }
@@ -157,23 +162,25 @@ impl Run {
 pub type Inputs = Vec<(&'static str, Tensor)>;
 
 /// A model that is ready to draw one request.
+///
+/// One network is at work at a time, and only that one has memory for intermediate results and holds pages of mapped
+/// weights: text encoders are gone when the prompts are encoded; the UNet and the decoder rest while the other works.
 pub struct Pipeline<'m> {
     model: &'m DiffusionModel,
     request: Request,
-    unet: engine::Model,
+    unet: Stage<'m>,
     conditioning: Conditioning,
-    /// How the UNet's graph was built.
-    unet_options: GraphOptions,
     /// What the UNet is told in each evaluation of a step.
     told: Vec<Told>,
-    decoder: engine::Model,
+    decoder: Stage<'m>,
 }
 
 impl<'m> Pipeline<'m> {
-    /// Encodes the prompts and prepares the UNet and the decoder.
+    /// Encodes the prompts and prepares the UNet. The decoder is compiled when an image is decoded.
     ///
     /// # Errors
-    /// [`PipelineError`] if the request or the model can't be run.
+    /// [`PipelineError`] if the request or the model can't be run, the decoder included: what does not fit into memory
+    /// is known before the work of all steps is done.
     pub fn new(
         model: &'m DiffusionModel,
         backend: &'m dyn Backend,
@@ -188,15 +195,15 @@ impl<'m> Pipeline<'m> {
             time_ids: model.unet.time_ids.unwrap_or_default(),
             ..graph_options(model, &request, request.precision)
         };
-        let graph = model.unet.network.graph(&options)?;
-        let unet = compile(&model.unet.network, backend, &graph, &request, request.precision)?;
-        let told = conditioning.fit(&unet, &request)?;
+        let mut unet = Stage::new(&model.unet.network, backend, &options, &request, request.precision)?;
+        let told = conditioning.fit(&unet.inputs(), &request)?;
         let Decoder { network, force_upcast, .. } = &model.decoder;
         let precision = if *force_upcast { Precision::F32 } else { request.precision };
-        // Now, so that what does not fit into memory is known before the work of all steps is done.
-        let graph = network.graph(&graph_options(model, &request, precision))?;
-        let decoder = compile(network, backend, &graph, &request, precision)?;
-        Ok(Pipeline { model, request, unet, unet_options: options, conditioning, told, decoder })
+        let size = graph_options(model, &request, precision);
+        let decoder = Stage::new(network, backend, &size, &request, precision)?;
+        decoder.arena_bytes()?;
+        unet.load()?;
+        Ok(Pipeline { model, request, unet, conditioning, told, decoder })
     }
 
     /// What of the prompts did not fit the text encoders.
@@ -247,11 +254,13 @@ impl<'m> Pipeline<'m> {
     }
 
     /// The graph of the UNet as it is run.
-    ///
-    /// # Errors
-    /// Those of [`Network::graph`].
-    pub fn unet_graph(&self) -> Result<mil::Function, PipelineError> {
-        Ok(self.model.unet.network.graph(&self.unet_options)?)
+    pub fn unet_graph(&self) -> &mil::Function {
+        self.unet.graph()
+    }
+
+    /// Gives all memory of the UNet back. For when no more steps are to follow; one that does loads it again.
+    pub fn release_unet(&mut self) {
+        self.unet.release();
     }
 
     /// What the UNet is given in the next evaluation of a run, once or, if it takes one sample at a time, twice.
@@ -263,7 +272,9 @@ impl<'m> Pipeline<'m> {
             let what = format!("has only {} evaluations", run.scheduler.timesteps().len());
             return Err(PipelineError::Option { option: "steps", what });
         }
-        self.inputs_of(&*run.scheduler, &run.latents, run.next)
+        let step = self.sample_and_timestep(&*run.scheduler, &run.latents, run.next)?;
+        let owned = |(name, value): (&'static str, &Tensor)| (name, value.clone());
+        Ok(self.told.iter().map(|told| told.bind(&step).into_iter().map(owned).collect()).collect())
     }
 
     /// The final latents (channels, height, width) that an evaluation predicts, if the UNet's results for
@@ -283,23 +294,19 @@ impl<'m> Pipeline<'m> {
         Ok(scheduler.step(step, &mut crate::random::TorchSource::new(0)).original)
     }
 
-    fn inputs_of(
+    /// The inputs of the UNet that differ from step to step.
+    fn sample_and_timestep(
         &self,
         scheduler: &dyn Scheduler,
         sample: &[f32],
         index: usize,
-    ) -> Result<Vec<Inputs>, PipelineError> {
+    ) -> Result<[Tensor; 2], PipelineError> {
         let input = scheduler.scale_model_input(sample, index);
-        let batch = conditioning::batch(&self.unet);
+        let batch = conditioning::batch(&self.unet.inputs());
         let [channels, height, width] = self.latent_shape();
         let sample = tensor(&[batch, channels, height, width], input.repeat(batch))?;
         let timestep = tensor(&[batch], vec![scheduler.timesteps()[index] as f32; batch])?;
-        let inputs = self.told.iter().map(|told| {
-            let mut inputs = vec![("sample", sample.clone()), ("timestep", timestep.clone())];
-            inputs.extend(told.inputs.iter().cloned());
-            inputs
-        });
-        Ok(inputs.collect())
+        Ok([sample, timestep])
     }
 
     /// The guided prediction for a sample.
@@ -309,14 +316,15 @@ impl<'m> Pipeline<'m> {
         sample: &[f32],
         index: usize,
     ) -> Result<Vec<f32>, PipelineError> {
-        let network = &self.model.unet.network;
+        self.decoder_makes_way();
+        let step = self.sample_and_timestep(scheduler, sample, index)?;
         let mut prediction = Vec::with_capacity(self.conditioning.samples * sample.len());
-        for inputs in self.inputs_of(scheduler, sample, index)? {
-            let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-            prediction.extend(run(&mut self.unet, network, &inputs, "noise_pred")?);
+        for told in &self.told {
+            let results = self.unet.run(&told.bind(&step))?;
+            prediction.extend_from_slice(self.unet.output(&results, "noise_pred")?);
         }
         prediction.truncate(self.conditioning.samples * sample.len());
-        self.check_finite(network, &prediction)?;
+        self.check_finite(self.unet.network(), &prediction)?;
         Ok(self.guided(&prediction))
     }
 
@@ -329,8 +337,7 @@ impl<'m> Pipeline<'m> {
 
     /// Where the time of the UNet and of the decoder went, by network.
     pub fn profile(&self) -> Vec<(&str, Vec<engine::Timing>)> {
-        let unet = (self.model.unet.network.component(), self.unet.profile());
-        vec![unet, (self.model.decoder.network.component(), self.decoder.profile())]
+        [&self.unet, &self.decoder].map(|stage| (stage.network().component(), stage.profile())).into()
     }
 
     /// Decodes latents (channels, height, width).
@@ -338,12 +345,27 @@ impl<'m> Pipeline<'m> {
     /// # Errors
     /// If the decoder can't be run, or [`PipelineError::NotFinite`].
     pub fn decode(&mut self, latents: &[f32]) -> Result<Image, PipelineError> {
-        let Decoder { network, latent, .. } = &self.model.decoder;
+        self.unet_makes_way();
         let [channels, height, width] = self.latent_shape();
-        let z = tensor(&[1, channels, height, width], latent.to_decoder(latents))?;
-        let values = run(&mut self.decoder, network, &[("z", &z)], "image")?;
-        self.check_finite(network, &values)?;
-        Ok(Image::new(self.request.size, values))
+        let z = tensor(&[1, channels, height, width], self.model.decoder.latent.to_decoder(latents))?;
+        let results = self.decoder.run(&[("z", &z)])?;
+        let values = self.decoder.output(&results, "image")?;
+        self.check_finite(self.decoder.network(), values)?;
+        Ok(Image::new(self.request.size, values.to_vec()))
+    }
+
+    fn unet_makes_way(&mut self) {
+        match self.request.reduce_memory {
+            true => self.unet.release(),
+            false => self.unet.rest(),
+        }
+    }
+
+    fn decoder_makes_way(&mut self) {
+        match self.request.reduce_memory {
+            true => self.decoder.release(),
+            false => self.decoder.rest(),
+        }
     }
 
     fn check_finite(&self, network: &Network, values: &[f32]) -> Result<(), PipelineError> {
@@ -389,44 +411,11 @@ impl Precision {
     }
 }
 
-fn compile(
-    network: &Network,
-    backend: &dyn Backend,
-    graph: &mil::Function,
-    request: &Request,
-    precision: Precision,
-) -> Result<engine::Model, PipelineError> {
-    let options = Options { arithmetic: precision.arithmetic(), stop: request.stop.clone() };
-    backend.compile(graph, &options).map_err(|source| engine_error(network, source))
-}
-
 fn engine_error(network: &Network, source: engine::Error) -> PipelineError {
     match source {
         engine::Error::Stopped => PipelineError::Stopped,
         source => PipelineError::Engine { network: network.component().to_string(), source },
     }
-}
-
-/// Runs a network for one of its outputs.
-fn run(
-    model: &mut engine::Model,
-    network: &Network,
-    inputs: &[(&str, &Tensor)],
-    output: &'static str,
-) -> Result<Vec<f32>, PipelineError> {
-    let results = model.run(inputs).map_err(|source| engine_error(network, source))?;
-    Ok(floats(&results, model, network, output)?.to_vec())
-}
-
-/// One of the outputs among the results of a run.
-fn floats<'r>(
-    results: &'r [Tensor],
-    model: &engine::Model,
-    network: &Network,
-    output: &'static str,
-) -> Result<&'r [f32], PipelineError> {
-    let found = model.output_index(output).and_then(|index| results[index].as_f32());
-    found.ok_or_else(|| PipelineError::Output { network: network.component().to_string(), output })
 }
 
 fn tensor(shape: &[usize], values: Vec<f32>) -> Result<Tensor, PipelineError> {

@@ -139,7 +139,7 @@ pub(super) fn samples(
             }
         }
         if graph.is_none() {
-            graph = Some(pipeline.unet_graph()?);
+            graph = Some(pipeline.unet_graph().clone());
         }
     }
     let graph = graph.context("there is no prompt to measure on")?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{self, DroppedWords, Image, Pipeline, PipelineError, Request, Start, Text};
+use diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text};
 use diffusion::random::{NoiseSource, random_source};
 use diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
 use engine::Cpu;
@@ -54,6 +54,9 @@ pub(super) struct Arguments {
     /// Compute in 32-bit floats, or round every result to 16 bits as Core ML devices do
     #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Model")]
     precision: Precision,
+    /// Load each of the model's networks when it is needed and unload it when another is
+    #[arg(long, help_heading = "Model")]
+    reduce_memory: bool,
     /// Threads to compute with [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     threads: Option<u16>,
@@ -176,6 +179,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         progress.say(dropped);
     }
     let mut drawn = Vec::new();
+    let last_seed = *seeds.end();
     for (index, seed) in seeds.enumerate() {
         let path = output.image(seed);
         let parameters = parameters(arguments, &request, &model_name, source.label, seed)?.to_string();
@@ -185,7 +189,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
         let mut noise = source.seeded(seed)?;
-        let image = draw(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
+        let run = denoise(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
+        if seed == last_seed {
+            pipeline.release_unet();
+        }
+        let image = {
+            let _waiting = progress.wait("decoding the image");
+            let begin = Instant::now();
+            let image = pipeline.decode(run.latents()).map_err(|error| explained(error, &run))?;
+            times.decode += begin.elapsed();
+            image
+        };
         picture::write(&path, &image, &parameters)?;
         if !arguments.json {
             print_line(path.display())?;
@@ -231,6 +245,7 @@ fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Requ
     request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
     request.guidance_rescale = arguments.guidance_rescale;
     request.precision = arguments.precision.into();
+    request.reduce_memory = arguments.reduce_memory;
     if let Some(name) = &arguments.scheduler {
         request.scheduler = request.scheduler.with_scheduler(name)?;
     }
@@ -258,21 +273,21 @@ struct Previews<'a> {
     parameters: &'a str,
 }
 
-/// Draws one image.
-fn draw(
+/// Evaluates the UNet as often as an image needs.
+fn denoise(
     pipeline: &mut Pipeline,
     noise: &mut dyn NoiseSource,
     progress: &Progress,
     name: String,
     previews: &Previews,
     times: &mut Times,
-) -> anyhow::Result<Image> {
+) -> anyhow::Result<pipeline::Run> {
     let mut run = pipeline.begin(Start::Noise, noise)?;
     let mut counter = progress.count(name, run.total());
     loop {
         let begin = Instant::now();
         if !pipeline.step(&mut run, noise).map_err(|error| explained(error, &run))? {
-            break;
+            return Ok(run);
         }
         times.steps += begin.elapsed();
         times.evaluations += 1;
@@ -284,12 +299,6 @@ fn draw(
             counter.say(path.display());
         }
     }
-    drop(counter);
-    let _waiting = progress.wait("decoding the image");
-    let begin = Instant::now();
-    let image = pipeline.decode(run.latents()).map_err(|error| explained(error, &run))?;
-    times.decode += begin.elapsed();
-    Ok(image)
 }
 
 /// How far a run that was stopped had come.

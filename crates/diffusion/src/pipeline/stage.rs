@@ -1,0 +1,148 @@
+//! A network of a pipeline, with memory only while it is at work.
+
+use engine::{Backend, Options, Signature, Tensor, Timing};
+use mil::{Constant, Def, Function};
+
+use super::{PipelineError, Precision, Request, engine_error};
+use crate::arch::GraphOptions;
+use crate::model::Network;
+
+/// A network at one size.
+///
+/// It is compiled when it first runs. Between runs it can [`rest`](Self::rest), which gives back what the next run gets
+/// again at the cost of page faults, or be [`release`](Self::release)d altogether.
+pub(super) struct Stage<'m> {
+    network: &'m Network,
+    backend: &'m dyn Backend,
+    graph: Function,
+    options: Options,
+    model: Option<engine::Model>,
+    is_at_rest: bool,
+    /// The time of models that were released.
+    spent: Vec<Timing>,
+}
+
+impl<'m> Stage<'m> {
+    /// A network that is not compiled yet.
+    ///
+    /// # Errors
+    /// If its graph can't be built.
+    pub(super) fn new(
+        network: &'m Network,
+        backend: &'m dyn Backend,
+        size: &GraphOptions,
+        request: &Request,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
+        let graph = network.graph(size)?;
+        let options = Options { arithmetic: precision.arithmetic(), stop: request.stop.clone() };
+        Ok(Stage { network, backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() })
+    }
+
+    /// The network.
+    pub(super) fn network(&self) -> &'m Network {
+        self.network
+    }
+
+    /// The graph that is run.
+    pub(super) fn graph(&self) -> &Function {
+        &self.graph
+    }
+
+    /// Bytes that a run takes for intermediate results.
+    ///
+    /// # Errors
+    /// If the graph can't be run, or needs more memory than the machine has left.
+    pub(super) fn arena_bytes(&self) -> Result<usize, PipelineError> {
+        let planned = self.backend.arena_bytes(&self.graph, &self.options);
+        planned.map_err(|source| engine_error(self.network, source))
+    }
+
+    /// The inputs, in the graph's order.
+    pub(super) fn inputs(&self) -> Vec<Signature> {
+        let signature = |&id| {
+            let value = self.graph.value(id);
+            Signature { name: value.name.clone(), ty: value.ty.clone() }
+        };
+        self.graph.inputs().iter().map(signature).collect()
+    }
+
+    /// Compiles the network, unless it is.
+    pub(super) fn load(&mut self) -> Result<&mut engine::Model, PipelineError> {
+        match &mut self.model {
+            Some(model) => Ok(model),
+            empty => {
+                let compiled = self.backend.compile(&self.graph, &self.options);
+                Ok(empty.insert(compiled.map_err(|source| engine_error(self.network, source))?))
+            }
+        }
+    }
+
+    /// Runs the network; its results lie as [`output`](Self::output) says.
+    pub(super) fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, PipelineError> {
+        self.is_at_rest = false;
+        let network = self.network;
+        self.load()?.run(inputs).map_err(|source| engine_error(network, source))
+    }
+
+    /// Whether the network has an output of this name.
+    pub(super) fn has_output(&self, output: &str) -> bool {
+        self.position(output).is_some()
+    }
+
+    /// One of the outputs among the results of a run.
+    pub(super) fn output<'r>(
+        &self,
+        results: &'r [Tensor],
+        output: &'static str,
+    ) -> Result<&'r [f32], PipelineError> {
+        let found = self.position(output).and_then(|index| results[index].as_f32());
+        found.ok_or_else(|| PipelineError::Output { network: self.network.component().to_string(), output })
+    }
+
+    fn position(&self, output: &str) -> Option<usize> {
+        self.graph.outputs().iter().position(|&id| self.graph.value(id).name == output)
+    }
+
+    /// Gives the memory of intermediate results and the pages of mapped weights back.
+    pub(super) fn rest(&mut self) {
+        if self.is_at_rest {
+            return;
+        }
+        self.is_at_rest = true;
+        if let Some(model) = &mut self.model {
+            model.release_arena();
+        }
+        for value in self.graph.values() {
+            if let Def::Const(Constant::Weight(weight)) = &value.def {
+                weight.release();
+            }
+        }
+    }
+
+    /// Gives all memory back; the next run compiles the network again.
+    pub(super) fn release(&mut self) {
+        if let Some(model) = self.model.take() {
+            add(&mut self.spent, model.profile());
+        }
+        self.rest();
+    }
+
+    /// Where the time of all runs went.
+    pub(super) fn profile(&self) -> Vec<Timing> {
+        let mut timings = self.spent.clone();
+        add(&mut timings, self.model.iter().flat_map(engine::Model::profile));
+        timings.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
+        timings
+    }
+}
+
+/// Adds the time of the same kinds of steps.
+fn add(to: &mut Vec<Timing>, timings: impl IntoIterator<Item = Timing>) {
+    for timing in timings {
+        match to.iter_mut().find(|other| other.kind == timing.kind) {
+            Some(other) => other.time += timing.time,
+            None => to.push(timing),
+        }
+    }
+}
