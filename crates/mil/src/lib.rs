@@ -38,7 +38,7 @@ pub use error::Error;
 pub use literal::Literal;
 pub use ops::OpDef;
 pub use program::{Arg, Constant, Def, Function, Op, OpView, Opset, Program, Value, ValueId};
-pub use segments::{multiply_adds, segments};
+pub use segments::{cut_after, multiply_adds, segments, waists};
 pub use types::TensorType;
 pub use verify::verify;
 pub use weights::{Computed, Encoding, WeightError, WeightRef, Weights};

@@ -28,6 +28,42 @@ pub fn segments(function: &Function, count: usize) -> Vec<Function> {
     parts
 }
 
+/// The values, in order, that everything after them is made from, and nothing else but constants: where a function is
+/// cut with one value crossing.
+pub fn waists(function: &Function) -> Vec<ValueId> {
+    let mut open = crossing(function, |_| 1);
+    let mut last_input_use = 0;
+    for (at, op) in function.ops.iter().enumerate() {
+        if op.args.iter().flat_map(Arg::values).any(|id| function.inputs.contains(id)) {
+            last_input_use = at;
+        }
+    }
+    open.iter_mut().take(last_input_use + 1).for_each(|count| *count += 1);
+    let alone = (1..function.ops.len()).filter(|&at| open[at] == 1);
+    alone.filter_map(|at| crossing_value(function, at)).collect()
+}
+
+/// The one value of the op before a cut that crosses it.
+fn crossing_value(function: &Function, at: usize) -> Option<ValueId> {
+    let used = |id: &ValueId| {
+        let mut later = function.ops[at..].iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
+        later.any(|other| other == id)
+    };
+    function.ops[at - 1].outputs.iter().copied().find(used)
+}
+
+/// Cuts a function after the value of one of its [`waists`], which the first part puts out and the second takes;
+/// `None` if no waist has the name.
+///
+/// ```text
+/// main(x) { y = f(x); z = g(y) } -> (z)        main(x) { y = f(x) } -> (y)      main(y) { z = g(y) } -> (z)
+/// ```
+pub fn cut_after(function: &Function, waist: &str) -> Option<[Function; 2]> {
+    let id = waists(function).into_iter().find(|&id| function.value(id).name == waist)?;
+    let at = 1 + function.ops.iter().position(|op| op.outputs.contains(&id))?;
+    Some([segment(function, 0, at), segment(function, at, function.ops.len())])
+}
+
 fn segment(function: &Function, start: usize, end: usize) -> Function {
     let ops = &function.ops[start..end];
     let made: HashSet<ValueId> = ops.iter().flat_map(|op| &op.outputs).copied().collect();
@@ -53,7 +89,7 @@ fn segment(function: &Function, start: usize, end: usize) -> Function {
 /// Where to cut: before these ops.
 fn cuts(function: &Function, count: usize) -> Vec<usize> {
     let work: Vec<u64> = function.ops.iter().map(|op| multiply_adds(&function.view(op))).collect();
-    let crossing = crossing(function);
+    let crossing = crossing(function, |id| function.value(id).ty.count());
     let total: u64 = work.iter().sum();
     // The work before each op.
     let before: Vec<u64> = work
@@ -76,8 +112,8 @@ fn cuts(function: &Function, count: usize) -> Vec<usize> {
     cuts
 }
 
-/// The elements that cross a cut before each op.
-fn crossing(function: &Function) -> Vec<usize> {
+/// The sum over the values that cross a cut before each op; inputs are not among them.
+fn crossing(function: &Function, size: impl Fn(ValueId) -> usize) -> Vec<usize> {
     let count = function.ops.len();
     let mut last_use = vec![0; function.values.len()];
     for (at, op) in function.ops.iter().enumerate() {
@@ -87,9 +123,9 @@ fn crossing(function: &Function) -> Vec<usize> {
     let mut crossing = vec![0; count];
     for (at, op) in function.ops.iter().enumerate() {
         for id in &op.outputs {
-            let elements = function.value(*id).ty.count();
+            let size = size(*id);
             let alive = at + 1..(last_use[id.index()] + 1).min(count);
-            crossing[alive].iter_mut().for_each(|sum| *sum += elements);
+            crossing[alive].iter_mut().for_each(|sum| *sum += size);
         }
     }
     crossing
@@ -186,6 +222,39 @@ mod tests {
             }
             assert_eq!(names(&parts[parts.len() - 1], &parts[parts.len() - 1].outputs), ["y"]);
         }
+    }
+
+    #[test]
+    fn a_waist_is_all_that_crosses() {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F16, [4])).unwrap();
+        let mut op = |kind: &str, name: &str, args: &[ValueId]| {
+            let op = b.op(kind).arg("x", args[0]);
+            let op = if let Some(&y) = args.get(1) { op.arg("y", y) } else { op };
+            op.named(name).add().unwrap()
+        };
+        let early = op("relu", "early", &[x]);
+        let with_input = op("add", "with_input", &[early, x]);
+        let branch = op("relu", "branch", &[with_input]);
+        let sum = op("add", "sum", &[branch, with_input]);
+        let y = op("relu", "y", &[sum]);
+        let function = b.finish(&[y]).unwrap();
+        assert_eq!(names(&function, &waists(&function)), ["with_input", "sum"]);
+        for name in ["early", "branch", "y", "absent"] {
+            assert!(cut_after(&function, name).is_none(), "{name}");
+        }
+        let [first, second] = cut_after(&function, "with_input").unwrap();
+        for part in [&first, &second] {
+            verify(part).unwrap();
+        }
+        assert_eq!(
+            (names(&first, &first.inputs), names(&first, &first.outputs)),
+            (vec!["x".into()], vec!["with_input".into()])
+        );
+        assert_eq!(
+            (names(&second, &second.inputs), names(&second, &second.outputs)),
+            (vec!["with_input".into()], vec!["y".into()])
+        );
     }
 
     #[test]
