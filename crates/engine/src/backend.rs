@@ -1,9 +1,11 @@
 //! What every backend gives.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kernels::Precision;
 use mil::{DType, Function, TensorType};
 
 use crate::{Data, Error, Tensor};
@@ -14,6 +16,14 @@ pub enum Arithmetic {
     /// Every float is an `f32`, whatever the graph declares.
     #[default]
     Wide,
+    /// As [`Wide`](Self::Wide), but what convolutions, linear layers, matrix products and attention multiply is rounded to
+    /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`Wide`](Self::Wide).
+    Bf16,
+    /// As [`Wide`](Self::Wide), but what convolutions and linear layers with constant weights multiply is quantized to eight
+    /// bits ([`kernels::Precision::Int8`]); other products are computed in the fastest precision of floats
+    /// ([`kernels::Precision::fastest`]), and so are layers whose weight is one of [`Options::full_precision`]. The reference
+    /// backend computes as for [`Wide`](Self::Wide).
+    Int8,
     /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
     Declared,
 }
@@ -23,11 +33,23 @@ pub enum Arithmetic {
 pub struct Options {
     /// How floats are computed.
     pub arithmetic: Arithmetic,
+    /// Names of weights whose layers [`Arithmetic::Int8`] does not quantize.
+    pub full_precision: BTreeSet<String>,
     /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
     pub stop: Option<Arc<AtomicBool>>,
 }
 
 impl Options {
+    /// The precision of products with a constant weight of a name, or without one.
+    pub(crate) fn precision(&self, weight: Option<&str>) -> Precision {
+        match (self.arithmetic, weight) {
+            (Arithmetic::Wide | Arithmetic::Declared, _) => Precision::F32,
+            (Arithmetic::Bf16, _) => Precision::Bf16,
+            (Arithmetic::Int8, Some(name)) if !self.full_precision.contains(name) => Precision::Int8,
+            (Arithmetic::Int8, _) => Precision::fastest(),
+        }
+    }
+
     /// An error if the flag is raised.
     pub(crate) fn check_stop(&self) -> Result<(), Error> {
         match &self.stop {

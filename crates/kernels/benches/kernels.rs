@@ -25,28 +25,37 @@ fn seconds(mut body: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
+/// The precisions that this CPU multiplies in.
+fn precisions() -> impl Iterator<Item = Precision> {
+    Precision::ALL.into_iter().filter(|precision| precision.is_native())
+}
+
 fn data(len: usize) -> Vec<f32> {
     (0..len).map(|index| ((index * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
 }
 
 struct Report {
-    peak: f64,
+    /// The measured multiply-add peak of each precision of this CPU.
+    peaks: Vec<(Precision, f64)>,
     filter: Option<String>,
 }
 
 impl Report {
     /// Measures a kernel by its arithmetic.
-    fn flops(&self, name: &str, flops: f64, body: impl FnMut()) {
+    fn flops(&self, precision: Precision, name: &str, flops: f64, body: impl FnMut()) {
+        let name = format!("{name} {precision}");
         if self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
             return;
         }
         let time = seconds(body);
-        println!(
-            "{name:<44} {:>9.3} ms {:>8.1} GFLOP/s {:>5.1}% of peak",
-            time * 1e3,
-            flops / time / 1e9,
-            100.0 * flops / time / self.peak
-        );
+        let rate = flops / time;
+        let shares: Vec<String> = self
+            .peaks
+            .iter()
+            .filter(|(other, _)| *other == precision || *other == Precision::F32)
+            .map(|(other, peak)| format!("{:>6.1}% of {other} peak", 100.0 * rate / peak))
+            .collect();
+        println!("{name:<52} {:>9.3} ms {:>8.1} GFLOP/s {}", time * 1e3, rate / 1e9, shares.join(", "));
     }
 
     /// Measures a kernel by its traffic.
@@ -71,15 +80,19 @@ fn bench_gemm(report: &Report) {
         let (left, weight, mut out) = (data(m * k), data(k * n), vec![0.0; m * n]);
         let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
         let flops = 2.0 * (m * k * n) as f64;
-        let mut run = |name: &str, right: Operand<'_>| {
-            report.flops(&format!("gemm {m}x{k}x{n} {name}"), flops, || {
-                gemm(MatMut::new(&mut out, m, n), Mat::new(&left, m, k).into(), right, &Epilogue::default());
+        let mut run = |name: &str, precision: Precision, right: Operand<'_>| {
+            report.flops(precision, &format!("gemm {m}x{k}x{n} {name}"), flops, || {
+                let left = Mat::new(&left[..], m, k).into();
+                gemm(MatMut::new(&mut out, m, n), left, right, precision, &Epilogue::default());
             });
         };
-        run("f32 weight", WeightSlice::F32(&weight).transposed_matrix(n, k));
-        run("f16 weight", WeightSlice::F16(&halves).transposed_matrix(n, k));
-        let packed = PackedMatrix::new(WeightSlice::F32(&weight).transposed_matrix(n, k), PackedSide::Right);
-        run("packed weight", Operand::Packed(&packed));
+        for precision in precisions() {
+            run("f32 weight", precision, WeightSlice::F32(&weight).transposed_matrix(n, k));
+            run("f16 weight", precision, WeightSlice::F16(&halves).transposed_matrix(n, k));
+            let right = WeightSlice::F32(&weight).transposed_matrix(n, k);
+            let packed = PackedMatrix::new(right, PackedSide::Right, precision);
+            run("packed weight", precision, Operand::Packed(&packed));
+        }
     }
 }
 
@@ -142,9 +155,10 @@ fn bench_encoded(report: &Report) {
         for (form, palette) in palettes(outs, depth) {
             let mut time = |weight: WeightSlice<'_>| {
                 let start = Instant::now();
-                let left = Mat::new(&tokens, pixels, depth).into();
+                let left = Mat::new(&tokens[..], pixels, depth).into();
                 let right = weight.transposed_matrix(outs, depth);
-                gemm(MatMut::new(&mut out, pixels, outs), left, right, &Epilogue::default());
+                let out = MatMut::new(&mut out, pixels, outs);
+                gemm(out, left, right, Precision::F32, &Epilogue::default());
                 start.elapsed().as_secs_f64()
             };
             let mut ratios = Vec::new();
@@ -174,7 +188,7 @@ fn bench_conv(report: &Report) {
         (64, 64, 16, 3),
     ] {
         let shape = ConvShape {
-            batch: 1,
+            batch: 2,
             in_channels: channels,
             in_size: [size, size],
             out_channels,
@@ -185,17 +199,21 @@ fn bench_conv(report: &Report) {
             groups: 1,
         };
         let depth = channels * kernel * kernel;
-        let (input, weight) = (data(channels * size * size), data(out_channels * depth));
+        let (input, weight) = (data(2 * channels * size * size), data(out_channels * depth));
         let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
         let mut out = vec![0.0; shape.out_len()];
         let flops = 2.0 * (out.len() * depth) as f64;
-        let packed = pack_conv_weight(&shape, WeightSlice::F32(&weight));
-        for (name, weight) in [
-            ("f16 weight", ConvWeight::Stored(WeightSlice::F16(&halves))),
-            ("packed weight", ConvWeight::Packed(&packed)),
-        ] {
-            let name = format!("conv {kernel}x{kernel} {channels}->{out_channels} at {size} {name}");
-            report.flops(&name, flops, || conv2d(&shape, &input, weight, &ConvEpilogue::default(), &mut out));
+        for precision in precisions() {
+            let packed = pack_conv_weight(&shape, WeightSlice::F32(&weight), precision);
+            for (name, weight) in [
+                ("f16 weight", ConvWeight::Stored(WeightSlice::F16(&halves))),
+                ("packed weight", ConvWeight::Packed(&packed)),
+            ] {
+                let name = format!("conv {kernel}x{kernel} {channels}->{out_channels} at {size} {name}");
+                report.flops(precision, &name, flops, || {
+                    conv2d(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+                });
+            }
         }
     }
 }
@@ -219,7 +237,9 @@ fn bench_attention(report: &Report) {
         };
         let flops = 4.0 * (heads * queries * keys * dim) as f64;
         let name = format!("attention {queries}x{keys} {heads} heads of {dim}");
-        report.flops(&name, flops, || attention(&args, &mut out, layout));
+        for precision in [Precision::F32, Precision::Bf16] {
+            report.flops(precision, &name, flops, || attention(&args, precision, &mut out, layout));
+        }
     }
 }
 
@@ -230,10 +250,14 @@ fn bench_passes(report: &Report) {
     let bytes = 2 * 4 * len;
     let group = GroupNormShape { batch: 2, channels: 320, spatial: 4096, groups: 32 };
     let scale = data(320);
-    let mut params =
-        NormParams { gamma: Some(&scale), beta: Some(&scale), epsilon: 1e-5, activation: Activation::Silu };
+    let mut params = NormParams {
+        gamma: Some(&scale),
+        beta: Some(&scale),
+        epsilon: 1e-5,
+        activation: Some(UnaryOp::Silu),
+    };
     report.bytes("group norm + SiLU 2x320x64x64", bytes, || group_norm(&group, &input, &params, &mut out));
-    params.activation = Activation::Identity;
+    params.activation = None;
     let rows = AxisShape { outer: 8192, axis: 320, inner: 1 };
     report.bytes("layer norm 8192x320, last axis", bytes, || layer_norm(&rows, &input, &params, &mut out));
     let planes = AxisShape { outer: 2, axis: 320, inner: 4096 };
@@ -271,15 +295,16 @@ fn main() {
     let filter = arguments.next();
     let threads = std::env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
     let pool = ThreadPool::new(threads).expect("worker threads");
-    let peaks = [Precision::F32, Precision::Bf16, Precision::Int8]
-        .map(|precision| peak::measure(precision, &pool).unwrap_or(f64::NAN));
-    let [f32, bf16, int8] = peaks.map(|rate| rate / 1e9);
-    println!(
-        "{} threads, multiply-add peak in Gop/s: f32 {f32:.1}, bf16 {bf16:.1}, int8 {int8:.1}",
-        pool.threads()
-    );
+    let peaks: Vec<(Precision, f64)> = Precision::ALL
+        .into_iter()
+        .filter_map(|precision| Some((precision, peak::measure(precision, &pool)?)))
+        .collect();
+    println!("{} threads, multiply-add peaks in Gop/s: {}", pool.threads(), {
+        let one = |(precision, rate): &(Precision, f64)| format!("{precision} {:.1}", rate / 1e9);
+        peaks.iter().map(one).collect::<Vec<_>>().join(", ")
+    });
     pool.install(|| {
-        let report = Report { peak: peaks[0], filter };
+        let report = Report { peaks, filter };
         bench_gemm(&report);
         bench_encoded(&report);
         bench_conv(&report);

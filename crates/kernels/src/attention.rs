@@ -9,17 +9,18 @@
 //! already in the layout of the second product's right side.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
+use rten_simd::Isa;
 use rten_simd::ops::{BitOps, FloatOps, NumOps};
-use rten_simd::{Isa, SimdOp};
 
-use crate::gemm::{
-    NARROW_MR, Panels, TILE_VECTORS, TileShape, WIDE_MR, is_wide, multiply_panels, tile_shape,
-};
-use crate::isa;
+use crate::format::{Format, encode_rows};
+use crate::gemm::Panels;
+use crate::gemm::tile::{self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, WIDE_MR, is_wide};
 use crate::matrix::{Mat, MatRef};
-use crate::panels::{Dense, PanelSource, pack_panels, run_tasks, with_scratch};
-use crate::pool::for_each_chunk_mut;
+use crate::panels::{PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
+use crate::precision::Precision;
+use crate::source::{ByDepth, ByLane, Dense, Source};
 
 /// Keys in a block: a multiple of every tile height.
 const KEY_BLOCK: usize = 252;
@@ -29,8 +30,12 @@ const SHARE_QUERIES_FROM: usize = 1 << 23;
 const SHARE_FROM: usize = 1 << 18;
 
 thread_local! {
-    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static TASK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A head's keys and values.
+    static PACKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// A panel of queries, and its weights where they are not `f32`.
+    static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// Scores and sums.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The sizes of an attention.
@@ -136,27 +141,49 @@ pub struct Attention<'a> {
     pub mask: Option<MatRef<'a>>,
 }
 
-impl Attention<'_> {
-    fn key_len(&self, tile: TileShape) -> usize {
-        self.shape.keys.div_ceil(tile.mr) * tile.mr * self.shape.dim
+/// The panels of an attention's sides.
+#[derive(Clone, Copy)]
+struct Sides {
+    keys: PackedShape,
+    values: PackedShape,
+    queries: PackedShape,
+}
+
+impl Sides {
+    fn new(shape: &AttentionShape, format: Format) -> Self {
+        let &AttentionShape { queries, keys, dim, value_dim, .. } = shape;
+        Self {
+            keys: PackedShape::new(keys, dim, PackedSide::Left, format),
+            values: PackedShape::new(value_dim, keys, PackedSide::Left, format),
+            queries: PackedShape::new(queries, dim, PackedSide::Right, format),
+        }
     }
 
-    fn value_len(&self, tile: TileShape) -> usize {
-        self.shape.value_dim.div_ceil(tile.mr) * tile.mr * self.shape.keys
-    }
-
-    fn key_source(&self, image: usize, head: usize) -> Dense<&[f32]> {
-        let AttentionShape { keys, dim, .. } = self.shape;
-        Dense::left(self.key.layout.matrix(self.key.data, image, head, keys, dim))
-    }
-
-    fn value_source(&self, image: usize, head: usize) -> Dense<&[f32]> {
-        let AttentionShape { keys, value_dim, .. } = self.shape;
-        Dense::left(self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed())
+    /// The words of a side whose whole depth is one block.
+    fn len(side: &PackedShape) -> usize {
+        side.panels() * side.format.panel_len(side.depth, side.width)
     }
 }
 
-/// Computes an attention into `out`, laid out as `layout` says.
+impl Attention<'_> {
+    /// Packs a head's keys and values.
+    fn pack(&self, image: usize, head: usize, sides: &Sides, share: bool, packed: &mut [u32]) {
+        let AttentionShape { keys, dim, value_dim, .. } = self.shape;
+        let (key_words, value_words) = packed.split_at_mut(Sides::len(&sides.keys));
+        let key = Dense::new(self.key.layout.matrix(self.key.data, image, head, keys, dim), PackedSide::Left);
+        let value = self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed();
+        let value = Dense::new(value, PackedSide::Left);
+        let pack = |source: Source<'_>, side: &PackedShape, words: &mut [u32]| {
+            pack_tasks(&[source], side, 0..side.panels(), 0..side.depth, share, words);
+        };
+        pack(key.source(), &sides.keys, key_words);
+        pack(value.source(), &sides.values, value_words);
+    }
+}
+
+/// Computes an attention into `out`, laid out as `layout` says. The queries, keys and values, and the weights that the
+/// softmax gives, are rounded to `precision` before they are multiplied; for [`Precision::Int8`], which they would not
+/// survive, to [`Precision::fastest`].
 ///
 /// A query whose every key is hidden by negative infinity gets zeros.
 /// Scratch: a packed copy of one head's keys and values, and some ten kilobytes per thread.
@@ -165,59 +192,66 @@ impl Attention<'_> {
 ///
 /// When a slice is too short for its layout, the mask's size is not `[queries, keys]`, or elements of the output
 /// overlap.
-pub fn attention(args: &Attention<'_>, out: &mut [f32], layout: HeadLayout) {
+pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], layout: HeadLayout) {
     let shape = &args.shape;
     layout.check_output(shape, out.len());
     if let Some(mask) = args.mask {
         assert_eq!((mask.rows, mask.cols), (shape.queries, shape.keys), "mask size differs from the scores'");
     }
-    let tile = tile_shape();
+    let format = Format::of(if precision == Precision::Int8 { Precision::fastest() } else { precision });
+    let sides = Sides::new(shape, format);
     let out = Output { data: out.as_mut_ptr(), layout };
     let heads = shape.batch * shape.heads;
-    let panels = shape.queries.div_ceil(tile.nr);
+    let panels = sides.queries.panels();
     let work = shape.queries * shape.keys * (shape.dim + shape.value_dim);
-    let (key_len, value_len) = (args.key_len(tile), args.value_len(tile));
-    if work >= SHARE_QUERIES_FROM {
-        for index in 0..heads {
-            let (image, head) = (index / shape.heads, index % shape.heads);
-            with_scratch(&PACKED, key_len + value_len, |packed| {
-                let (keys, values) = packed.split_at_mut(key_len);
-                pack_shared(&args.key_source(image, head), shape.dim, tile.mr, keys);
-                pack_shared(&args.value_source(image, head), shape.keys, tile.mr, values);
-                let task = |panel| Head { args, image, head, keys, values, out: &out }.run(panel, tile);
-                run_tasks(true, panels, task);
-            });
-        }
-    } else {
-        run_tasks(work * heads >= SHARE_FROM, heads, |index| {
-            let (image, head) = (index / shape.heads, index % shape.heads);
-            with_scratch(&PACKED, key_len + value_len, |packed| {
-                let (keys, values) = packed.split_at_mut(key_len);
-                let (key_source, value_source) =
-                    (args.key_source(image, head), args.value_source(image, head));
-                if key_len > 0 {
-                    pack_panels(&key_source, 0..shape.keys.div_ceil(tile.mr), 0..shape.dim, tile.mr, keys);
-                }
-                if value_len > 0 {
-                    let count = shape.value_dim.div_ceil(tile.mr);
-                    pack_panels(&value_source, 0..count, 0..shape.keys, tile.mr, values);
-                }
-                for panel in 0..panels {
-                    Head { args, image, head, keys, values, out: &out }.run(panel, tile);
-                }
-            });
+    let shares_queries = work >= SHARE_QUERIES_FROM;
+    let attend = |index: usize| {
+        let (image, head) = (index / shape.heads, index % shape.heads);
+        with_scratch(&PACKED, Sides::len(&sides.keys) + Sides::len(&sides.values), |packed| {
+            args.pack(image, head, &sides, shares_queries, packed);
+            let (keys, values) = packed.split_at(Sides::len(&sides.keys));
+            let head = Head { args, image, head, sides: &sides, keys, values, out: &out };
+            run_tasks(shares_queries, panels, |panel| head.run(panel));
         });
+    };
+    run_tasks(!shares_queries && work * heads >= SHARE_FROM, heads, attend);
+}
+
+/// Queries, multiplied by the scores' scale.
+struct Scaled<'a>(Dense<&'a [f32]>, f32);
+
+impl Scaled<'_> {
+    fn source(&self) -> Source<'_> {
+        match self.0.source() {
+            Source::ByLane(_) => Source::ByLane(self),
+            Source::ByDepth(_) => Source::ByDepth(self),
+        }
     }
 }
 
-/// Packs a whole side, several panels to a task.
-fn pack_shared(source: &Dense<&[f32]>, depth: usize, width: usize, out: &mut [f32]) {
-    let group = (8192 / (depth * width).max(1)).max(1);
-    for_each_chunk_mut(out, (group * depth * width).max(1), |index, chunk| {
-        let start = index * group;
-        let end = (start + group).min(source.lanes().div_ceil(width));
-        pack_panels(source, start..end, 0..depth, width, chunk);
-    });
+impl ByLane for Scaled<'_> {
+    fn lanes(&self) -> usize {
+        ByLane::lanes(&self.0)
+    }
+
+    fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]) {
+        ByLane::read(&self.0, lane, depths, out);
+        out.iter_mut().for_each(|value| *value *= self.1);
+    }
+}
+
+impl ByDepth for Scaled<'_> {
+    fn lanes(&self) -> usize {
+        ByDepth::lanes(&self.0)
+    }
+
+    fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]) {
+        let count = lanes.len();
+        ByDepth::read(&self.0, lanes, depths, width, rows);
+        for row in rows.chunks_exact_mut(width) {
+            row[..count].iter_mut().for_each(|value| *value *= self.1);
+        }
+    }
 }
 
 /// The output, shared by tasks that write disjoint queries of it.
@@ -235,27 +269,34 @@ struct Head<'a> {
     args: &'a Attention<'a>,
     image: usize,
     head: usize,
-    keys: &'a [f32],
-    values: &'a [f32],
+    sides: &'a Sides,
+    keys: &'a [u32],
+    values: &'a [u32],
     out: &'a Output,
 }
 
 impl Head<'_> {
     /// Computes the queries of one panel.
-    fn run(&self, panel: usize, tile: TileShape) {
+    fn run(&self, panel: usize) {
         let shape = &self.args.shape;
-        let value_rows = shape.value_dim.div_ceil(tile.mr) * tile.mr;
-        let first = panel * tile.nr;
-        let count = tile.nr.min(shape.queries - first);
-        with_scratch(&TASK, (shape.dim + KEY_BLOCK + value_rows) * tile.nr, |scratch| {
-            let (query, rest) = scratch.split_at_mut(shape.dim * tile.nr);
-            let (scores, sums) = rest.split_at_mut(KEY_BLOCK * tile.nr);
+        let Sides { values, queries, .. } = self.sides;
+        let (format, nr) = (queries.format, queries.width);
+        let first = panel * nr;
+        let count = nr.min(shape.queries - first);
+        let query_len = format.panel_len(shape.dim, nr);
+        let weights_len = if format == Format::Single { 0 } else { format.panel_len(KEY_BLOCK, nr) };
+        with_scratch(&WORDS, query_len + weights_len, |words| {
+            let (query, weights) = words.split_at_mut(query_len);
             let layout = self.args.query.layout;
             let matrix = layout.matrix(self.args.query.data, self.image, self.head, shape.queries, shape.dim);
-            Dense::left(matrix).pack(first..first + count, 0..shape.dim, tile.nr, query);
-            query.iter_mut().for_each(|value| *value *= self.args.scale);
-            sums.fill(0.0);
-            isa::dispatch(QueryPanel { head: self, first, count, query, scores, sums });
+            let source = Scaled(Dense::new(matrix.transposed(), PackedSide::Right), self.args.scale);
+            pack_tasks(&[source.source()], queries, panel..panel + 1, 0..shape.dim, false, query);
+            with_scratch(&SCORES, (KEY_BLOCK + values.panels() * values.width) * nr, |scratch| {
+                let (scores, sums) = scratch.split_at_mut(KEY_BLOCK * nr);
+                sums.fill(0.0);
+                let panel = QueryPanel { head: self, first, count, query, scores, weights, sums };
+                tile::dispatch(format, panel);
+            });
         });
     }
 }
@@ -265,23 +306,25 @@ struct QueryPanel<'a> {
     head: &'a Head<'a>,
     first: usize,
     count: usize,
-    /// `[dim][nr]`, scaled.
-    query: &'a [f32],
+    /// `dim` by `nr`, scaled.
+    query: &'a [u32],
     /// `[KEY_BLOCK][nr]`.
     scores: &'a mut [f32],
+    /// The scores' weights as a panel, where they are not `f32`.
+    weights: &'a mut [u32],
     /// `[value_dim rounded up][nr]`: weighted values.
     sums: &'a mut [f32],
 }
 
-impl SimdOp for QueryPanel<'_> {
+impl PanelOp for QueryPanel<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
+    fn eval<I: Isa, K: Microkernel<I>>(self, isa: I) {
         if is_wide(isa) {
-            self.attend::<I, WIDE_MR>(isa);
+            self.attend::<I, K, WIDE_MR>(isa);
         } else {
-            self.attend::<I, NARROW_MR>(isa);
+            self.attend::<I, K, NARROW_MR>(isa);
         }
     }
 }
@@ -291,19 +334,27 @@ type PerQuery<I> = [<I as Isa>::F32; TILE_VECTORS];
 
 impl QueryPanel<'_> {
     #[inline(always)]
-    fn attend<I: Isa, const MR: usize>(mut self, isa: I) {
+    fn attend<I: Isa, K: Microkernel<I>, const MR: usize>(mut self, isa: I) {
         let ops = isa.f32();
+        let nr = TILE_VECTORS * ops.len();
         let shape = self.head.args.shape;
+        let format = self.head.sides.values.format;
         let mut max = [ops.splat(f32::MIN); TILE_VECTORS];
         let mut total = [ops.zero(); TILE_VECTORS];
-        let value_panels = Panels::new(self.head.values, shape.keys * MR);
+        let value_panels = Panels::new(self.head.values, format.panel_len(shape.keys, MR));
         for start in (0..shape.keys).step_by(KEY_BLOCK) {
             let count = KEY_BLOCK.min(shape.keys - start);
-            self.score_block::<I, MR>(isa, start, count);
+            self.score_block::<I, K, MR>(isa, start, count);
             let shrink = self.softmax_block(isa, count, &mut max, &mut total);
+            let weights: &[u32] = if format == Format::Single {
+                bytemuck::cast_slice(self.scores)
+            } else {
+                encode_rows(format, PackedSide::Right, &self.scores[..count * nr], nr, self.weights);
+                self.weights
+            };
             for panel in 0..shape.value_dim.div_ceil(MR) {
-                let values = &value_panels.panel(panel)[start * MR..];
-                let products = multiply_panels::<I, MR>(isa, count, values, self.scores);
+                let values = &value_panels.panel(panel)[format.words(start) * MR..];
+                let products = K::multiply::<MR>(isa, format.words(count), values, weights);
                 for (row, products) in products.into_iter().enumerate() {
                     for (vector, product) in products.into_iter().enumerate() {
                         let place = ((panel * MR + row) * TILE_VECTORS + vector) * ops.len();
@@ -318,14 +369,20 @@ impl QueryPanel<'_> {
 
     /// Scores of the queries with a block of keys, the mask added.
     #[inline(always)]
-    fn score_block<I: Isa, const MR: usize>(&mut self, isa: I, start: usize, count: usize) {
+    fn score_block<I: Isa, K: Microkernel<I>, const MR: usize>(
+        &mut self,
+        isa: I,
+        start: usize,
+        count: usize,
+    ) {
         let ops = isa.f32();
         let nr = TILE_VECTORS * ops.len();
         let args = self.head.args;
-        let keys = Panels::new(self.head.keys, args.shape.dim * MR);
+        let format = self.head.sides.keys.format;
+        let keys = Panels::new(self.head.keys, format.panel_len(args.shape.dim, MR));
         for (panel, block) in self.scores.chunks_exact_mut(MR * nr).take(count.div_ceil(MR)).enumerate() {
-            let products =
-                multiply_panels::<I, MR>(isa, args.shape.dim, keys.panel(start / MR + panel), self.query);
+            let words = format.words(args.shape.dim);
+            let products = K::multiply::<MR>(isa, words, keys.panel(start / MR + panel), self.query);
             for (row, products) in block.chunks_exact_mut(nr).zip(products) {
                 for (place, product) in row.chunks_exact_mut(ops.len()).zip(products) {
                     ops.store(product, place);

@@ -5,9 +5,14 @@
 
 use std::ops::Range;
 
-use crate::gemm::{Activation, Bias, Epilogue, Initial, Side, run};
-use crate::matrix::{Mat, MatMut, Operand, WeightSlice};
-use crate::panels::{Dense, PackedMatrix, PackedSide, PanelSource};
+use crate::format::Format;
+use crate::gemm::tile::{Beside, Bias, Finish, Target};
+use crate::gemm::{Side, run, with_side};
+use crate::matrix::{Mat, WeightSlice};
+use crate::panels::{PackedMatrix, PackedSide};
+use crate::precision::Precision;
+use crate::source::{ByDepth, Dense, Source};
+use crate::unary::UnaryOp;
 
 /// Zeros around an image, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,43 +110,83 @@ pub enum ConvWeight<'a> {
     Packed(&'a [PackedMatrix]),
 }
 
-/// Packs a convolution's weight, one matrix for each group.
+/// Packs a convolution's weight for a precision, one matrix for each group.
 ///
 /// # Panics
 ///
 /// When the weight's length is not that of `shape`, or `shape` is inconsistent.
-pub fn pack_conv_weight(shape: &ConvShape, weight: WeightSlice<'_>) -> Vec<PackedMatrix> {
+pub fn pack_conv_weight(
+    shape: &ConvShape,
+    weight: WeightSlice<'_>,
+    precision: Precision,
+) -> Vec<PackedMatrix> {
     shape.check();
     let (rows, depth) = (shape.out_channels / shape.groups, shape.depth());
     assert_eq!(weight.len(), shape.out_channels * depth, "weight length differs from the shape's");
     (0..shape.groups)
         .map(|group| {
             let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
-            PackedMatrix::new(part.matrix(rows, depth), PackedSide::Left)
+            PackedMatrix::new(part.matrix(rows, depth), PackedSide::Left, precision)
         })
         .collect()
 }
 
-/// What is added to and done with a convolution's output.
+/// What happens to a convolution's output: `activation(sum + bias + residual) * multiplier`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConvEpilogue<'a> {
-    /// One value for each output channel.
+    /// One value for each output channel, or one for each image and output channel.
     pub bias: Option<&'a [f32]>,
-    /// Whether the output's content, for instance a residual, is a summand.
-    pub initial: Initial,
-    /// Applied last.
-    pub activation: Activation,
+    /// Added too: a tensor of the output's shape.
+    pub residual: Option<&'a [f32]>,
+    /// Applied to the sum.
+    pub activation: Option<UnaryOp>,
+    /// Multiplies what the activation gives: a tensor of the output's shape.
+    pub multiplier: Option<&'a [f32]>,
+}
+
+impl<'a> ConvEpilogue<'a> {
+    /// The part of a group of `rows` channels.
+    fn group(&self, shape: &ConvShape, group: usize, rows: usize, pixels: usize) -> Finish<'a> {
+        let image_stride = shape.out_channels * pixels;
+        let beside = |data: &'a [f32]| {
+            assert_eq!(
+                data.len(),
+                shape.batch * image_stride,
+                "a residual's or multiplier's length differs from the output's"
+            );
+            Beside { data: &data[group * rows * pixels..], row_stride: pixels, image_stride }
+        };
+        let bias_stride = match self.bias {
+            Some(bias) if bias.len() != shape.out_channels => {
+                assert_eq!(
+                    bias.len(),
+                    shape.batch * shape.out_channels,
+                    "bias length differs from the output channels"
+                );
+                shape.out_channels
+            }
+            _ => 0,
+        };
+        Finish {
+            bias: self.bias.map_or(Bias::None, |bias| Bias::PerRow(&bias[group * rows..])),
+            bias_stride,
+            residual: self.residual.map(beside),
+            activation: self.activation,
+            multiplier: self.multiplier.map(beside),
+        }
+    }
 }
 
 /// Convolves `input[batch, C, H, W]` with `weight[O, C / groups, kh, kw]` into `out[batch, O, OH, OW]`.
 ///
 /// # Panics
 ///
-/// When a length is not that of `shape`, or `shape` is inconsistent.
+/// When a length is not that of `shape`, or `shape` is inconsistent, or the weight was packed for another precision.
 pub fn conv2d(
     shape: &ConvShape,
     input: &[f32],
     weight: ConvWeight<'_>,
+    precision: Precision,
     epilogue: &ConvEpilogue<'_>,
     out: &mut [f32],
 ) {
@@ -157,49 +202,43 @@ pub fn conv2d(
             assert_eq!(weight.len(), rows * shape.groups * depth, "weight length differs from the shape's");
         }
         ConvWeight::Packed(packed) => assert!(
-            packed.len() == shape.groups && packed.iter().all(|p| (p.lanes, p.depth) == (rows, depth)),
+            packed.len() == shape.groups
+                && packed.iter().all(|packed| (packed.shape.lanes, packed.shape.depth) == (rows, depth)),
             "packed weight differs from the shape"
         ),
-    }
-    if let Some(bias) = epilogue.bias {
-        assert_eq!(bias.len(), shape.out_channels, "bias length differs from the output channels");
     }
     if out.is_empty() {
         return;
     }
+    let format = Format::of(precision);
     let group_len = image_len / shape.groups;
-    for (index, out) in out.chunks_exact_mut(rows * pixels).enumerate() {
-        let (image, group) = (index / shape.groups, index % shape.groups);
-        let input = &input[image * image_len + group * group_len..][..group_len];
-        let epilogue = Epilogue {
-            bias: epilogue.bias.map_or(Bias::None, |bias| Bias::PerRow(&bias[group * rows..][..rows])),
-            initial: epilogue.initial,
-            activation: epilogue.activation,
-        };
-        let out = MatMut::new(out, rows, pixels);
-        let pointwise;
-        let windows;
-        let right = if shape.is_pointwise() {
-            pointwise = Dense::right(Mat::new(input, depth, pixels));
-            Side::Source(&pointwise)
-        } else {
-            windows = Windows::new(shape, input);
-            Side::Source(&windows)
-        };
-        match weight {
-            ConvWeight::Packed(packed) => run(out, Side::Packed(&packed[group]), right, depth, &epilogue),
+    for group in 0..shape.groups {
+        let images =
+            (0..shape.batch).map(|image| &input[image * image_len + group * group_len..][..group_len]);
+        let finish = epilogue.group(shape, group, rows, pixels);
+        let image_stride = shape.out_channels * pixels;
+        let target =
+            Target::images(&mut out[group * rows * pixels..], shape.batch, rows, pixels, image_stride);
+        let multiply = |right: &[Side<'_>]| match weight {
+            ConvWeight::Packed(packed) => {
+                run(&target, Side::from(&packed[group]), right, depth, format, &finish);
+            }
             ConvWeight::Stored(weight) => {
                 let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
-                match part.matrix(rows, depth) {
-                    Operand::F32(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
-                    Operand::F16(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
-                    Operand::Bf16(mat) => run(out, Side::Source(&Dense::left(mat)), right, depth, &epilogue),
-                    Operand::Encoded(mat) => {
-                        run(out, Side::Source(&Dense::encoded_left(mat)), right, depth, &epilogue);
-                    }
-                    Operand::Packed(packed) => run(out, Side::Packed(packed), right, depth, &epilogue),
-                }
+                with_side(part.matrix(rows, depth), PackedSide::Left, |left| {
+                    run(&target, left, right, depth, format, &finish);
+                });
             }
+        };
+        if shape.is_pointwise() {
+            let dense: Vec<_> =
+                images.map(|image| Dense::new(Mat::new(image, depth, pixels), PackedSide::Right)).collect();
+            multiply(&dense.iter().map(|dense| Side::Source(dense.source())).collect::<Vec<_>>());
+        } else {
+            let windows: Vec<_> = images.map(|image| Windows::new(shape, image)).collect();
+            multiply(
+                &windows.iter().map(|windows| Side::Source(Source::ByDepth(windows))).collect::<Vec<_>>(),
+            );
         }
     }
 }
@@ -255,15 +294,12 @@ impl<'a> Windows<'a> {
     }
 }
 
-impl PanelSource for Windows<'_> {
+impl ByDepth for Windows<'_> {
     fn lanes(&self) -> usize {
         self.out_size[0] * self.out_size[1]
     }
 
-    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        if lanes.len() < width {
-            panel.fill(0.0);
-        }
+    fn read(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, rows: &mut [f32]) {
         let [in_rows, in_cols] = self.in_size;
         let plane = in_rows * in_cols;
         let window = self.kernel[0] * self.kernel[1];
@@ -275,7 +311,7 @@ impl PanelSource for Windows<'_> {
             let offset = lane - lanes.start;
             let (mut channel, mut ky, mut kx) =
                 (depth.start / window, depth.start % window / self.kernel[1], depth.start % self.kernel[1]);
-            for row in panel.chunks_exact_mut(width).take(depth.len()) {
+            for row in rows.chunks_exact_mut(width).take(depth.len()) {
                 let out = &mut row[offset..offset + count];
                 let y = (out_y * self.stride[0] + ky * self.dilation[0]).wrapping_sub(self.origin[0]);
                 if y < in_rows {

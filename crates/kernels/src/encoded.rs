@@ -3,8 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::matrix::extent;
-use crate::panels::Runs;
+use crate::source::Runs;
 
 /// Blocks of elements that have something in common: rectangles of rows of `columns` elements, numbered row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,40 +275,6 @@ fn for_each_block<T: Precision>(
         element += stretch.len();
         stretch.iter_mut().for_each(|value| body(value, operand));
         values = rest;
-    }
-}
-
-/// A matrix of compressed weights, row-major or transposed.
-#[derive(Clone, Copy, Debug)]
-pub struct EncodedMat<'a> {
-    pub(crate) data: Encoded<'a>,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) row_stride: usize,
-    pub(crate) col_stride: usize,
-}
-
-impl<'a> EncodedMat<'a> {
-    /// A row-major matrix without gaps.
-    ///
-    /// # Panics
-    ///
-    /// When `data` is shorter than `rows * cols`.
-    pub fn new(data: Encoded<'a>, rows: usize, cols: usize) -> Self {
-        let needed = extent(rows, cols, cols, 1);
-        assert!(needed <= data.len, "a {rows}x{cols} matrix needs {needed} elements, got {}", data.len);
-        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
-    }
-
-    /// The transposed view.
-    pub fn transposed(self) -> Self {
-        Self {
-            data: self.data,
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-        }
     }
 }
 

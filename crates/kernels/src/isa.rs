@@ -22,6 +22,15 @@ pub(crate) fn dispatch<Op: SimdOp>(op: Op) -> Op::Output {
     op.dispatch()
 }
 
+/// Whether kernels use the widest instruction set of this CPU: they do but in tests that ask for another.
+#[inline]
+pub(crate) fn is_native_level() -> bool {
+    #[cfg(test)]
+    return forced::level() == forced::Level::Native;
+    #[cfg(not(test))]
+    true
+}
+
 /// Replaces each element of `data` by `f` of it, a vector at a time.
 #[inline(always)]
 pub(crate) fn map_in_place<I: Isa>(isa: I, data: &mut [f32], f: impl Fn(I::F32) -> I::F32) {

@@ -1,5 +1,5 @@
 //! CPU kernels for diffusion models: matrix products, convolution, attention, normalisation, element-wise
-//! functions and data movement, in `f32` with weights in `f32`, `f16`, `bf16` or compressed.
+//! functions and data movement, over `f32` with weights in `f32`, `f16`, `bf16` or compressed.
 //!
 //! A kernel is a function over slices, sizes and strides: it knows no tensors and no graph, and it writes into
 //! the caller's buffer. The key types:
@@ -11,7 +11,7 @@
 //! - [`ThreadPool`]: kernels run on the pool they are called in.
 //!
 //! ```
-//! use kernels::{Bias, Epilogue, Mat, MatMut, ThreadPool, WeightSlice, gemm};
+//! use kernels::{Bias, Epilogue, Mat, MatMut, Precision, ThreadPool, WeightSlice, gemm};
 //!
 //! // A linear layer: tokens[2, 3] times the transposed weight[2, 3], plus a bias for each output channel.
 //! let tokens = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
@@ -22,8 +22,9 @@
 //! pool.install(|| {
 //!     gemm(
 //!         MatMut::new(&mut out, 2, 2),
-//!         Mat::new(&tokens, 2, 3).into(),
+//!         Mat::new(&tokens[..], 2, 3).into(),
 //!         WeightSlice::F32(&weight).transposed_matrix(2, 3),
+//!         Precision::F32,
 //!         &Epilogue { bias: Bias::PerColumn(&bias), ..Epilogue::default() },
 //!     );
 //! });
@@ -39,7 +40,7 @@
 //!
 //! # Limits
 //!
-//! - Arithmetic is `f32`. Half-precision or integer arithmetic is another micro-kernel.
+//! - Inputs and outputs are `f32`; products may be computed in bfloat16 or 8-bit integers ([`Precision`]).
 //! - Packing scratch (a few megabytes) stays with each thread from call to call.
 //!
 //! # Shape
@@ -51,12 +52,14 @@
 //! `unsafe` is confined to loads and stores of the micro-kernel and of tasks that write disjoint parts of one
 //! output.
 
+mod arch;
 mod attention;
 mod binary;
 mod columns;
 mod conv;
 pub mod convert;
 mod encoded;
+mod format;
 mod gemm;
 mod isa;
 mod layout;
@@ -69,6 +72,7 @@ pub mod pool;
 mod precision;
 mod reduce;
 mod softmax;
+mod source;
 mod strided;
 #[cfg(test)]
 mod testing;
@@ -77,13 +81,13 @@ mod unary;
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
 pub use conv::{ConvEpilogue, ConvShape, ConvWeight, Padding, conv2d, pack_conv_weight};
-pub use encoded::{Affine, BlockGrid, Encoded, EncodedMat, Scaling};
-pub use gemm::{Activation, Bias, Epilogue, Initial, gemm};
+pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
+pub use gemm::{Bias, Epilogue, gemm};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
     upsample_nearest,
 };
-pub use matrix::{Mat, MatMut, MatRef, Operand, WeightSlice};
+pub use matrix::{Elements, Mat, MatMut, MatRef, Operand, WeightSlice};
 pub use norm::{AxisShape, GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
 pub use panels::{PackedMatrix, PackedSide};
 pub use pool::ThreadPool;

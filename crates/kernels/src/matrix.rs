@@ -2,14 +2,33 @@
 
 use half::{bf16, f16};
 
-use crate::encoded::{Encoded, EncodedMat};
-use crate::panels::Runs;
+use crate::encoded::Encoded;
 use crate::pool::{GRAIN, for_each_chunk_mut};
+use crate::source::Runs;
 
-/// A read-only matrix view: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
+/// Elements in a row, as they are stored.
+pub trait Elements: Copy {
+    /// The number of elements.
+    fn count(&self) -> usize;
+}
+
+impl<T> Elements for &[T] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Elements for Encoded<'_> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+}
+
+/// A read-only matrix view of elements `D`, a slice or [`Encoded`]: element `(r, c)` is number
+/// `r * row_stride + c * col_stride`.
 #[derive(Clone, Copy, Debug)]
-pub struct Mat<'a, T> {
-    pub(crate) data: &'a [T],
+pub struct Mat<D> {
+    pub(crate) data: D,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) row_stride: usize,
@@ -17,20 +36,20 @@ pub struct Mat<'a, T> {
 }
 
 /// A read-only `f32` matrix view.
-pub type MatRef<'a> = Mat<'a, f32>;
+pub type MatRef<'a> = Mat<&'a [f32]>;
 
 /// The number of elements that a strided matrix reaches into its slice.
 pub(crate) fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + (cols - 1) * col_stride + 1 }
 }
 
-impl<'a, T> Mat<'a, T> {
+impl<D: Elements> Mat<D> {
     /// A row-major matrix without gaps.
     ///
     /// # Panics
     ///
     /// When `data` is shorter than `rows * cols`.
-    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Self {
+    pub fn new(data: D, rows: usize, cols: usize) -> Self {
         Self::with_strides(data, rows, cols, cols, 1)
     }
 
@@ -39,18 +58,12 @@ impl<'a, T> Mat<'a, T> {
     /// # Panics
     ///
     /// When the last element lies beyond `data`.
-    pub fn with_strides(
-        data: &'a [T],
-        rows: usize,
-        cols: usize,
-        row_stride: usize,
-        col_stride: usize,
-    ) -> Self {
+    pub fn with_strides(data: D, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
         let needed = extent(rows, cols, row_stride, col_stride);
         assert!(
-            needed <= data.len(),
+            needed <= data.count(),
             "a {rows}x{cols} matrix with strides ({row_stride}, {col_stride}) needs {needed} elements, got {}",
-            data.len()
+            data.count()
         );
         Self { data, rows, cols, row_stride, col_stride }
     }
@@ -214,7 +227,7 @@ impl<'a> WeightSlice<'a> {
             Self::F32(data) => Operand::F32(Mat::new(data, rows, cols)),
             Self::F16(data) => Operand::F16(Mat::new(data, rows, cols)),
             Self::Bf16(data) => Operand::Bf16(Mat::new(data, rows, cols)),
-            Self::Encoded(data) => Operand::Encoded(EncodedMat::new(data, rows, cols)),
+            Self::Encoded(data) => Operand::Encoded(Mat::new(data, rows, cols)),
         }
     }
 
@@ -225,11 +238,12 @@ impl<'a> WeightSlice<'a> {
     ///
     /// When the slice is shorter than `rows * cols`.
     pub fn transposed_matrix(&self, rows: usize, cols: usize) -> Operand<'a> {
-        match *self {
-            Self::F32(data) => Operand::F32(Mat::new(data, rows, cols).transposed()),
-            Self::F16(data) => Operand::F16(Mat::new(data, rows, cols).transposed()),
-            Self::Bf16(data) => Operand::Bf16(Mat::new(data, rows, cols).transposed()),
-            Self::Encoded(data) => Operand::Encoded(EncodedMat::new(data, rows, cols).transposed()),
+        match self.matrix(rows, cols) {
+            Operand::F32(mat) => Operand::F32(mat.transposed()),
+            Operand::F16(mat) => Operand::F16(mat.transposed()),
+            Operand::Bf16(mat) => Operand::Bf16(mat.transposed()),
+            Operand::Encoded(mat) => Operand::Encoded(mat.transposed()),
+            packed @ Operand::Packed(_) => packed,
         }
     }
 }
@@ -238,13 +252,13 @@ impl<'a> WeightSlice<'a> {
 #[derive(Clone, Copy)]
 pub enum Operand<'a> {
     /// Single precision, any strides.
-    F32(Mat<'a, f32>),
+    F32(MatRef<'a>),
     /// Half precision, any strides; widened panel by panel.
-    F16(Mat<'a, f16>),
+    F16(Mat<&'a [f16]>),
     /// bfloat16, any strides; widened panel by panel.
-    Bf16(Mat<'a, bf16>),
+    Bf16(Mat<&'a [bf16]>),
     /// Compressed, row-major or transposed; decoded panel by panel.
-    Encoded(EncodedMat<'a>),
+    Encoded(Mat<Encoded<'a>>),
     /// Already in the micro-kernel's layout, for this side of the product.
     Packed(&'a crate::PackedMatrix),
 }

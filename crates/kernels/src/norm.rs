@@ -7,9 +7,9 @@ use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp, SimdUnaryOp};
 use rten_vecmath::Silu;
 
-use crate::gemm::Activation;
 use crate::isa;
 use crate::pool::{for_each_chunk_mut, rows_per_task};
+use crate::unary::{UnaryOp, unary_on_this_thread};
 
 /// Scale, shift and stabiliser of a normalisation.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub struct NormParams<'a> {
     /// Added to the variance.
     pub epsilon: f32,
     /// Applied last.
-    pub activation: Activation,
+    pub activation: Option<UnaryOp>,
 }
 
 impl NormParams<'_> {
@@ -137,7 +137,7 @@ struct Affine<'a> {
     mean: f32,
     scale: f32,
     shift: f32,
-    activation: Activation,
+    activation: Option<UnaryOp>,
 }
 
 impl SimdOp for Affine<'_> {
@@ -149,19 +149,23 @@ impl SimdOp for Affine<'_> {
         let (mean, scale, shift) = (ops.splat(self.mean), ops.splat(self.scale), ops.splat(self.shift));
         let Self { data, activation, .. } = self;
         // Closures are inlined into the dispatched body only where they carry the attribute.
-        match activation {
-            Activation::Identity => isa::map_in_place(
-                isa,
-                data,
-                #[inline(always)]
-                |x| ops.mul_add(ops.sub(x, mean), scale, shift),
-            ),
-            Activation::Silu => isa::map_in_place(
+        if activation == Some(UnaryOp::Silu) {
+            isa::map_in_place(
                 isa,
                 data,
                 #[inline(always)]
                 |x| Silu {}.eval(isa, ops.mul_add(ops.sub(x, mean), scale, shift)),
-            ),
+            );
+            return;
+        }
+        isa::map_in_place(
+            isa,
+            data,
+            #[inline(always)]
+            |x| ops.mul_add(ops.sub(x, mean), scale, shift),
+        );
+        if let Some(activation) = activation {
+            unary_on_this_thread(activation, data);
         }
     }
 }
@@ -253,7 +257,7 @@ impl SimdOp for NormalizeRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
+    fn eval<I: Isa>(self, _isa: I) {
         let Self { row, mean, inverse, params } = self;
         match (params.gamma, params.beta) {
             (Some(gamma), Some(beta)) => {
@@ -267,13 +271,8 @@ impl SimdOp for NormalizeRow<'_> {
                 }
             }
         }
-        if params.activation == Activation::Silu {
-            isa::map_in_place(
-                isa,
-                row,
-                #[inline(always)]
-                |x| Silu {}.eval(isa, x),
-            );
+        if let Some(activation) = params.activation {
+            unary_on_this_thread(activation, row);
         }
     }
 }
@@ -290,7 +289,7 @@ impl SimdOp for NormalizeColumns<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
+    fn eval<I: Isa>(self, _isa: I) {
         use crate::columns::WIDTH;
         let Self { input, block, params } = self;
         let (axis, width, stride) = (block.rows(), block.width(), block.stride());
@@ -318,13 +317,8 @@ impl SimdOp for NormalizeColumns<'_, '_> {
             for (((out, x), mean), inverse) in out.iter_mut().zip(row(index)).zip(&mean).zip(&inverse) {
                 *out = (x - mean) * (inverse * gamma) + beta;
             }
-            if params.activation == Activation::Silu {
-                isa::map_in_place(
-                    isa,
-                    out,
-                    #[inline(always)]
-                    |x| Silu {}.eval(isa, x),
-                );
+            if let Some(activation) = params.activation {
+                unary_on_this_thread(activation, out);
             }
         }
     }

@@ -1,137 +1,21 @@
 //! Packing: the layout that the micro-kernel reads.
 //!
 //! A product's left side is cut into panels of `mr` rows, its right side into panels of `nr` columns; rows and
-//! columns are both called *lanes* here. A panel is stored depth first: element `(lane, k)` of a panel `width`
-//! lanes wide is at `k * width + lane`. Missing lanes of the last panel are zero.
-//!
-//! [`PanelSource`] is the one thing that a new storage form (an image seen through a convolution window, a
-//! palettized weight) has to implement to take part in a product.
+//! columns are both called *lanes* here. A panel consists of words ([`Format`]) and is stored depth first: word `k` of
+//! `lane` of a panel `width` lanes wide is at `k * width + lane`. Missing lanes of the last panel are zero.
 
 use std::cell::RefCell;
 use std::ops::Range;
 use std::thread::LocalKey;
 
-use crate::convert::Element;
-use crate::encoded::EncodedMat;
-use crate::matrix::{Mat, Operand};
+use crate::arch;
+use crate::format::{Format, encode_lane, encode_rows};
+use crate::gemm::tile::tile_shape;
+use crate::gemm::{Side, depth_block, ranges, sizes, with_side};
+use crate::matrix::Operand;
 use crate::pool::{for_each_chunk_mut, parallel_for};
-
-/// A matrix side that can write itself as panels.
-pub(crate) trait PanelSource: Sync {
-    /// The number of rows (left side) or columns (right side).
-    fn lanes(&self) -> usize;
-
-    /// Writes the given lanes, at most `width`, over the given depth range to `panel`, which is
-    /// `depth.len() * width` long.
-    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]);
-}
-
-/// Stored elements that are widened, or decoded, a run at a time.
-pub(crate) trait Runs: Copy + Send + Sync {
-    /// The values of the elements from `start` on.
-    fn widen_run(&self, start: usize, out: &mut [f32]);
-}
-
-impl<T: Element> Runs for &[T] {
-    #[inline(always)]
-    fn widen_run(&self, start: usize, out: &mut [f32]) {
-        T::widen_slice(&self[start..start + out.len()], out);
-    }
-}
-
-/// A strided matrix as a source: lanes along one axis, depth along the other.
-pub(crate) struct Dense<R> {
-    data: R,
-    lanes: usize,
-    lane_stride: usize,
-    depth_stride: usize,
-}
-
-impl<'a, T> Dense<&'a [T]> {
-    /// The left side of a product: rows are lanes.
-    pub(crate) fn left(mat: Mat<'a, T>) -> Self {
-        Self { data: mat.data, lanes: mat.rows, lane_stride: mat.row_stride, depth_stride: mat.col_stride }
-    }
-
-    /// The right side of a product: columns are lanes.
-    pub(crate) fn right(mat: Mat<'a, T>) -> Self {
-        Self::left(mat.transposed())
-    }
-}
-
-impl<'a> Dense<crate::Encoded<'a>> {
-    /// The left side of a product, compressed.
-    pub(crate) fn encoded_left(mat: EncodedMat<'a>) -> Self {
-        Self { data: mat.data, lanes: mat.rows, lane_stride: mat.row_stride, depth_stride: mat.col_stride }
-    }
-
-    /// The right side of a product, compressed.
-    pub(crate) fn encoded_right(mat: EncodedMat<'a>) -> Self {
-        Self::encoded_left(mat.transposed())
-    }
-}
-
-/// Depth that is widened at once when a lane's depth is contiguous.
-const RUN: usize = 64;
-/// Lanes that are interleaved at once.
-const GROUP: usize = 4;
-
-impl<R: Runs> PanelSource for Dense<R> {
-    fn lanes(&self) -> usize {
-        self.lanes
-    }
-
-    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        if lanes.len() < width {
-            panel.fill(0.0);
-        }
-        if self.lane_stride == 1 {
-            for (k, row) in depth.zip(panel.chunks_exact_mut(width)) {
-                let start = k * self.depth_stride + lanes.start;
-                self.data.widen_run(start, &mut row[..lanes.len()]);
-            }
-        } else if self.depth_stride == 1 {
-            self.interleave(lanes, depth, width, panel);
-        } else {
-            for (k, row) in depth.zip(panel.chunks_exact_mut(width)) {
-                for (lane, out) in lanes.clone().zip(row) {
-                    let start = k * self.depth_stride + lane * self.lane_stride;
-                    self.data.widen_run(start, std::slice::from_mut(out));
-                }
-            }
-        }
-    }
-}
-
-impl<R: Runs> Dense<R> {
-    /// [`PanelSource::pack`] where each lane's depth is contiguous.
-    fn interleave(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        let mut runs = [[0.0; RUN]; GROUP];
-        for start in depth.clone().step_by(RUN) {
-            let len = RUN.min(depth.end - start);
-            let rows = &mut panel[(start - depth.start) * width..];
-            for first in lanes.clone().step_by(GROUP) {
-                let count = GROUP.min(lanes.end - first);
-                for (index, run) in runs[..count].iter_mut().enumerate() {
-                    let from = (first + index) * self.lane_stride + start;
-                    self.data.widen_run(from, &mut run[..len]);
-                }
-                let offset = first - lanes.start;
-                if count == GROUP {
-                    for (k, row) in rows.chunks_exact_mut(width).take(len).enumerate() {
-                        row[offset..offset + GROUP].copy_from_slice(&runs.each_ref().map(|run| run[k]));
-                    }
-                } else {
-                    for (k, row) in rows.chunks_exact_mut(width).take(len).enumerate() {
-                        for (out, run) in row[offset..].iter_mut().zip(&runs[..count]) {
-                            *out = run[k];
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
+use crate::precision::Precision;
+use crate::source::Source;
 
 /// Which side of a product a matrix is packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,50 +26,89 @@ pub enum PackedSide {
     Right,
 }
 
-/// A whole matrix in the layout of this CPU's micro-kernel, in `f32`.
+/// A whole matrix in the layout of this CPU's micro-kernel.
 ///
 /// Worth its memory for small models, whose weights are packed again in every call otherwise.
 #[derive(Debug)]
 pub struct PackedMatrix {
-    pub(crate) data: Vec<f32>,
+    /// For each block of the depth, one panel after the other.
+    data: Vec<u32>,
+    pub(crate) shape: PackedShape,
+}
+
+/// What a packed matrix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackedShape {
     pub(crate) lanes: usize,
     pub(crate) depth: usize,
     pub(crate) width: usize,
     pub(crate) side: PackedSide,
+    pub(crate) format: Format,
+}
+
+impl PackedShape {
+    pub(crate) fn new(lanes: usize, depth: usize, side: PackedSide, format: Format) -> Self {
+        // Without depth there is nothing to take a scale of.
+        let format = if depth == 0 { Format::Single } else { format };
+        Self { lanes, depth, width: tile_shape().width(side), side, format }
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.lanes.div_ceil(self.width)
+    }
+
+    /// The words of all panels of all blocks.
+    pub(crate) fn len(&self) -> usize {
+        let block = depth_block(self.format, self.depth);
+        let rest = self.depth % block;
+        let panel_len = |depth| self.format.panel_len(depth, self.width);
+        self.panels() * (self.depth / block * panel_len(block) + if rest > 0 { panel_len(rest) } else { 0 })
+    }
+
+    /// Packs all of a source.
+    pub(crate) fn pack(&self, source: Source<'_>, share: bool, mut out: &mut [u32]) {
+        for depths in ranges(self.depth, depth_block(self.format, self.depth)) {
+            let (block, rest) =
+                out.split_at_mut(self.panels() * self.format.panel_len(depths.len(), self.width));
+            pack_tasks(&[source], self, 0..self.panels(), depths, share, block);
+            out = rest;
+        }
+    }
+
+    /// The panels from number `first` on over a block of the depth, and the words of one.
+    pub(crate) fn panels_at<'a>(
+        &self,
+        data: &'a [u32],
+        first: usize,
+        depths: &Range<usize>,
+    ) -> (&'a [u32], usize) {
+        let block = depth_block(self.format, self.depth);
+        let stride = self.format.panel_len(depths.len(), self.width);
+        let before = depths.start / block * self.panels() * self.format.panel_len(block, self.width);
+        (&data[(before + first * stride).min(data.len())..], stride)
+    }
 }
 
 impl PackedMatrix {
-    /// Packs `matrix` for one side of a product.
+    /// Packs `matrix` for one side of a product in a precision.
     ///
     /// # Panics
     ///
     /// When `matrix` is itself packed.
-    pub fn new(matrix: Operand<'_>, side: PackedSide) -> Self {
-        match (matrix, side) {
-            (Operand::F32(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
-            (Operand::F32(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
-            (Operand::F16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
-            (Operand::F16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
-            (Operand::Bf16(mat), PackedSide::Left) => Self::pack(&Dense::left(mat), mat.cols, side, false),
-            (Operand::Bf16(mat), PackedSide::Right) => Self::pack(&Dense::right(mat), mat.rows, side, false),
-            (Operand::Encoded(mat), PackedSide::Left) => {
-                Self::pack(&Dense::encoded_left(mat), mat.cols, side, false)
-            }
-            (Operand::Encoded(mat), PackedSide::Right) => {
-                Self::pack(&Dense::encoded_right(mat), mat.rows, side, false)
-            }
-            (Operand::Packed(_), _) => panic!("the matrix is packed already"),
-        }
+    pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
+        let (lanes, depth) = sizes(matrix, side);
+        let shape = PackedShape::new(lanes, depth, side, Format::of(precision));
+        let mut data = vec![0; shape.len()];
+        with_side(matrix, side, |matrix| match matrix {
+            Side::Source(source) => shape.pack(source, true, &mut data),
+            Side::Packed(..) => panic!("the matrix is packed already"),
+        });
+        Self { data, shape }
     }
 
-    /// Packs a source for one side of a product, on all threads if that is worth it.
-    pub(crate) fn pack(source: &dyn PanelSource, depth: usize, side: PackedSide, share: bool) -> Self {
-        let width = crate::gemm::tile_shape().width(side);
-        let lanes = source.lanes();
-        let panels = lanes.div_ceil(width);
-        let mut data = vec![0.0; panels * width * depth];
-        pack_tasks(source, 0..panels, 0..depth, width, share, &mut data);
-        Self { data, lanes, depth, width, side }
+    /// The words.
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.data
     }
 
     /// The memory that it takes, in bytes.
@@ -194,59 +117,122 @@ impl PackedMatrix {
     }
 }
 
-/// Packs a range of panels over a depth range, one after the other.
-pub(crate) fn pack_panels(
-    source: &dyn PanelSource,
-    panels: Range<usize>,
-    depth: Range<usize>,
-    width: usize,
-    out: &mut [f32],
+thread_local! {
+    /// Rows, or the runs of a few lanes, before they are words.
+    static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// The words of a few lanes before they are transposed.
+    static LANES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lanes that are transposed at once.
+const GROUP: usize = 16;
+
+/// Packs the given lanes, at most a panel of them, over a range of the depth.
+fn pack_panel(
+    source: Source<'_>,
+    shape: &PackedShape,
+    lanes: Range<usize>,
+    depths: Range<usize>,
+    panel: &mut [u32],
 ) {
-    for (panel, chunk) in panels.zip(out.chunks_exact_mut(width * depth.len())) {
-        let start = panel * width;
-        let end = (start + width).min(source.lanes());
-        source.pack(start..end, depth.clone(), width, chunk);
+    let &PackedShape { width, side, format, .. } = shape;
+    match source {
+        Source::ByDepth(source) if format == Format::Single => {
+            let rows: &mut [f32] = bytemuck::cast_slice_mut(panel);
+            if lanes.len() < width {
+                rows.fill(0.0);
+            }
+            source.read(lanes, depths, width, rows);
+        }
+        Source::ByDepth(source) => with_scratch(&ROWS, depths.len() * width, |rows| {
+            if lanes.len() < width {
+                rows.fill(0.0);
+            }
+            source.read(lanes, depths, width, rows);
+            encode_rows(format, side, rows, width, panel);
+        }),
+        Source::ByLane(source) => {
+            let words = format.words(depths.len());
+            let (elements, behind) = panel.split_at_mut(words * width);
+            if lanes.len() < width {
+                elements.fill(0);
+                behind.fill(0);
+            }
+            with_scratch(&ROWS, depths.len(), |run| {
+                with_scratch(&LANES, GROUP * words, |buffer| {
+                    for first in lanes.clone().step_by(GROUP) {
+                        let count = GROUP.min(lanes.end - first);
+                        let offset = first - lanes.start;
+                        for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
+                            source.read(first + index, depths.clone(), run);
+                            let scale = encode_lane(format, side, run, words);
+                            if format.is_scaled() {
+                                behind[offset + index] = scale.scale.to_bits();
+                                behind[width + offset + index] = scale.start as u32;
+                            }
+                        }
+                        transpose(buffer, words, count, elements, width, offset);
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// Writes `count` lanes of `len` words each to the rows of a panel, from lane `offset` on. `lanes` has room for
+/// [`GROUP`] of them.
+fn transpose(lanes: &[u32], len: usize, count: usize, panel: &mut [u32], width: usize, offset: usize) {
+    let done = arch::transpose_blocks(lanes, len, count, panel, width, offset);
+    for (k, row) in panel.chunks_exact_mut(width).enumerate().take(len).skip(done) {
+        for (lane, word) in row[offset..offset + count].iter_mut().enumerate() {
+            *word = lanes[lane * len + k];
+        }
     }
 }
 
 /// Panels handed to one packing task.
 const PACK_GROUP: usize = 4;
 
-/// [`pack_panels`], several panels to a task if that is worth sharing.
+/// Packs a range of panels over a range of the depth, one after the other; several to a task if that is worth sharing.
+/// There is one source for each image, all of one shape, and panels are numbered image after image.
 pub(crate) fn pack_tasks(
-    source: &dyn PanelSource,
+    sources: &[Source<'_>],
+    shape: &PackedShape,
     panels: Range<usize>,
-    depth: Range<usize>,
-    width: usize,
+    depths: Range<usize>,
     share: bool,
-    out: &mut [f32],
+    out: &mut [u32],
 ) {
-    if depth.is_empty() || panels.is_empty() {
+    if depths.is_empty() || panels.is_empty() {
         return;
     }
+    let panel_len = shape.format.panel_len(depths.len(), shape.width);
     let group = if share { PACK_GROUP } else { panels.len() };
-    for_each_chunk_mut(out, group * depth.len() * width, |index, chunk| {
-        let start = panels.start + index * group;
-        let end = (start + group).min(panels.end);
-        pack_panels(source, start..end, depth.clone(), width, chunk);
+    for_each_chunk_mut(out, group * panel_len, |index, chunk| {
+        let first = panels.start + index * group;
+        for (panel, words) in (first..panels.end).zip(chunk.chunks_exact_mut(panel_len)) {
+            let start = panel % shape.panels() * shape.width;
+            let end = (start + shape.width).min(shape.lanes);
+            pack_panel(sources[panel / shape.panels()], shape, start..end, depths.clone(), words);
+        }
     });
 }
 
 /// A scratch buffer that a thread keeps from call to call.
-pub(crate) type Scratch = LocalKey<RefCell<Vec<f32>>>;
+pub(crate) type Scratch<T> = LocalKey<RefCell<Vec<T>>>;
 
 /// Lends `len` elements of unspecified content from this thread's `scratch`.
 ///
 /// The buffer is taken out while it is lent, so that a kernel that another one waits for on the same thread
 /// gets a buffer of its own.
-pub(crate) fn with_scratch<R>(
-    scratch: &'static Scratch,
+pub(crate) fn with_scratch<T: Copy + Default, R>(
+    scratch: &'static Scratch<T>,
     len: usize,
-    body: impl FnOnce(&mut [f32]) -> R,
+    body: impl FnOnce(&mut [T]) -> R,
 ) -> R {
     let mut buffer = scratch.take();
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        buffer.resize(len, T::default());
     }
     let result = body(&mut buffer[..len]);
     scratch.replace(buffer);

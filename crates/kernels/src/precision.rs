@@ -1,13 +1,49 @@
 //! What products are computed in.
 
-/// What the factors of a product are rounded to while they are packed. Operands and results in memory are `f32`.
+/// What the two sides of a product are rounded to before they are multiplied. Inputs, outputs and everything that is not a
+/// product are `f32` in any precision, and so are weights' scales and biases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Not at all: `f32` factors, summed in `f32`.
+    /// Nothing is rounded.
     #[default]
     F32,
-    /// `bf16` factors, summed in `f32`.
+    /// To bfloat16, eight significant bits; sums are `f32`.
     Bf16,
-    /// 8-bit whole numbers and a scale for each group of them, summed in `i32`.
+    /// To integers from -127 to 127 times a scale, which each row (left) or column (right) has for each block of the depth;
+    /// sums are integers within a block and `f32` from block to block.
     Int8,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+
+    /// Whether the CPU multiplies in this precision itself. In one that it does not, results are as precise, and not faster
+    /// than in `f32`.
+    pub fn is_native(self) -> bool {
+        match self {
+            Precision::F32 => true,
+            Precision::Bf16 => crate::arch::has_bf16(),
+            Precision::Int8 => crate::arch::has_int8(),
+        }
+    }
+
+    /// The fastest precision on this CPU of those that keep the quality of images: bfloat16 where its instructions do more
+    /// than those of single precision.
+    ///
+    /// AMD's CPUs do twice as much. Intel's have the instruction too, but do no more with it than with `f32`'s
+    /// (docs/performance.md has the figures).
+    pub fn fastest() -> Self {
+        if Precision::Bf16.is_native() && crate::arch::bf16_pays() { Precision::Bf16 } else { Precision::F32 }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+        })
+    }
 }

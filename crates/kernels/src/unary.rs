@@ -94,6 +94,11 @@ pub fn unary_in_place(op: UnaryOp, data: &mut [f32]) {
     for_each_chunk_mut(data, GRAIN, |_, chunk| isa::dispatch(Apply(op, chunk)));
 }
 
+/// [`unary_in_place`] of a short slice, on the calling thread.
+pub(crate) fn unary_on_this_thread(op: UnaryOp, data: &mut [f32]) {
+    isa::dispatch(Apply(op, data));
+}
+
 /// `out = value * gelu(gate)`, the gated linear unit of the transformer blocks' feed-forward layers.
 ///
 /// `input` holds `rows` rows of `2 * width`: first the values, then the gates. `out` is `[rows, width]`.

@@ -35,7 +35,8 @@ impl<'m> Stage<'m> {
         precision: Precision,
     ) -> Result<Self, PipelineError> {
         let graph = network.graph(size)?;
-        let options = Options { arithmetic: precision.arithmetic(), stop: request.stop.clone() };
+        let options =
+            Options { arithmetic: precision.arithmetic(), stop: request.stop.clone(), ..Options::default() };
         Ok(Stage { network, backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() })
     }
 

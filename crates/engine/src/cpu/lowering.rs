@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::ConvShape;
+use kernels::{ConvShape, Precision};
 use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use super::weight::stays_compressed;
 use super::{ConvKernel, LinearKernel, Weight};
 use crate::backend::holds_floats;
 use crate::reference::{Operands, constant_bytes};
-use crate::{Data, Error, Tensor};
+use crate::{Data, Error, Options, Tensor};
 
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,7 @@ const PACK_UP_TO: usize = 1 << 26;
 /// A plan in the making.
 pub(crate) struct Lowering<'f> {
     function: &'f Function,
+    options: &'f Options,
     packs_weights: bool,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
@@ -118,7 +119,7 @@ pub(crate) struct Lowering<'f> {
 }
 
 impl<'f> Lowering<'f> {
-    pub(super) fn new(function: &'f Function) -> Self {
+    pub(super) fn new(function: &'f Function, options: &'f Options) -> Self {
         let plan = Plan {
             buffers: Vec::new(),
             constants: Vec::new(),
@@ -134,7 +135,7 @@ impl<'f> Lowering<'f> {
         });
         let packs_weights = weights.fold(0, usize::saturating_add) <= PACK_UP_TO;
         let mut lowering =
-            Lowering { function, packs_weights, shared: Arc::new(function.clone()), places, plan };
+            Lowering { function, options, packs_weights, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let buffer = lowering.make(id);
             lowering.plan.inputs.push(Place::Buffer(buffer));
@@ -237,6 +238,19 @@ impl<'f> Lowering<'f> {
         }
     }
 
+    /// The precision of products without a constant weight.
+    pub(crate) fn precision(&self) -> Precision {
+        self.options.precision(None)
+    }
+
+    /// The precision of products with a constant weight.
+    fn weight_precision(&self, id: ValueId) -> Precision {
+        match &self.function.value(id).def {
+            Def::Const(Constant::Weight(weight)) => self.options.precision(Some(weight.name())),
+            _ => self.options.precision(Some(&self.function.value(id).name)),
+        }
+    }
+
     /// The constant weight of a convolution; `None` if it is computed.
     pub(crate) fn conv_kernel(
         &mut self,
@@ -244,7 +258,7 @@ impl<'f> Lowering<'f> {
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, shape, self.packs_weights);
+        let kernel = ConvKernel::new(weight, shape, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
@@ -256,7 +270,7 @@ impl<'f> Lowering<'f> {
         size: [usize; 2],
     ) -> Result<Option<LinearKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = LinearKernel::new(weight, size, self.packs_weights);
+        let kernel = LinearKernel::new(weight, size, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }

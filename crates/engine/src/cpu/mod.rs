@@ -53,7 +53,8 @@ impl Backend for Cpu {
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         let function = simplified(function)?;
-        let Planned { plan, regions, declined } = plan(&function, Lowering::new(&function), options)?;
+        let Planned { plan, regions, declined } =
+            plan(&function, Lowering::new(&function, options), options)?;
         let run = CpuRun {
             pool: self.pool.clone(),
             arenas: None,
@@ -68,7 +69,7 @@ impl Backend for Cpu {
 
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         let function = simplified(function)?;
-        let planned = plan(&function, Lowering::new(&function).without_packing(), options)?;
+        let planned = plan(&function, Lowering::new(&function, options).without_packing(), options)?;
         Ok(planned.regions.bytes())
     }
 }
@@ -89,7 +90,7 @@ struct Planned {
 fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Result<Planned, Error> {
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {
-        Arithmetic::Wide => fuse::nodes(function),
+        Arithmetic::Wide | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
         Arithmetic::Declared => fuse::single_ops(function),
     };
     for node in &fused.nodes {

@@ -1,7 +1,7 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
 use half::{bf16, f16};
-use kernels::{ConvShape, ConvWeight, Operand, PackedMatrix, PackedSide, WeightSlice};
+use kernels::{ConvShape, ConvWeight, Operand, PackedMatrix, PackedSide, Precision, WeightSlice};
 use mil::{DType, WeightRef};
 
 use super::encoded::EncodedWeight;
@@ -104,68 +104,88 @@ impl Weight {
 }
 
 /// The weight of a convolution: packed beforehand, or whenever it is used.
-pub(crate) enum ConvKernel {
+pub(crate) struct ConvKernel {
+    held: HeldConv,
+    precision: Precision,
+}
+
+enum HeldConv {
     Stored(Weight),
     Packed(Vec<PackedMatrix>),
 }
 
 impl ConvKernel {
     /// `packs` asks for packing, which a compressed weight is never worth: it would be dense, in `f32`.
-    pub(super) fn new(weight: Weight, shape: &ConvShape, packs: bool) -> Self {
-        match packs && !weight.is_compressed() {
-            true => ConvKernel::Packed(kernels::pack_conv_weight(shape, weight.held())),
-            false => ConvKernel::Stored(weight),
-        }
+    pub(super) fn new(weight: Weight, shape: &ConvShape, precision: Precision, packs: bool) -> Self {
+        let held = match packs && !weight.is_compressed() {
+            true => HeldConv::Packed(kernels::pack_conv_weight(shape, weight.held(), precision)),
+            false => HeldConv::Stored(weight),
+        };
+        ConvKernel { held, precision }
+    }
+
+    /// The precision of the products.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
-        Ok(match self {
-            ConvKernel::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
-            ConvKernel::Packed(groups) => ConvWeight::Packed(groups),
+        Ok(match &self.held {
+            HeldConv::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
+            HeldConv::Packed(groups) => ConvWeight::Packed(groups),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        match self {
-            ConvKernel::Stored(weight) => weight.bytes(),
-            ConvKernel::Packed(groups) => groups.iter().map(PackedMatrix::size_in_bytes).sum(),
+        match &self.held {
+            HeldConv::Stored(weight) => weight.bytes(),
+            HeldConv::Packed(groups) => groups.iter().map(PackedMatrix::size_in_bytes).sum(),
         }
     }
 }
 
 /// The weight [outs, depth] of a linear layer: packed beforehand, or whenever it is used.
-pub(crate) enum LinearKernel {
+pub(crate) struct LinearKernel {
+    held: HeldLinear,
+    precision: Precision,
+}
+
+enum HeldLinear {
     Stored(Weight, [usize; 2]),
     Packed(PackedMatrix),
 }
 
 impl LinearKernel {
     /// As [`ConvKernel::new`].
-    pub(super) fn new(weight: Weight, [outs, depth]: [usize; 2], packs: bool) -> Self {
-        match packs && !weight.is_compressed() {
+    pub(super) fn new(weight: Weight, [outs, depth]: [usize; 2], precision: Precision, packs: bool) -> Self {
+        let held = match packs && !weight.is_compressed() {
             true => {
                 let matrix = weight.held().transposed_matrix(outs, depth);
-                LinearKernel::Packed(PackedMatrix::new(matrix, PackedSide::Right))
+                HeldLinear::Packed(PackedMatrix::new(matrix, PackedSide::Right, precision))
             }
-            false => LinearKernel::Stored(weight, [outs, depth]),
-        }
+            false => HeldLinear::Stored(weight, [outs, depth]),
+        };
+        LinearKernel { held, precision }
+    }
+
+    /// The precision of the products.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
-        Ok(match self {
-            LinearKernel::Stored(weight, [outs, depth]) => {
-                weight.slice(room)?.transposed_matrix(*outs, *depth)
-            }
-            LinearKernel::Packed(matrix) => Operand::Packed(matrix),
+        Ok(match &self.held {
+            HeldLinear::Stored(weight, [outs, depth]) => weight.slice(room)?.transposed_matrix(*outs, *depth),
+            HeldLinear::Packed(matrix) => Operand::Packed(matrix),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        match self {
-            LinearKernel::Stored(weight, _) => weight.bytes(),
-            LinearKernel::Packed(matrix) => matrix.size_in_bytes(),
+        match &self.held {
+            HeldLinear::Stored(weight, _) => weight.bytes(),
+            HeldLinear::Packed(matrix) => matrix.size_in_bytes(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef};
+use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef, Precision};
 use mil::OpView;
 
 use super::{broadcast_strides, offsets};
@@ -91,6 +91,7 @@ fn attend(
     heads: &Range<usize>,
     mask: Option<MatRef>,
     inputs: &[&[f32]],
+    precision: Precision,
     out: &mut [f32],
 ) {
     let shape = AttentionShape { heads: heads.len(), ..*all };
@@ -105,7 +106,7 @@ fn attend(
         scale: 1.0 / (dim as f32).sqrt(),
         mask,
     };
-    kernels::attention(&args, &mut out[part(queries, value_dim)], layout(queries, value_dim));
+    kernels::attention(&args, precision, &mut out[part(queries, value_dim)], layout(queries, value_dim));
 }
 
 pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
@@ -124,16 +125,17 @@ pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let mask = op.get("attn_mask");
     let walk = mask.map(|mask| MaskWalk::new(plan.shape(mask), &scores));
     let reads: Vec<_> = [query, key, value].into_iter().chain(mask).collect();
+    let precision = plan.precision();
     plan.step(op.label(), &reads, &op.op().outputs, move |io| {
         let Some(MaskWalk { runs, strides }) = &walk else {
-            attend(&shape, &(0..shape.heads), None, &io.floats, io.out[0]);
+            attend(&shape, &(0..shape.heads), None, &io.floats, precision, io.out[0]);
             return Ok(());
         };
         let truth = io.ints.first().map(|seen| additive(seen));
         let mask = truth.as_deref().unwrap_or_else(|| io.floats[3]);
         for (heads, start) in runs {
             let mask = Mat::with_strides(&mask[*start..], shape.queries, shape.keys, strides[0], strides[1]);
-            attend(&shape, heads, Some(mask), &io.floats, io.out[0]);
+            attend(&shape, heads, Some(mask), &io.floats, precision, io.out[0]);
         }
         Ok(())
     })

@@ -81,7 +81,9 @@ fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let epilogue = ConvEpilogue { bias: bias.as_deref(), ..ConvEpilogue::default() };
-        kernels::conv2d(&shape, io.floats[0], weight.operand(&mut None)?, &epilogue, io.out[0]);
+        let mut room = None;
+        let operand = weight.operand(&mut room)?;
+        kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
         Ok(())
     })
 }

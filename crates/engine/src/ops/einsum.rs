@@ -168,6 +168,7 @@ pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let starts = form.starts();
     let MatrixForm { rows, columns, depth, .. } = form;
     let reads = if swapped { [y, x] } else { [x, y] };
+    let precision = plan.precision();
     plan.step(op.label(), &reads, &op.op().outputs, move |io| {
         for &[left, right, out] in &starts {
             let left = Mat::with_strides(
@@ -191,7 +192,7 @@ pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
                 rows.strides[2].max(1),
                 columns.strides[2].max(1),
             );
-            kernels::gemm(out, Operand::F32(left), Operand::F32(right), &Epilogue::default());
+            kernels::gemm(out, Operand::F32(left), Operand::F32(right), precision, &Epilogue::default());
         }
         Ok(())
     })

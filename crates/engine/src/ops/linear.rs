@@ -111,7 +111,9 @@ fn lower_linear(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         let epilogue =
             Epilogue { bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn), ..Epilogue::default() };
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
-        kernels::gemm(MatMut::new(io.out[0], rows, outs), left, weight.operand(&mut None)?, &epilogue);
+        let mut room = None;
+        let right = weight.operand(&mut room)?;
+        kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
         Ok(())
     })
 }
@@ -121,6 +123,7 @@ fn lower_matmul(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         return plan.by_reference(op, matmul);
     }
     let products = Products::of(op, plan.shape(op.op().outputs[0]))?;
+    let precision = plan.precision();
     plan.step(op.label(), &[op.value("x")?, op.value("y")?], &op.op().outputs, move |io| {
         let Products { rows, columns, depth, .. } = products;
         let (x, y) = (io.floats[0], io.floats[1]);
@@ -130,7 +133,7 @@ fn lower_matmul(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
             let left = Operand::F32(Mat::with_strides(&x[x_start..], rows, depth, row, column));
             let [row, column] = products.y_steps;
             let right = Operand::F32(Mat::with_strides(&y[y_start..], depth, columns, row, column));
-            kernels::gemm(MatMut::new(out, rows, columns), left, right, &Epilogue::default());
+            kernels::gemm(MatMut::new(out, rows, columns), left, right, precision, &Epilogue::default());
         }
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! Normalizations.
 
-use kernels::{Activation, AxisShape, GroupNormShape, NormParams};
+use kernels::{AxisShape, GroupNormShape, NormParams};
 use mil::OpView;
 
 use super::{Binding, around, axes, neighbours, offsets, walks};
@@ -95,7 +95,7 @@ impl Constants {
             gamma: self.gamma.as_deref(),
             beta: self.beta.as_deref(),
             epsilon: self.epsilon,
-            activation: Activation::Identity,
+            activation: None,
         }
     }
 }

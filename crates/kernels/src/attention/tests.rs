@@ -143,13 +143,40 @@ fn every_shape_layout_and_mask() {
             key: Heads { data: &key, layout: case.order.layout(s.heads, s.keys, s.dim) },
             value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
             scale: 1.0 / (s.dim as f32).sqrt(),
-            mask: mask.as_ref().map(|mask| Mat::new(mask, s.queries, s.keys)),
+            mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
         };
         let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
         // A score's absolute error is its weight's relative error, and it grows with the scores' magnitude.
         let tolerance = Tolerance::OfLargest(2e-6 * f64::from(case.gain * case.gain / 6.0).max(1.0));
-        check(&oracle(&args, out_layout), tolerance, |out| attention(&args, out, out_layout))
+        check(&oracle(&args, out_layout), tolerance, |out| attention(&args, Precision::F32, out, out_layout))
     });
+}
+
+/// Queries, keys, values and weights have eight bits each in bfloat16: four roundings of at most 2^-9 each, of which those of
+/// the scores grow with them.
+#[test]
+fn narrow_precisions() {
+    for precision in [Precision::Bf16, Precision::Int8] {
+        check_cases(&cases(), |case| {
+            let s = case.shape;
+            let query = random(1, s.batch * s.heads * s.queries * s.dim);
+            let key = random(2, s.batch * s.heads * s.keys * s.dim);
+            let value = random(3, s.batch * s.heads * s.keys * s.value_dim);
+            let mask = mask_of(case.mask, s.queries, s.keys);
+            let args = Attention {
+                shape: s,
+                query: Heads { data: &query, layout: case.order.layout(s.heads, s.queries, s.dim) },
+                key: Heads { data: &key, layout: case.order.layout(s.heads, s.keys, s.dim) },
+                value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
+                scale: 1.0 / (s.dim as f32).sqrt(),
+                mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
+            };
+            let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
+            check(&oracle(&args, out_layout), Tolerance::OfLargest(8e-3), |out| {
+                attention(&args, precision, out, out_layout);
+            })
+        });
+    }
 }
 
 #[test]
@@ -167,7 +194,7 @@ fn nan_reaches_the_output() {
         mask: None,
     };
     let mut out = vec![0.0; 320];
-    attention(&args, &mut out, layout);
+    attention(&args, Precision::F32, &mut out, layout);
     assert!(out.iter().all(|x| x.is_nan()));
 }
 
@@ -185,5 +212,5 @@ fn overlapping_output_is_refused() {
         scale: 1.0,
         mask: None,
     };
-    attention(&args, &mut [0.0; 64], HeadLayout { token: 4, ..layout });
+    attention(&args, Precision::F32, &mut [0.0; 64], HeadLayout { token: 4, ..layout });
 }

@@ -1,7 +1,7 @@
-use half::f16;
+use half::{bf16, f16};
 
 use super::*;
-use crate::testing::{Tolerance, check, check_cases, check_from, random};
+use crate::testing::{Tolerance, check, check_cases, random};
 
 const BASE: ConvShape = ConvShape {
     batch: 1,
@@ -86,8 +86,32 @@ fn every_window() {
         let weight = random(2, shape.out_channels * shape.depth());
         check(&oracle(shape, &input, &weight), TOLERANCE, |out| {
             let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-            conv2d(shape, &input, weight, &ConvEpilogue::default(), out);
+            conv2d(shape, &input, weight, Precision::F32, &ConvEpilogue::default(), out);
         })
+    });
+}
+
+/// In bfloat16, values that bfloat16 holds are exact; in int8, the error is that of the quantization.
+#[test]
+fn every_precision() {
+    check_cases(&shapes(), |shape| {
+        let narrow =
+            |values: Vec<f32>| values.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
+        let input = narrow(random(1, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]));
+        let weight = narrow(random(2, shape.out_channels * shape.depth()));
+        let expected = oracle(shape, &input, &weight);
+        for (precision, tolerance) in [(Precision::Bf16, 4e-6), (Precision::Int8, 3e-2)] {
+            let run = |weight: ConvWeight<'_>, out: &mut [f32]| {
+                conv2d(shape, &input, weight, precision, &ConvEpilogue::default(), out);
+            };
+            check(&expected, Tolerance::OfLargest(tolerance), |out| {
+                run(ConvWeight::Stored(WeightSlice::F32(&weight)), out);
+            })?;
+            check(&expected, Tolerance::OfLargest(tolerance), |out| {
+                run(ConvWeight::Packed(&pack_conv_weight(shape, WeightSlice::F32(&weight), precision)), out);
+            })?;
+        }
+        Ok(())
     });
 }
 
@@ -98,23 +122,34 @@ fn packed_and_half_weights_with_an_epilogue() {
         let halves: Vec<f16> =
             random(4, shape.out_channels * shape.depth()).into_iter().map(f16::from_f32).collect();
         let weight: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
-        let bias = random(5, shape.out_channels);
-        let start = random(6, shape.out_len());
+        let residual = random(6, shape.out_len());
+        let multiplier = random(7, shape.out_len());
         let pixels = shape.out_size().iter().product::<usize>().max(1);
-        let mut expected = oracle(shape, &input, &weight);
-        for (index, value) in expected.iter_mut().enumerate() {
-            *value += f64::from(bias[index / pixels % shape.out_channels]) + f64::from(start[index]);
-            *value /= 1.0 + (-*value).exp();
+        // The same bias for all images, and one for each.
+        for bias_images in [1, shape.batch] {
+            let bias = random(5, bias_images * shape.out_channels);
+            let mut expected = oracle(shape, &input, &weight);
+            for (index, value) in expected.iter_mut().enumerate() {
+                *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
+                *value /= 1.0 + (-*value).exp();
+                *value *= f64::from(multiplier[index]);
+            }
+            let epilogue = ConvEpilogue {
+                bias: Some(&bias),
+                residual: Some(&residual),
+                activation: Some(UnaryOp::Silu),
+                multiplier: Some(&multiplier),
+            };
+            check(&expected, TOLERANCE, |out| {
+                let packed = pack_conv_weight(shape, WeightSlice::F16(&halves), Precision::F32);
+                conv2d(shape, &input, ConvWeight::Packed(&packed), Precision::F32, &epilogue, out);
+            })?;
+            check(&expected, TOLERANCE, |out| {
+                let weight = ConvWeight::Stored(WeightSlice::F16(&halves));
+                conv2d(shape, &input, weight, Precision::F32, &epilogue, out);
+            })?;
         }
-        let epilogue =
-            ConvEpilogue { bias: Some(&bias), initial: Initial::Accumulate, activation: Activation::Silu };
-        check_from(&start, &expected, TOLERANCE, |out| {
-            let packed = pack_conv_weight(shape, WeightSlice::F16(&halves));
-            conv2d(shape, &input, ConvWeight::Packed(&packed), &epilogue, out);
-        })?;
-        check_from(&start, &expected, TOLERANCE, |out| {
-            conv2d(shape, &input, ConvWeight::Stored(WeightSlice::F16(&halves)), &epilogue, out);
-        })
+        Ok(())
     });
 }
 

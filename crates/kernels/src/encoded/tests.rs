@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::{
     ConvEpilogue, ConvShape, ConvWeight, Epilogue, Mat, MatMut, Operand, PackedMatrix, PackedSide, Padding,
-    WeightSlice, conv2d, gather_weight_rows, gemm, pack_conv_weight,
+    Precision, WeightSlice, conv2d, gather_weight_rows, gemm, pack_conv_weight,
 };
 
 const WIDTHS: [usize; 6] = [1, 2, 3, 4, 6, 8];
@@ -189,24 +189,36 @@ fn products_are_those_of_the_decoded_weights() {
         for others in [1, 4, 5, 33] {
             let label = |what: &'static str| move |error: String| format!("{what} {others}: {error}");
             let tokens = random(1, (others + 1) * columns.max(rows));
-            let tokens_by = |depth: usize| Operand::F32(Mat::new(&tokens, others, depth));
+            let tokens_by = |depth: usize| Operand::F32(Mat::new(&tokens[..], others, depth));
             let linear = |weight: WeightSlice<'_>, out: &mut [f32]| {
                 let right = weight.transposed_matrix(rows, columns);
-                gemm(MatMut::new(out, others, rows), tokens_by(columns), right, &Epilogue::default());
+                gemm(
+                    MatMut::new(out, others, rows),
+                    tokens_by(columns),
+                    right,
+                    Precision::F32,
+                    &Epilogue::default(),
+                );
             };
             check_same(others * rows, |out| linear(dense, out), |out| linear(encoded, out))
                 .map_err(label("right, transposed"))?;
             let product = |weight: WeightSlice<'_>, out: &mut [f32]| {
                 let right = weight.matrix(rows, columns);
-                gemm(MatMut::new(out, others, columns), tokens_by(rows), right, &Epilogue::default());
+                gemm(
+                    MatMut::new(out, others, columns),
+                    tokens_by(rows),
+                    right,
+                    Precision::F32,
+                    &Epilogue::default(),
+                );
             };
             check_same(others * columns, |out| product(dense, out), |out| product(encoded, out))
                 .map_err(label("right"))?;
             let left = |weight: WeightSlice<'_>, out: &mut [f32]| {
                 // With gaps: a few dense rows times contiguous columns would be dot products.
-                let right = Operand::F32(Mat::with_strides(&tokens, columns, others, others + 1, 1));
+                let right = Operand::F32(Mat::with_strides(&tokens[..], columns, others, others + 1, 1));
                 let left = weight.matrix(rows, columns);
-                gemm(MatMut::new(out, rows, others), left, right, &Epilogue::default());
+                gemm(MatMut::new(out, rows, others), left, right, Precision::F32, &Epilogue::default());
             };
             check_same(rows * others, |out| left(dense, out), |out| left(encoded, out))
                 .map_err(label("left"))?;
@@ -226,9 +238,9 @@ fn large_products_are_those_of_the_decoded_weights() {
         for others in [3, 70] {
             let tokens = random(2, others * columns);
             let linear = |weight: WeightSlice<'_>, out: &mut [f32]| {
-                let left = Operand::F32(Mat::new(&tokens, others, columns));
+                let left = Operand::F32(Mat::new(&tokens[..], others, columns));
                 let right = weight.transposed_matrix(rows, columns);
-                gemm(MatMut::new(out, others, rows), left, right, &Epilogue::default());
+                gemm(MatMut::new(out, others, rows), left, right, Precision::F32, &Epilogue::default());
             };
             let dense = WeightSlice::F32(&values);
             check_same(others * rows, |out| linear(dense, out), |out| linear(owned.slice(), out))?;
@@ -276,11 +288,13 @@ fn convolutions_are_those_of_the_decoded_weights() {
         let input = random(3, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
         let bias = random(4, shape.out_channels);
         let epilogue = ConvEpilogue { bias: Some(&bias), ..ConvEpilogue::default() };
-        let conv = |weight: ConvWeight<'_>, out: &mut [f32]| conv2d(shape, &input, weight, &epilogue, out);
+        let conv = |weight: ConvWeight<'_>, out: &mut [f32]| {
+            conv2d(shape, &input, weight, Precision::F32, &epilogue, out)
+        };
         let dense = |out: &mut [f32]| conv(ConvWeight::Stored(WeightSlice::F32(&values)), out);
         check_same(shape.out_len(), dense, |out| conv(ConvWeight::Stored(owned.slice()), out))?;
         check_same(shape.out_len(), dense, |out| {
-            conv(ConvWeight::Packed(&pack_conv_weight(shape, owned.slice())), out);
+            conv(ConvWeight::Packed(&pack_conv_weight(shape, owned.slice(), Precision::F32)), out);
         })
     });
 }
@@ -292,8 +306,10 @@ fn packing_beforehand_and_gathering_rows_decode_too() {
         let [rows, columns] = case.size;
         let values = owned.dense();
         for side in [PackedSide::Left, PackedSide::Right] {
-            let pack = |weight: WeightSlice<'_>| PackedMatrix::new(weight.matrix(rows, columns), side);
-            if !same_bits(&pack(owned.slice()).data, &pack(WeightSlice::F32(&values)).data) {
+            let pack = |weight: WeightSlice<'_>| {
+                PackedMatrix::new(weight.matrix(rows, columns), side, Precision::F32)
+            };
+            if pack(owned.slice()).words() != pack(WeightSlice::F32(&values)).words() {
                 return Err(format!("packed for {side:?}"));
             }
         }

@@ -2,6 +2,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::matrix::{Mat, WeightSlice};
+use crate::panels::PackedMatrix;
 use crate::testing::{Tolerance, check, check_cases, check_from, random};
 
 /// `[M, K, N]` around the tile sizes of every instruction set, the block sizes and the small-row path.
@@ -74,7 +75,7 @@ impl Owned {
             }
         }
         let packed = (storage == Storage::Packed)
-            .then(|| PackedMatrix::new(Mat::new(&values, rows, cols).into(), side));
+            .then(|| PackedMatrix::new(Mat::new(&values[..], rows, cols).into(), side, Precision::F32));
         Self { rows, cols, storage, values, stored, halves, bfloats, packed }
     }
 
@@ -92,7 +93,7 @@ impl Owned {
             Storage::F16 => WeightSlice::F16(&self.halves).matrix(self.rows, self.cols),
             Storage::Bf16 => WeightSlice::Bf16(&self.bfloats).matrix(self.rows, self.cols),
             Storage::Packed => Operand::Packed(self.packed.as_ref().expect("packed above")),
-            _ => Mat::with_strides(&self.stored, self.rows, self.cols, row_stride, col_stride).into(),
+            _ => Mat::with_strides(&self.stored[..], self.rows, self.cols, row_stride, col_stride).into(),
         }
     }
 }
@@ -136,14 +137,26 @@ fn products_of_every_size_and_storage() {
             // Packed for this CPU's widest set, so only that one can read it.
             let expected = oracle(&left, &right);
             let mut out = vec![f32::NAN; m * n];
-            gemm(MatMut::new(&mut out, m, n), left.operand(), right.operand(), &Epilogue::default());
+            gemm(
+                MatMut::new(&mut out, m, n),
+                left.operand(),
+                right.operand(),
+                Precision::F32,
+                &Epilogue::default(),
+            );
             let pairs = out.iter().zip(&expected);
             let error = pairs.fold(0.0_f64, |worst, (x, y)| worst.max((f64::from(*x) - y).abs()));
             let complete = out.iter().all(|x| x.is_finite());
             return if complete && error <= 2e-5 { Ok(()) } else { Err(format!("error {error}")) };
         }
         check(&oracle(&left, &right), TOLERANCE, |out| {
-            gemm(MatMut::new(out, m, n), left.operand(), right.operand(), &Epilogue::default());
+            gemm(
+                MatMut::new(out, m, n),
+                left.operand(),
+                right.operand(),
+                Precision::F32,
+                &Epilogue::default(),
+            );
         })
     });
 }
@@ -153,8 +166,9 @@ struct EpilogueCase {
     size: [usize; 3],
     right: Storage,
     bias: &'static str,
-    initial: Initial,
-    activation: Activation,
+    residual: bool,
+    activation: Option<UnaryOp>,
+    multiplier: bool,
 }
 
 #[test]
@@ -163,9 +177,11 @@ fn every_epilogue() {
     for size in [[1, 40, 70], [4, 300, 65], [5, 300, 33], [30, 600, 70], [7, 0, 9]] {
         for right in [Storage::F32, Storage::F32Columns] {
             for bias in ["none", "row", "column"] {
-                for initial in [Initial::Overwrite, Initial::Accumulate] {
-                    for activation in [Activation::Identity, Activation::Silu] {
-                        cases.push(EpilogueCase { size, right, bias, initial, activation });
+                for residual in [false, true] {
+                    for activation in [None, Some(UnaryOp::Silu), Some(UnaryOp::Abs)] {
+                        for multiplier in [false, true] {
+                            cases.push(EpilogueCase { size, right, bias, residual, activation, multiplier });
+                        }
                     }
                 }
             }
@@ -175,7 +191,9 @@ fn every_epilogue() {
         let [m, k, n] = case.size;
         let left = Owned::new(3, m, k, Storage::F32, PackedSide::Left);
         let right = Owned::new(4, k, n, case.right, PackedSide::Right);
-        let (per_row, per_column, start) = (random(5, m), random(6, n), random(7, m * n));
+        let (per_row, per_column) = (random(5, m), random(6, n));
+        // With gaps between the rows.
+        let (beside, times) = (random(7, m * (n + 3)), random(8, m * (n + 1)));
         let bias = match case.bias {
             "row" => Bias::PerRow(&per_row),
             "column" => Bias::PerColumn(&per_column),
@@ -183,25 +201,117 @@ fn every_epilogue() {
         };
         let mut expected = oracle(&left, &right);
         for (index, value) in expected.iter_mut().enumerate() {
+            let (row, col) = (index / n, index % n);
             match bias {
                 Bias::None => {}
-                Bias::PerRow(bias) => *value += f64::from(bias[index / n]),
-                Bias::PerColumn(bias) => *value += f64::from(bias[index % n]),
+                Bias::PerRow(bias) => *value += f64::from(bias[row]),
+                Bias::PerColumn(bias) => *value += f64::from(bias[col]),
             }
-            if case.initial == Initial::Accumulate {
-                *value += f64::from(start[index]);
+            if case.residual {
+                *value += f64::from(beside[row * (n + 3) + col]);
             }
-            if case.activation == Activation::Silu {
-                *value /= 1.0 + (-*value).exp();
+            match case.activation {
+                Some(UnaryOp::Silu) => *value /= 1.0 + (-*value).exp(),
+                Some(UnaryOp::Abs) => *value = value.abs(),
+                _ => {}
+            }
+            if case.multiplier {
+                *value *= f64::from(times[row * (n + 1) + col]);
             }
         }
-        let nan = vec![f32::NAN; m * n];
-        let initial = if case.initial == Initial::Accumulate { &start } else { &nan };
-        check_from(initial, &expected, TOLERANCE, |out| {
-            let epilogue = Epilogue { bias, initial: case.initial, activation: case.activation };
-            gemm(MatMut::new(out, m, n), left.operand(), right.operand(), &epilogue);
+        check(&expected, TOLERANCE, |out| {
+            let epilogue = Epilogue {
+                bias,
+                residual: case.residual.then(|| Mat::with_strides(&beside[..], m, n, n + 3, 1)),
+                activation: case.activation,
+                multiplier: case.multiplier.then(|| Mat::with_strides(&times[..], m, n, n + 1, 1)),
+            };
+            let out = MatMut::new(out, m, n);
+            gemm(out, left.operand(), right.operand(), Precision::F32, &epilogue);
         })
     });
+}
+
+/// The values that a precision keeps of one side's lane.
+fn rounded(precision: Precision, run: &[f32]) -> Vec<f64> {
+    match precision {
+        Precision::F32 => run.iter().map(|x| f64::from(*x)).collect(),
+        Precision::Bf16 => run.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+        Precision::Int8 => {
+            let mut kept = Vec::new();
+            for block in run.chunks(depth_block(Format::Quads, run.len())) {
+                let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                let quantized = block.iter().map(|x| (x * (127.0 / largest)).round_ties_even());
+                kept.extend(quantized.map(|q| f64::from(q) * f64::from(largest) / 127.0));
+            }
+            kept
+        }
+    }
+}
+
+/// The exact product of the rounded sides.
+fn rounded_oracle(precision: Precision, left: &Owned, right: &Owned) -> Vec<f64> {
+    let (rows, depth, cols) = (left.rows, left.cols, right.cols);
+    let lefts: Vec<Vec<f64>> =
+        (0..rows).map(|row| rounded(precision, &left.values[row * depth..][..depth])).collect();
+    let column = |col: usize| (0..depth).map(|k| right.values[k * cols + col]).collect::<Vec<_>>();
+    let rights: Vec<Vec<f64>> = (0..cols).map(|col| rounded(precision, &column(col))).collect();
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum();
+    lefts.iter().flat_map(|left| rights.iter().map(|right| dot(left, right)).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_precision_rounds_its_operands_and_nothing_else() {
+    let mut cases = Vec::new();
+    for precision in [Precision::Bf16, Precision::Int8] {
+        for &size in SIZES.iter().filter(|size| size[0] > DOT_ROWS || size[0] == 0) {
+            for &storage in STORAGES.iter().filter(|storage| **storage != Storage::Packed) {
+                cases.push((precision, Case { size, left: storage, right: Storage::F32 }));
+                cases.push((precision, Case { size, left: Storage::F32, right: storage }));
+            }
+        }
+        for size in [[13, 769, 33], [13, 1023, 40], [30, 2050, 65]] {
+            cases.push((precision, Case { size, left: Storage::F32, right: Storage::F32Columns }));
+        }
+    }
+    check_cases(&cases, |(precision, case)| {
+        let [m, k, n] = case.size;
+        let left = Owned::new(1, m, k, case.left, PackedSide::Left);
+        let right = Owned::new(2, k, n, case.right, PackedSide::Right);
+        // The bfloat16 instruction rounds its sums to even pairs of products, an ulp of theirs each.
+        let expected = rounded_oracle(*precision, &left, &right);
+        check(&expected, Tolerance::OfLargest(6e-6), |out| {
+            let out = MatMut::new(out, m, n);
+            gemm(out, left.operand(), right.operand(), *precision, &Epilogue::default());
+        })?;
+        let packed = PackedMatrix::new(right.operand(), PackedSide::Right, *precision);
+        let product = |right: Operand<'_>| {
+            let mut out = vec![f32::NAN; m * n];
+            let target = MatMut::new(&mut out, m, n);
+            // With gaps: a few dense rows times contiguous columns would be dot products.
+            gemm(target, left.operand(), right, *precision, &Epilogue::default());
+            out
+        };
+        if product(Operand::Packed(&packed)) != product(right.operand()) {
+            return Err("the packed weight gives other bytes".into());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn few_rows_are_exact_in_every_precision() {
+    let (left, right) = (
+        Owned::new(1, 4, 300, Storage::F32, PackedSide::Left),
+        Owned::new(2, 300, 70, Storage::F32Columns, PackedSide::Right),
+    );
+    for precision in Precision::ALL {
+        check(&oracle(&left, &right), TOLERANCE, |out| {
+            let out = MatMut::new(out, 4, 70);
+            gemm(out, left.operand(), right.operand(), precision, &Epilogue::default());
+        })
+        .expect("exact");
+    }
 }
 
 #[test]
@@ -216,21 +326,28 @@ fn gaps_between_output_rows_stay_untouched() {
         }
         check_from(&vec![7.0; m * stride], &expected, TOLERANCE, |out| {
             let out = MatMut::with_strides(out, m, n, stride, 1);
-            gemm(out, left.operand(), right.operand(), &Epilogue::default());
+            gemm(out, left.operand(), right.operand(), Precision::F32, &Epilogue::default());
         })
     });
 }
 
 #[test]
 fn nan_reaches_the_output() {
+    for precision in Precision::ALL {
+        nan_reaches_the_output_of(precision);
+    }
+}
+
+fn nan_reaches_the_output_of(precision: Precision) {
     let mut left = vec![1.0; 20 * 50];
     left[3 * 50 + 49] = f32::NAN;
     let right = vec![1.0; 50 * 40];
     let mut out = vec![0.0; 20 * 40];
     gemm(
         MatMut::new(&mut out, 20, 40),
-        Mat::new(&left, 20, 50).into(),
-        Mat::new(&right, 50, 40).into(),
+        Mat::new(&left[..], 20, 50).into(),
+        Mat::new(&right[..], 50, 40).into(),
+        precision,
         &Epilogue::default(),
     );
     for (index, value) in out.iter().enumerate() {

@@ -90,7 +90,7 @@ fn run(
     arithmetic: Arithmetic,
     stop: Option<Arc<AtomicBool>>,
 ) -> anyhow::Result<Vec<(String, Vec<f32>)>> {
-    let mut model = backend.compile(function, &Options { arithmetic, stop })?;
+    let mut model = backend.compile(function, &Options { arithmetic, stop, ..Options::default() })?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let results = model.run(&given)?;
     let named = model.outputs().iter().zip(results);

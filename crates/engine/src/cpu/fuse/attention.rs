@@ -201,13 +201,15 @@ impl Parts {
         let strides = mask.map(|mask| mask.strides);
         let lower = move |plan: &mut Lowering| {
             let label = label(plan, "attention", output);
+            let precision = plan.precision();
             plan.step(label, &reads, &[output], move |io| {
                 let heads = |index: usize, layout| Heads { data: io.floats[index], layout };
                 let mask = strides.map(|[row, column]| {
                     Mat::with_strides(io.floats[3], shape.queries, shape.keys, row, column)
                 });
                 let (query, key, value) = (heads(0, query.1), heads(1, key.1), heads(2, value.1));
-                kernels::attention(&Attention { shape, query, key, value, scale, mask }, io.out[0], out);
+                let args = Attention { shape, query, key, value, scale, mask };
+                kernels::attention(&args, precision, io.out[0], out);
                 Ok(())
             })
         };

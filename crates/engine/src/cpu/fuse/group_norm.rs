@@ -1,6 +1,6 @@
 //! Group norm, which MIL does not have: what coremltools writes for it.
 
-use kernels::{Activation, GroupNormShape, NormParams};
+use kernels::{GroupNormShape, NormParams, UnaryOp};
 use mil::ValueId;
 
 use super::graph::Graph;
@@ -153,7 +153,7 @@ impl Core {
         if !graph.is_closed(&ops, last) {
             return Err("a part of it is used elsewhere");
         }
-        let activation = if silu.is_some() { Activation::Silu } else { Activation::Identity };
+        let activation = silu.map(|_| UnaryOp::Silu);
         let output = graph.output(last);
         let lower = move |plan: &mut Lowering| {
             let label = label(plan, "group_norm", output);

@@ -1,0 +1,7 @@
+//! Instructions that [`rten_simd`] does not have: products of bfloat16 and of bytes, and what prepares them.
+
+#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "arch/other.rs")]
+mod cpu;
+
+pub(crate) use cpu::*;

@@ -1,0 +1,36 @@
+//! CPUs without such instructions.
+
+use crate::gemm::tile::PanelOp;
+
+pub(crate) const INT8_OFFSET: i32 = 0;
+
+pub(crate) fn has_bf16() -> bool {
+    false
+}
+
+pub(crate) fn has_int8() -> bool {
+    false
+}
+
+pub(crate) fn bf16_pays() -> bool {
+    false
+}
+
+pub(crate) fn dispatch_pairs<Op: PanelOp>(_op: Op) -> Op::Output {
+    panic!("this CPU has no products of bfloat16")
+}
+
+pub(crate) fn dispatch_quads<Op: PanelOp>(_op: Op) -> Op::Output {
+    panic!("this CPU has no products of bytes")
+}
+
+pub(crate) fn transpose_blocks(
+    _words: &[u32],
+    _len: usize,
+    _lanes: usize,
+    _panel: &mut [u32],
+    _width: usize,
+    _offset: usize,
+) -> usize {
+    0
+}

@@ -1,0 +1,212 @@
+//! AVX-512: BF16, VNNI, transposition.
+
+use std::arch::x86_64::*;
+
+use rten_simd::isa::Avx512Isa;
+
+use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
+use crate::isa::is_native_level;
+
+/// What is added to the right side's integers: the instruction multiplies bytes without a sign by bytes with one.
+pub(crate) const INT8_OFFSET: i32 = 128;
+
+/// Whether products of bfloat16 are an instruction.
+pub(crate) fn has_bf16() -> bool {
+    is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether products of bytes are an instruction.
+pub(crate) fn has_int8() -> bool {
+    is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Whether products of bfloat16 are faster than those of `f32`, where they are an instruction: AMD's take as long for twice
+/// the work, Intel's twice as long.
+pub(crate) fn bf16_pays() -> bool {
+    let identity = __cpuid(0);
+    [identity.ebx, identity.edx, identity.ecx]
+        == [b"Auth", b"enti", b"cAMD"].map(|name| u32::from_le_bytes(*name))
+}
+
+/// Runs `op` with the micro-kernel of pairs of bfloat16.
+///
+/// # Panics
+/// Where [`has_bf16`] says no.
+pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512bf16")]
+    unsafe fn run<Op: PanelOp>(isa: Avx512Isa, op: Op) -> Op::Output {
+        op.eval::<Avx512Isa, Pairs>(isa)
+    }
+    assert!(has_bf16(), "this CPU has no products of bfloat16");
+    let isa = Avx512Isa::new().expect("checked by has_bf16");
+    // SAFETY: the CPU has all of these features.
+    unsafe { run(isa, op) }
+}
+
+/// Runs `op` with the micro-kernel of quads of bytes.
+///
+/// # Panics
+/// Where [`has_int8`] says no.
+pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512vnni")]
+    unsafe fn run<Op: PanelOp>(isa: Avx512Isa, op: Op) -> Op::Output {
+        op.eval::<Avx512Isa, Quads>(isa)
+    }
+    assert!(has_int8(), "this CPU has no products of bytes");
+    let isa = Avx512Isa::new().expect("checked by has_int8");
+    // SAFETY: the CPU has all of these features.
+    unsafe { run(isa, op) }
+}
+
+/// The micro-kernel of [`crate::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
+struct Pairs;
+
+impl Microkernel<Avx512Isa> for Pairs {
+    #[inline(always)]
+    fn multiply<const MR: usize>(
+        _isa: Avx512Isa,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+    ) -> Tile<Avx512Isa, MR> {
+        const WIDTH: usize = TILE_VECTORS * 16;
+        assert!(left.len() >= words * MR && right.len() >= words * WIDTH);
+        let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
+        // SAFETY: reads are within the lengths checked above, and `dispatch_pairs` has checked the instructions.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); TILE_VECTORS]; MR];
+            for _ in 0..words {
+                let columns: [__m512i; TILE_VECTORS] =
+                    std::array::from_fn(|vector| _mm512_loadu_si512(right.add(16 * vector).cast()));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_epi32(*left.add(row) as i32);
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = _mm512_dpbf16_ps(*sum, as_bf16(value), as_bf16(column));
+                    }
+                }
+                (left, right) = (left.add(MR), right.add(WIDTH));
+            }
+            sums.map(|sums| sums.map(Into::into))
+        }
+    }
+}
+
+#[inline(always)]
+fn as_bf16(words: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes without invalid values.
+    unsafe { std::mem::transmute(words) }
+}
+
+/// The micro-kernel of [`crate::format::Format::Quads`]. Used only through [`dispatch_quads`].
+struct Quads;
+
+impl Microkernel<Avx512Isa> for Quads {
+    #[inline(always)]
+    fn multiply<const MR: usize>(
+        _isa: Avx512Isa,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+    ) -> Tile<Avx512Isa, MR> {
+        const WIDTH: usize = TILE_VECTORS * 16;
+        // Behind the words are a scale and a start for each lane.
+        assert!(left.len() >= (words + 2) * MR && right.len() >= (words + 1) * WIDTH);
+        let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
+        // SAFETY: reads are within the lengths checked above, and `dispatch_quads` has checked the instructions.
+        unsafe {
+            let starts = left.add((words + 1) * MR);
+            let mut sums: [[__m512i; TILE_VECTORS]; MR] =
+                std::array::from_fn(|row| [_mm512_set1_epi32(*starts.add(row) as i32); TILE_VECTORS]);
+            for _ in 0..words {
+                let columns: [__m512i; TILE_VECTORS] =
+                    std::array::from_fn(|vector| _mm512_loadu_si512(right.add(16 * vector).cast()));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_epi32(*left.add(row) as i32);
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = _mm512_dpbusd_epi32(*sum, column, value);
+                    }
+                }
+                (left, right) = (left.add(MR), right.add(WIDTH));
+            }
+            let columns: [__m512; TILE_VECTORS] =
+                std::array::from_fn(|vector| _mm512_loadu_ps(right.add(16 * vector).cast()));
+            std::array::from_fn(|row| {
+                let scale = _mm512_set1_ps(f32::from_bits(*left.add(row)));
+                std::array::from_fn(|vector| {
+                    let sum = _mm512_cvtepi32_ps(sums[row][vector]);
+                    _mm512_mul_ps(sum, _mm512_mul_ps(scale, columns[vector])).into()
+                })
+            })
+        }
+    }
+}
+
+/// Transposes sixteen lanes of words to sixteen rows at a time, and says how many words of each lane that were. See
+/// [`crate::panels::transpose`].
+pub(crate) fn transpose_blocks(
+    words: &[u32],
+    len: usize,
+    lanes: usize,
+    panel: &mut [u32],
+    width: usize,
+    offset: usize,
+) -> usize {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn block(words: *const u32, len: usize, mask: __mmask16, out: *mut u32, width: usize) {
+        // SAFETY: the caller's.
+        let rows: [__m512i; 16] =
+            std::array::from_fn(|lane| unsafe { _mm512_loadu_si512(words.add(lane * len).cast()) });
+        // Words of neighbouring lanes side by side, then pairs of them, then the quarters in their places.
+        let pairs: [__m512i; 16] = std::array::from_fn(|index| {
+            let (low, high) = (rows[index / 2 * 2], rows[index / 2 * 2 + 1]);
+            if index % 2 == 0 { _mm512_unpacklo_epi32(low, high) } else { _mm512_unpackhi_epi32(low, high) }
+        });
+        let quads: [__m512i; 16] = std::array::from_fn(|index| {
+            let (low, high) =
+                (pairs[index / 4 * 4 + index % 4 / 2], pairs[index / 4 * 4 + index % 4 / 2 + 2]);
+            if index % 2 == 0 { _mm512_unpacklo_epi64(low, high) } else { _mm512_unpackhi_epi64(low, high) }
+        });
+        for word in 0..4 {
+            let [a, b, c, d] = [quads[word], quads[word + 4], quads[word + 8], quads[word + 12]];
+            let (ab_even, ab_odd) = (_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+            let (cd_even, cd_odd) = (_mm512_shuffle_i32x4(c, d, 0x88), _mm512_shuffle_i32x4(c, d, 0xdd));
+            let columns = [
+                _mm512_shuffle_i32x4(ab_even, cd_even, 0x88),
+                _mm512_shuffle_i32x4(ab_odd, cd_odd, 0x88),
+                _mm512_shuffle_i32x4(ab_even, cd_even, 0xdd),
+                _mm512_shuffle_i32x4(ab_odd, cd_odd, 0xdd),
+            ];
+            for (quarter, column) in columns.into_iter().enumerate() {
+                // SAFETY: the caller's.
+                unsafe {
+                    _mm512_mask_storeu_epi32(out.add((4 * quarter + word) * width).cast(), mask, column)
+                };
+            }
+        }
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() || lanes == 0 {
+        return 0;
+    }
+    let blocks = len / 16;
+    assert!(
+        lanes <= 16
+            && offset + lanes <= width
+            && words.len() >= 16 * len
+            && panel.len() >= blocks * 16 * width
+    );
+    let mask = (u32::MAX >> (32 - lanes)) as __mmask16;
+    for index in 0..blocks {
+        // SAFETY: sixteen words from each of sixteen lanes, and `lanes` words in each of sixteen rows, are within the lengths
+        // checked above. The CPU has AVX-512.
+        unsafe {
+            block(
+                words.as_ptr().add(index * 16),
+                len,
+                mask,
+                panel.as_mut_ptr().add(index * 16 * width + offset),
+                width,
+            );
+        }
+    }
+    blocks * 16
+}

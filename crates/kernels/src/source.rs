@@ -1,0 +1,111 @@
+//! Where panels come from: the sides of a product as they are stored.
+//!
+//! A new storage form (an image seen through a convolution window, a palettized weight) implements [`ByLane`] or
+//! [`ByDepth`], or [`Runs`] if it is a matrix of elements that are decoded a run at a time, to take part in a product.
+
+use std::ops::Range;
+
+use crate::convert::Element;
+use crate::matrix::Mat;
+use crate::panels::PackedSide;
+
+/// A side whose lanes each have their depth together.
+pub(crate) trait ByLane: Sync {
+    /// The number of rows (left side) or columns (right side).
+    fn lanes(&self) -> usize;
+
+    /// Writes the given depths of one lane.
+    fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]);
+}
+
+/// A side whose depths each have their lanes together.
+pub(crate) trait ByDepth: Sync {
+    /// The number of rows (left side) or columns (right side).
+    fn lanes(&self) -> usize;
+
+    /// Writes rows of `width` elements, one for each depth, that begin with the given lanes. What is behind them in a row
+    /// is left alone.
+    fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]);
+}
+
+/// One side of a product as it is stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    ByLane(&'a dyn ByLane),
+    ByDepth(&'a dyn ByDepth),
+}
+
+impl Source<'_> {
+    pub(crate) fn lanes(&self) -> usize {
+        match self {
+            Self::ByLane(source) => source.lanes(),
+            Self::ByDepth(source) => source.lanes(),
+        }
+    }
+}
+
+/// Stored elements that are widened, or decoded, a run at a time.
+pub(crate) trait Runs: Copy + Send + Sync {
+    /// The values of the elements from `start` on.
+    fn widen_run(&self, start: usize, out: &mut [f32]);
+}
+
+impl<T: Element> Runs for &[T] {
+    #[inline(always)]
+    fn widen_run(&self, start: usize, out: &mut [f32]) {
+        T::widen_slice(&self[start..start + out.len()], out);
+    }
+}
+
+/// A strided matrix as one side of a product.
+pub(crate) struct Dense<R> {
+    data: R,
+    lanes: usize,
+    lane_stride: usize,
+    depth_stride: usize,
+}
+
+impl<R: Runs> Dense<R> {
+    pub(crate) fn new(mat: Mat<R>, side: PackedSide) -> Self {
+        let Mat { data, rows, cols, row_stride, col_stride } = mat;
+        match side {
+            PackedSide::Left => Self { data, lanes: rows, lane_stride: row_stride, depth_stride: col_stride },
+            PackedSide::Right => {
+                Self { data, lanes: cols, lane_stride: col_stride, depth_stride: row_stride }
+            }
+        }
+    }
+
+    pub(crate) fn source(&self) -> Source<'_> {
+        if self.lane_stride == 1 { Source::ByDepth(self) } else { Source::ByLane(self) }
+    }
+}
+
+impl<R: Runs> ByLane for Dense<R> {
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]) {
+        let start = lane * self.lane_stride;
+        if self.depth_stride == 1 {
+            return self.data.widen_run(start + depths.start, out);
+        }
+        for (k, out) in depths.zip(out) {
+            self.data.widen_run(start + k * self.depth_stride, std::slice::from_mut(out));
+        }
+    }
+}
+
+impl<R: Runs> ByDepth for Dense<R> {
+    fn lanes(&self) -> usize {
+        self.lanes
+    }
+
+    fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]) {
+        for (k, row) in depths.zip(rows.chunks_exact_mut(width)) {
+            let start = k * self.depth_stride + lanes.start * self.lane_stride;
+            self.data.widen_run(start, &mut row[..lanes.len()]);
+        }
+    }
+}
