@@ -21,11 +21,13 @@
 //! random source, a batch is the images that its seeds give alone.
 
 mod conditioning;
+mod decoding;
 mod error;
 mod guidance;
 mod image;
 mod stage;
 mod start;
+mod tiles;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,6 +36,7 @@ use engine::{Arithmetic, Backend, Tensor};
 use mil::DType;
 
 pub use conditioning::{DroppedWords, MicroConditioning, Text};
+pub use decoding::Tiling;
 pub use error::PipelineError;
 pub use image::Image;
 pub use start::Start;
@@ -43,6 +46,7 @@ use crate::model::{Decoder, DiffusionModel, Network};
 use crate::random::NoiseSource;
 use crate::scheduler::{Scheduler, SchedulerConfig, StepInput};
 use conditioning::{Conditioning, Told};
+use decoding::Decoding;
 use stage::Stage;
 
 /// The largest width and height in pixels.
@@ -78,6 +82,8 @@ pub struct Request {
     pub micro: MicroConditioning,
     /// What to compute in.
     pub precision: Precision,
+    /// Whether the image is decoded in tiles.
+    pub tiling: Tiling,
     /// Whether a network is loaded anew each time that it is needed, so that no two are in memory together.
     pub reduce_memory: bool,
     /// A flag that stops the work as soon as it is raised, from any thread.
@@ -96,6 +102,7 @@ impl Request {
             scheduler: model.scheduler.clone(),
             micro: MicroConditioning::default(),
             precision: Precision::default(),
+            tiling: Tiling::default(),
             reduce_memory: false,
             stop: None,
         }
@@ -172,7 +179,7 @@ pub struct Pipeline<'m> {
     conditioning: Conditioning,
     /// What the UNet is told in each evaluation of a step.
     told: Vec<Told>,
-    decoder: Stage<'m>,
+    decoder: Decoding<'m>,
 }
 
 impl<'m> Pipeline<'m> {
@@ -197,11 +204,7 @@ impl<'m> Pipeline<'m> {
         };
         let mut unet = Stage::new(&model.unet.network, backend, &options, &request, request.precision)?;
         let told = conditioning.fit(&unet.inputs(), &request)?;
-        let Decoder { network, force_upcast, .. } = &model.decoder;
-        let precision = if *force_upcast { Precision::F32 } else { request.precision };
-        let size = graph_options(model, &request, precision);
-        let decoder = Stage::new(network, backend, &size, &request, precision)?;
-        decoder.arena_bytes()?;
+        let decoder = Decoding::new(model, backend, &request)?;
         unet.load()?;
         Ok(Pipeline { model, request, unet, conditioning, told, decoder })
     }
@@ -337,7 +340,11 @@ impl<'m> Pipeline<'m> {
 
     /// Where the time of the UNet and of the decoder went, by network.
     pub fn profile(&self) -> Vec<(&str, Vec<engine::Timing>)> {
-        [&self.unet, &self.decoder].map(|stage| (stage.network().component(), stage.profile())).into()
+        let DiffusionModel { unet, decoder, .. } = self.model;
+        vec![
+            (unet.network.component(), self.unet.profile()),
+            (decoder.network.component(), self.decoder.profile()),
+        ]
     }
 
     /// Decodes latents (channels, height, width).
@@ -346,12 +353,10 @@ impl<'m> Pipeline<'m> {
     /// If the decoder can't be run, or [`PipelineError::NotFinite`].
     pub fn decode(&mut self, latents: &[f32]) -> Result<Image, PipelineError> {
         self.unet_makes_way();
-        let [channels, height, width] = self.latent_shape();
-        let z = tensor(&[1, channels, height, width], self.model.decoder.latent.to_decoder(latents))?;
-        let results = self.decoder.run(&[("z", &z)])?;
-        let values = self.decoder.output(&results, "image")?;
-        self.check_finite(self.decoder.network(), values)?;
-        Ok(Image::new(self.request.size, values.to_vec()))
+        let Decoder { network, latent, .. } = &self.model.decoder;
+        let values = self.decoder.run(self.latent_shape(), latent.to_decoder(latents))?;
+        self.check_finite(network, &values)?;
+        Ok(Image::new(self.request.size, values))
     }
 
     fn unet_makes_way(&mut self) {

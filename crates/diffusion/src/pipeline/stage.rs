@@ -1,7 +1,7 @@
 //! A network of a pipeline, with memory only while it is at work.
 
 use engine::{Backend, Options, Signature, Tensor, Timing};
-use mil::{Constant, Def, Function};
+use mil::{Constant, Def, Function, TensorType};
 
 use super::{PipelineError, Precision, Request, engine_error};
 use crate::arch::GraphOptions;
@@ -38,6 +38,13 @@ impl<'m> Stage<'m> {
         let options =
             Options { arithmetic: precision.arithmetic(), stop: request.stop.clone(), ..Options::default() };
         Ok(Stage { network, backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() })
+    }
+
+    /// A part of the graph by itself, to be run in the same way.
+    pub(super) fn of_part(&self, graph: Function) -> Self {
+        let Stage { network, backend, options, .. } = self;
+        let options = options.clone();
+        Stage { network, backend: *backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() }
     }
 
     /// The network.
@@ -98,7 +105,18 @@ impl<'m> Stage<'m> {
         output: &'static str,
     ) -> Result<&'r [f32], PipelineError> {
         let found = self.position(output).and_then(|index| results[index].as_f32());
-        found.ok_or_else(|| PipelineError::Output { network: self.network.component().to_string(), output })
+        found.ok_or_else(|| self.no_output(output))
+    }
+
+    /// The declared type of an output.
+    pub(super) fn output_type(&self, output: &'static str) -> Result<&TensorType, PipelineError> {
+        let id = self.position(output).map(|index| self.graph.outputs()[index]);
+        let id = id.ok_or_else(|| self.no_output(output))?;
+        Ok(&self.graph.value(id).ty)
+    }
+
+    fn no_output(&self, output: &'static str) -> PipelineError {
+        PipelineError::Output { network: self.network.component().to_string(), output }
     }
 
     fn position(&self, output: &str) -> Option<usize> {
@@ -124,26 +142,33 @@ impl<'m> Stage<'m> {
     /// Gives all memory back; the next run compiles the network again.
     pub(super) fn release(&mut self) {
         if let Some(model) = self.model.take() {
-            add(&mut self.spent, model.profile());
+            self.spent = sum(self.spent.drain(..).chain(model.profile()), usize::max);
         }
         self.rest();
     }
 
     /// Where the time of all runs went.
     pub(super) fn profile(&self) -> Vec<Timing> {
-        let mut timings = self.spent.clone();
-        add(&mut timings, self.model.iter().flat_map(engine::Model::profile));
-        timings.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
-        timings
+        let running = self.model.iter().flat_map(engine::Model::profile);
+        sum(self.spent.iter().cloned().chain(running), usize::max)
     }
 }
 
-/// Adds the time of the same kinds of steps.
-fn add(to: &mut Vec<Timing>, timings: impl IntoIterator<Item = Timing>) {
+/// Timings with those of one kind together, the longest first; `steps` says how many steps two of them are.
+pub(super) fn sum(
+    timings: impl IntoIterator<Item = Timing>,
+    steps: fn(usize, usize) -> usize,
+) -> Vec<Timing> {
+    let mut sums: Vec<Timing> = Vec::new();
     for timing in timings {
-        match to.iter_mut().find(|other| other.kind == timing.kind) {
-            Some(other) => other.time += timing.time,
-            None => to.push(timing),
+        match sums.iter_mut().find(|sum| sum.kind == timing.kind) {
+            Some(sum) => {
+                sum.time += timing.time;
+                sum.steps = steps(sum.steps, timing.steps);
+            }
+            None => sums.push(timing),
         }
     }
+    sums.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
+    sums
 }

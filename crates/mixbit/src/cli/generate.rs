@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text};
+use diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
 use diffusion::random::{NoiseSource, random_source};
 use diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
 use engine::Cpu;
@@ -57,6 +57,12 @@ pub(super) struct Arguments {
     /// Load each of the model's networks when it is needed and unload it when another is
     #[arg(long, help_heading = "Model")]
     reduce_memory: bool,
+    /// Decode the image in tiles, which takes less memory [default: for images that take much, above about 768x768]
+    #[arg(long, conflicts_with = "no_tiled_decode", help_heading = "Model")]
+    tiled_decode: bool,
+    /// Decode the image whole, however large it is
+    #[arg(long, help_heading = "Model")]
+    no_tiled_decode: bool,
     /// Threads to compute with [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     threads: Option<u16>,
@@ -246,6 +252,11 @@ fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Requ
     request.guidance_rescale = arguments.guidance_rescale;
     request.precision = arguments.precision.into();
     request.reduce_memory = arguments.reduce_memory;
+    request.tiling = match (arguments.tiled_decode, arguments.no_tiled_decode) {
+        (true, _) => Tiling::Always,
+        (_, true) => Tiling::Never,
+        _ => Tiling::Auto,
+    };
     if let Some(name) = &arguments.scheduler {
         request.scheduler = request.scheduler.with_scheduler(name)?;
     }
