@@ -76,8 +76,10 @@ impl Microkernel<Avx512Isa> for Pairs {
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); TILE_VECTORS]; MR];
             for _ in 0..words {
-                let columns: [__m512i; TILE_VECTORS] =
-                    std::array::from_fn(|vector| _mm512_loadu_si512(right.add(16 * vector).cast()));
+                let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
+                for (vector, column) in columns.iter_mut().enumerate() {
+                    *column = _mm512_loadu_si512(right.add(16 * vector).cast());
+                }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let value = _mm512_set1_epi32(*left.add(row) as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
@@ -86,7 +88,13 @@ impl Microkernel<Avx512Isa> for Pairs {
                 }
                 (left, right) = (left.add(MR), right.add(WIDTH));
             }
-            sums.map(|sums| sums.map(Into::into))
+            let mut tile = [[_mm512_setzero_ps().into(); TILE_VECTORS]; MR];
+            for (tile, sums) in tile.iter_mut().zip(sums) {
+                for (place, sum) in tile.iter_mut().zip(sums) {
+                    *place = sum.into();
+                }
+            }
+            tile
         }
     }
 }
@@ -115,11 +123,15 @@ impl Microkernel<Avx512Isa> for Quads {
         // SAFETY: reads are within the lengths checked above, and `dispatch_quads` has checked the instructions.
         unsafe {
             let starts = left.add((words + 1) * MR);
-            let mut sums: [[__m512i; TILE_VECTORS]; MR] =
-                std::array::from_fn(|row| [_mm512_set1_epi32(*starts.add(row) as i32); TILE_VECTORS]);
+            let mut sums = [[_mm512_setzero_si512(); TILE_VECTORS]; MR];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                *sums = [_mm512_set1_epi32(*starts.add(row) as i32); TILE_VECTORS];
+            }
             for _ in 0..words {
-                let columns: [__m512i; TILE_VECTORS] =
-                    std::array::from_fn(|vector| _mm512_loadu_si512(right.add(16 * vector).cast()));
+                let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
+                for (vector, column) in columns.iter_mut().enumerate() {
+                    *column = _mm512_loadu_si512(right.add(16 * vector).cast());
+                }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let value = _mm512_set1_epi32(*left.add(row) as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
@@ -128,15 +140,15 @@ impl Microkernel<Avx512Isa> for Quads {
                 }
                 (left, right) = (left.add(MR), right.add(WIDTH));
             }
-            let columns: [__m512; TILE_VECTORS] =
-                std::array::from_fn(|vector| _mm512_loadu_ps(right.add(16 * vector).cast()));
-            std::array::from_fn(|row| {
+            let mut scaled = [[_mm512_setzero_ps().into(); TILE_VECTORS]; MR];
+            for (row, (scaled, sums)) in scaled.iter_mut().zip(sums).enumerate() {
                 let scale = _mm512_set1_ps(f32::from_bits(*left.add(row)));
-                std::array::from_fn(|vector| {
-                    let sum = _mm512_cvtepi32_ps(sums[row][vector]);
-                    _mm512_mul_ps(sum, _mm512_mul_ps(scale, columns[vector])).into()
-                })
-            })
+                for (vector, (scaled, sum)) in scaled.iter_mut().zip(sums).enumerate() {
+                    let column = _mm512_loadu_ps(right.add(16 * vector).cast());
+                    *scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, column)).into();
+                }
+            }
+            scaled
         }
     }
 }
