@@ -28,6 +28,13 @@ pub enum Arithmetic {
     Declared,
 }
 
+impl Arithmetic {
+    /// The fastest on this CPU of those that keep the quality of images: see [`Precision::fastest`].
+    pub fn fastest() -> Self {
+        if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::Wide }
+    }
+}
+
 /// How a function is compiled.
 #[derive(Clone, Debug, Default)]
 pub struct Options {

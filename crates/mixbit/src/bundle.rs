@@ -6,7 +6,7 @@
 
 mod foreign;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -193,6 +193,12 @@ impl ModelFiles for Bundle {
             all.extend(constants(&function));
         }
         Ok(Arc::new(PackagedWeights { constants: all }))
+    }
+
+    fn full_precision(&self, component: &str) -> BTreeSet<String> {
+        let part = self.of_component(component);
+        let text = part.and_then(|part| part.says(keys::FULL_PRECISION)).unwrap_or_default();
+        text.split_whitespace().map(|layer| format!("{layer}.weight")).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a model directory must give.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -37,4 +38,10 @@ pub trait ModelFiles {
     /// # Errors
     /// If they are absent or malformed.
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError>;
+
+    /// Names of a component's weights whose layers lose too much where products are computed in integers
+    /// ([`Precision::Int8`](crate::pipeline::Precision::Int8)). None, if nobody measured that.
+    fn full_precision(&self, _component: &str) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
 }

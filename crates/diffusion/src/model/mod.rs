@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod latent;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -97,6 +98,7 @@ type Build = dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync;
 pub struct Network {
     component: String,
     build: Box<Build>,
+    full_precision: BTreeSet<String>,
 }
 
 impl Network {
@@ -105,7 +107,17 @@ impl Network {
         component: impl Into<String>,
         build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
     ) -> Self {
-        Network { component: component.into(), build: Box::new(build) }
+        Network { component: component.into(), build: Box::new(build), full_precision: BTreeSet::new() }
+    }
+
+    /// The same network, in which the layers with weights of these names are not to be computed in integers.
+    pub fn with_full_precision(self, weights: BTreeSet<String>) -> Self {
+        Network { full_precision: weights, ..self }
+    }
+
+    /// Names of weights whose layers are not to be computed in integers.
+    pub fn full_precision(&self) -> &BTreeSet<String> {
+        &self.full_precision
     }
 
     /// The folder that the network comes from.
@@ -194,7 +206,8 @@ impl DiffusionModel {
             unet: Unet {
                 time_ids,
                 takes_guidance: unet_config.time.condition.is_some(),
-                network: unet_network(*unet_config, weights(files, "unet")?),
+                network: unet_network(*unet_config, weights(files, "unet")?)
+                    .with_full_precision(files.full_precision("unet")),
             },
             decoder: Decoder {
                 latent,

@@ -179,8 +179,9 @@ impl Conditioning {
                 let what = format!("it takes {length} tokens, and the text encoder before it another number");
                 return Err(PipelineError::Mismatch { network: component.to_string(), what });
             }
-            let options = GraphOptions { tokens: length, ..graph_options(model, request, request.precision) };
-            let mut stage = Stage::new(&encoder.network, backend, &options, request, request.precision)?;
+            let precision = request.precision.around();
+            let options = GraphOptions { tokens: length, ..graph_options(model, request, precision) };
+            let mut stage = Stage::new(&encoder.network, backend, &options, request, precision)?;
             let mut encode = |prompt: &str, is_negative, to: &mut TextStates| {
                 let words = encode_prompt(encoder, &mut stage, &options, prompt, to)?;
                 let component = component.to_string();

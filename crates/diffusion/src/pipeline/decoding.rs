@@ -77,7 +77,10 @@ impl<'m> Decoding<'m> {
         request: &Request,
     ) -> Result<Self, PipelineError> {
         let decoder = &model.decoder;
-        let precision = if decoder.force_upcast { Precision::F32 } else { request.precision };
+        let precision = match request.precision {
+            Precision::F16 if decoder.force_upcast => Precision::F32,
+            precision => precision.around(),
+        };
         let size = graph_options(model, request, precision);
         let whole = Stage::new(&decoder.network, backend, &size, request, precision)?;
         let planned = whole.arena_bytes();

@@ -58,6 +58,12 @@ pub enum Precision {
     /// Every number in `fp32`.
     #[default]
     F32,
+    /// What layers multiply is rounded to `bf16`; sums, and everything that is not a product, are `fp32`.
+    Bf16,
+    /// What layers multiply is quantized to 8 bits, but in those that the model excepts
+    /// ([`Network::full_precision`](crate::model::Network::full_precision)); the decoder and the text encoders, which are
+    /// small, are computed in [`fastest`](Self::fastest).
+    Int8,
     /// Graphs of `fp16`, every result rounded to it, as a Core ML device computes. An autoencoder that asks for `fp32`
     /// gets it.
     F16,
@@ -401,9 +407,45 @@ fn graph_options(model: &DiffusionModel, request: &Request, precision: Precision
 }
 
 impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Precision::F32, Precision::Bf16, Precision::Int8, Precision::F16];
+
+    /// The name on command lines and in parameters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+            Precision::F16 => "f16",
+        }
+    }
+
+    /// One line of what it means.
+    pub fn about(self) -> &'static str {
+        match self {
+            Precision::F32 => "32-bit floats",
+            Precision::Bf16 => "products of bfloat16, sums in 32 bits",
+            Precision::Int8 => "the UNet's products of 8-bit integers, but in layers that a recipe excepts",
+            Precision::F16 => "32-bit floats, every result rounded to 16 bits as Core ML devices do",
+        }
+    }
+
+    /// The fastest on this CPU of those that keep the quality of images.
+    pub fn fastest() -> Self {
+        match engine::Arithmetic::fastest() {
+            Arithmetic::Bf16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    /// The precision of networks around the UNet.
+    fn around(self) -> Self {
+        if self == Precision::Int8 { Self::fastest() } else { self }
+    }
+
     fn dtype(self) -> DType {
         match self {
-            Precision::F32 => DType::F32,
+            Precision::F32 | Precision::Bf16 | Precision::Int8 => DType::F32,
             Precision::F16 => DType::F16,
         }
     }
@@ -411,6 +453,8 @@ impl Precision {
     fn arithmetic(self) -> Arithmetic {
         match self {
             Precision::F32 => Arithmetic::Wide,
+            Precision::Bf16 => Arithmetic::Bf16,
+            Precision::Int8 => Arithmetic::Int8,
             Precision::F16 => Arithmetic::Declared,
         }
     }

@@ -35,8 +35,11 @@ impl<'m> Stage<'m> {
         precision: Precision,
     ) -> Result<Self, PipelineError> {
         let graph = network.graph(size)?;
-        let options =
-            Options { arithmetic: precision.arithmetic(), stop: request.stop.clone(), ..Options::default() };
+        let options = Options {
+            arithmetic: precision.arithmetic(),
+            full_precision: network.full_precision().clone(),
+            stop: request.stop.clone(),
+        };
         Ok(Stage { network, backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() })
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use diffusion::model::DiffusionModel;
 use diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
 use diffusion::random::{NoiseSource, random_source};
@@ -51,9 +51,9 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model", help_heading = "Model")]
     variant: Option<String>,
-    /// Compute in 32-bit floats, or round every result to 16 bits as Core ML devices do
-    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Model")]
-    precision: Precision,
+    /// What the model is computed in
+    #[arg(long, value_parser = values::precisions(), default_value = values::AUTO, help_heading = "Model")]
+    precision: String,
     /// Load each of the model's networks when it is needed and unload it when another is
     #[arg(long, help_heading = "Model")]
     reduce_memory: bool,
@@ -136,21 +136,6 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    F32,
-    F16,
-}
-
-impl From<Precision> for pipeline::Precision {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => pipeline::Precision::F32,
-            Precision::F16 => pipeline::Precision::F16,
-        }
-    }
-}
-
 /// An image that was written.
 struct Drawn {
     path: PathBuf,
@@ -188,7 +173,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let last_seed = *seeds.end();
     for (index, seed) in seeds.enumerate() {
         let path = output.image(seed);
-        let parameters = parameters(arguments, &request, &model_name, source.label, seed)?.to_string();
+        let parameters = parameters(&request, &model_name, source.label, seed)?.to_string();
         let name = match arguments.images {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
@@ -250,7 +235,7 @@ fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Requ
     request.steps = arguments.steps.unwrap_or(request.steps);
     request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
     request.guidance_rescale = arguments.guidance_rescale;
-    request.precision = arguments.precision.into();
+    request.precision = values::precision(&arguments.precision);
     request.reduce_memory = arguments.reduce_memory;
     request.tiling = match (arguments.tiled_decode, arguments.no_tiled_decode) {
         (true, _) => Tiling::Always,
@@ -329,13 +314,7 @@ impl Previews<'_> {
 }
 
 /// What the image file says it was made from, by the web UI's names.
-fn parameters(
-    arguments: &Arguments,
-    request: &Request,
-    model: &str,
-    source: &str,
-    seed: u64,
-) -> anyhow::Result<Parameters> {
+fn parameters(request: &Request, model: &str, source: &str, seed: u64) -> anyhow::Result<Parameters> {
     let mut parameters = Parameters {
         prompt: request.text.prompt.clone(),
         negative_prompt: request.text.negative_prompt.clone().unwrap_or_default(),
@@ -360,8 +339,8 @@ fn parameters(
     {
         prompt.iter().for_each(|prompt| parameters.set(name, prompt));
     }
-    if arguments.precision != Precision::F32 {
-        parameters.set("Precision", "f16");
+    if request.precision != pipeline::Precision::F32 {
+        parameters.set("Precision", request.precision.name());
     }
     parameters.set("Version", concat!("mixbit ", env!("CARGO_PKG_VERSION")));
     Ok(parameters)

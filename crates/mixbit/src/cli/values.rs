@@ -3,6 +3,7 @@
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use compress::{Scheme, Width};
 use diffusion::arch::AttentionImplementation;
+use diffusion::pipeline::Precision;
 use diffusion::random::RANDOM_SOURCES;
 use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
@@ -65,6 +66,21 @@ pub(super) fn analysis_methods() -> PossibleValuesParser {
 /// How much an analysis measures.
 pub(super) fn efforts() -> PossibleValuesParser {
     EFFORTS.iter().map(|effort| PossibleValue::new(effort.name).help(effort.about)).collect::<Vec<_>>().into()
+}
+
+/// The precision that is the fastest without loss of quality.
+pub(super) const AUTO: &str = "auto";
+
+/// Every precision, and [`AUTO`].
+pub(super) fn precisions() -> PossibleValuesParser {
+    let auto = PossibleValue::new(AUTO).help("bf16 where it is faster on this CPU, or f32");
+    let one = |precision: Precision| PossibleValue::new(precision.name()).help(precision.about());
+    std::iter::once(auto).chain(Precision::ALL.map(one)).collect::<Vec<_>>().into()
+}
+
+/// The precision of a name that [`precisions`] knows.
+pub(super) fn precision(name: &str) -> Precision {
+    Precision::ALL.into_iter().find(|known| known.name() == name).unwrap_or_else(Precision::fastest)
 }
 
 /// Every timestep spacing.

@@ -118,6 +118,8 @@ pub mod keys {
     pub const MODEL_INDEX: &str = "mixbit.model_index";
     /// How the package was palettized: a scheme, or a recipe's name and checksum.
     pub const RECIPE: &str = "mixbit.recipe";
+    /// Layers that `--precision int8` does not quantize, separated by spaces.
+    pub const FULL_PRECISION: &str = "mixbit.full_precision";
     /// A text encoder's `tokenizer_config.json`.
     pub const TOKENIZER: &str = "mixbit.tokenizer";
 }

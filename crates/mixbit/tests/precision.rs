@@ -1,0 +1,54 @@
+//! How far the demo model's UNet comes off in each precision, at several steps of a drawing.
+
+use diffusion::pipeline::{Pipeline, Request, Start, Text};
+use diffusion::random::random_source;
+use engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit::model::load;
+use testkit::{ErrorStats, Failures};
+
+type Error = Box<dyn std::error::Error>;
+
+#[test]
+fn the_demo_unet_keeps_its_predictions_in_every_precision() -> Result<(), Error> {
+    let (model, _) = load(None, None)?;
+    let backend = Cpu::new(None)?;
+    let text = Text::new(
+        "a large red circle at the left and a small blue square at the right on a white background",
+    );
+    let request = Request { steps: 12, ..Request::new(&model, text) };
+    let mut pipeline = Pipeline::new(&model, &backend, request)?;
+    let mut noise = random_source("torch")?.seeded(3)?;
+    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
+    let graph = pipeline.unet_graph().clone();
+    let mut failures = Failures::new("precisions");
+    let mut exact = backend.compile(&graph, &Options::default())?;
+    let rounded = [(Arithmetic::Bf16, 45.0), (Arithmetic::Int8, 35.0)].map(|(arithmetic, least)| {
+        backend
+            .compile(&graph, &Options { arithmetic, ..Options::default() })
+            .map(|network| (arithmetic, least, network))
+    });
+    let mut rounded = rounded.into_iter().collect::<Result<Vec<_>, _>>()?;
+    while run.done() < run.total() {
+        for inputs in pipeline.inputs(&run)? {
+            let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+            let expected = exact.run(&inputs)?;
+            for (arithmetic, least, network) in &mut rounded {
+                failures.case(&format!("{arithmetic:?} at step {}", run.done()), || {
+                    let found = network.run(&inputs)?;
+                    let values =
+                        |tensors: &[Tensor]| tensors[0].as_f32().map(<[f32]>::to_vec).unwrap_or_default();
+                    let stats = ErrorStats::compare(&values(&found), &values(&expected));
+                    println!("{arithmetic:?} at step {}: {:.1} dB", run.done(), stats.psnr);
+                    if stats.psnr < *least {
+                        Err(format!("{:.1} dB", stats.psnr).into())
+                    } else {
+                        Ok::<(), Error>(())
+                    }
+                });
+            }
+        }
+        pipeline.step(&mut run, &mut *noise)?;
+    }
+    failures.finish();
+    Ok(())
+}
