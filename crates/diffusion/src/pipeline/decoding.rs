@@ -236,3 +236,21 @@ fn common_waists(whole: &Function, tile: &Function, grid: &Grid, most: usize) ->
 fn image_shape(shape: &[usize]) -> [usize; 4] {
     shape.try_into().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_as_large_as_memory_allows_or_as_asked() {
+        // Latents of 1024×1024 pixels, and what Stable Diffusion's decoder takes for them in `f32`.
+        let (plane, bytes) = (128 * 128, 4 * (671 << 20));
+        let auto = Tiling::Auto.most(plane, bytes);
+        assert!(bytes / plane * auto <= LARGEST_ARENA && auto > plane / 2, "{auto}");
+        assert_eq!(Tiling::Always.most(plane, bytes), SMALL_TILE);
+        assert_eq!(Tiling::Never.most(plane, bytes), plane);
+        // What would take little is not cut, and what would take much is cut small though small tiles are not asked for.
+        assert!(Tiling::Auto.most(plane, 1 << 20) >= plane);
+        assert_eq!(Tiling::Always.most(plane, LARGEST_ARENA * plane), 1);
+    }
+}
