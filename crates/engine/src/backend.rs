@@ -105,6 +105,23 @@ pub struct Timing {
     pub steps: usize,
     /// The time.
     pub time: Duration,
+    /// The multiply-adds of convolutions and products in that time ([`mil::multiply_adds`]).
+    pub multiply_adds: u64,
+}
+
+/// One step of a model's last run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracedStep {
+    /// The op and what it makes.
+    pub label: String,
+    /// The op, or the chain of ops that is one step.
+    pub kind: String,
+    /// Its multiply-adds, as [`mil::multiply_adds`] counts them.
+    pub multiply_adds: u64,
+    /// When it began, from the beginning of the run.
+    pub start: Duration,
+    /// How long it took.
+    pub duration: Duration,
 }
 
 /// A function that is ready to run.
@@ -133,6 +150,11 @@ pub(crate) trait Executable: Send {
 
     /// Where the time went, by kind of step.
     fn profile(&self) -> Vec<Timing> {
+        Vec::new()
+    }
+
+    /// When each step of the last run ran.
+    fn trace(&self) -> Vec<TracedStep> {
         Vec::new()
     }
 }
@@ -190,6 +212,11 @@ impl Model {
         let mut timings = self.executable.profile();
         timings.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
         timings
+    }
+
+    /// The steps of the last run, in order; empty before it, and for a backend that does not tell.
+    pub fn trace(&self) -> Vec<TracedStep> {
+        self.executable.trace()
     }
 
     /// Runs the function on named inputs.

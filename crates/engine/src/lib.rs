@@ -31,7 +31,7 @@ mod ops;
 mod reference;
 mod tensor;
 
-pub use backend::{Arithmetic, Backend, Model, Options, Signature, Timing};
+pub use backend::{Arithmetic, Backend, Model, Options, Signature, Timing, TracedStep};
 pub use compare::{OpDifference, compare};
 pub use cpu::Cpu;
 pub use error::Error;

@@ -167,6 +167,7 @@ pub(super) fn sum(
         match sums.iter_mut().find(|sum| sum.kind == timing.kind) {
             Some(sum) => {
                 sum.time += timing.time;
+                sum.multiply_adds += timing.multiply_adds;
                 sum.steps = steps(sum.steps, timing.steps);
             }
             None => sums.push(timing),

@@ -37,10 +37,16 @@ pub(super) struct Step {
     pub(super) read_floats: Vec<bool>,
     pub(super) writes: Vec<usize>,
     pub(super) write_types: Vec<DType>,
+    pub(super) multiply_adds: u64,
     pub(super) run: Run,
 }
 
 impl Step {
+    /// The op, or the chain of ops that it is: its label without the name.
+    pub(super) fn kind(&self) -> &str {
+        self.label.rsplit_once(' ').map_or(&self.label, |(kind, _)| kind)
+    }
+
     pub(super) fn read_buffers(&self) -> impl Iterator<Item = usize> {
         self.typed_reads().map(|(buffer, _)| buffer)
     }
@@ -198,6 +204,7 @@ impl<'f> Lowering<'f> {
             read_floats: Vec::new(),
             writes: vec![buffer],
             write_types: vec![dtype],
+            multiply_adds: 0,
             run: Box::new(run),
         });
         Ok(Place::Buffer(buffer))
@@ -314,10 +321,17 @@ impl<'f> Lowering<'f> {
         let read_floats = reads.iter().map(|id| holds_floats(dtype(id))).collect();
         let write_types = writes.iter().map(dtype).collect();
         let writes = writes.iter().map(|&id| self.make(id)).collect();
-        let step =
-            Step { label: label.into(), reads: places, read_floats, writes, write_types, run: Box::new(run) };
+        let (label, run) = (label.into(), Box::new(run));
+        let step = Step { label, reads: places, read_floats, writes, write_types, multiply_adds: 0, run };
         self.plan.steps.push(step);
         Ok(())
+    }
+
+    /// Counts multiply-adds as the last step's.
+    pub(super) fn count(&mut self, multiply_adds: u64) {
+        if let Some(step) = self.plan.steps.last_mut() {
+            step.multiply_adds += multiply_adds;
+        }
     }
 
     /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use kernels::ThreadPool;
+use kernels::{Precision, ThreadPool};
 use mil::{DType, Function};
 
 pub(crate) use lowering::{Io, Lowering};
 use weight::{ConvKernel, LinearKernel, Weight};
 
 use crate::backend::Executable;
-use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing};
+use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing, TracedStep};
 use lowering::{Place, Step};
 use memory::{Arenas, Regions};
 
@@ -44,6 +44,18 @@ impl Cpu {
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
+
+    /// The rate of multiply-adds in registers on all threads, in operations per second: measured, in about a quarter of a
+    /// second. A multiplication and an addition are two operations. `None` where the CPU has no instruction for it, and
+    /// products are computed in other ways.
+    pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
+        let precision = match arithmetic {
+            Arithmetic::Wide | Arithmetic::Declared => Precision::F32,
+            Arithmetic::Bf16 => Precision::Bf16,
+            Arithmetic::Int8 => Precision::Int8,
+        };
+        kernels::peak::measure(precision, &self.pool)
+    }
 }
 
 impl Backend for Cpu {
@@ -59,7 +71,7 @@ impl Backend for Cpu {
             pool: self.pool.clone(),
             arenas: None,
             options: options.clone(),
-            times: vec![Duration::ZERO; plan.steps.len()],
+            times: vec![StepTimes::default(); plan.steps.len()],
             declined,
             regions,
             plan,
@@ -95,6 +107,7 @@ fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Resul
     };
     for node in &fused.nodes {
         node.lower(&mut lowering)?;
+        lowering.count(node.multiply_adds(function));
     }
     let plan = lowering.finish()?;
     let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
@@ -110,9 +123,28 @@ struct CpuRun {
     /// Taken by the first run.
     arenas: Option<Arenas>,
     options: Options,
-    /// The time that each step took in all runs.
-    times: Vec<Duration>,
+    times: Vec<StepTimes>,
     declined: Vec<fuse::Declined>,
+}
+
+/// When a step ran.
+#[derive(Clone, Debug, Default)]
+struct StepTimes {
+    /// How often.
+    runs: u32,
+    /// How long, in all runs.
+    sum: Duration,
+    /// From the beginning of the last run.
+    start: Duration,
+    /// In the last run.
+    duration: Duration,
+}
+
+impl StepTimes {
+    /// Counts a run.
+    fn add(&mut self, start: Duration, duration: Duration) {
+        *self = StepTimes { runs: self.runs + 1, sum: self.sum + duration, start, duration };
+    }
 }
 
 impl Executable for CpuRun {
@@ -130,8 +162,9 @@ impl Executable for CpuRun {
                 Data::Int(values) => ints[range].copy_from_slice(values),
             }
         }
+        let start = Instant::now();
         pool.install(|| {
-            for (step, time) in plan.steps.iter().zip(times) {
+            for (step, times) in plan.steps.iter().zip(times) {
                 options.check_stop()?;
                 let begin = Instant::now();
                 let mut io = regions.borrow(step, &plan.constants, floats, ints);
@@ -139,7 +172,7 @@ impl Executable for CpuRun {
                 if options.arithmetic == Arithmetic::Declared {
                     round_results(step, &mut io);
                 }
-                *time += begin.elapsed();
+                times.add(begin.duration_since(start), begin.elapsed());
             }
             Ok::<(), Error>(())
         })?;
@@ -169,15 +202,32 @@ impl Executable for CpuRun {
     }
 
     fn profile(&self) -> Vec<Timing> {
-        let mut kinds: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
-        for (step, time) in self.plan.steps.iter().zip(&self.times) {
-            let kind = step.label.split(' ').next().unwrap_or_default();
-            let (steps, sum) = kinds.entry(kind).or_default();
-            *steps += 1;
-            *sum += *time;
+        let mut kinds: BTreeMap<&str, Timing> = BTreeMap::new();
+        for (step, times) in self.plan.steps.iter().zip(&self.times) {
+            let kind = step.kind();
+            let timing = kinds.entry(kind).or_insert_with(|| Timing {
+                kind: kind.to_string(),
+                steps: 0,
+                time: Duration::ZERO,
+                multiply_adds: 0,
+            });
+            timing.steps += 1;
+            timing.time += times.sum;
+            timing.multiply_adds += u64::from(times.runs) * step.multiply_adds;
         }
-        let timing = |(kind, (steps, time)): (&str, _)| Timing { kind: kind.to_string(), steps, time };
-        kinds.into_iter().map(timing).collect()
+        kinds.into_values().collect()
+    }
+
+    fn trace(&self) -> Vec<TracedStep> {
+        let steps = self.plan.steps.iter().zip(&self.times).filter(|(_, times)| times.runs > 0);
+        let traced = |(step, times): (&Step, &StepTimes)| TracedStep {
+            label: step.label.clone(),
+            kind: step.kind().to_string(),
+            multiply_adds: step.multiply_adds,
+            start: times.start,
+            duration: times.duration,
+        };
+        steps.map(traced).collect()
     }
 
     fn describe(&self) -> String {
@@ -233,6 +283,35 @@ mod tests {
             assert_eq!(results[0].as_f32().unwrap(), [0.0, 1.0, 4.0]);
             model.release_arena();
         }
+    }
+
+    #[test]
+    fn a_profile_counts_all_runs_and_a_trace_the_last() {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, [2, 3])).unwrap();
+        let y = b.input("y", TensorType::new(DType::F32, [3, 5])).unwrap();
+        let product = b.op("matmul").arg("x", x).arg("y", y).named("product").add().unwrap();
+        let relu = b.op("relu").arg("x", product).named("relu").add().unwrap();
+        let function = b.finish(&[relu]).unwrap();
+        let mut model = Cpu::new(Some(1)).unwrap().compile(&function, &Options::default()).unwrap();
+        assert!(model.trace().is_empty());
+        let [x, y] = [[2, 3], [3, 5]]
+            .map(|[rows, columns]| Tensor::from_f32(&[rows, columns], vec![1.0; rows * columns]).unwrap());
+        for _ in 0..3 {
+            model.run(&[("x", &x), ("y", &y)]).unwrap();
+        }
+        let mut counted: Vec<_> = model
+            .profile()
+            .into_iter()
+            .map(|timing| (timing.kind, timing.steps, timing.multiply_adds))
+            .collect();
+        counted.sort();
+        assert_eq!(counted, [("matmul".to_string(), 1, 3 * 30), ("relu".to_string(), 1, 0)]);
+        let trace = model.trace();
+        let steps: Vec<_> = trace.iter().map(|step| (step.kind.as_str(), step.multiply_adds)).collect();
+        assert_eq!(steps, [("matmul", 30), ("relu", 0)]);
+        assert!(trace[0].label.contains("product"));
+        assert!(trace[0].start + trace[0].duration <= trace[1].start);
     }
 
     #[test]

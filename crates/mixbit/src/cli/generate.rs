@@ -215,7 +215,7 @@ fn profile(pipeline: &Pipeline) -> String {
     for (network, timings) in pipeline.profile() {
         let total: f64 = timings.iter().map(|timing| timing.time.as_secs_f64()).sum();
         text += &format!("{network}: {total:.3} s\n");
-        for engine::Timing { kind, steps, time } in timings {
+        for engine::Timing { kind, steps, time, .. } in timings {
             let seconds = time.as_secs_f64();
             text += &format!("{seconds:10.3} s {:5.1} %  {kind} ({steps})\n", 100.0 * seconds / total);
         }

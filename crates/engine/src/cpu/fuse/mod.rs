@@ -47,8 +47,8 @@ static RULES: &[Rule] = &[
 pub(super) enum Node<'f> {
     /// An op by itself.
     Op(&'f Op),
-    /// Several ops.
-    Chain(Lower),
+    /// Several ops, by position.
+    Chain(Vec<usize>, Lower),
 }
 
 /// A rule that looked at an op and let it be.
@@ -99,7 +99,7 @@ pub(super) fn nodes(function: &Function) -> Fused<'_> {
     let mut nodes = Vec::with_capacity(function.ops().len());
     for (index, (op, chain)) in function.ops().iter().zip(chains).enumerate() {
         match chain {
-            Some(chain) => nodes.push(Node::Chain(chain.lower)),
+            Some(chain) => nodes.push(Node::Chain(chain.ops, chain.lower)),
             None if covered[index] => {}
             None => nodes.push(Node::Op(op)),
         }
@@ -108,10 +108,19 @@ pub(super) fn nodes(function: &Function) -> Fused<'_> {
 }
 
 impl Node<'_> {
+    /// The multiply-adds of the node's ops.
+    pub(super) fn multiply_adds(&self, function: &Function) -> u64 {
+        let one = |op: &Op| mil::multiply_adds(&function.view(op));
+        match self {
+            Node::Chain(ops, _) => ops.iter().map(|&op| one(&function.ops()[op])).sum(),
+            Node::Op(op) => one(op),
+        }
+    }
+
     /// Adds the node's steps.
     pub(super) fn lower(&self, plan: &mut Lowering) -> Result<(), Error> {
         match self {
-            Node::Chain(lower) => lower(plan),
+            Node::Chain(_, lower) => lower(plan),
             Node::Op(op) => {
                 let view = plan.function().view(op);
                 let bound = binding(op.def.name).ok_or_else(|| Error::Unsupported {
