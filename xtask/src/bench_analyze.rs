@@ -169,6 +169,7 @@ impl<'a> Bench<'a> {
         };
         eprintln!("{name}");
         let options = Options {
+            int8: None,
             method,
             effort,
             schemes: schemes_of_recipes(),

@@ -1,5 +1,6 @@
 //! Analyses of tiny models: the same however the work is shared or interrupted, and refused where they make no sense.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ fn options(
         schemes: schemes_of_recipes(),
         min_size: MIN_SIZE,
         goals: vec![Goal::Bits(3.0), Goal::Bits(4.5), Goal::Psnr(30.0), Goal::Psnr(500.0)],
+        int8: Some(45.0),
         prompts: ["a red circle", "a blue square", "a dog"].map(str::to_string).into(),
         seed: 7,
         setting: Setting {
@@ -168,6 +170,30 @@ fn recipes_keep_to_their_goals() {
             recipe.layers.iter().filter_map(|(layer, scheme)| Some((layer, (*scheme)?))).collect();
         assert!(chosen.into_iter().eq(three.layers.iter().map(|(layer, scheme)| (layer, *scheme))));
     }
+}
+
+#[test]
+fn layers_that_integers_harm_stay_in_floats_in_the_package_too() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let recipe = scratch.path().join("mixbit-demo_palettization_recipe.json");
+    let output = |name: &str| scratch.path().join(name).to_string_lossy().into_owned();
+    let analyzed = mixbit(&["analyze", "--quiet", "--no-images", "--effort", "low", "--target-bits", "6"])
+        .args(["--steps", "4", "--int8", "47", "--output", &output("")])
+        .output()?;
+    assert!(analyzed.status.success(), "{}", text(&analyzed));
+    let file = RecipeFile::parse(&fs::read_to_string(&recipe)?)?;
+    let int8 = file.details.and_then(|details| details.int8).ok_or("the recipe says nothing of integers")?;
+    assert!(int8.measured_psnr >= 47.0, "{}", int8.measured_psnr);
+    let (kept, all) = (int8.full_precision.len(), int8.single_layer.len());
+    assert!((1..all).contains(&kept), "{kept} of {all} layers stay in floats");
+    let palettized = mixbit(&["palettize", "--quiet", "--part", "unet", "--select", "recipe"])
+        .args(["--recipe", &recipe.to_string_lossy(), "--output", &output("small")])
+        .output()?;
+    assert!(palettized.status.success(), "{}", text(&palettized));
+    let package = text(&palettized).trim().to_string();
+    let metadata = formats::coreml::read(Path::new(&package))?.metadata.user_defined;
+    assert_eq!(metadata.get("mixbit.full_precision"), Some(&int8.full_precision.join(" ")));
+    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@ use compress::Scheme;
 
 use super::{Analysis, Curve, Setting, Verified};
 use crate::recipe::{
-    Calibration, Cumulative, Details, Importance, Measured, ModelIdentity, Recipe, RecipeFile,
+    Calibration, Cumulative, Details, Importance, Int8Layers, Measured, ModelIdentity, Recipe, RecipeFile,
 };
 
 impl Analysis {
@@ -56,6 +56,12 @@ impl Analysis {
                 importance: importance
                     .filter_map(|(layer, moments)| Some((layer.clone(), Importance::new(moments)?)))
                     .collect(),
+                int8: self.int8.as_ref().map(|int8| Int8Layers {
+                    target_psnr: int8.target,
+                    measured_psnr: hundredth(int8.psnr()),
+                    full_precision: int8.full_precision.clone(),
+                    single_layer: rounded(&int8.single_layer).into_iter().collect(),
+                }),
             }),
             ..RecipeFile::default()
         }

@@ -23,6 +23,8 @@ pub(super) enum Key {
     Isolated { layer: String, scheme: String },
     /// The first layers in the order of harm, all in another form, up to and with one.
     Cumulative { layer: String, scheme: String },
+    /// One layer computed in 8-bit integers.
+    Int8 { layer: String },
 }
 
 #[derive(Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use engine::Tensor;
 use mil::WeightRef;
 
 use super::calibration::Sample;
-use super::network::{Network, Replaced, Values};
+use super::network::{Change, Network, Values};
 use crate::psnr::{apple_psnr, mean_square, peak};
 use crate::recipe::Importance;
 
@@ -98,11 +98,6 @@ impl<'b> Bench<'b> {
         Ok(Bench { network, samples, base, original })
     }
 
-    /// The number of samples.
-    pub(super) fn samples(&self) -> usize {
-        self.samples.len()
-    }
-
     /// The original results, to tell a model and samples from others.
     pub(super) fn fingerprint(&self) -> Vec<u32> {
         self.original.iter().flatten().map(|value| value.to_bits()).collect()
@@ -125,17 +120,13 @@ impl<'b> Bench<'b> {
         Ok(sums.into_iter().filter_map(stored).collect())
     }
 
-    /// The error that other weights cause, for some of the samples.
-    pub(super) fn distortion(
-        &mut self,
-        replaced: &Replaced<'_>,
-        samples: &[usize],
-    ) -> anyhow::Result<Vec<Distortion>> {
-        let mut variant = self.network.variant(replaced)?;
+    /// The error that a change causes, for each sample.
+    pub(super) fn distortion(&mut self, change: &Change<'_>) -> anyhow::Result<Vec<Distortion>> {
+        let mut variant = self.network.variant(change)?;
         let mut found = Vec::new();
-        for &index in samples {
+        for (index, runs) in self.base.iter().enumerate() {
             let mut predictions = Vec::new();
-            for base in &self.base[index] {
+            for base in runs {
                 let changed = self.network.run_variant(&mut variant, base)?;
                 let result = output(&changed).or_else(|_| output(base))?;
                 predictions.extend_from_slice(result.as_f32().unwrap_or_default());

@@ -17,12 +17,13 @@ mod calibration;
 mod estimate;
 mod exhaustive;
 mod file;
+mod int8;
 mod journal;
 mod measure;
 mod network;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,11 +34,12 @@ use diffusion::model::DiffusionModel;
 use engine::Cpu;
 
 pub use calibration::{PROMPTS, Point, Setting};
+pub use int8::Int8;
 pub use verify::{Fitted, psnr};
 
 use journal::{Journal, Key};
 use measure::{Bench, Distortion, Encoder};
-use network::{Network, Replaced};
+use network::{Change, Network, Replaced};
 
 use crate::recipe::ModelIdentity;
 
@@ -135,6 +137,9 @@ pub struct Options {
     pub min_size: usize,
     /// The recipes to make.
     pub goals: Vec<Goal>,
+    /// The least mean PSNR in dB of the network in 8-bit integers, for which layers are left in floats; without, layers are
+    /// not measured in integers.
+    pub int8: Option<f64>,
     /// Prompts, by turns to measure on and to verify with.
     pub prompts: Vec<String>,
     /// The first seed.
@@ -226,6 +231,8 @@ pub struct Analysis {
     pub recipes: Vec<Verified>,
     /// Goals that no recipe reaches.
     pub unreached: Vec<Goal>,
+    /// The network in 8-bit integers, if that was asked for.
+    pub int8: Option<Int8>,
     /// The states that were measured on.
     pub points: Vec<Point>,
     /// Their timesteps.
@@ -251,6 +258,16 @@ pub enum Outcome {
         /// Of how many.
         total: usize,
     },
+}
+
+/// A measurement of one layer alone.
+struct Probe<'l> {
+    key: Key,
+    layer: &'l Layer,
+    /// The layer's number, by which shards share the work.
+    index: usize,
+    /// The form of its weight; without, it is computed in 8-bit integers.
+    scheme: Option<Scheme>,
 }
 
 /// A model that is being analyzed.
@@ -292,6 +309,10 @@ impl Work<'_> {
         let timesteps = samples.iter().map(|sample| sample.timestep).collect();
         let network = Network::new(&graph, self.backend, self.stop.clone())?;
         let layers = candidates(&network, self.options.min_size)?;
+        let all: Vec<Layer> = match self.options.int8 {
+            Some(_) => network.layers().cloned().collect(),
+            None => Vec::new(),
+        };
         let bytes = network.bytes();
         let mut bench = Bench::new(network, samples)?;
         let encoder = match self.options.method.kind {
@@ -300,12 +321,19 @@ impl Work<'_> {
         };
         let measured = self.measured(&layers, &points, &setting, &bench);
         let mut journal = Journal::open(&self.options.directory, self.options.shard, &measured)?;
-        let isolated = self.isolated_keys(&layers);
-        let total = match self.options.method.kind {
-            Kind::Estimate => isolated.len(),
-            Kind::Exhaustive => 2 * isolated.len(),
+        let mut isolated = self.isolated_probes(&layers);
+        let together = match self.options.method.kind {
+            Kind::Estimate => 0,
+            Kind::Exhaustive => isolated.len(),
         };
-        let done = self.measure(&mut bench, &encoder, &layers, &isolated, &mut journal, total)?;
+        isolated.extend(all.iter().enumerate().map(|(index, layer)| Probe {
+            key: int8::key(layer),
+            layer,
+            index,
+            scheme: None,
+        }));
+        let total = isolated.len() + together;
+        let done = self.measure(&mut bench, &encoder, &isolated, &mut journal, total)?;
         if done < isolated.len() {
             return Ok(Outcome::Partial { done, total });
         }
@@ -348,6 +376,7 @@ impl Work<'_> {
             baselines: Vec::new(),
             recipes: Vec::new(),
             unreached: Vec::new(),
+            int8: None,
             verified_points: self.verified_points(&points),
             points,
             timesteps,
@@ -361,7 +390,8 @@ impl Work<'_> {
             }
             Kind::Exhaustive => Box::new(exhaustive::Thresholds::new(&analysis)),
         };
-        verify::recipes(&mut self, &mut analysis, bench, &encoder, &layers, &*chooser)?;
+        let int8 = self.options.int8.map(|target| (target, all.as_slice(), &journal));
+        verify::recipes(&mut self, &mut analysis, bench, &encoder, &layers, &*chooser, int8)?;
         Ok(Outcome::Done(Box::new(analysis)))
     }
 
@@ -379,14 +409,14 @@ impl Work<'_> {
         if chosen.is_empty() { self.options.schemes.clone() } else { chosen }
     }
 
-    fn isolated_keys(&self, layers: &[Layer]) -> Vec<(Key, usize, Scheme)> {
+    fn isolated_probes<'l>(&self, layers: &'l [Layer]) -> Vec<Probe<'l>> {
         let schemes = self.measured_schemes();
-        let of_layer = |(index, layer): (usize, &Layer)| {
-            let key = |scheme: &Scheme| {
+        let of_layer = |(index, layer): (usize, &'l Layer)| {
+            let probe = |scheme: &Scheme| {
                 let key = Key::Isolated { layer: layer.name.clone(), scheme: scheme.to_string() };
-                (key, index, *scheme)
+                Probe { key, layer, index, scheme: Some(*scheme) }
             };
-            schemes.iter().map(key).collect::<Vec<_>>()
+            schemes.iter().map(probe).collect::<Vec<_>>()
         };
         layers.iter().enumerate().flat_map(of_layer).collect()
     }
@@ -396,27 +426,31 @@ impl Work<'_> {
         &mut self,
         bench: &mut Bench<'_>,
         encoder: &Encoder,
-        layers: &[Layer],
-        keys: &[(Key, usize, Scheme)],
+        probes: &[Probe<'_>],
         journal: &mut Journal,
         total: usize,
     ) -> anyhow::Result<usize> {
-        let samples: Vec<usize> = (0..bench.samples()).collect();
-        let mut done = keys.iter().filter(|(key, ..)| journal.get(key).is_some()).count();
+        let there =
+            |journal: &Journal| probes.iter().filter(|probe| journal.get(&probe.key).is_some()).count();
+        let mut done = there(journal);
         self.observer.measured(done, total);
-        for (key, index, scheme) in keys {
+        for Probe { key, layer, index, scheme } in probes {
             if !self.is_own(*index) || journal.get(key).is_some() {
                 continue;
             }
-            let layer = &layers[*index];
-            let mut replaced = Replaced::new();
-            replaced.insert(&layer.name, encoder.encoded(layer, *scheme)?);
-            journal.insert(key.clone(), bench.distortion(&replaced, &samples)?)?;
+            let distortion = match scheme {
+                Some(scheme) => {
+                    let replaced = Replaced::from([(layer.name.as_str(), encoder.encoded(layer, *scheme)?)]);
+                    bench.distortion(&Change::Weights(&replaced))?
+                }
+                None => bench.distortion(&Change::Int8(&BTreeSet::from([layer.name.as_str()])))?,
+            };
+            journal.insert(key.clone(), distortion)?;
             done += 1;
             self.observer.measured(done, total);
         }
         journal.reload()?;
-        Ok(keys.iter().filter(|(key, ..)| journal.get(key).is_some()).count())
+        Ok(there(journal))
     }
 
     /// Measures layers together, in each order; gives how many measurements are there.
@@ -429,7 +463,6 @@ impl Work<'_> {
         journal: &mut Journal,
         (before, total): (usize, usize),
     ) -> anyhow::Result<usize> {
-        let samples: Vec<usize> = (0..bench.samples()).collect();
         let key = |scheme: &Scheme, index: usize| Key::Cumulative {
             layer: layers[index].name.clone(),
             scheme: scheme.to_string(),
@@ -448,7 +481,7 @@ impl Work<'_> {
                 if !self.is_own(position) || journal.get(&key).is_some() {
                     continue;
                 }
-                journal.insert(key, bench.distortion(&replaced, &samples)?)?;
+                journal.insert(key, bench.distortion(&Change::Weights(&replaced))?)?;
                 done += 1;
                 self.observer.measured(before + done, total);
             }

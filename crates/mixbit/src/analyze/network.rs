@@ -1,13 +1,13 @@
 //! A UNet in segments, of which those before a change need not be run again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use compress::{Layer, layers};
-use engine::{Backend, Cpu, Model, Options, Tensor};
-use mil::{Constant, Def, Function, WeightRef, multiply_adds, segments};
+use engine::{Arithmetic, Backend, Cpu, Model, Options, Tensor};
+use mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
 
 /// Segments that a network is cut into.
 const SEGMENTS: usize = 32;
@@ -17,6 +17,15 @@ pub(super) type Values = HashMap<String, Arc<Tensor>>;
 
 /// Weights that stand in for others, by the layers' names.
 pub(super) type Replaced<'a> = BTreeMap<&'a str, WeightRef>;
+
+/// What a variant of a network has other than the network.
+#[derive(Clone, Copy)]
+pub(super) enum Change<'a> {
+    /// Other weights.
+    Weights(&'a Replaced<'a>),
+    /// Layers, by name, that are computed in 8-bit integers.
+    Int8(&'a BTreeSet<&'a str>),
+}
 
 /// A network that is run segment by segment.
 pub(super) struct Network<'b> {
@@ -87,8 +96,42 @@ impl<'b> Network<'b> {
         rest as f64 / self.work.max(1) as f64
     }
 
-    /// The network with other weights.
-    pub(super) fn variant(&self, replaced: &Replaced<'_>) -> anyhow::Result<Variant> {
+    /// The multiply-adds of a layer.
+    pub(super) fn multiply_adds(&self, layer: &str) -> u64 {
+        let Some(segment) = self.places.get(layer).map(|&index| &self.segments[index]) else { return 0 };
+        let value = segment.layers.iter().find(|other| other.name == layer).map(|layer| layer.value);
+        let ops = segment.function.ops().iter().map(|op| segment.function.view(op));
+        let uses = |op: &OpView| matches!(op.kind(), "conv" | "linear") && op.get("weight") == value;
+        ops.filter(uses).map(|op| multiply_adds(&op)).sum()
+    }
+
+    /// The network with a change.
+    pub(super) fn variant(&self, change: &Change<'_>) -> anyhow::Result<Variant> {
+        match change {
+            Change::Weights(replaced) => self.with_weights(replaced),
+            Change::Int8(layers) => self.in_int8(layers),
+        }
+    }
+
+    fn in_int8(&self, layers: &BTreeSet<&str>) -> anyhow::Result<Variant> {
+        let mut models = BTreeMap::new();
+        for (index, segment) in self.segments.iter().enumerate() {
+            let (quantized, others): (Vec<&Layer>, Vec<&Layer>) =
+                segment.layers.iter().partition(|layer| layers.contains(layer.name.as_str()));
+            if quantized.is_empty() {
+                continue;
+            }
+            let options = Options {
+                arithmetic: Arithmetic::Int8,
+                full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
+                stop: Some(self.stop.clone()),
+            };
+            models.insert(index, self.backend.compile(&segment.function, &options)?);
+        }
+        Ok(Variant { models })
+    }
+
+    fn with_weights(&self, replaced: &Replaced<'_>) -> anyhow::Result<Variant> {
         let options = Options { stop: Some(self.stop.clone()), ..Options::default() };
         let mut models = BTreeMap::new();
         for (index, segment) in self.segments.iter().enumerate() {

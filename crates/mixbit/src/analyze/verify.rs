@@ -8,9 +8,10 @@ use compress::{Layer, Scheme};
 use diffusion::model::DiffusionModel;
 use engine::Cpu;
 
+use super::journal::Journal;
 use super::measure::{Bench, Distortion, Encoder};
-use super::network::{Network, Replaced};
-use super::{Analysis, Goal, Point, Setting, Verified, Work, calibration, candidates};
+use super::network::{Change, Network, Replaced};
+use super::{Analysis, Goal, Point, Setting, Verified, Work, calibration, candidates, int8};
 
 /// Bits per weight at which the estimate is compared with a run, to correct it elsewhere.
 pub(super) const ANCHORS: [f64; 3] = [2.25, 4.25, 6.5];
@@ -29,7 +30,8 @@ pub(super) struct Chosen {
     pub(super) predicted: Option<f64>,
 }
 
-/// Chooses a recipe for each goal, and runs all and the baselines on states that were not measured on.
+/// Chooses a recipe for each goal, and runs all and the baselines on states that were not measured on. `int8` has the PSNR
+/// that is asked for of the network in integers, and all layers.
 pub(super) fn recipes(
     work: &mut Work<'_>,
     analysis: &mut Analysis,
@@ -37,6 +39,7 @@ pub(super) fn recipes(
     encoder: &Encoder,
     layers: &[Layer],
     chooser: &dyn Choose,
+    int8: Option<(f64, &[Layer], &Journal)>,
 ) -> anyhow::Result<()> {
     let setting = &work.options.setting;
     let (samples, _, _) =
@@ -83,6 +86,9 @@ pub(super) fn recipes(
             analysis.unreached.push(asked);
         }
         step(work);
+    }
+    if let Some((target, all, journal)) = int8 {
+        analysis.int8 = Some(int8::choose(work, target, &mut verifier.bench, all, journal)?);
     }
     Ok(())
 }
@@ -189,8 +195,7 @@ impl Verifier<'_, '_> {
                 own = own - whole + stored;
             }
         }
-        let samples: Vec<usize> = (0..self.bench.samples()).collect();
-        let distortion = self.bench.distortion(&replaced, &samples)?;
+        let distortion = self.bench.distortion(&Change::Weights(&replaced))?;
         let count: usize = self.layers.iter().map(Layer::count).sum();
         Ok(Verified {
             name,

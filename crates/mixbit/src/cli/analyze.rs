@@ -94,6 +94,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DB", value_delimiter = ',', value_parser = positive, help_heading = "Recipes")]
     target_psnr: Vec<f64>,
 
+    /// Also measure layers in 8-bit integers, and say which must keep floats for `--precision int8` to have this PSNR
+    #[arg(long, value_name = "DB", value_parser = positive, num_args = 0..=1, default_missing_value = "40",
+          help_heading = "Recipes")]
+    int8: Option<f64>,
+
     /// Do one of N parts, numbered from 1, in a directory that all share [default: as Slurm's array or Kubernetes' job says]
     #[arg(long, value_name = "I/N", value_parser = shard, help_heading = "Sharing")]
     shard: Option<Shard>,
@@ -166,6 +171,15 @@ fn summarize(analysis: &Analysis, progress: &Progress) {
             verified.psnr()
         ));
     }
+    if let Some(int8) = &analysis.int8 {
+        progress.say(format_args!(
+            "in 8-bit integers: {:.1} dB with {} of {} layers in floats, {:.1} % of the multiply-adds in integers",
+            int8.psnr(),
+            int8.full_precision.len(),
+            int8.single_layer.len(),
+            100.0 * int8.share
+        ));
+    }
 }
 
 impl Arguments {
@@ -233,6 +247,7 @@ impl Arguments {
             schemes: if self.schemes.is_empty() { schemes_of_recipes() } else { self.schemes.clone() },
             min_size: self.min_size,
             goals,
+            int8: self.int8,
             prompts,
             seed: self.seed,
             setting: Setting {

@@ -204,9 +204,9 @@ impl Arguments {
             Some(width) if is_needed && palettize::is_for_all(package.asked_as) => {
                 let scheme = Scheme::palette(width);
                 let choices = uniform(&model_layers(&model)?, scheme, MIN_SIZE);
-                let note = scheme.to_string();
+                let notes = palettize::Notes { how: scheme.to_string(), full_precision: Vec::new() };
                 let name = &package.name;
-                Some(palettize::palettized(&model, &choices, &note, false, progress, name)?)
+                Some(palettize::palettized(&model, &choices, &notes, false, progress, name)?)
             }
             _ => None,
         };

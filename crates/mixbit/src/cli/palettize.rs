@@ -129,15 +129,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let how = arguments.how()?;
     let items = arguments.items(&how, &progress)?;
     let choices = choices(&items, &how, arguments.min_size, &progress)?;
-    let note = note(&how);
+    let notes = Notes::of(&how);
     let (mut before, mut after) = (0, 0);
     for (item, choices) in items.iter().zip(choices) {
         let name = item.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if item.path.exists() && !arguments.force {
-            already(item, &choices, &note)?;
+            already(item, &choices, &notes.how)?;
             progress.say(format_args!("{} is there already; --force writes it again", item.path.display()));
         } else if let Some(choices) = choices {
-            let report = write(item, &choices, &note, arguments.force, &progress)
+            let report = write(item, &choices, &notes, arguments.force, &progress)
                 .with_context(|| item.from.clone())?;
             if !arguments.quiet {
                 print_report(&name, &report)?;
@@ -165,12 +165,26 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// What a palettized package says of how it was made.
-fn note(how: &How) -> String {
-    match how {
-        How::Uniform(scheme) => scheme.to_string(),
-        How::Recipe { file, name, .. } => {
-            let checksum = file.recipes.get(name).map(crate::recipe::Recipe::checksum).unwrap_or_default();
-            format!("{name} {checksum}")
+pub(super) struct Notes {
+    /// A scheme, or a recipe's name and checksum.
+    pub(super) how: String,
+    /// The layers that the recipe's model needs in floats where others are computed in 8-bit integers.
+    pub(super) full_precision: Vec<String>,
+}
+
+impl Notes {
+    fn of(how: &How) -> Self {
+        match how {
+            How::Uniform(scheme) => Notes { how: scheme.to_string(), full_precision: Vec::new() },
+            How::Recipe { file, name, .. } => {
+                let checksum =
+                    file.recipes.get(name).map(crate::recipe::Recipe::checksum).unwrap_or_default();
+                let int8 = file.details.as_ref().and_then(|details| details.int8.as_ref());
+                Notes {
+                    how: format!("{name} {checksum}"),
+                    full_precision: int8.map(|int8| int8.full_precision.clone()).unwrap_or_default(),
+                }
+            }
         }
     }
 }
@@ -203,11 +217,11 @@ fn write_model(
 fn write(
     item: &Item,
     choices: &Choices,
-    note: &str,
+    notes: &Notes,
     force: bool,
     progress: &Progress,
 ) -> anyhow::Result<Report> {
-    let mut palettized = palettized(&item.model, choices, note, force, progress, &item.from)?;
+    let mut palettized = palettized(&item.model, choices, notes, force, progress, &item.from)?;
     palettized.model.class = item.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut counter = progress.bytes(format!("{}, writing", item.from));
     write_model(&item.path, &palettized.model, &mut |done, total| counter.advance_bytes(done, total))?;
@@ -221,14 +235,18 @@ fn write(
 pub(super) fn palettized(
     model: &coreml::Model,
     choices: &Choices,
-    note: &str,
+    notes: &Notes,
     force: bool,
     progress: &Progress,
     name: &str,
 ) -> anyhow::Result<Palettized> {
     let counter = Mutex::new(progress.count(format!("{name}, palettes"), choices.len()));
     let mut palettized = palettize(model, choices, force, &|done| advance(&counter, done))?;
-    palettized.model.metadata.user_defined.insert(keys::RECIPE.to_string(), note.to_string());
+    let metadata = &mut palettized.model.metadata.user_defined;
+    metadata.insert(keys::RECIPE.to_string(), notes.how.clone());
+    if !notes.full_precision.is_empty() {
+        metadata.insert(keys::FULL_PRECISION.to_string(), notes.full_precision.join(" "));
+    }
     Ok(palettized)
 }
 

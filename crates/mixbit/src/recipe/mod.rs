@@ -98,6 +98,21 @@ pub struct Details {
     pub calibration: Calibration,
     /// By layer: how much an error in each of its input channels matters, for palettes that take it into account.
     pub importance: BTreeMap<String, Importance>,
+    /// What computing in 8-bit integers does, if that was measured.
+    pub int8: Option<Int8Layers>,
+}
+
+/// What computing a model's layers in 8-bit integers does, and those that should not be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Int8Layers {
+    /// The mean PSNR in dB that was asked for.
+    pub target_psnr: f64,
+    /// The mean PSNR in dB that was measured.
+    pub measured_psnr: f64,
+    /// The layers that keep floats.
+    pub full_precision: Vec<String>,
+    /// By layer: dB of each state with that layer alone in integers.
+    pub single_layer: BTreeMap<String, Vec<f64>>,
 }
 
 /// Which model was measured.

@@ -214,6 +214,7 @@ fn details(keys: &Map<String, Value>) -> Result<Details, RecipeError> {
         model: typed("model", keys)?,
         calibration: typed("calibration", keys)?,
         importance,
+        int8: keys.contains_key("int8").then(|| typed("int8", keys)).transpose()?,
     })
 }
 

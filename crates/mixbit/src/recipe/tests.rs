@@ -54,6 +54,12 @@ fn details() -> Details {
             size: [512, 768],
         },
         importance: BTreeMap::from([("conv_in".to_string(), Importance::new(&[1.0, 3.0]).unwrap())]),
+        int8: Some(Int8Layers {
+            target_psnr: 40.0,
+            measured_psnr: 41.25,
+            full_precision: vec!["conv_in".to_string()],
+            single_layer: BTreeMap::from([("conv_in".to_string(), vec![38.5, 39.0])]),
+        }),
     }
 }
 

@@ -75,6 +75,7 @@ fn own(file: &RecipeFile, details: &Details) -> Value {
             details.importance.iter().map(one).collect::<Map<_, _>>().into(),
         );
     }
+    keys.extend(details.int8.iter().map(|int8| ("int8".to_string(), json!(int8))));
     keys.insert("recipes".to_string(), file.recipes.iter().map(recipe).collect::<Map<_, _>>().into());
     keys.into()
 }

@@ -42,6 +42,7 @@ fn analysis() -> Analysis {
         ],
         recipes: vec![verified("<b>mixed</b>", 1_500_000, 52.0, Some(51.0))],
         unreached: Vec::new(),
+        int8: None,
         points: vec![point.clone()],
         timesteps: vec![500.0],
         verified_points: vec![point],
