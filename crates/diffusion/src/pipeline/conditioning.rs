@@ -168,8 +168,7 @@ impl Conditioning {
         backend: &dyn Backend,
         request: &Request,
     ) -> Result<Self, PipelineError> {
-        let guided = request.guidance_scale > 1.0 && !model.unet.takes_guidance;
-        let negative_is_zero = model.zeros_for_absent_negative && request.text.negative_prompt.is_none();
+        let (guided, negative_is_zero) = (has_guidance(model, request), negative_is_zero(model, request));
         let (mut positive, mut negative) = (TextStates::default(), TextStates::default());
         let (mut dropped, mut tokens) = (Vec::new(), None);
         for encoder in &model.text_encoders {
@@ -261,6 +260,21 @@ impl Conditioning {
         }
         Ok((found.name, tensor(shape, values)?))
     }
+}
+
+/// Whether a step makes two predictions: that of the prompt is guided by that of the negative prompt.
+pub(super) fn has_guidance(model: &DiffusionModel, request: &Request) -> bool {
+    request.guidance_scale > 1.0 && !model.unet.takes_guidance
+}
+
+/// Whether the negative prompt's states are zeros, not encoded.
+fn negative_is_zero(model: &DiffusionModel, request: &Request) -> bool {
+    model.zeros_for_absent_negative && request.text.negative_prompt.is_none()
+}
+
+/// The prompts that a text encoder encodes.
+pub(super) fn prompts(model: &DiffusionModel, request: &Request) -> usize {
+    if has_guidance(model, request) && !negative_is_zero(model, request) { 2 } else { 1 }
 }
 
 /// The samples that a UNet takes at a time.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use engine::{Backend, Tensor, Timing};
+use engine::{Backend, Tensor, Timing, TracedStep};
 use mil::{Function, ValueId, cut_after, waists};
 
 use super::stage::{self, Stage};
@@ -111,6 +111,11 @@ impl<'m> Decoding<'m> {
         }
     }
 
+    /// See [`Stage::load`].
+    pub(super) fn load(&mut self) -> Result<(), PipelineError> {
+        self.stages_mut().try_for_each(|stage| stage.load().map(|_| ()))
+    }
+
     /// See [`Stage::rest`].
     pub(super) fn rest(&mut self) {
         self.stages_mut().for_each(Stage::rest);
@@ -129,6 +134,14 @@ impl<'m> Decoding<'m> {
                 let front = tiled.front.iter().flat_map(Stage::profile);
                 stage::sum(front.chain(tiled.tile.profile()), |front, tile| front + tile)
             }
+        }
+    }
+
+    /// The steps of each stage's last run: of all tiles the last.
+    pub(super) fn trace(&self) -> Vec<Vec<TracedStep>> {
+        match self {
+            Decoding::Whole(stage) => vec![stage.trace()],
+            Decoding::Tiled(tiled) => tiled.front.iter().chain([&tiled.tile]).map(Stage::trace).collect(),
         }
     }
 

@@ -25,6 +25,7 @@ mod decoding;
 mod error;
 mod guidance;
 mod image;
+mod part;
 mod stage;
 mod start;
 mod tiles;
@@ -39,6 +40,7 @@ pub use conditioning::{DroppedWords, MicroConditioning, Text};
 pub use decoding::Tiling;
 pub use error::PipelineError;
 pub use image::Image;
+pub use part::{Part, Role};
 pub use start::Start;
 
 use crate::arch::GraphOptions;

@@ -1,6 +1,6 @@
 //! A network of a pipeline, with memory only while it is at work.
 
-use engine::{Backend, Options, Signature, Tensor, Timing};
+use engine::{Backend, Options, Signature, Tensor, Timing, TracedStep};
 use mil::{Constant, Def, Function, TensorType};
 
 use super::{PipelineError, Precision, Request, engine_error};
@@ -20,6 +20,8 @@ pub(super) struct Stage<'m> {
     is_at_rest: bool,
     /// The time of models that were released.
     spent: Vec<Timing>,
+    /// The last run of a model that was released.
+    trace: Vec<TracedStep>,
 }
 
 impl<'m> Stage<'m> {
@@ -40,14 +42,22 @@ impl<'m> Stage<'m> {
             full_precision: network.full_precision().clone(),
             stop: request.stop.clone(),
         };
-        Ok(Stage { network, backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() })
+        Ok(Self::of_graph(network, backend, graph, options))
+    }
+
+    fn of_graph(
+        network: &'m Network,
+        backend: &'m dyn Backend,
+        graph: Function,
+        options: Options,
+    ) -> Self {
+        let (spent, trace) = (Vec::new(), Vec::new());
+        Stage { network, backend, graph, options, model: None, is_at_rest: true, spent, trace }
     }
 
     /// A part of the graph by itself, to be run in the same way.
     pub(super) fn of_part(&self, graph: Function) -> Self {
-        let Stage { network, backend, options, .. } = self;
-        let options = options.clone();
-        Stage { network, backend: *backend, graph, options, model: None, is_at_rest: true, spent: Vec::new() }
+        Self::of_graph(self.network, self.backend, graph, self.options.clone())
     }
 
     /// The network.
@@ -146,6 +156,7 @@ impl<'m> Stage<'m> {
     pub(super) fn release(&mut self) {
         if let Some(model) = self.model.take() {
             self.spent = sum(self.spent.drain(..).chain(model.profile()), usize::max);
+            self.trace = model.trace();
         }
         self.rest();
     }
@@ -154,6 +165,14 @@ impl<'m> Stage<'m> {
     pub(super) fn profile(&self) -> Vec<Timing> {
         let running = self.model.iter().flat_map(engine::Model::profile);
         sum(self.spent.iter().cloned().chain(running), usize::max)
+    }
+
+    /// The steps of the last run.
+    pub(super) fn trace(&self) -> Vec<TracedStep> {
+        match &self.model {
+            Some(model) => model.trace(),
+            None => self.trace.clone(),
+        }
     }
 }
 
