@@ -3,10 +3,10 @@ use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use diffusion::random::random_source;
 use diffusion::scheduler::SchedulerConfig;
 use diffusion::tokenizer::{Tokenizer, TokenizerFiles};
-use mixbit::model::DiffusersModel;
-use testkit::{Failures, fixture_root};
+use testkit::{Failures, Scratch, fixture_root};
 
 use super::*;
+use crate::model::DiffusersModel;
 
 /// Name, tensors and parameters of each component, as PyTorch counts them.
 type Components = &'static [(&'static str, usize, usize)];
@@ -38,19 +38,45 @@ const PUBLISHED: [(&str, Components); 4] = [
     ),
 ];
 
-fn described(model: &str) -> Diffusers {
-    Diffusers::open(&repository().join("xtask/models").join(model)).unwrap()
+fn described(model: &str) -> Skeleton {
+    PublishedModel::of_name(model).unwrap().skeleton().unwrap()
 }
 
 #[test]
-fn models_are_the_folders() {
-    let mut folders: Vec<String> = fs::read_dir(repository().join("xtask/models"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+fn every_file_of_every_folder_is_in_the_list() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("synthetic");
+    let found: Vec<(String, Vec<String>)> = list(&root)
+        .into_iter()
+        .map(|model| (model.clone(), read(&root.join(model)).into_iter().map(|(path, _)| path).collect()))
         .collect();
-    folders.sort();
-    assert_eq!(folders, MODELS);
-    assert_eq!(PUBLISHED.map(|(model, _)| model), MODELS);
+    let listed: Vec<(String, Vec<String>)> = MODELS
+        .iter()
+        .map(|model| (model.name.to_string(), model.files.iter().map(|(path, _)| path.to_string()).collect()))
+        .collect();
+    assert_eq!(found, listed);
+    assert!(PUBLISHED.iter().map(|(model, _)| *model).eq(MODELS.iter().map(|model| model.name)));
+}
+
+/// The names in a directory, sorted.
+fn list(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The text files of a model's directory, sorted by path.
+fn read(directory: &Path) -> Vec<(String, String)> {
+    let is_text = |path: &String| path.ends_with(".json") || path.ends_with(".txt");
+    let folders = list(directory).into_iter().flat_map(|name| match directory.join(&name).is_dir() {
+        true => list(&directory.join(&name)).into_iter().map(|file| format!("{name}/{file}")).collect(),
+        false => vec![name],
+    });
+    let mut paths: Vec<String> = folders.filter(is_text).collect();
+    paths.sort();
+    let text = |path: String| (path.clone(), fs::read_to_string(directory.join(path)).unwrap());
+    paths.into_iter().map(text).collect()
 }
 
 #[test]
@@ -58,11 +84,10 @@ fn networks_have_the_published_sizes() {
     let mut failures = Failures::new("published sizes");
     for (model, expected) in PUBLISHED {
         failures.case(model, || {
-            let source = described(model);
-            let shapes = shapes(&source).map_err(|error| format!("{error:#}"))?;
             let count = |shapes: &Shapes| shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+            let shapes = described(model).shapes;
             let found: Vec<(&str, usize, usize)> =
-                shapes.iter().map(|(name, shapes)| (*name, shapes.len(), count(shapes))).collect();
+                shapes.iter().map(|(name, shapes)| (name.as_str(), shapes.len(), count(shapes))).collect();
             if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
         });
     }
@@ -71,10 +96,9 @@ fn networks_have_the_published_sizes() {
 
 #[test]
 fn schedulers_and_tokenizers_can_be_used() {
-    let [vocab, merges] = VOCABULARY.map(|file| fs::read_to_string(repository().join(file)).unwrap());
     let mut failures = Failures::new("schedulers and tokenizers");
-    for model in MODELS {
-        let source = described(model);
+    for PublishedModel { name: model, .. } in MODELS {
+        let Skeleton { model: source, files, .. } = described(model);
         failures.case(&format!("{model} scheduler"), || {
             let config =
                 source.json("scheduler", "scheduler_config.json").map_err(|error| error.to_string())?;
@@ -83,14 +107,15 @@ fn schedulers_and_tokenizers_can_be_used() {
         });
         let parts = source.components().iter().filter(|(_, part)| part.is_some());
         for (name, _) in parts.filter(|(name, _)| name.starts_with("tokenizer")) {
-            let text = |file| source.text(name, file).unwrap();
-            let (config, special) = (text("tokenizer_config.json"), text("special_tokens_map.json"));
+            let [vocab, merges, config, special] =
+                ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+                    .map(|file| files[&format!("{name}/{file}")].as_str());
             failures.case(&format!("{model} {name}"), || {
                 let files = TokenizerFiles {
-                    vocab: Some(&vocab),
-                    merges: Some(&merges),
-                    config: Some(&config),
-                    special_tokens_map: Some(&special),
+                    vocab: Some(vocab),
+                    merges: Some(merges),
+                    config: Some(config),
+                    special_tokens_map: Some(special),
                     ..TokenizerFiles::default()
                 };
                 let tokenizer = Tokenizer::new(&files).map_err(|error| error.to_string())?;
@@ -108,18 +133,32 @@ fn schedulers_and_tokenizers_can_be_used() {
 /// A whole checkpoint of a tiny model: it is written, read back, and draws with finite numbers.
 #[test]
 fn what_is_written_runs() {
-    let scratch = std::env::temp_dir().join(format!("mixbit-synth-{}", std::process::id()));
+    let scratch = Scratch::new();
     let mut failures = Failures::new("tiny models");
     for (tiny, dtype) in [("sd15", DType::F16), ("sd21", DType::F32), ("sdxl", DType::F16)] {
         failures.case(tiny, || {
-            let directory = scratch.join(tiny);
-            let source = Diffusers::open(&fixture_root().join("pipelines").join(tiny))?;
-            write(&source, &directory, 93, dtype)?;
+            let directory = scratch.path().join(tiny);
+            let skeleton = Skeleton::new(tiny, read(&fixture_root().join("pipelines").join(tiny)))?;
+            let mut told = (0, 0);
+            skeleton.write(&directory, 93, dtype, &mut |done, total| {
+                told = (done, total);
+                Ok(())
+            })?;
+            anyhow::ensure!(told.0 == told.1 && told.0 > 0, "{told:?}");
             draw(&directory)
         });
     }
-    fs::remove_dir_all(&scratch).unwrap();
     failures.finish();
+}
+
+#[test]
+fn an_error_of_the_listener_ends_the_writing() {
+    let scratch = Scratch::new();
+    let skeleton = Skeleton::new("tiny", read(&fixture_root().join("pipelines/sd15"))).unwrap();
+    let stop = &mut |_, _| Err(anyhow::anyhow!("enough"));
+    let error = skeleton.write(scratch.path(), 0, DType::F16, stop).unwrap_err();
+    assert_eq!(error.to_string(), "enough");
+    assert!(!scratch.path().join(INDEX).exists());
 }
 
 fn draw(directory: &Path) -> anyhow::Result<()> {

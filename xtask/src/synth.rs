@@ -1,0 +1,55 @@
+//! `cargo xtask synth`: checkpoints of published sizes with random weights ([`mixbit::synthetic`]).
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::builder::PossibleValuesParser;
+use mil::DType;
+use mixbit::synthetic::{MODELS, PublishedModel};
+
+/// What to write.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Which model
+    #[arg(value_parser = PossibleValuesParser::new(MODELS.iter().map(|model| model.name)))]
+    model: String,
+    /// The directory to write; made if it is not there, files of the same names are replaced
+    directory: PathBuf,
+    /// Other seeds give other weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The type of the weights
+    #[arg(long, value_enum, default_value_t = Type::F16)]
+    dtype: Type,
+}
+
+/// The types that weights are published in.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Type {
+    F16,
+    F32,
+}
+
+impl Type {
+    fn dtype(self) -> DType {
+        match self {
+            Type::F16 => DType::F16,
+            Type::F32 => DType::F32,
+        }
+    }
+}
+
+/// Writes the model that is asked for.
+///
+/// # Errors
+/// A file that can't be written, with its path.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let skeleton = PublishedModel::of_name(&arguments.model).context("the model is unknown")?.skeleton()?;
+    skeleton.write(&arguments.directory, arguments.seed, arguments.dtype.dtype(), &mut |_, _| Ok(()))?;
+    let (directory, seconds) = (arguments.directory.display(), start.elapsed().as_secs_f64());
+    let parameters = skeleton.parameters();
+    println!("{directory}: {} with {parameters} random parameters in {seconds:.1} s", arguments.model);
+    Ok(())
+}
