@@ -4,6 +4,7 @@
 mod bench_analyze;
 mod bench_convert;
 mod bench_palettize;
+mod bench_peers;
 mod check;
 mod conformance;
 mod demo_eval;
@@ -27,6 +28,8 @@ enum Task {
     BenchConvert(bench_convert::Arguments),
     /// Palettize a checkpoint's UNet by a seeded recipe, and measure time and memory
     BenchPalettize(bench_palettize::Arguments),
+    /// Run a network in mixbit, OpenVINO and PyTorch in turn, and compare times, memory and results; needs Python
+    BenchPeers(bench_peers::Arguments),
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
     Synth(synth::Arguments),
     /// Draw the demo model's held-out captions and measure colours, positions and shapes from the pixels
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::BenchAnalyze(arguments) => bench_analyze::run(&arguments),
         Task::BenchConvert(arguments) => bench_convert::run(&arguments),
         Task::BenchPalettize(arguments) => bench_palettize::run(&arguments),
+        Task::BenchPeers(arguments) => bench_peers::run(&arguments),
         Task::Synth(arguments) => synth::run(&arguments),
         Task::DemoEval(arguments) => demo_eval::run(&arguments),
     };
