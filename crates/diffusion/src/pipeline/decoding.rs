@@ -77,10 +77,7 @@ impl<'m> Decoding<'m> {
         request: &Request,
     ) -> Result<Self, PipelineError> {
         let decoder = &model.decoder;
-        let precision = match request.precision {
-            Precision::F16 if decoder.force_upcast => Precision::F32,
-            precision => precision.around(),
-        };
+        let precision = precision(model, request);
         let size = graph_options(model, request, precision);
         let whole = Stage::new(&decoder.network, backend, &size, request, precision)?;
         let planned = whole.arena_bytes();
@@ -151,6 +148,14 @@ impl<'m> Decoding<'m> {
             Decoding::Tiled(tiled) => (tiled.front.as_mut(), &mut tiled.tile),
         };
         front.into_iter().chain([last])
+    }
+}
+
+/// What the decoder is computed in.
+pub(super) fn precision(model: &DiffusionModel, request: &Request) -> Precision {
+    match request.precision {
+        Precision::F16 if model.decoder.force_upcast => Precision::F32,
+        precision => precision.around(),
     }
 }
 

@@ -452,7 +452,8 @@ impl Precision {
         }
     }
 
-    fn arithmetic(self) -> Arithmetic {
+    /// How the engine computes it.
+    pub fn arithmetic(self) -> Arithmetic {
         match self {
             Precision::F32 => Arithmetic::Wide,
             Precision::Bf16 => Arithmetic::Bf16,

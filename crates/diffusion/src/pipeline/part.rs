@@ -1,11 +1,12 @@
 //! The networks of a pipeline by themselves, to measure them.
 
 use engine::{Backend, Tensor, Timing, TracedStep};
+use mil::Function;
 
 use super::conditioning::{self, has_guidance, prompts};
-use super::decoding::Decoding;
+use super::decoding::{self, Decoding};
 use super::stage::Stage;
-use super::{PipelineError, Request, graph_options, tensor};
+use super::{PipelineError, Precision, Request, graph_options, tensor};
 use crate::arch::GraphOptions;
 use crate::model::DiffusionModel;
 use crate::random::NoiseSource;
@@ -28,6 +29,8 @@ pub struct Part<'m> {
     pub role: Role,
     /// The folder that it comes from.
     pub component: &'m str,
+    /// What it is computed in.
+    pub precision: Precision,
     work: Work<'m>,
 }
 
@@ -66,8 +69,9 @@ impl<'m> Part<'m> {
             let latents = normals(noise, shape.iter().product());
             let decoding = Decoding::new(model, backend, request)?;
             let component = model.decoder.network.component();
+            let precision = decoding::precision(model, request);
             let work = Work::Decoder { decoding, shape, latents };
-            parts.push(Part { role: Role::Decoder, component, work });
+            parts.push(Part { role: Role::Decoder, component, precision, work });
         }
         Ok(parts)
     }
@@ -90,7 +94,7 @@ impl<'m> Part<'m> {
             inputs: vec![("input_ids".to_string(), ids)],
             evaluations: prompts(model, request),
         };
-        Ok(Part { role: Role::Text, component: encoder.network.component(), work })
+        Ok(Part { role: Role::Text, component: encoder.network.component(), precision, work })
     }
 
     fn unet(
@@ -116,7 +120,7 @@ impl<'m> Part<'m> {
         });
         let inputs = inputs.collect::<Result<_, PipelineError>>()?;
         let work = Work::Network { stage: Box::new(stage), inputs, evaluations };
-        Ok(Part { role: Role::Unet, component: network.component(), work })
+        Ok(Part { role: Role::Unet, component: network.component(), precision: request.precision, work })
     }
 
     /// Compiles the network, unless it is.
@@ -151,6 +155,15 @@ impl<'m> Part<'m> {
         match &mut self.work {
             Work::Network { stage, .. } => stage.release(),
             Work::Decoder { decoding, .. } => decoding.release(),
+        }
+    }
+
+    /// The graph that is run; of a decoder in tiles, none.
+    pub fn graph(&self) -> Option<&Function> {
+        match &self.work {
+            Work::Network { stage, .. } => Some(stage.graph()),
+            Work::Decoder { decoding: Decoding::Whole(stage), .. } => Some(stage.graph()),
+            Work::Decoder { .. } => None,
         }
     }
 

@@ -45,12 +45,7 @@ impl<'m> Stage<'m> {
         Ok(Self::of_graph(network, backend, graph, options))
     }
 
-    fn of_graph(
-        network: &'m Network,
-        backend: &'m dyn Backend,
-        graph: Function,
-        options: Options,
-    ) -> Self {
+    fn of_graph(network: &'m Network, backend: &'m dyn Backend, graph: Function, options: Options) -> Self {
         let (spent, trace) = (Vec::new(), Vec::new());
         Stage { network, backend, graph, options, model: None, is_at_rest: true, spent, trace }
     }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod analyze;
+mod bench;
 mod compare;
 mod convert;
 mod diff;
@@ -40,6 +41,8 @@ enum Command {
     Analyze(Box<analyze::Arguments>),
     /// Draw the same images with several models or recipes, beside each other
     Compare(Box<compare::Arguments>),
+    /// Measure how fast a model runs on this machine
+    Bench(Box<bench::Arguments>),
     /// Convert a model to Core ML packages
     Convert(Box<convert::Arguments>),
     /// Store a model's weights in fewer bits, as Core ML packages
@@ -98,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Analyze(arguments) => analyze::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Palettize(arguments) => palettize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

@@ -9,6 +9,7 @@ use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
 use crate::analyze::{EFFORTS, METHODS, Method};
 use crate::package::{DEPLOYMENT_TARGETS, PARTS};
+use crate::synthetic::MODELS;
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
@@ -81,6 +82,16 @@ pub(super) fn precisions() -> PossibleValuesParser {
 /// The precision of a name that [`precisions`] knows.
 pub(super) fn precision(name: &str) -> Precision {
     Precision::ALL.into_iter().find(|known| known.name() == name).unwrap_or_else(Precision::fastest)
+}
+
+/// Every published model that random weights can be made for.
+pub(super) fn published_models() -> PossibleValuesParser {
+    MODELS.iter().map(|model| PossibleValue::new(model.name)).collect::<Vec<_>>().into()
+}
+
+/// The parts of a model that can be measured.
+pub(super) fn benched_parts() -> PossibleValuesParser {
+    super::bench::PARTS.map(|(name, _)| PossibleValue::new(name)).to_vec().into()
 }
 
 /// Every timestep spacing.

@@ -1,0 +1,179 @@
+//! Timing the parts of a model.
+
+use std::time::{Duration, Instant};
+
+use diffusion::arch::AttentionImplementation;
+use diffusion::pipeline::{Part, PipelineError, Precision, Role};
+use engine::{Cpu, Timing, TracedStep};
+
+use super::super::progress::Progress;
+
+/// What a part took.
+pub(super) struct Measured {
+    pub(super) role: Role,
+    pub(super) component: String,
+    pub(super) precision: Precision,
+    /// Evaluations of the network in a run.
+    pub(super) evaluations: usize,
+    /// How attention is written; unknown of what is run in tiles.
+    pub(super) attention: Option<AttentionImplementation>,
+    /// Compiling.
+    pub(super) prepare: Duration,
+    /// The first run, which reads the weights from their files and takes memory.
+    pub(super) first: Duration,
+    /// The runs after it, in order.
+    pub(super) runs: Vec<Duration>,
+    /// Where the time of these went.
+    pub(super) profile: Vec<Timing>,
+    /// The steps of the last evaluation.
+    pub(super) trace: Vec<Vec<TracedStep>>,
+}
+
+/// Prepares a part, runs it once and then `runs` times, and gives its memory back.
+pub(super) fn measure(mut part: Part, runs: usize, progress: &Progress) -> Result<Measured, PipelineError> {
+    let mut counter = progress.count(part.component.to_string(), runs + 1);
+    let prepare = timed(|| part.load())?;
+    let first = timed(|| part.run())?;
+    counter.advance(1);
+    let before = part.profile();
+    let mut times = Vec::with_capacity(runs);
+    for done in 0..runs {
+        times.push(timed(|| part.run())?);
+        counter.advance(done + 2);
+    }
+    let measured = Measured {
+        role: part.role,
+        component: part.component.to_string(),
+        precision: part.precision,
+        evaluations: part.evaluations(),
+        attention: part.graph().map(attention),
+        prepare,
+        first,
+        runs: times,
+        profile: difference(part.profile(), &before),
+        trace: part.trace(),
+    };
+    part.release();
+    Ok(measured)
+}
+
+fn timed(work: impl FnOnce() -> Result<(), PipelineError>) -> Result<Duration, PipelineError> {
+    let begin = Instant::now();
+    work()?;
+    Ok(begin.elapsed())
+}
+
+/// How attention is written in a graph: einsums are the split form's alone.
+fn attention(graph: &mil::Function) -> AttentionImplementation {
+    match graph.ops().iter().any(|op| graph.view(op).kind() == "einsum") {
+        true => AttentionImplementation::SplitEinsum,
+        false => AttentionImplementation::Original,
+    }
+}
+
+/// Timings without those of the runs before, the longest first.
+fn difference(all: Vec<Timing>, before: &[Timing]) -> Vec<Timing> {
+    let without = |timing: Timing| match before.iter().find(|before| before.kind == timing.kind) {
+        Some(before) => Timing {
+            time: timing.time.saturating_sub(before.time),
+            multiply_adds: timing.multiply_adds.saturating_sub(before.multiply_adds),
+            ..timing
+        },
+        None => timing,
+    };
+    let mut rest: Vec<Timing> = all.into_iter().map(without).collect();
+    rest.sort_by_key(|timing| std::cmp::Reverse(timing.time));
+    rest
+}
+
+impl Measured {
+    /// The times in seconds, sorted.
+    fn sorted(&self) -> Vec<f64> {
+        let mut seconds: Vec<f64> = self.runs.iter().map(Duration::as_secs_f64).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds
+    }
+
+    /// The median time of a run in seconds.
+    pub(super) fn median(&self) -> f64 {
+        median(&self.sorted())
+    }
+
+    /// The shortest and the longest time in seconds.
+    pub(super) fn extremes(&self) -> [f64; 2] {
+        let sorted = self.sorted();
+        [sorted.first(), sorted.last()].map(|seconds| seconds.copied().unwrap_or_default())
+    }
+
+    /// Operations of one run: a multiplication and an addition are two.
+    pub(super) fn operations(&self) -> f64 {
+        let all: u64 = self.profile.iter().map(|timing| timing.multiply_adds).sum();
+        2.0 * all as f64 / self.runs.len().max(1) as f64
+    }
+
+    /// Operations per second.
+    pub(super) fn rate(&self) -> f64 {
+        self.operations() / self.median().max(1e-9)
+    }
+}
+
+/// The middle of sorted numbers, or the mean of the two in the middle; 0 of none.
+fn median(sorted: &[f64]) -> f64 {
+    match sorted.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => sorted[count / 2],
+        count => (sorted[count / 2 - 1] + sorted[count / 2]) / 2.0,
+    }
+}
+
+/// The machine's peaks.
+pub(super) struct Peaks(Vec<(Precision, Option<f64>)>);
+
+impl Peaks {
+    /// Measures the peak for each of some precisions.
+    pub(super) fn measure(backend: &Cpu, precisions: impl Iterator<Item = Precision>) -> Self {
+        let mut peaks: Vec<(Precision, Option<f64>)> = Vec::new();
+        for precision in precisions {
+            if peaks.iter().all(|(known, _)| *known != precision) {
+                peaks.push((precision, backend.peak(precision.arithmetic())));
+            }
+        }
+        Peaks(peaks)
+    }
+
+    /// Operations per second at most.
+    pub(super) fn of(&self, precision: Precision) -> Option<f64> {
+        self.0.iter().find(|(known, _)| *known == precision).and_then(|(_, peak)| *peak)
+    }
+
+    /// Each precision with its peak.
+    pub(super) fn all(&self) -> &[(Precision, Option<f64>)] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        for (sorted, expected) in [(&[][..], 0.0), (&[3.0], 3.0), (&[1.0, 2.0], 1.5), (&[1.0, 2.0, 9.0], 2.0)]
+        {
+            assert_eq!(median(sorted), expected, "{sorted:?}");
+        }
+    }
+
+    #[test]
+    fn a_profile_is_without_the_first_run() {
+        let timing = |kind: &str, millis, multiply_adds| Timing {
+            kind: kind.to_string(),
+            steps: 2,
+            time: Duration::from_millis(millis),
+            multiply_adds,
+        };
+        let all = vec![timing("conv", 100, 30), timing("add", 50, 0)];
+        let rest = difference(all, &[timing("conv", 80, 10), timing("add", 10, 0)]);
+        assert_eq!(rest, [timing("add", 40, 0), timing("conv", 20, 20)]);
+    }
+}

@@ -1,0 +1,191 @@
+//! `mixbit bench`.
+
+mod measure;
+mod report;
+mod synthetic;
+mod trace;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use clap::Args;
+use compress::Width;
+use diffusion::model::DiffusionModel;
+use diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, Start, Text};
+use diffusion::random::random_source;
+use engine::Cpu;
+
+use super::progress::Progress;
+use super::{interrupt, memory, print_line, values};
+use crate::model::load;
+use measure::{Measured, Peaks, measure};
+use report::Report;
+
+/// What is drawn where only the time counts. Prompts of any length take the same.
+const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
+
+/// The seed of noise.
+const SEED: u64 = 93;
+
+/// The parts of a model by the names on the command line, in the order of work.
+pub(super) const PARTS: [(&str, Role); 3] =
+    [("text", Role::Text), ("unet", Role::Unet), ("vae", Role::Decoder)];
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  mixbit bench
+  mixbit bench --synthetic sd15 --runs 3 --profile
+  mixbit bench --synthetic sdxl-base --nbits 6 --size 768x768 --only unet
+  mixbit bench --model DIR --steps 25 --json")]
+pub(super) struct Arguments {
+    /// A model: a directory in the diffusers layout, or one of Core ML packages; without it, the demo
+    /// model in the binary
+    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    model: Option<PathBuf>,
+    /// In place of --model, a published model with random weights, which are written once: 2 to 7 GB
+    #[arg(long, value_name = "NAME", value_parser = values::published_models(), help_heading = "Model")]
+    synthetic: Option<String>,
+    /// The directory that random weights are written to and found in again [default: mixbit-bench in the
+    /// system's temporary directory]
+    #[arg(long, value_name = "DIR", requires = "synthetic", help_heading = "Model")]
+    cache: Option<PathBuf>,
+    /// Palettes of this many bits for the random weights, as `mixbit palettize` makes them
+    #[arg(long, value_name = "N", value_parser = values::width, requires = "synthetic", help_heading = "Model")]
+    nbits: Option<Width>,
+    /// What the model is computed in
+    #[arg(long, value_parser = values::precisions(), default_value = values::AUTO, help_heading = "Model")]
+    precision: String,
+    /// Threads to compute with [default: one for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    threads: Option<u16>,
+
+    /// Width and height in pixels, multiples of 8 [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
+    size: Option<[usize; 2]>,
+    /// How often each part is run and timed, after one run that is timed by itself
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Measuring")]
+    runs: u32,
+    /// Draw an image in N steps for the end-to-end time [default: computed from the parts, for the model's
+    /// own number of steps]
+    #[arg(long, value_name = "N", conflicts_with = "only", help_heading = "Measuring")]
+    steps: Option<usize>,
+    /// Only these parts, such as unet,vae
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::benched_parts(), help_heading = "Measuring")]
+    only: Vec<String>,
+
+    /// Also print where the time went, by kind of op
+    #[arg(long, help_heading = "Output")]
+    profile: bool,
+    /// Write the steps of each part's last run as a trace for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    trace: Option<PathBuf>,
+    /// Print only results
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+    /// Print one JSON object; docs/command-line.md lists its fields
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let stop = interrupt::flag()?;
+    let progress = Progress::new(arguments.quiet);
+    let path = match &arguments.synthetic {
+        Some(name) => {
+            let cache = synthetic::Cache::new(arguments.cache.as_deref(), &stop, &progress);
+            Some(cache.model(name, arguments.nbits)?)
+        }
+        None => arguments.model.clone(),
+    };
+    let begin = Instant::now();
+    let (model, name) = load(path.as_deref(), None)?;
+    let load_time = begin.elapsed();
+    let request = request(arguments, &model, stop);
+    let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    let mut noise = random_source("torch")?.seeded(SEED)?;
+    let parts = Part::of(&model, &backend, &request, &arguments.roles(), &mut *noise)?;
+    let peaks = {
+        let _waiting = progress.wait("measuring the machine's peak");
+        Peaks::measure(&backend, parts.iter().map(|part| part.precision))
+    };
+    let runs = arguments.runs as usize;
+    let measured = parts.into_iter().map(|part| measure(part, runs, &progress));
+    let parts = measured.collect::<Result<Vec<Measured>, PipelineError>>().map_err(explained)?;
+    if let Some(file) = &arguments.trace {
+        trace::write(file, &parts)?;
+    }
+    let drawn = match arguments.steps {
+        Some(_) => Some(draw(&model, &backend, &request, load_time, &progress)?),
+        None => None,
+    };
+    let evaluations = request.scheduler.build(request.steps)?.timesteps().len();
+    let report = Report {
+        name: match arguments.synthetic {
+            Some(_) => format!("{name}, random weights"),
+            None => name,
+        },
+        request: &request,
+        threads: backend.threads(),
+        load: load_time,
+        evaluations,
+        parts: &parts,
+        peaks: &peaks,
+        drawn,
+        memory: memory::peak(),
+    };
+    match arguments.json {
+        true => print_line(format_args!("{:#}", report.json())),
+        false => print_line(report.tables(arguments.profile)),
+    }
+}
+
+fn request(arguments: &Arguments, model: &DiffusionModel, stop: Arc<AtomicBool>) -> Request {
+    let request = Request::new(model, Text::new(PROMPT));
+    Request {
+        size: arguments.size.unwrap_or(request.size),
+        steps: arguments.steps.unwrap_or(request.steps),
+        precision: values::precision(&arguments.precision),
+        stop: Some(stop),
+        ..request
+    }
+}
+
+/// The time that an image takes, from opening the model to its pixels.
+fn draw(
+    model: &DiffusionModel,
+    backend: &Cpu,
+    request: &Request,
+    load: Duration,
+    progress: &Progress,
+) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    let mut noise = random_source("torch")?.seeded(SEED)?;
+    let mut pipeline = Pipeline::new(model, backend, request.clone()).map_err(explained)?;
+    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
+    let mut counter = progress.count("drawing".to_string(), run.total());
+    while pipeline.step(&mut run, &mut *noise).map_err(explained)? {
+        counter.advance(run.done());
+    }
+    pipeline.release_unet();
+    pipeline.decode(run.latents()).map_err(explained)?;
+    Ok(load + begin.elapsed())
+}
+
+/// What an interruption means here.
+fn explained(error: PipelineError) -> anyhow::Error {
+    match error {
+        PipelineError::Stopped => anyhow!("stopped; nothing is reported"),
+        error => error.into(),
+    }
+}
+
+impl Arguments {
+    /// The parts that are asked for.
+    fn roles(&self) -> Vec<Role> {
+        let is_asked = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
+        PARTS.iter().filter(|(name, _)| is_asked(name)).map(|(_, role)| *role).collect()
+    }
+}

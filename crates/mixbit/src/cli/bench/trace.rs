@@ -1,0 +1,49 @@
+//! The steps of a run as a trace in Chrome's trace event format: an array of complete events.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::measure::Measured;
+
+/// Writes the parts one after another: each is a thread of one process.
+///
+/// # Errors
+/// If the file can't be written.
+pub(super) fn write(path: &Path, parts: &[Measured]) -> anyhow::Result<()> {
+    let events = serde_json::to_vec(&events(parts))?;
+    Ok(formats::write_atomically(path, |file| std::io::Write::write_all(file, &events))?)
+}
+
+fn events(parts: &[Measured]) -> Vec<Value> {
+    let mut events = Vec::new();
+    let mut start = Duration::ZERO;
+    for (thread, part) in parts.iter().enumerate() {
+        for stage in &part.trace {
+            for step in stage {
+                let seconds = step.duration.as_secs_f64().max(1e-9);
+                events.push(json!({
+                    "ph": "X",
+                    "name": step.label,
+                    "cat": step.kind,
+                    "pid": 1,
+                    "tid": thread + 1,
+                    "ts": microseconds(start + step.start),
+                    "dur": microseconds(step.duration),
+                    "args": {
+                        "network": part.component,
+                        "multiply_adds": step.multiply_adds,
+                        "gflops": 2.0 * step.multiply_adds as f64 / seconds / 1e9,
+                    },
+                }));
+            }
+            start += stage.last().map(|step| step.start + step.duration).unwrap_or_default();
+        }
+    }
+    events
+}
+
+fn microseconds(duration: Duration) -> f64 {
+    duration.as_nanos() as f64 / 1e3
+}
