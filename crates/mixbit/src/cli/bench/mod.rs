@@ -93,6 +93,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
+    // Known now, not when all is measured.
+    if let Some(file) = &arguments.trace {
+        trace::check(file)?;
+    }
     let path = match &arguments.synthetic {
         Some(name) => {
             let cache = synthetic::Cache::new(arguments.cache.as_deref(), &stop, &progress);

@@ -3,9 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::measure::Measured;
+
+/// Refuses a file in a directory that is not there.
+pub(super) fn check(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => bail!("{} is no directory to write a trace to", folder.display()),
+        _ if path.is_dir() => bail!("{} is a directory: name a file for the trace", path.display()),
+        _ => Ok(()),
+    }
+}
 
 /// Writes the parts one after another: each is a thread of one process.
 ///
