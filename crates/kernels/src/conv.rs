@@ -300,37 +300,66 @@ impl ByDepth for Windows<'_> {
     }
 
     fn read(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, rows: &mut [f32]) {
-        let [in_rows, in_cols] = self.in_size;
-        let plane = in_rows * in_cols;
-        let window = self.kernel[0] * self.kernel[1];
         // Lanes may run over several output rows.
         let mut lane = lanes.start;
         while lane < lanes.end {
             let (out_y, out_x) = (lane / self.out_size[1], lane % self.out_size[1]);
             let count = (self.out_size[1] - out_x).min(lanes.end - lane);
             let offset = lane - lanes.start;
-            let (mut channel, mut ky, mut kx) =
-                (depth.start / window, depth.start % window / self.kernel[1], depth.start % self.kernel[1]);
-            for row in rows.chunks_exact_mut(width).take(depth.len()) {
-                let out = &mut row[offset..offset + count];
-                let y = (out_y * self.stride[0] + ky * self.dilation[0]).wrapping_sub(self.origin[0]);
-                if y < in_rows {
-                    let row = &self.input[channel * plane + y * in_cols..][..in_cols];
-                    self.copy_row(row, kx, out_x..out_x + count, out);
-                } else {
-                    out.fill(0.0);
-                }
-                kx += 1;
-                if kx == self.kernel[1] {
-                    kx = 0;
-                    ky += 1;
-                    if ky == self.kernel[0] {
-                        ky = 0;
-                        channel += 1;
-                    }
-                }
+            let columns = out_x..out_x + count;
+            match count {
+                32 => self.read_row::<32>(out_y, columns, depth.clone(), rows, width, offset),
+                16 => self.read_row::<16>(out_y, columns, depth.clone(), rows, width, offset),
+                8 => self.read_row::<8>(out_y, columns, depth.clone(), rows, width, offset),
+                _ => self.read_row::<0>(out_y, columns, depth.clone(), rows, width, offset),
             }
             lane += count;
+        }
+    }
+}
+
+impl Windows<'_> {
+    /// Writes the windows of some columns of one output row, from lane `offset` of each of the rows on. `N` is how many
+    /// columns that are, or 0 if the compiler is not to know.
+    #[inline(always)]
+    fn read_row<const N: usize>(
+        &self,
+        out_y: usize,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        rows: &mut [f32],
+        width: usize,
+        offset: usize,
+    ) {
+        let [in_rows, in_cols] = self.in_size;
+        let plane = in_rows * in_cols;
+        let window = self.kernel[0] * self.kernel[1];
+        let (mut channel, mut ky, mut kx) =
+            (depth.start / window, depth.start % window / self.kernel[1], depth.start % self.kernel[1]);
+        for row in rows.chunks_exact_mut(width).take(depth.len()) {
+            let out = &mut row[offset..offset + columns.len()];
+            let y = (out_y * self.stride[0] + ky * self.dilation[0]).wrapping_sub(self.origin[0]);
+            if y < in_rows {
+                let row = &self.input[channel * plane + y * in_cols..][..in_cols];
+                // Wraps around where the first column is in the padding, and then lies beyond the row.
+                let first = (columns.start + kx * self.dilation[1]).wrapping_sub(self.origin[1]);
+                let inside = if N > 0 && self.stride[1] == 1 { row.get(first..) } else { None };
+                match (inside.and_then(|row| row.first_chunk::<N>()), out.first_chunk_mut::<N>()) {
+                    (Some(inside), Some(out)) if N > 0 => *out = *inside,
+                    _ => self.copy_row(row, kx, columns.clone(), out),
+                }
+            } else {
+                out.fill(0.0);
+            }
+            kx += 1;
+            if kx == self.kernel[1] {
+                kx = 0;
+                ky += 1;
+                if ky == self.kernel[0] {
+                    ky = 0;
+                    channel += 1;
+                }
+            }
         }
     }
 }
