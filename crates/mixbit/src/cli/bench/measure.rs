@@ -126,19 +126,19 @@ fn median(sorted: &[f64]) -> f64 {
     }
 }
 
-/// The machine's peaks.
+/// The machine's peaks: of some measurements the best, for what else runs on a machine comes and goes.
+#[derive(Default)]
 pub(super) struct Peaks(Vec<(Precision, Option<f64>)>);
 
 impl Peaks {
-    /// Measures the peak for each of some precisions.
-    pub(super) fn measure(backend: &Cpu, precisions: impl Iterator<Item = Precision>) -> Self {
-        let mut peaks: Vec<(Precision, Option<f64>)> = Vec::new();
-        for precision in precisions {
-            if peaks.iter().all(|(known, _)| *known != precision) {
-                peaks.push((precision, backend.peak(precision.arithmetic())));
-            }
+    /// Measures the peak for a precision, once more if it is known.
+    pub(super) fn measure(&mut self, backend: &Cpu, precision: Precision) {
+        let peak = backend.peak(precision.arithmetic());
+        match self.0.iter_mut().find(|(known, _)| *known == precision) {
+            // Nothing is less than something.
+            Some((_, best)) => *best = if peak > *best { peak } else { *best },
+            None => self.0.push((precision, peak)),
         }
-        Peaks(peaks)
     }
 
     /// Operations per second at most.

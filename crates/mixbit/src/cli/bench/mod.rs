@@ -111,12 +111,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let backend = Cpu::new(arguments.threads.map(usize::from))?;
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let parts = Part::of(&model, &backend, &request, &arguments.roles(), &mut *noise)?;
-    let peaks = {
-        let _waiting = progress.wait("measuring the machine's peak");
-        Peaks::measure(&backend, parts.iter().map(|part| part.precision))
-    };
-    let runs = arguments.runs as usize;
-    let measured = parts.into_iter().map(|part| measure(part, runs, &progress));
+    let mut peaks = Peaks::default();
+    let measured = parts.into_iter().map(|part| {
+        peaks.measure(&backend, part.precision);
+        measure(part, arguments.runs as usize, &progress)
+    });
     let parts = measured.collect::<Result<Vec<Measured>, PipelineError>>().map_err(explained)?;
     if let Some(file) = &arguments.trace {
         trace::write(file, &parts)?;
