@@ -2,9 +2,17 @@
 
 use std::fs;
 use std::process::{Command, Output};
+#[cfg(unix)]
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::Stdio,
+};
 
+use diffusion::pipeline::{Part, Request, Role, Text, Tiling};
+use diffusion::random::random_source;
+use engine::Cpu;
 use serde_json::Value;
-use testkit::Scratch;
+use testkit::{Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -122,6 +130,72 @@ fn a_trace_has_an_event_for_each_step() -> Result<(), Error> {
         assert!(number(event, "ts") > end - 1e-6, "{event}");
         end = number(event, "ts") + number(event, "dur");
     }
+    Ok(())
+}
+
+/// Models with one and with two text encoders, and with the second alone.
+#[test]
+fn other_models_are_measured() -> Result<(), Error> {
+    let pipelines = fixture_root().join("pipelines");
+    for (model, parts) in [("sd15", 3), ("sd21", 3), ("sdxl", 4), ("refiner", 3)] {
+        let path = pipelines.join(model);
+        let path = path.to_str().ok_or("the path is not UTF-8")?;
+        let report = measured(&["--model", path, "--runs", "1"])?;
+        assert_eq!(report["parts"].as_array().map(Vec::len), Some(parts), "{model}");
+        assert!(number(&report, "end_to_end_seconds") > 0.0, "{model}");
+    }
+    Ok(())
+}
+
+/// A decoder in tiles is two stages: the whole plane up to the cut, and tiles.
+#[test]
+fn a_decoder_in_tiles_is_measured_whole() -> Result<(), Error> {
+    let (model, _) = mixbit::model::load(None, None)?;
+    let backend = Cpu::new(Some(2))?;
+    let mut noise = random_source("torch")?.seeded(0)?;
+    let mut counts = Vec::new();
+    for tiling in [Tiling::Never, Tiling::Always] {
+        let request = Request { size: [520, 512], tiling, ..Request::new(&model, Text::new("a")) };
+        let mut parts = Part::of(&model, &backend, &request, &[Role::Decoder], &mut *noise)?;
+        let part = &mut parts[0];
+        for _ in 0..2 {
+            part.run()?;
+        }
+        let multiply_adds: u64 = part.profile().iter().map(|timing| timing.multiply_adds).sum();
+        counts.push((part.trace().len(), multiply_adds));
+        part.release();
+        // What was measured stays.
+        assert_eq!(part.profile().iter().map(|timing| timing.multiply_adds).sum::<u64>(), multiply_adds);
+        assert_eq!(part.trace().len(), counts[counts.len() - 1].0);
+        assert!(part.trace().iter().all(|stage| !stage.is_empty()));
+    }
+    let [(whole_stages, whole), (tiled_stages, tiled)] = counts[..] else { return Err("not two".into()) };
+    assert_eq!((whole_stages, tiled_stages), (1, 2));
+    // Two tiles share a margin, and nothing is counted twice beside it.
+    assert!(whole < tiled && tiled < 2 * whole, "{whole} {tiled}");
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interruption_ends_it() -> Result<(), Error> {
+    let arguments = ["bench", "--runs", "10000", "--only", "unet", "--threads", "1"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mixbit"));
+    let mut child = command
+        .args(arguments)
+        .env_remove("MIXBIT_MODEL")
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut stderr = BufReader::new(child.stderr.take().ok_or("no standard error")?);
+    let mut text = String::new();
+    stderr.read_line(&mut text)?;
+    assert!(text.starts_with("unet: 1/10001"), "{text}");
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    stderr.read_to_string(&mut text)?;
+    let output = child.wait_with_output()?;
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: stopped") && output.stdout.is_empty(), "{text}");
     Ok(())
 }
 

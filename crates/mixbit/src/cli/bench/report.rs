@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diffusion::arch::AttentionImplementation;
-use diffusion::pipeline::{Request, Role};
+use diffusion::pipeline::{Precision, Request, Role};
 use engine::Timing;
 use serde_json::{Value, json};
 
@@ -96,7 +96,10 @@ impl Report<'_> {
                 .unwrap_or_default()
         );
         let peaks = self.peaks.all().iter().map(|(precision, peak)| match peak {
-            Some(peak) => format!("{} {:.0} GFLOP/s", precision.name(), peak / 1e9),
+            Some(peak) => {
+                let unit = if *precision == Precision::Int8 { "Gop/s" } else { "GFLOP/s" };
+                format!("{} {:.0} {unit}", precision.name(), peak / 1e9)
+            }
             None => format!("{} none, for the CPU has no instruction for it", precision.name()),
         });
         text += &format!("measured peak of the CPU: {}", peaks.collect::<Vec<_>>().join(", "));
