@@ -46,8 +46,8 @@ impl Cpu {
     }
 
     /// The rate of multiply-adds in registers on all threads, in operations per second: measured, in about a quarter of a
-    /// second. A multiplication and an addition are two operations. `None` where the CPU has no instruction for it, and
-    /// products are computed in other ways.
+    /// second. A multiplication and an addition are two operations. `None` where the CPU has no instruction for it, or
+    /// [`kernels::peak`] does not know it.
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         let precision = match arithmetic {
             Arithmetic::Wide | Arithmetic::Declared => Precision::F32,

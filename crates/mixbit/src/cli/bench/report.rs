@@ -100,7 +100,7 @@ impl Report<'_> {
                 let unit = if *precision == Precision::Int8 { "Gop/s" } else { "GFLOP/s" };
                 format!("{} {:.0} {unit}", precision.name(), peak / 1e9)
             }
-            None => format!("{} none, for the CPU has no instruction for it", precision.name()),
+            None => format!("{} not known", precision.name()),
         });
         text += &format!("measured peak of the CPU: {}", peaks.collect::<Vec<_>>().join(", "));
         if profile {
