@@ -710,7 +710,7 @@ mod tests {
     fn vectors_are_read_back_from_numpy_files() -> Result<(), Box<dyn std::error::Error>> {
         for count in [0, 3, 1000] {
             let values: Vec<f32> = (0..count).map(|index| index as f32 - 0.5).collect();
-            let read = formats::npy::parse_npy("values", npy(&values).into())?;
+            let read = formats::npy::parse_npy("values", mil::Bytes::new(npy(&values)))?;
             assert_eq!(read.ty().shape, [count]);
             assert_eq!(floats(&read.read()?), values);
         }
