@@ -3,6 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::arch;
 use crate::source::Runs;
 
 /// Blocks of elements that have something in common: rectangles of rows of `columns` elements, numbered row-major.
@@ -128,6 +129,8 @@ impl<'a> Encoded<'a> {
     #[inline(always)]
     fn look_up(&self, block: usize, element: usize, out: &mut [f32]) {
         let table = &self.tables[block << self.bits..][..1 << self.bits];
+        let done = arch::look_up(table, self.bits, self.codes, element, out);
+        let (element, out) = (element + done, &mut out[done..]);
         // Each width by itself, so that its shifts and masks are constants.
         macro_rules! widths {
             ($($bits:literal)*) => {
@@ -197,8 +200,8 @@ fn look_up<const BITS: usize, const ENTRIES: usize>(
 
 /// The eight bytes from `start` on, with zeros after the end.
 #[inline(always)]
-fn read(bytes: &[u8], start: usize) -> u64 {
-    let bytes = &bytes[start..];
+pub(crate) fn read(bytes: &[u8], start: usize) -> u64 {
+    let bytes = bytes.get(start..).unwrap_or_default();
     match bytes.first_chunk::<8>() {
         Some(word) => u64::from_le_bytes(*word),
         None => {

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use rten_simd::isa::Avx512Isa;
 
+use crate::encoded::read;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
 
@@ -221,4 +222,64 @@ pub(crate) fn transpose_blocks(
         }
     }
     blocks * 16
+}
+
+/// Looks up codes of `bits` bits from number `element` of a stream on, sixteen at a time, and says how many that were.
+/// `table` has an entry for every code.
+pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, out: &mut [f32]) -> usize {
+    /// # Safety
+    /// The CPU has the features, `table` has `1 << bits` entries, and there are as many codes as `out` asks for.
+    #[target_feature(enable = "avx512f,bmi2")]
+    unsafe fn groups<const BITS: usize>(table: &[f32], codes: &[u8], element: usize, out: &mut [[f32; 16]]) {
+        let spread = 0x0101_0101_0101_0101 * ((1 << BITS) - 1) as u64;
+        let part = |index: usize| {
+            let mut entries = [0.0; 16];
+            let rest = table.get(16 * index..).unwrap_or_default();
+            let count = rest.len().min(16);
+            entries[..count].copy_from_slice(&rest[..count]);
+            // SAFETY: sixteen entries.
+            unsafe { _mm512_loadu_ps(entries.as_ptr()) }
+        };
+        let parts = [part(0), part(1), part(2), part(3)];
+        let (mut byte, shift) = (element * BITS / 8, element * BITS % 8);
+        for group in out {
+            // Eight codes are as many bytes as a code has bits.
+            let low = _pdep_u64(read(codes, byte) >> shift, spread);
+            let high = _pdep_u64(read(codes, byte + BITS) >> shift, spread);
+            let indices = _mm512_cvtepu8_epi32(_mm_set_epi64x(high as i64, low as i64));
+            let values = match BITS {
+                ..=4 => _mm512_permutexvar_ps(indices, parts[0]),
+                6 => {
+                    let first = _mm512_permutex2var_ps(parts[0], indices, parts[1]);
+                    let second = _mm512_permutex2var_ps(parts[2], indices, parts[3]);
+                    let is_second = _mm512_test_epi32_mask(indices, _mm512_set1_epi32(32));
+                    _mm512_mask_blend_ps(is_second, first, second)
+                }
+                // SAFETY: indices are below the table's length.
+                _ => unsafe { _mm512_i32gather_ps::<4>(indices, table.as_ptr()) },
+            };
+            // SAFETY: sixteen elements.
+            unsafe { _mm512_storeu_ps(group.as_mut_ptr(), values) };
+            byte += 2 * BITS;
+        }
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() || !is_x86_feature_detected!("bmi2") {
+        return 0;
+    }
+    let (groups_of, _) = out.as_chunks_mut::<16>();
+    let done = 16 * groups_of.len();
+    assert!(table.len() >= 1 << bits);
+    // SAFETY: the CPU has the features, and the table is long enough; codes beyond their end are read as zeros.
+    unsafe {
+        match bits {
+            1 => groups::<1>(table, codes, element, groups_of),
+            2 => groups::<2>(table, codes, element, groups_of),
+            3 => groups::<3>(table, codes, element, groups_of),
+            4 => groups::<4>(table, codes, element, groups_of),
+            6 => groups::<6>(table, codes, element, groups_of),
+            8 => groups::<8>(table, codes, element, groups_of),
+            _ => return 0,
+        }
+    }
+    done
 }
