@@ -2,23 +2,42 @@
 //!
 //! Work is cut into tasks by sizes alone, never by the number of threads, or in ways that leave each output
 //! element's arithmetic unchanged. The same input therefore gives the same bytes with any number of threads.
+//!
+//! A model is thousands of loops of some microseconds to some milliseconds, one after the other. Between two of them
+//! the workers keep watch for [`WATCH`], because waking a thread takes as long as a small loop, and then sleep; while
+//! they watch they let any other thread have the core. The thread that asks for a loop takes part in it. Tasks are
+//! handed out one by one, so nobody waits for more than one task of another thread, and a worker that comes late finds
+//! the loop over and is not waited for.
 
-use rayon::prelude::*;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The number of elements below which an element-wise pass is not worth handing to another thread.
 pub(crate) const GRAIN: usize = 16 * 1024;
 
-/// The worker threads that kernels run on inside [`ThreadPool::install`].
+/// How long a worker watches for the next loop before it sleeps, and the leader for the end of the last tasks.
+const WATCH: Duration = Duration::from_micros(50);
+
+/// Looks at what is watched before the core is offered to others.
+const LOOKS: usize = 100;
+
+/// The threads that kernels run on inside [`ThreadPool::install`].
 ///
-/// Outside of any pool, kernels run on rayon's global pool.
+/// Outside of any pool, kernels run on one with a thread for each logical CPU.
 #[derive(Debug)]
 pub struct ThreadPool {
-    pool: rayon::ThreadPool,
+    team: Arc<Team>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 /// The operating system refused to start the worker threads.
 #[derive(Debug)]
-pub struct ThreadPoolError(rayon::ThreadPoolBuildError);
+pub struct ThreadPoolError(std::io::Error);
 
 impl std::fmt::Display for ThreadPoolError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -33,7 +52,8 @@ impl std::error::Error for ThreadPoolError {
 }
 
 impl ThreadPool {
-    /// Starts a pool of `threads` workers; `None` takes one for each logical CPU that the process may use.
+    /// Starts a pool of `threads` threads, of which the one that runs a model is one; `None` takes one for each logical
+    /// CPU that the process may use.
     ///
     /// # Errors
     ///
@@ -43,42 +63,242 @@ impl ThreadPool {
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
             .max(1);
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(count)
-            .thread_name(|index| format!("kernel-{index}"))
-            .build()
-            .map(|pool| Self { pool })
-            .map_err(ThreadPoolError)
+        // Dropped with the workers that were started if one is refused.
+        let mut pool = ThreadPool { team: Arc::new(Team::new(count)), workers: Vec::new() };
+        for index in 1..count {
+            let team = pool.team.clone();
+            let worker = std::thread::Builder::new().name(format!("kernel-{index}"));
+            pool.workers.push(worker.spawn(move || team.work()).map_err(ThreadPoolError)?);
+        }
+        Ok(pool)
     }
 
-    /// The number of workers.
+    /// The number of threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads
     }
 
-    /// Runs `body` on a worker; every kernel that it calls uses this pool.
-    ///
-    /// Entering the pool costs a thread switch: enter once per model run, not once per kernel.
-    pub fn install<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(body)
+    /// Runs `body` on this thread; every kernel that it calls uses this pool.
+    pub fn install<R>(&self, body: impl FnOnce() -> R) -> R {
+        /// Puts the pool back in which another was installed.
+        struct Restore(Option<Arc<Team>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CURRENT.with(|current| *current.borrow_mut() = self.0.take());
+            }
+        }
+        let _restore = Restore(CURRENT.with(|current| current.replace(Some(self.team.clone()))));
+        body()
     }
 }
 
-/// Whether a loop of `tasks` tasks should stay on the calling thread.
-fn is_serial(tasks: usize) -> bool {
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        let mut state = self.team.lock();
+        state.is_closed = true;
+        // Under the lock, so that no worker falls asleep between looking and being woken.
+        self.team.rounds.fetch_add(1, Ordering::Release);
+        drop(state);
+        self.team.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // Panics of tasks were handed to who asked for the loop.
+            let _ = worker.join();
+        }
+    }
+}
+
+thread_local! {
+    /// The team of the pool that is installed on this thread.
+    static CURRENT: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };
+    /// Whether this thread is in a task: loops within it are not shared again.
+    static IS_IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The team of this thread's pool, or of the pool for all that have none; `None` if its threads can't be started.
+fn current_team() -> Option<Arc<Team>> {
+    static EVERYBODYS: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let everybodys =
+        || EVERYBODYS.get_or_init(|| ThreadPool::new(None).ok()).as_ref().map(|pool| pool.team.clone());
+    CURRENT.with(|current| current.borrow().clone()).or_else(everybodys)
+}
+
+/// What the threads of a pool share.
+#[derive(Debug)]
+struct Team {
+    threads: usize,
+    /// Held by the thread whose loop the workers share. Others do their loops alone in the meantime.
+    leader: Mutex<()>,
+    /// The number of loops so far, for workers to watch.
+    rounds: AtomicU64,
+    /// Workers in the present loop, for the leader to watch. Changes while the state is locked.
+    active: AtomicUsize,
+    state: Mutex<State>,
+    /// For workers: there is a loop.
+    wake: Condvar,
+    /// For the leader: nobody is active any more.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Takes part in the present loop until its tasks are handed out.
+    take_part: Option<TakePart>,
+    sleeping: usize,
+    leader_sleeps: bool,
+    is_closed: bool,
+}
+
+/// Takes part in a loop. It borrows from the leader's stack: see [`Team::share`].
+type TakePart = &'static (dyn Fn() + Sync);
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("sleeping", &self.sleeping).finish_non_exhaustive()
+    }
+}
+
+impl Team {
+    fn new(threads: usize) -> Self {
+        Team {
+            threads,
+            leader: Mutex::default(),
+            rounds: AtomicU64::new(0),
+            active: AtomicUsize::new(0),
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `body` for each index below `tasks` on this thread and the workers that come in time.
+    fn for_each(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
+        let next = AtomicUsize::new(0);
+        let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
+        let take_part = || {
+            let was_in_task = IS_IN_TASK.replace(true);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= tasks {
+                        break;
+                    }
+                    body(index);
+                }
+            }));
+            IS_IN_TASK.set(was_in_task);
+            if let Err(payload) = outcome {
+                next.store(tasks, Ordering::Relaxed);
+                panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            }
+        };
+        match self.leader.try_lock() {
+            Ok(_leader) => self.share(tasks, &take_part),
+            Err(_) => take_part(),
+        }
+        if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(payload);
+        }
+    }
+
+    /// Runs `take_part`, which does not unwind, on this thread and on workers; returns when all have left it.
+    fn share(&self, tasks: usize, take_part: &(dyn Fn() + Sync)) {
+        // SAFETY: only the lifetime changes. A worker gets the reference from the state, together with its entry in
+        // `active`, both under the lock; below, the reference is taken out of the state and then all that are active
+        // are waited for. Nothing in between unwinds. So nobody has it when this function returns.
+        let lent = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), TakePart>(take_part) };
+        let sleeping = {
+            let mut state = self.lock();
+            state.take_part = Some(lent);
+            self.rounds.fetch_add(1, Ordering::Release);
+            state.sleeping
+        };
+        for _ in 0..sleeping.min(tasks - 1) {
+            self.wake.notify_one();
+        }
+        take_part();
+        self.lock().take_part = None;
+        if watch(|| self.active.load(Ordering::Acquire) == 0) {
+            return;
+        }
+        let mut state = self.lock();
+        state.leader_sleeps = true;
+        while self.active.load(Ordering::Acquire) > 0 {
+            state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.leader_sleeps = false;
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        let mut seen = 0;
+        loop {
+            watch(|| self.rounds.load(Ordering::Acquire) != seen);
+            let mut state = self.lock();
+            while self.rounds.load(Ordering::Acquire) == seen {
+                state.sleeping += 1;
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping -= 1;
+            }
+            if state.is_closed {
+                return;
+            }
+            seen = self.rounds.load(Ordering::Acquire);
+            let Some(take_part) = state.take_part else { continue };
+            self.active.fetch_add(1, Ordering::Relaxed);
+            drop(state);
+            take_part();
+            let state = self.lock();
+            if self.active.fetch_sub(1, Ordering::Release) == 1 && state.leader_sleeps {
+                self.done.notify_one();
+            }
+        }
+    }
+}
+
+/// Watches for an event for a while, and says whether it came.
+fn watch(came: impl Fn() -> bool) -> bool {
+    for _ in 0..LOOKS {
+        if came() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < WATCH {
+        if came() {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    came()
+}
+
+/// The team for a loop of `tasks` tasks; `None` if it should stay on the calling thread.
+fn team_for(tasks: usize) -> Option<Arc<Team>> {
     #[cfg(test)]
     if crate::isa::forced::level() != crate::isa::forced::Level::Native {
-        return true;
+        return None;
     }
-    tasks <= 1 || rayon::current_num_threads() == 1
+    if tasks <= 1 || IS_IN_TASK.get() {
+        return None;
+    }
+    current_team().filter(|team| team.threads > 1)
 }
 
-/// Calls `body` once for each index below `tasks`, on the current pool.
+/// Calls `body` once for each index below `tasks`, on the current pool. A loop within a task stays on its thread.
+///
+/// # Panics
+///
+/// When `body` does, with the first of its panics.
 pub fn parallel_for(tasks: usize, body: impl Fn(usize) + Sync) {
-    if is_serial(tasks) {
-        (0..tasks).for_each(body);
-    } else {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(&body);
+    match team_for(tasks) {
+        Some(team) => team.for_each(tasks, &body),
+        None => (0..tasks).for_each(body),
     }
 }
 
@@ -86,16 +306,33 @@ pub fn parallel_for(tasks: usize, body: impl Fn(usize) + Sync) {
 ///
 /// # Panics
 ///
-/// When `chunk_len` is zero.
+/// When `chunk_len` is zero, or `body` panics.
 pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk_len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
-    if is_serial(data.len().div_ceil(chunk_len)) {
-        data.chunks_mut(chunk_len).enumerate().for_each(|(index, chunk)| body(index, chunk));
-    } else {
-        data.par_chunks_mut(chunk_len)
-            .with_max_len(1)
-            .enumerate()
-            .for_each(|(index, chunk)| body(index, chunk));
+    /// The beginning of the data.
+    struct Start<T>(*mut T);
+    // SAFETY: every chunk is used by one task only, and so by one thread at a time, to which `T` may be sent.
+    unsafe impl<T: Send> Sync for Start<T> {}
+    impl<T> Start<T> {
+        /// # Safety
+        /// The range lies within the data, and no other reference to it is alive.
+        #[allow(clippy::mut_from_ref)]
+        unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
+            // SAFETY: the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
+        }
     }
+
+    let (len, tasks) = (data.len(), data.len().div_ceil(chunk_len));
+    let Some(team) = team_for(tasks) else {
+        return data.chunks_mut(chunk_len).enumerate().for_each(|(index, chunk)| body(index, chunk));
+    };
+    let start = Start(data.as_mut_ptr());
+    team.for_each(tasks, &|index| {
+        let offset = index * chunk_len;
+        // SAFETY: chunks of different indices do not overlap, each index is handed out once, and `data` stays borrowed.
+        let chunk = unsafe { start.slice(offset, chunk_len.min(len - offset)) };
+        body(index, chunk);
+    });
 }
 
 /// The number of rows per task such that a task handles about [`GRAIN`] elements.
@@ -105,22 +342,28 @@ pub(crate) fn rows_per_task(row_len: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
+
+    fn pool(threads: usize) -> ThreadPool {
+        ThreadPool::new(Some(threads)).expect("threads")
+    }
+
+    fn check_loop(tasks: usize) {
+        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        parallel_for(tasks, |index| {
+            counts[index].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+    }
 
     #[test]
     fn loops_cover_everything_once() {
         for threads in [1, 2, 5] {
-            let pool = ThreadPool::new(Some(threads)).expect("threads");
+            let pool = pool(threads);
             assert_eq!(pool.threads(), threads);
             pool.install(|| {
                 for tasks in [0, 1, 2, 100] {
-                    let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                    parallel_for(tasks, |index| {
-                        counts[index].fetch_add(1, Ordering::Relaxed);
-                    });
-                    assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                    check_loop(tasks);
                     let mut data = vec![0; tasks];
                     for_each_chunk_mut(&mut data, 7, |index, chunk| {
                         for (offset, value) in chunk.iter_mut().enumerate() {
@@ -134,8 +377,73 @@ mod tests {
     }
 
     #[test]
+    fn workers_take_part_whether_they_watch_or_sleep() {
+        let pool = pool(3);
+        for rest in [0, 0, 3, 0, 3, 3] {
+            std::thread::sleep(Duration::from_millis(rest));
+            // No thread can pass before all three are in.
+            let entered = AtomicUsize::new(0);
+            pool.install(|| {
+                parallel_for(3, |_| {
+                    entered.fetch_add(1, Ordering::SeqCst);
+                    while entered.load(Ordering::SeqCst) < 3 {
+                        std::thread::yield_now();
+                    }
+                });
+            });
+        }
+    }
+
+    #[test]
+    fn loops_within_tasks_stay_on_their_thread() {
+        pool(3).install(|| {
+            parallel_for(8, |_| {
+                let own = std::thread::current().id();
+                parallel_for(8, |_| assert_eq!(std::thread::current().id(), own));
+            });
+            // Afterwards loops are shared again.
+            check_loop(50);
+            assert!(!IS_IN_TASK.get());
+        });
+    }
+
+    #[test]
+    fn several_threads_may_use_one_pool() {
+        let pool = pool(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|round| pool.install(|| check_loop(round % 9))));
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_who_asked_for_the_loop_and_the_pool_goes_on() {
+        let pool = pool(3);
+        for bad in [0, 7, 19] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                pool.install(|| parallel_for(20, |index| assert_ne!(index, bad, "as asked")));
+            }));
+            let payload = outcome.expect_err("a panic");
+            assert!(payload.downcast_ref::<String>().is_some_and(|text| text.contains("as asked")));
+            assert!(!IS_IN_TASK.get());
+            pool.install(|| check_loop(30));
+        }
+    }
+
+    #[test]
+    fn pools_are_installed_within_each_other() {
+        let (outer, inner) = (pool(2), pool(3));
+        let installed = || current_team().map(|team| team.threads);
+        outer.install(|| {
+            assert_eq!(inner.install(installed), Some(3));
+            assert_eq!(installed(), Some(2));
+        });
+    }
+
+    #[test]
     fn a_pool_has_at_least_one_thread() {
         assert!(ThreadPool::new(None).expect("threads").threads() >= 1);
-        assert_eq!(ThreadPool::new(Some(0)).expect("threads").threads(), 1);
+        assert_eq!(pool(0).threads(), 1);
     }
 }
