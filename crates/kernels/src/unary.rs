@@ -71,8 +71,11 @@ pub enum UnaryOp {
     Gelu,
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: MIL's mode `TANH_APPROXIMATION`.
     GeluTanh,
-    /// `x * sigmoid(1.702 x)`: MIL's mode `SIGMOID_APPROXIMATION`, CLIP's `quick_gelu`.
-    GeluSigmoid,
+    /// `x * sigmoid(slope * x)`: with a slope of 1.702 MIL's GELU in mode `SIGMOID_APPROXIMATION`, CLIP's `quick_gelu`.
+    Swish {
+        /// Multiplies the operand of the sigmoid.
+        slope: f32,
+    },
 }
 
 /// Applies `op` to each element of `input` into `out`.
@@ -208,8 +211,8 @@ impl SimdOp for Apply<'_> {
                     ops.div(x, ops.add(ops.one(), Exp {}.eval(isa, ops.neg(y))))
                 });
             }
-            UnaryOp::GeluSigmoid => {
-                let slope = ops.splat(-1.702);
+            UnaryOp::Swish { slope } => {
+                let slope = ops.splat(-slope);
                 vectors!(isa, data, x => {
                     ops.div(x, ops.add(ops.one(), Exp {}.eval(isa, ops.mul(x, slope))))
                 });

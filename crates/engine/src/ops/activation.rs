@@ -10,22 +10,18 @@ use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
-    Binding { op: "gelu", reference: gelu, lower: lower_gelu },
+    Binding { op: "gelu", reference: gelu, lower: lower_activation },
     Binding { op: "leaky_relu", reference: leaky_relu, lower: |op, plan| plan.by_reference(op, leaky_relu) },
     Binding {
         op: "relu",
         reference: |op| map(op, |_| Ok(Box::new(|x| maximum(x, 0.0)))),
-        lower: |op, plan| lower(op, plan, UnaryOp::Relu),
+        lower: lower_activation,
     },
-    Binding {
-        op: "sigmoid",
-        reference: |op| map(op, |_| Ok(Box::new(sigmoid))),
-        lower: |op, plan| lower(op, plan, UnaryOp::Sigmoid),
-    },
+    Binding { op: "sigmoid", reference: |op| map(op, |_| Ok(Box::new(sigmoid))), lower: lower_activation },
     Binding {
         op: "silu",
         reference: |op| map(op, |_| Ok(Box::new(|x| x * sigmoid(x)))),
-        lower: |op, plan| lower(op, plan, UnaryOp::Silu),
+        lower: lower_activation,
     },
     Binding { op: "softmax", reference: softmax, lower: lower_softmax },
 ];
@@ -46,12 +42,23 @@ fn gelu(op: &Operands) -> Result<Vec<Tensor>, Error> {
     map(op, |_| Ok(Box::new(f)))
 }
 
-fn lower_gelu(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let kernel = match op.str("mode")?.as_str() {
-        "TANH_APPROXIMATION" => UnaryOp::GeluTanh,
-        "SIGMOID_APPROXIMATION" => UnaryOp::GeluSigmoid,
-        _ => UnaryOp::Gelu,
-    };
+/// The kernel of an op that is an activation; `None` for other ops.
+pub(crate) fn activation(op: &OpView) -> Option<UnaryOp> {
+    Some(match op.op().def.name {
+        "relu" => UnaryOp::Relu,
+        "sigmoid" => UnaryOp::Sigmoid,
+        "silu" => UnaryOp::Silu,
+        "gelu" => match op.str("mode").ok()?.as_str() {
+            "TANH_APPROXIMATION" => UnaryOp::GeluTanh,
+            "SIGMOID_APPROXIMATION" => UnaryOp::Swish { slope: 1.702 },
+            _ => UnaryOp::Gelu,
+        },
+        _ => return None,
+    })
+}
+
+fn lower_activation(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+    let kernel = activation(op).ok_or_else(|| op.invalid("it is no activation"))?;
     lower(op, plan, kernel)
 }
 

@@ -4,13 +4,13 @@ use kernels::{ConvEpilogue, ConvShape, Padding};
 use mil::OpView;
 use mil::ops::ConvGeometry;
 
-use super::{Binding, offsets, strides};
+use super::{Binding, Ending, offsets, strides};
 use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
-    Binding { op: "conv", reference: conv, lower: lower_conv },
+    Binding { op: "conv", reference: conv, lower: |op, plan| lower_conv(op, plan, Ending::of(op)) },
     Binding { op: "pad", reference: pad, lower: lower_pad },
     Binding { op: "resize_nearest_neighbor", reference: resize, lower: lower_resize },
     Binding { op: "upsample_nearest_neighbor", reference: resize, lower: lower_upsample },
@@ -60,7 +60,8 @@ fn conv(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.float_result(out)
 }
 
-fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+/// Adds the step of a convolution and what follows it.
+pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let geometry = ConvGeometry::of(op)?;
     let ([batch, in_channels, height, width], [out_channels, _, kernel_height, kernel_width]) = extents(op)?;
     let [top, bottom, left, right] = geometry.pad;
@@ -79,13 +80,27 @@ fn lower_conv(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         return plan.by_reference(op, conv);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let epilogue = ConvEpilogue { bias: bias.as_deref(), ..ConvEpilogue::default() };
+    let reads = ending.reads(op.value("x")?);
+    plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
+        let (shift, residual) = ending.operands(io);
+        let shifted = shift.map(|shift| shifted(bias.as_deref(), shift, batch, out_channels));
+        let epilogue = ConvEpilogue {
+            bias: shifted.as_deref().or(bias.as_deref()),
+            residual,
+            activation: ending.activation,
+            multiplier: None,
+        };
         let mut room = None;
         let operand = weight.operand(&mut room)?;
         kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
         Ok(())
     })
+}
+
+/// The bias of each image and channel: one for each channel and a shift, which is of every image or of each.
+fn shifted(bias: Option<&[f32]>, shift: &[f32], batch: usize, channels: usize) -> Vec<f32> {
+    let one = |index: usize| shift[index % shift.len()] + bias.map_or(0.0, |bias| bias[index % channels]);
+    (0..batch * channels).map(one).collect()
 }
 
 /// Elements before and after each axis.

@@ -3,7 +3,7 @@
 use kernels::{Bias, Epilogue, Mat, MatMut, Operand};
 use mil::OpView;
 
-use super::{Binding, attention, broadcast_strides, einsum, offsets};
+use super::{Binding, Ending, attention, broadcast_strides, einsum, offsets};
 use crate::backend::holds_floats;
 use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
@@ -11,7 +11,7 @@ use crate::{Error, Tensor};
 
 pub(super) static BINDINGS: &[Binding] = &[
     Binding { op: "einsum", reference: einsum::reference, lower: einsum::lower },
-    Binding { op: "linear", reference: linear, lower: lower_linear },
+    Binding { op: "linear", reference: linear, lower: |op, plan| lower_linear(op, plan, Ending::of(op)) },
     Binding { op: "matmul", reference: matmul, lower: lower_matmul },
     Binding { op: "scaled_dot_product_attention", reference: attention::reference, lower: attention::lower },
 ];
@@ -100,16 +100,23 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.number_result(out.into_iter())
 }
 
-fn lower_linear(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
+/// Adds the step of a linear layer and what follows it.
+pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
     let Some(weight) = plan.linear_kernel(op.value("weight")?, [outs, depth])? else {
         return plan.by_reference(op, linear);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let rows = rows(op)?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let epilogue =
-            Epilogue { bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn), ..Epilogue::default() };
+    let reads = ending.reads(op.value("x")?);
+    plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
+        let (_, residual) = ending.operands(io);
+        let epilogue = Epilogue {
+            bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn),
+            residual: residual.map(|residual| Mat::new(residual, rows, outs)),
+            activation: ending.activation,
+            multiplier: None,
+        };
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
         let mut room = None;
         let right = weight.operand(&mut room)?;

@@ -13,10 +13,14 @@ mod scatter_gather;
 mod shape;
 mod unary;
 
-use kernels::AxisShape;
-use mil::OpView;
+use kernels::{AxisShape, UnaryOp};
+use mil::{OpView, ValueId};
 
-use crate::cpu::Lowering;
+pub(crate) use activation::activation;
+pub(crate) use convolution::lower_conv;
+pub(crate) use linear::lower_linear;
+
+use crate::cpu::{Io, Lowering};
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
@@ -47,6 +51,40 @@ static BINDINGS: &[&[Binding]] = &[
 /// What the op of that name does.
 pub(crate) fn binding(op: &str) -> Option<&'static Binding> {
     BINDINGS.iter().flat_map(|family| family.iter()).find(|binding| binding.op == op)
+}
+
+/// How the step of a linear layer or a convolution ends: what is done to a tile of the result before it is stored.
+pub(crate) struct Ending {
+    /// The step's label.
+    pub(crate) label: String,
+    /// What the step makes.
+    pub(crate) output: ValueId,
+    /// Added, of a convolution: a value for each channel, of every image or of each.
+    pub(crate) shift: Option<ValueId>,
+    /// Added: of the result's shape.
+    pub(crate) residual: Option<ValueId>,
+    /// Applied to the sum.
+    pub(crate) activation: Option<UnaryOp>,
+}
+
+impl Ending {
+    /// Nothing follows.
+    fn of(op: &OpView) -> Self {
+        let output = op.op().outputs[0];
+        Ending { label: op.label(), output, shift: None, residual: None, activation: None }
+    }
+
+    /// What a step reads that begins with `x`.
+    fn reads(&self, x: ValueId) -> Vec<ValueId> {
+        [Some(x), self.shift, self.residual].into_iter().flatten().collect()
+    }
+
+    /// The shift and the residual among what such a step reads.
+    fn operands<'a>(&self, io: &Io<'a>) -> (Option<&'a [f32]>, Option<&'a [f32]>) {
+        let mut rest = io.floats[1..].iter().copied();
+        let shift = self.shift.and_then(|_| rest.next());
+        (shift, self.residual.and_then(|_| rest.next()))
+    }
 }
 
 /// Row-major distances between elements along each axis.

@@ -70,7 +70,12 @@ fn cases() -> Vec<Case> {
         case(Gelu, |x| x * 0.5 * erfc(-x / std::f64::consts::SQRT_2), (-5.0, 12.0), CLOSE),
         case(Gelu, |x| x * 0.5 * erfc(-x / std::f64::consts::SQRT_2), (-12.0, 0.0), ABSOLUTE),
         case(GeluTanh, gelu_tanh, (-12.0, 12.0), ABSOLUTE),
-        case(GeluSigmoid, |x| x / (1.0 + (-f64::from(1.702_f32) * x).exp()), (-12.0, 12.0), ABSOLUTE),
+        case(
+            Swish { slope: 1.702 },
+            |x| x / (1.0 + (-f64::from(1.702_f32) * x).exp()),
+            (-12.0, 12.0),
+            ABSOLUTE,
+        ),
     ]
 }
 
@@ -135,7 +140,7 @@ fn nan_stays_nan_and_infinity_saturates() {
         (UnaryOp::Gelu, f32::INFINITY, f32::INFINITY),
         (UnaryOp::GeluTanh, 1e30, 1e30),
         (UnaryOp::GeluTanh, -1e30, 0.0),
-        (UnaryOp::GeluSigmoid, -1e30, 0.0),
+        (UnaryOp::Swish { slope: 1.702 }, -1e30, 0.0),
     ];
     check_cases(&limits, |&(op, input, expected)| {
         let mut out = [input];

@@ -1,6 +1,6 @@
 //! Who makes and who uses each value.
 
-use mil::{Arg, Constant, Def, Function, OpView, ValueId};
+use mil::{Arg, Constant, DType, Def, Function, OpView, ValueId};
 
 use crate::Tensor;
 
@@ -38,6 +38,15 @@ impl<'f> Graph<'f> {
         &self.function.value(id).ty.shape
     }
 
+    pub(super) fn dtype(&self, id: ValueId) -> DType {
+        self.function.value(id).ty.dtype
+    }
+
+    /// Whether a user is an op, and not the end of the function.
+    pub(super) fn is_op(&self, user: usize) -> bool {
+        user < self.function.ops().len()
+    }
+
     /// The op of type `kind` that makes a value.
     pub(super) fn maker(&self, id: ValueId, kind: &str) -> Option<usize> {
         self.makers[id.index()].filter(|&index| self.function.ops()[index].def.name == kind)
@@ -58,7 +67,7 @@ impl<'f> Graph<'f> {
     /// The op that alone uses what an op makes, once.
     pub(super) fn only_user(&self, op: usize) -> Option<usize> {
         match *self.users(op) {
-            [user] if user < self.function.ops().len() => Some(user),
+            [user] if self.is_op(user) => Some(user),
             _ => None,
         }
     }

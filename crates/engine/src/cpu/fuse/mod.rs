@@ -1,9 +1,11 @@
 //! From ops to nodes: single ops, and chains that one kernel computes.
 
 mod attention;
+mod epilogue;
 mod geglu;
 mod graph;
 mod group_norm;
+mod layer_norm;
 
 use mil::{Function, Op, ValueId};
 
@@ -39,8 +41,11 @@ struct Rule {
 static RULES: &[Rule] = &[
     Rule { name: "group norm", anchor: "batch_norm", find: group_norm::find },
     Rule { name: "flat group norm", anchor: "add", find: group_norm::find_flat },
+    Rule { name: "layer norm", anchor: "rsqrt", find: layer_norm::find },
     Rule { name: "attention", anchor: "softmax", find: attention::find },
     Rule { name: "gated GELU", anchor: "gelu", find: geglu::find },
+    Rule { name: "epilogue of a linear layer", anchor: "linear", find: epilogue::find_linear },
+    Rule { name: "epilogue of a convolution", anchor: "conv", find: epilogue::find_conv },
 ];
 
 /// What is lowered as one.

@@ -325,3 +325,173 @@ fn gated_gelus_are_one_step() {
     failures.case("a half that is an output", || check(&build("EXACT", false, true), used));
     failures.finish();
 }
+
+/// The variations of a decomposed layer norm over the channels of [N, C, 1, S].
+#[derive(Clone, Copy)]
+struct Channels {
+    shape: [usize; 4],
+    /// `(n + b) * w` as Apple writes it, `n * w + b`, or nothing after the normalization.
+    affine: Option<bool>,
+    /// Whether the variance is of another axis than the mean.
+    mixed: bool,
+    leak: Option<&'static str>,
+}
+
+impl Channels {
+    fn build(&self) -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, self.shape)).unwrap();
+        let mean = |b: &mut Builder, x, axis: i32, name: &str| {
+            let op = b.op("reduce_mean").arg("x", x).arg("axes", vec![axis]).arg("keep_dims", true);
+            op.named(name).add().unwrap()
+        };
+        let two = |b: &mut Builder, kind, x, y, name: &str| {
+            b.op(kind).arg("x", x).arg("y", y).named(name).add().unwrap()
+        };
+        let m = mean(&mut b, x, 1, "mean");
+        let centered = two(&mut b, "sub", x, m, "centered");
+        let square = two(&mut b, "mul", centered, centered, "square");
+        let variance = mean(&mut b, square, if self.mixed { 3 } else { 1 }, "variance");
+        let sum = b.op("add").arg("x", variance).arg("y", 1e-3).named("sum").add().unwrap();
+        let inverse = b.op("rsqrt").arg("x", sum).arg("epsilon", 1e-4).named("inverse").add().unwrap();
+        let mut out = two(&mut b, "mul", centered, inverse, "unit");
+        if let Some(shift_first) = self.affine {
+            let mut parameter = |seed: f64| {
+                let values: Vec<f64> =
+                    (0..self.shape[1]).map(|c| (c as f64 * 0.9 + seed).cos() + 0.2).collect();
+                floats(&mut b, &[1, self.shape[1], 1, 1], &values)
+            };
+            let (shift, scale) = (parameter(5.0), parameter(0.0));
+            let order =
+                if shift_first { [("add", shift), ("mul", scale)] } else { [("mul", scale), ("add", shift)] };
+            for (kind, value) in order {
+                out = two(&mut b, kind, out, value, kind);
+            }
+        }
+        finish(b, out, &[("centered", centered)], self.leak)
+    }
+}
+
+#[test]
+fn decomposed_layer_norms_are_one_step() {
+    let mut failures = Failures::new("layer norms");
+    for shape in [[1, 4, 1, 6], [2, 33, 1, 17], [2, 320, 1, 64], [1, 1, 1, 3]] {
+        for affine in [None, Some(true), Some(false)] {
+            let norm = Channels { shape, affine, mixed: false, leak: None };
+            failures.case(&format!("{shape:?} {affine:?}"), || check(&norm.build(), Expect::Nodes(1)));
+        }
+    }
+    let base = Channels { shape: [2, 5, 1, 5], affine: Some(true), mixed: false, leak: None };
+    let used = Expect::Declined("used elsewhere");
+    failures.case("centered", || check(&Channels { leak: Some("centered"), ..base }.build(), used));
+    failures.case("axes", || check(&Channels { mixed: true, ..base }.build(), Expect::Nothing));
+    failures.finish();
+}
+
+/// What follows a product.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    /// A value of the result's shape that comes before the product, or after it and before the sum.
+    Residual {
+        late: bool,
+    },
+    /// A value for each channel, of so many images.
+    Shift(usize),
+    Op(&'static str, &'static str),
+    QuickGelu,
+    /// The result so far is an output, too.
+    Leak,
+}
+
+/// A product of random weights with what follows it.
+fn product(is_conv: bool, images: usize, after: &[After]) -> Function {
+    let mut b = Builder::new("main", Opset::Ios16);
+    let (ins, outs) = (5, 19);
+    let (x_shape, y_shape, w_shape) = match is_conv {
+        true => (vec![images, ins, 6, 9], vec![images, outs, 6, 9], vec![outs, ins, 3, 3]),
+        false => (vec![images, 33, ins], vec![images, 33, outs], vec![outs, ins]),
+    };
+    let input = |b: &mut Builder, name: &str, shape: &[usize]| {
+        b.input(name, TensorType::new(DType::F32, shape.to_vec())).unwrap()
+    };
+    let x = input(&mut b, "x", &x_shape);
+    let residual = input(&mut b, "r", &y_shape);
+    let shift = after.iter().find_map(|after| match after {
+        After::Shift(images) => Some(input(&mut b, "e", &[*images, outs, 1, 1])),
+        _ => None,
+    });
+    let values =
+        |count: usize, step: f64| (0..count).map(|i| (i as f64 * step).sin() * 0.3).collect::<Vec<_>>();
+    let weight = floats(&mut b, &w_shape, &values(w_shape.iter().product(), 0.37));
+    let bias = floats(&mut b, &[outs], &values(outs, 0.9));
+    let mut op = b.op(if is_conv { "conv" } else { "linear" }).arg("x", x);
+    op = op.arg("weight", weight).arg("bias", bias);
+    if is_conv {
+        op = op.arg("pad_type", "custom").arg("pad", vec![1, 1, 1, 1]);
+    }
+    let mut out = op.named("product").add().unwrap();
+    let mut outputs = Vec::new();
+    for (index, after) in after.iter().enumerate() {
+        let name = format!("after_{index}");
+        let mut two =
+            |kind: &str, x, y, name: &str| b.op(kind).arg("x", x).arg("y", y).named(name).add().unwrap();
+        out = match *after {
+            After::Residual { late } => {
+                let other = if late { two("add", residual, residual, "late") } else { residual };
+                two("add", other, out, &name)
+            }
+            After::Shift(_) => two("add", out, shift.unwrap(), &name),
+            After::Op(kind, "") => b.op(kind).arg("x", out).named(&name).add().unwrap(),
+            After::Op(kind, mode) => b.op(kind).arg("x", out).arg("mode", mode).named(&name).add().unwrap(),
+            After::QuickGelu => {
+                let scaled = b.op("mul").arg("x", out).arg("y", 1.702).named("scaled").add().unwrap();
+                let gate = b.op("sigmoid").arg("x", scaled).named("gate").add().unwrap();
+                b.op("mul").arg("x", out).arg("y", gate).named(&name).add().unwrap()
+            }
+            After::Leak => {
+                outputs.push(out);
+                out
+            }
+        };
+    }
+    outputs.push(out);
+    b.finish(&outputs).unwrap()
+}
+
+#[test]
+fn what_follows_a_product_is_part_of_its_step() {
+    use After::{Leak, Op, QuickGelu, Residual, Shift};
+    let (silu, early) = (Op("silu", ""), Residual { late: false });
+    let mut failures = Failures::new("epilogues");
+    for (after, conv, linear) in [
+        (&[early][..], 1, 1),
+        (&[Residual { late: true }], 2, 2),
+        (&[silu], 1, 1),
+        (&[Op("relu", "")], 1, 1),
+        (&[Op("sigmoid", "")], 1, 1),
+        (&[Op("gelu", "EXACT")], 1, 1),
+        (&[Op("gelu", "TANH_APPROXIMATION")], 1, 1),
+        (&[Op("gelu", "SIGMOID_APPROXIMATION")], 1, 1),
+        (&[QuickGelu], 1, 1),
+        (&[early, silu], 1, 1),
+        (&[early, QuickGelu], 1, 1),
+        // An activation ends the step.
+        (&[silu, early], 2, 2),
+        (&[early, early], 2, 2),
+        (&[Leak, silu], 2, 2),
+        (&[early, Leak, silu], 2, 2),
+    ] {
+        for images in [1, 2] {
+            let name = format!("{after:?} {images}");
+            failures.case(&name, || check(&product(true, images, after), Expect::Nodes(conv)));
+            failures.case(&name, || check(&product(false, images, after), Expect::Nodes(linear)));
+        }
+    }
+    for (images, shifts) in [(1, 1), (2, 1), (2, 2)] {
+        for after in [&[Shift(shifts)][..], &[Shift(shifts), early, silu], &[Shift(shifts), silu]] {
+            let name = format!("{after:?} {images}");
+            failures.case(&name, || check(&product(true, images, after), Expect::Nodes(1)));
+        }
+    }
+    failures.finish();
+}

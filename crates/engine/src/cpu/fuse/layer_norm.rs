@@ -1,0 +1,132 @@
+//! Layer norm as Apple's converter leaves it, over the channels of [N, C, 1, S].
+
+use kernels::{AxisShape, NormParams};
+use mil::ValueId;
+
+use super::graph::Graph;
+use super::{Chain, Lowering, Verdict, label};
+
+/// ```text
+/// m = reduce_mean(x, one axis)
+/// c = sub(x, m)
+/// v = reduce_mean(mul(c, c), the same axis)           or square(c)
+/// i = rsqrt(add(v, epsilon), epsilon)                                  ->   y = layer_norm(x, gamma, beta)
+/// n = mul(c, i)
+/// y = mul(add(n, beta / gamma), gamma)                                      beta is of the axis, as gamma is
+/// ```
+/// The `add` in front of `rsqrt` may be missing, and so may the last `mul` or both of the last line. Without the
+/// latter, an `add` of another kind may follow; it is left alone.
+pub(super) fn find(graph: &Graph, rsqrt: usize) -> Verdict {
+    let Some(core) = Core::around(graph, rsqrt) else { return Ok(None) };
+    let Core { mut ops, input, axis, epsilon, normalized } = core;
+    let width = graph.shape(input)[axis];
+    let (mut gamma, mut beta) = (vec![1.0; width], vec![0.0; width]);
+    let mut last = normalized;
+    // At most one of each, in either order.
+    for _ in 0..2 {
+        let Some(user) = graph.only_user(last) else { break };
+        let Some(values) = parameter(graph, user, last, axis) else { break };
+        match graph.view(user).op().def.name {
+            "add" => beta = values,
+            "mul" => {
+                gamma.iter_mut().zip(&values).for_each(|(gamma, value)| *gamma *= value);
+                beta.iter_mut().zip(&values).for_each(|(beta, value)| *beta *= value);
+            }
+            _ => break,
+        }
+        ops.push(user);
+        last = user;
+    }
+    if !graph.is_closed(&ops, last) {
+        return Err("a part of it is used elsewhere");
+    }
+    let shape = graph.shape(input);
+    let shape = AxisShape {
+        outer: shape[..axis].iter().product(),
+        axis: width,
+        inner: shape[axis + 1..].iter().product(),
+    };
+    let output = graph.output(last);
+    let lower = move |plan: &mut Lowering| {
+        let label = label(plan, "layer_norm", output);
+        let (gamma, beta) = (gamma.clone(), beta.clone());
+        plan.step(label, &[input], &[output], move |io| {
+            let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation: None };
+            kernels::layer_norm(&shape, io.floats[0], &params, io.out[0]);
+            Ok(())
+        })
+    };
+    Ok(Some(Chain { ops, lower: Box::new(lower) }))
+}
+
+/// The constant for each element of an axis that an op combines with what `maker` makes.
+fn parameter(graph: &Graph, op: usize, maker: usize, axis: usize) -> Option<Vec<f32>> {
+    let own = graph.output(maker);
+    let view = graph.view(op);
+    if !matches!(view.op().def.name, "add" | "mul") {
+        return None;
+    }
+    let other = [view.get("x"), view.get("y")].into_iter().flatten().find(|&id| id != own)?;
+    let (shape, whole) = (graph.shape(other), graph.shape(own));
+    // Seen from the last axis, as broadcasting does.
+    let is_of_axis = shape.len() + axis >= whole.len()
+        && shape.len() <= whole.len()
+        && shape.iter().product::<usize>() == whole[axis]
+        && shape[shape.len() + axis - whole.len()] == whole[axis];
+    if is_of_axis { graph.constant(other) } else { None }
+}
+
+/// The part before gamma and beta.
+struct Core {
+    ops: Vec<usize>,
+    input: ValueId,
+    axis: usize,
+    epsilon: f32,
+    /// The op that makes the normalized values.
+    normalized: usize,
+}
+
+impl Core {
+    /// The core with a certain `rsqrt`; `None` if the op has another purpose.
+    fn around(graph: &Graph, rsqrt: usize) -> Option<Self> {
+        let mut epsilon = graph.view(rsqrt).float("epsilon").ok()? as f32;
+        let mut ops = vec![rsqrt];
+        let mut variance = graph.view(rsqrt).get("x")?;
+        if let Some(sum) = graph.maker(variance, "add") {
+            let (added, value) = graph.scalar_and_value(sum)?;
+            epsilon += added;
+            variance = value;
+            ops.push(sum);
+        }
+        let variance = graph.maker(variance, "reduce_mean")?;
+        let squared = graph.view(variance).get("x")?;
+        let square = graph.maker(squared, "square").or_else(|| graph.maker(squared, "mul"))?;
+        let centered = graph.view(square).get("x")?;
+        let is_square =
+            graph.view(square).op().def.name == "square" || graph.view(square).get("y") == Some(centered);
+        let center = graph.maker(centered, "sub")?;
+        let mean = graph.maker_of(center, "y", "reduce_mean")?;
+        let input = graph.view(center).get("x")?;
+        let normalized = graph.only_user_of(rsqrt, "mul")?;
+        let (view, inverse) = (graph.view(normalized), graph.output(rsqrt));
+        let scaled = [view.get("x"), view.get("y")].into_iter().flatten().find(|&id| id != inverse)?;
+        let axis = [mean, variance].map(|op| axis(graph, op));
+        let fits = is_square
+            && scaled == centered
+            && graph.view(mean).get("x") == Some(input)
+            && axis[0] == axis[1]
+            && graph.dtype(input).is_float();
+        ops.extend([variance, square, center, mean, normalized]);
+        fits.then_some(Core { ops, input, axis: axis[0]?, epsilon, normalized })
+    }
+}
+
+/// The only axis of a reduction that keeps it.
+fn axis(graph: &Graph, reduction: usize) -> Option<usize> {
+    let view = graph.view(reduction);
+    let rank = graph.shape(view.get("x")?).len();
+    match view.ints("axes").ok()?[..] {
+        [axis] if view.bool("keep_dims").unwrap_or(false) => view.axis(axis, rank).ok(),
+        _ => None,
+    }
+}
