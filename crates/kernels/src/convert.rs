@@ -10,7 +10,7 @@ use crate::isa;
 use crate::pool::{GRAIN, for_each_chunk_mut};
 
 /// A storage type of matrix elements.
-pub(crate) trait Element: Copy + Send + Sync {
+pub(crate) trait Element: bytemuck::Pod + Send + Sync {
     /// The value.
     fn widen(self) -> f32;
 

@@ -166,6 +166,11 @@ impl Runs for Encoded<'_> {
             Scaling::F32(affine) => scale_run(affine, self.first + start, out),
         }
     }
+
+    fn stored(&self, start: usize, len: usize) -> &[u8] {
+        let [start, end] = [start, start + len].map(|element| (self.first + element) * self.bits / 8);
+        self.codes.get(start..end).unwrap_or_default()
+    }
 }
 
 /// Elements that share one read of the stream: as many as `BITS` bytes hold.

@@ -127,6 +127,9 @@ thread_local! {
 /// Lanes that are transposed at once.
 const GROUP: usize = 16;
 
+/// Lanes from the one that is read to the one that is asked for.
+const AHEAD: usize = 4;
+
 /// Packs the given lanes, at most a panel of them, over a range of the depth.
 fn pack_panel(
     source: Source<'_>,
@@ -164,6 +167,11 @@ fn pack_panel(
                         let count = GROUP.min(lanes.end - first);
                         let offset = first - lanes.start;
                         for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
+                            source.prefetch(first + index + AHEAD, &depths);
+                            if format == Format::Single {
+                                source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
+                                continue;
+                            }
                             source.read(first + index, depths.clone(), run);
                             let scale = encode_lane(format, side, run, words);
                             if format.is_scaled() {

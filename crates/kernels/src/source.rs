@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::arch;
 use crate::convert::Element;
 use crate::matrix::Mat;
 use crate::panels::PackedSide;
@@ -16,6 +17,9 @@ pub(crate) trait ByLane: Sync {
 
     /// Writes the given depths of one lane.
     fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]);
+
+    /// Asks for what [`read`](Self::read) would read, some time before it does. The lane may be beyond the last.
+    fn prefetch(&self, _lane: usize, _depths: &Range<usize>) {}
 }
 
 /// A side whose depths each have their lanes together.
@@ -48,12 +52,19 @@ impl Source<'_> {
 pub(crate) trait Runs: Copy + Send + Sync {
     /// The values of the elements from `start` on.
     fn widen_run(&self, start: usize, out: &mut [f32]);
+
+    /// The memory where `len` elements from `start` on lie, as far as there are so many.
+    fn stored(&self, start: usize, len: usize) -> &[u8];
 }
 
 impl<T: Element> Runs for &[T] {
     #[inline(always)]
     fn widen_run(&self, start: usize, out: &mut [f32]) {
         T::widen_slice(&self[start..start + out.len()], out);
+    }
+
+    fn stored(&self, start: usize, len: usize) -> &[u8] {
+        bytemuck::cast_slice(self.get(start..start + len).unwrap_or_default())
     }
 }
 
@@ -93,6 +104,12 @@ impl<R: Runs> ByLane for Dense<R> {
         }
         for (k, out) in depths.zip(out) {
             self.data.widen_run(start + k * self.depth_stride, std::slice::from_mut(out));
+        }
+    }
+
+    fn prefetch(&self, lane: usize, depths: &Range<usize>) {
+        if self.depth_stride == 1 {
+            arch::prefetch(self.data.stored(lane * self.lane_stride + depths.start, depths.len()));
         }
     }
 }

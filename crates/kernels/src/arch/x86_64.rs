@@ -224,6 +224,14 @@ pub(crate) fn transpose_blocks(
     blocks * 16
 }
 
+/// Asks for the cache lines of some memory.
+pub(crate) fn prefetch(bytes: &[u8]) {
+    for line in bytes.chunks(64) {
+        // SAFETY: every x86-64 CPU has SSE, and a prefetch has no effect but on time.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+}
+
 /// Looks up codes of `bits` bits from number `element` of a stream on, sixteen at a time, and says how many that were.
 /// `table` has an entry for every code.
 pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, out: &mut [f32]) -> usize {
@@ -233,12 +241,10 @@ pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, 
     unsafe fn groups<const BITS: usize>(table: &[f32], codes: &[u8], element: usize, out: &mut [[f32; 16]]) {
         let spread = 0x0101_0101_0101_0101 * ((1 << BITS) - 1) as u64;
         let part = |index: usize| {
-            let mut entries = [0.0; 16];
-            let rest = table.get(16 * index..).unwrap_or_default();
-            let count = rest.len().min(16);
-            entries[..count].copy_from_slice(&rest[..count]);
-            // SAFETY: sixteen entries.
-            unsafe { _mm512_loadu_ps(entries.as_ptr()) }
+            let count = (1_usize << BITS).saturating_sub(16 * index).min(16);
+            let mask = ((1_u32 << count) - 1) as u16;
+            // SAFETY: only entries of the table are read.
+            unsafe { _mm512_maskz_loadu_ps(mask, table.as_ptr().wrapping_add(16 * index)) }
         };
         let parts = [part(0), part(1), part(2), part(3)];
         let (mut byte, shift) = (element * BITS / 8, element * BITS % 8);
