@@ -13,6 +13,7 @@ use crate::panels::{PackedMatrix, PackedSide};
 use crate::precision::Precision;
 use crate::source::{ByDepth, Dense, Source};
 use crate::unary::UnaryOp;
+use crate::winograd;
 
 /// Zeros around an image, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -219,6 +220,11 @@ pub fn conv2d(
         let image_stride = shape.out_channels * pixels;
         let target =
             Target::images(&mut out[group * rows * pixels..], shape.batch, rows, pixels, image_stride);
+        if let ConvWeight::Stored(weight) = weight
+            && let Some(format) = winograd::format(shape, precision)
+        {
+            return winograd::conv2d(shape, input, weight, format, &target, &finish);
+        }
         let multiply = |right: &[Side<'_>]| match weight {
             ConvWeight::Packed(packed) => {
                 run(&target, Side::from(&packed[group]), right, depth, format, &finish);
@@ -365,4 +371,4 @@ impl Windows<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

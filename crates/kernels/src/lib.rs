@@ -77,6 +77,7 @@ mod strided;
 #[cfg(test)]
 mod testing;
 mod unary;
+mod winograd;
 
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};

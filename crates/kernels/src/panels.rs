@@ -125,7 +125,7 @@ thread_local! {
 }
 
 /// Lanes that are transposed at once.
-const GROUP: usize = 16;
+pub(crate) const GROUP: usize = 16;
 
 /// Lanes from the one that is read to the one that is asked for.
 const AHEAD: usize = 4;
@@ -189,7 +189,14 @@ fn pack_panel(
 
 /// Writes `count` lanes of `len` words each to the rows of a panel, from lane `offset` on. `lanes` has room for
 /// [`GROUP`] of them.
-fn transpose(lanes: &[u32], len: usize, count: usize, panel: &mut [u32], width: usize, offset: usize) {
+pub(crate) fn transpose(
+    lanes: &[u32],
+    len: usize,
+    count: usize,
+    panel: &mut [u32],
+    width: usize,
+    offset: usize,
+) {
     let done = arch::transpose_blocks(lanes, len, count, panel, width, offset);
     for (k, row) in panel.chunks_exact_mut(width).enumerate().take(len).skip(done) {
         for (lane, word) in row[offset..offset + count].iter_mut().enumerate() {

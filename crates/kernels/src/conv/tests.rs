@@ -42,7 +42,7 @@ fn shapes() -> Vec<ConvShape> {
     ]
 }
 
-fn oracle(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f64> {
+pub(crate) fn oracle(shape: &ConvShape, input: &[f32], weight: &[f32]) -> Vec<f64> {
     let [out_h, out_w] = shape.out_size();
     let [in_h, in_w] = shape.in_size;
     let (per_group, out_per_group) = (shape.in_channels / shape.groups, shape.out_channels / shape.groups);

@@ -155,11 +155,12 @@ pub(crate) struct Target {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     row_stride: usize,
+    images: usize,
     image_stride: usize,
 }
 
 // SAFETY: the pointer comes from an exclusive borrow that outlives the product, and tasks write through it only
-// in `store_tile` and `finish_tile`, each to tiles of its own.
+// in `store_tile`, `finish_tile` and `row_mut`, each to tiles of its own.
 unsafe impl Sync for Target {}
 
 impl Target {
@@ -167,7 +168,7 @@ impl Target {
     pub(crate) fn new(out: MatMut<'_>) -> Self {
         let MatMut { data, rows, cols, row_stride, col_stride } = out;
         assert!(col_stride == 1 || cols <= 1, "the output of a product needs a column stride of 1");
-        Self { data: data.as_mut_ptr(), rows, cols, row_stride, image_stride: 0 }
+        Self { data: data.as_mut_ptr(), rows, cols, row_stride, images: 1, image_stride: 0 }
     }
 
     /// `images` matrices without gaps between their rows, `image_stride` elements apart.
@@ -183,7 +184,24 @@ impl Target {
     ) -> Self {
         assert!(image_stride >= rows * cols && images > 0);
         assert!(out.len() >= (images - 1) * image_stride + rows * cols, "output length");
-        Self { data: out.as_mut_ptr(), rows, cols, row_stride: cols, image_stride }
+        Self { data: out.as_mut_ptr(), rows, cols, row_stride: cols, images, image_stride }
+    }
+
+    /// `len` elements of a row.
+    ///
+    /// # Panics
+    /// When they are not all inside the output.
+    ///
+    /// # Safety
+    /// No other reference to them is alive, in this task or another.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    pub(crate) unsafe fn row_mut(&self, Corner { image, row, col }: Corner, len: usize) -> &mut [f32] {
+        assert!(image < self.images && row < self.rows && col + len <= self.cols);
+        let at = image * self.image_stride + row * self.row_stride + col;
+        // SAFETY: checked above to be inside the output, whose extent was checked when `self` was made; that nobody else has
+        // it is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 }
 
@@ -224,6 +242,17 @@ pub(crate) struct Finish<'a> {
     pub(crate) residual: Option<Beside<'a>>,
     pub(crate) activation: Option<UnaryOp>,
     pub(crate) multiplier: Option<Beside<'a>>,
+}
+
+impl Finish<'_> {
+    /// What is added to all of an image's row.
+    #[inline(always)]
+    pub(crate) fn row_bias(&self, image: usize, row: usize) -> f32 {
+        match self.bias {
+            Bias::PerRow(bias) => bias[image * self.bias_stride + row],
+            Bias::None | Bias::PerColumn(_) => 0.0,
+        }
+    }
 }
 
 /// Where a tile belongs.

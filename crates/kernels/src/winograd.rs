@@ -1,0 +1,587 @@
+//! 3x3 convolutions with 16 multiplications in place of 36: Winograd's minimal filtering F(2x2, 3x3), as Lavin and Gray
+//! describe it ("Fast algorithms for convolutional neural networks", 2015).
+//!
+//! The output is cut into tiles of 2x2 pixels, each of which sees 4x4 pixels of the input. With the transformed weight
+//! `U = G g G^T` and the transformed tile `V = B^T d B`, both 4x4, the tile is `A^T (U * V) A`, where `*` multiplies element by
+//! element and sums over channels. So the convolution is 16 matrix products `[O, C] x [C, tiles]`, one for each *position* of
+//! the 4x4, with sums and differences before and after.
+//!
+//! Nothing of that is in memory as a whole: weights are decoded and transformed panel by panel as they are packed for other
+//! products, and so are tiles; the products of a few panels are kept until the 16 of them are one output.
+//!
+//! A sum of four rounded products stands where one stood, so the error of rounding to bfloat16 is 1.7 times that of
+//! the direct product. That is why larger tiles, which save more, are not used.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rten_simd::ops::BitOps;
+use rten_simd::{Isa, SimdOp};
+
+use crate::conv::ConvShape;
+use crate::format::{Format, encode_lane, encode_rows};
+use crate::gemm::ranges;
+use crate::gemm::tile::{
+    self, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
+    finish_tile, is_wide, tile_shape,
+};
+use crate::isa;
+use crate::matrix::WeightSlice;
+use crate::panels::{GROUP, PackedSide, run_tasks, transpose, with_scratch};
+use crate::pool::for_each_chunk_mut;
+use crate::precision::Precision;
+
+/// Elements of a transformed weight or tile.
+const POSITIONS: usize = 16;
+/// Input channels from which on this is faster than the direct product.
+const LEAST_CHANNELS: usize = 32;
+/// Words up to which all transformed weights are held: 16 MB.
+const HOLD_WEIGHTS_UP_TO: usize = 1 << 22;
+/// Words of transformed tiles that are held where the weights are not: 32 MB.
+const HOLD_TILES_UP_TO: usize = 1 << 23;
+/// Words of transformed tiles in a task, if one panel has not more: they stay in the L2 cache.
+const TASK_TILES: usize = 96 << 10;
+/// Left and right panels whose products are kept until they are an output.
+const TOGETHER: [usize; 2] = [4, 4];
+/// Left panels in a task that transforms its weights.
+const TASK_WEIGHTS: usize = 2;
+/// Channels that are transformed at once, of tiles and of weights.
+const TILE_CHANNELS: usize = 16;
+const WEIGHT_CHANNELS: usize = 64;
+/// The widest right panel.
+const WIDEST: usize = 32;
+
+thread_local! {
+    static WEIGHTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static TILES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// What all tasks of a call share.
+    static SHARED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static PRODUCTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A few channels between transformation and encoding.
+    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What panels hold in a convolution of the given precision; `None` if it cannot be done this way, or is not faster so.
+///
+/// Where bfloat16 is as fast as it should be, its products stand for those of bytes too: these are twice as fast, but
+/// there are 2.25 times as many of them, and they are less exact.
+pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> {
+    let fits = shape.kernel == [3, 3]
+        && shape.stride == [1, 1]
+        && shape.dilation == [1, 1]
+        && shape.groups == 1
+        && shape.in_channels >= LEAST_CHANNELS;
+    match precision {
+        Precision::Int8 if Precision::fastest() != Precision::Bf16 => None,
+        Precision::Int8 => fits.then(|| Format::of(Precision::Bf16)),
+        precision => fits.then(|| Format::of(precision)),
+    }
+}
+
+/// Convolves `input` with `weight` into the images of `target`, one row for each output channel.
+pub(crate) fn conv2d(
+    shape: &ConvShape,
+    input: &[f32],
+    weight: WeightSlice<'_>,
+    format: Format,
+    target: &Target,
+    finish: &Finish<'_>,
+) {
+    let convolution = Convolution::new(shape, input, weight, format, target, finish);
+    if convolution.left_panels * convolution.left_len <= HOLD_WEIGHTS_UP_TO {
+        convolution.holding_weights();
+    } else {
+        convolution.holding_tiles(HOLD_TILES_UP_TO);
+    }
+}
+
+/// The tiles of all images, numbered row by row, image after image.
+#[derive(Clone, Copy)]
+struct Tiles {
+    batch: usize,
+    /// Rows and columns of tiles.
+    size: [usize; 2],
+}
+
+/// Neighbours in one row of tiles.
+#[derive(Clone, Copy)]
+struct Stretch {
+    /// The lane of the first.
+    lane: usize,
+    len: usize,
+    image: usize,
+    /// Row and column of the first.
+    at: [usize; 2],
+}
+
+impl Tiles {
+    fn count(&self) -> usize {
+        self.batch * self.size[0] * self.size[1]
+    }
+
+    /// The tiles of a panel of `width`.
+    fn stretches(self, panel: usize, width: usize) -> impl Iterator<Item = Stretch> {
+        let [rows, cols] = self.size;
+        let (first, end) = (panel * width, ((panel + 1) * width).min(self.count()));
+        let mut next = first;
+        std::iter::from_fn(move || {
+            let tile = next;
+            (tile < end).then(|| {
+                let (row, col) = (tile / cols, tile % cols);
+                let len = (cols - col).min(end - tile);
+                next += len;
+                Stretch { lane: tile - first, len, image: row / rows, at: [row % rows, col] }
+            })
+        })
+    }
+}
+
+/// What all tasks have in common.
+struct Convolution<'a> {
+    shape: &'a ConvShape,
+    input: &'a [f32],
+    weight: WeightSlice<'a>,
+    format: Format,
+    target: &'a Target,
+    finish: &'a Finish<'a>,
+    tiles: Tiles,
+    /// Lanes of the panels.
+    mr: usize,
+    nr: usize,
+    left_panels: usize,
+    right_panels: usize,
+    /// Words of a left panel and of a right one, all positions together. Position follows upon position.
+    left_len: usize,
+    right_len: usize,
+}
+
+impl<'a> Convolution<'a> {
+    fn new(
+        shape: &'a ConvShape,
+        input: &'a [f32],
+        weight: WeightSlice<'a>,
+        format: Format,
+        target: &'a Target,
+        finish: &'a Finish<'a>,
+    ) -> Self {
+        let tiles = Tiles { batch: shape.batch, size: shape.out_size().map(|extent| extent.div_ceil(2)) };
+        let TileShape { mr, nr } = tile_shape();
+        let words = format.words(shape.in_channels);
+        Self {
+            shape,
+            input,
+            weight,
+            format,
+            target,
+            finish,
+            tiles,
+            mr,
+            nr,
+            left_panels: shape.out_channels.div_ceil(mr),
+            right_panels: tiles.count().div_ceil(nr),
+            left_len: POSITIONS * words * mr,
+            right_len: POSITIONS * words * nr,
+        }
+    }
+
+    /// Transforms all weights first; every task has tiles of its own.
+    fn holding_weights(&self) {
+        let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
+        with_scratch(&SHARED, left_panels * left_len, |weights| {
+            for_each_chunk_mut(weights, left_len, |panel, words| self.transform_weights(panel, words));
+            let step = (TASK_TILES / right_len).clamp(1, TOGETHER[1]);
+            run_tasks(true, right_panels.div_ceil(step), |task| {
+                let right = task * step..((task + 1) * step).min(right_panels);
+                with_scratch(&TILES, right.len() * right_len, |tiles| {
+                    for (panel, words) in right.clone().zip(tiles.chunks_exact_mut(right_len)) {
+                        self.transform_tiles(panel, words);
+                    }
+                    for left in ranges(left_panels, TOGETHER[0]) {
+                        let weights = &weights[left.start * left_len..left.end * left_len];
+                        self.multiply(left, weights, right.clone(), tiles);
+                    }
+                });
+            });
+        });
+    }
+
+    /// Transforms tiles of up to `words` words first; every task has weights of its own.
+    fn holding_tiles(&self, words: usize) {
+        let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
+        for held in ranges(right_panels, words / right_len) {
+            with_scratch(&SHARED, held.len() * right_len, |tiles| {
+                for_each_chunk_mut(tiles, right_len, |index, words| {
+                    self.transform_tiles(held.start + index, words);
+                });
+                run_tasks(true, left_panels.div_ceil(TASK_WEIGHTS), |task| {
+                    let left = task * TASK_WEIGHTS..((task + 1) * TASK_WEIGHTS).min(left_panels);
+                    with_scratch(&WEIGHTS, left.len() * left_len, |weights| {
+                        for (panel, words) in left.clone().zip(weights.chunks_exact_mut(left_len)) {
+                            self.transform_weights(panel, words);
+                        }
+                        for some in ranges(held.len(), TOGETHER[1]) {
+                            let tiles = &tiles[some.start * right_len..some.end * right_len];
+                            let right = held.start + some.start..held.start + some.end;
+                            self.multiply(left.clone(), weights, right, tiles);
+                        }
+                    });
+                });
+            });
+        }
+    }
+
+    /// Multiplies some left panels by some right ones, and stores the output.
+    fn multiply(&self, left: Range<usize>, weights: &[u32], right: Range<usize>, tiles: &[u32]) {
+        let len = POSITIONS * left.len() * self.mr * right.len() * self.nr;
+        with_scratch(&PRODUCTS, len, |products| {
+            tile::dispatch(self.format, Group { convolution: self, left, weights, right, tiles, products });
+        });
+    }
+
+    /// The transformed weights of a panel of output channels.
+    fn transform_weights(&self, panel: usize, words: &mut [u32]) {
+        let &Self { shape, weight, format, mr, .. } = self;
+        let channels = shape.in_channels;
+        let outputs = panel * mr..((panel + 1) * mr).min(shape.out_channels);
+        if outputs.len() < mr {
+            words.fill(0);
+        }
+        let position_len = self.left_len / POSITIONS;
+        let block_words = format.words(WEIGHT_CHANNELS);
+        with_scratch(&FLOATS, (9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
+            let (taps, lanes) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            with_scratch(&WORDS, POSITIONS * GROUP * block_words, |encoded| {
+                for block in ranges(channels, WEIGHT_CHANNELS) {
+                    let block_words = format.words(block.len());
+                    for (lane, output) in outputs.clone().enumerate() {
+                        let taps = &mut taps[..9 * block.len()];
+                        weight.widen_run((output * channels + block.start) * 9, taps);
+                        isa::dispatch(TransformWeights { taps, lanes });
+                        for position in 0..POSITIONS {
+                            let run = &lanes[position * WEIGHT_CHANNELS..][..block.len()];
+                            let at = (position * GROUP + lane) * block_words;
+                            encode_lane(format, PackedSide::Left, run, &mut encoded[at..at + block_words]);
+                        }
+                    }
+                    let start = format.words(block.start) * mr;
+                    for position in 0..POSITIONS {
+                        let lanes = &encoded[position * GROUP * block_words..][..GROUP * block_words];
+                        let panel = &mut words[position * position_len + start..][..block_words * mr];
+                        transpose(lanes, block_words, outputs.len(), panel, mr, 0);
+                    }
+                }
+            });
+        });
+    }
+
+    /// The transformed tiles of a panel.
+    fn transform_tiles(&self, panel: usize, words: &mut [u32]) {
+        let &Self { shape, format, nr, .. } = self;
+        let [in_rows, in_cols] = shape.in_size;
+        let plane = in_rows * in_cols;
+        let position_len = self.right_len / POSITIONS;
+        let stretches: Vec<Stretch> = self.tiles.stretches(panel, nr).collect();
+        with_scratch(&FLOATS, POSITIONS * TILE_CHANNELS * nr, |rows| {
+            for block in ranges(shape.in_channels, TILE_CHANNELS) {
+                for (index, channel) in block.clone().enumerate() {
+                    isa::dispatch(TransformTiles {
+                        planes: &self.input[channel * plane..],
+                        image_stride: shape.in_channels * plane,
+                        size: shape.in_size,
+                        origin: [shape.padding.top, shape.padding.left],
+                        stretches: &stretches,
+                        out: &mut rows[index * nr..],
+                        stride: TILE_CHANNELS * nr,
+                        width: nr,
+                    });
+                }
+                let start = format.words(block.start) * nr;
+                let len = format.words(block.len()) * nr;
+                for position in 0..POSITIONS {
+                    let rows = &rows[position * TILE_CHANNELS * nr..][..block.len() * nr];
+                    let panel = &mut words[position * position_len + start..][..len];
+                    encode_rows(format, PackedSide::Right, rows, nr, panel);
+                }
+            }
+        });
+    }
+}
+
+/// Transforms the weights of one output and some input channels, nine to a channel.
+struct TransformWeights<'a> {
+    taps: &'a [f32],
+    /// For each position, [`WEIGHT_CHANNELS`] places.
+    lanes: &'a mut [f32],
+}
+
+impl SimdOp for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        const WIDTH: usize = 16;
+        let (groups, rest) = self.taps.as_chunks::<{ 9 * WIDTH }>();
+        let mut last = [0.0; 9 * WIDTH];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = (!rest.is_empty()).then_some(&last);
+        for (group, taps) in groups.iter().chain(last).enumerate() {
+            let mut split = [[0.0; WIDTH]; 9];
+            for channel in 0..WIDTH {
+                for (tap, split) in split.iter_mut().enumerate() {
+                    split[channel] = taps[9 * channel + tap];
+                }
+            }
+            // G g, of the three columns.
+            let columns = [0, 1, 2].map(|col| filter([split[col], split[3 + col], split[6 + col]]));
+            for row in 0..4 {
+                // The row times G^T.
+                let results = filter([columns[0][row], columns[1][row], columns[2][row]]);
+                for (col, result) in results.iter().enumerate() {
+                    let start = (4 * row + col) * WEIGHT_CHANNELS + group * WIDTH;
+                    self.lanes[start..start + WIDTH].copy_from_slice(result);
+                }
+            }
+        }
+    }
+}
+
+/// Three values of each lane by `G`.
+#[inline(always)]
+fn filter<const N: usize>([a, b, c]: [[f32; N]; 3]) -> [[f32; N]; 4] {
+    let mut results = [a, [0.0; N], [0.0; N], c];
+    for lane in 0..N {
+        let outer = 0.5 * (a[lane] + c[lane]);
+        results[1][lane] = outer + 0.5 * b[lane];
+        results[2][lane] = outer - 0.5 * b[lane];
+    }
+    results
+}
+
+/// Transforms the tiles of a panel in one channel.
+struct TransformTiles<'a> {
+    /// The channel's first plane.
+    planes: &'a [f32],
+    image_stride: usize,
+    /// Rows and columns of a plane.
+    size: [usize; 2],
+    /// Padding at the top and at the left.
+    origin: [usize; 2],
+    stretches: &'a [Stretch],
+    /// `width` lanes for each position, `stride` apart.
+    out: &'a mut [f32],
+    stride: usize,
+    width: usize,
+}
+
+impl SimdOp for TransformTiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let mut columns = [[[0.0; WIDEST]; 4]; 4];
+        for stretch in self.stretches {
+            for (row, columns) in columns.iter_mut().enumerate() {
+                self.columns(stretch, row, columns);
+            }
+        }
+        let width = TILE_VECTORS * isa.f32().len();
+        debug_assert_eq!(width, self.width);
+        for col in 0..4 {
+            // B^T times the column.
+            let [a, b, c, d] = [0, 1, 2, 3].map(|row: usize| &columns[row][col][..width]);
+            let mut store = |row: usize, x: &[f32], y: &[f32], f: fn(f32, f32) -> f32| {
+                let out = &mut self.out[(4 * row + col) * self.stride..][..width];
+                x.iter().zip(y).zip(out).for_each(|((x, y), out)| *out = f(*x, *y));
+            };
+            store(0, a, c, |a, c| a - c);
+            store(1, b, c, |b, c| b + c);
+            store(2, c, b, |c, b| c - b);
+            store(3, b, d, |b, d| b - d);
+        }
+    }
+}
+
+impl TransformTiles<'_> {
+    /// Row `row` of the tiles of a stretch, times `B`.
+    #[inline(always)]
+    fn columns(&self, stretch: &Stretch, row: usize, out: &mut [[f32; WIDEST]; 4]) {
+        let &Stretch { lane, len, image, at } = stretch;
+        let [rows, cols] = self.size;
+        let mut padded = [0.0; 2 * WIDEST + 2];
+        let needed = 2 * len + 2;
+        // Wraps around in the padding above or at the left, and then lies beyond the plane.
+        let y = (2 * at[0] + row).wrapping_sub(self.origin[0]);
+        let first = (2 * at[1]).wrapping_sub(self.origin[1]);
+        let pixels: &[f32] = if y < rows {
+            let pixels = &self.planes[image * self.image_stride + y * cols..][..cols];
+            match pixels.get(first..).and_then(|pixels| pixels.get(..needed)) {
+                Some(inside) => inside,
+                None => {
+                    let before = self.origin[1].saturating_sub(2 * at[1]).min(needed);
+                    let start = (2 * at[1]).saturating_sub(self.origin[1]).min(cols);
+                    let count = (cols - start).min(needed - before);
+                    padded[before..before + count].copy_from_slice(&pixels[start..start + count]);
+                    &padded[..needed]
+                }
+            }
+        } else {
+            &padded[..needed]
+        };
+        match len {
+            32 => combine::<32>(pixels, lane, out),
+            16 => combine::<16>(pixels, lane, out),
+            8 => combine::<8>(pixels, lane, out),
+            4 => combine::<4>(pixels, lane, out),
+            _ => (0..len).for_each(|index| combine::<1>(&pixels[2 * index..], lane + index, out)),
+        }
+    }
+}
+
+/// `N` tiles' pixels of one row, times `B`.
+#[inline(always)]
+fn combine<const N: usize>(pixels: &[f32], lane: usize, out: &mut [[f32; WIDEST]; 4]) {
+    let pixels = &pixels[..2 * N + 2];
+    let mut split = [[0.0; N]; 4];
+    for index in 0..N {
+        for (offset, split) in split.iter_mut().enumerate() {
+            split[index] = pixels[2 * index + offset];
+        }
+    }
+    let [a, b, c, d] = split;
+    let [w, x, y, z] = out.each_mut().map(|out| &mut out[lane..lane + N]);
+    for index in 0..N {
+        w[index] = a[index] - c[index];
+        x[index] = b[index] + c[index];
+        y[index] = c[index] - b[index];
+        z[index] = b[index] - d[index];
+    }
+}
+
+/// Some left panels times some right ones, at every position.
+struct Group<'a, 'b> {
+    convolution: &'a Convolution<'b>,
+    left: Range<usize>,
+    weights: &'a [u32],
+    right: Range<usize>,
+    tiles: &'a [u32],
+    /// For each position, a row for each lane of the left panels.
+    products: &'a mut [f32],
+}
+
+impl PanelOp for Group<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa, K: Microkernel<I>>(mut self, isa: I) {
+        if is_wide(isa) {
+            self.products::<I, K, WIDE_MR>(isa);
+            self.output::<16>(isa);
+        } else {
+            self.products::<I, K, NARROW_MR>(isa);
+            self.output::<8>(isa);
+        }
+    }
+}
+
+impl Group<'_, '_> {
+    #[inline(always)]
+    fn products<I: Isa, K: Microkernel<I>, const MR: usize>(&mut self, isa: I) {
+        let ops = isa.f32();
+        let len = ops.len();
+        let nr = TILE_VECTORS * len;
+        let &Convolution { left_len, right_len, .. } = self.convolution;
+        let words = left_len / POSITIONS / MR;
+        let (left_count, right_count) = (self.left.len(), self.right.len());
+        let row_len = right_count * nr;
+        let position_len = left_count * MR * row_len;
+        for (position, products) in self.products.chunks_exact_mut(position_len).enumerate() {
+            for right in 0..right_count {
+                let tiles = &self.tiles[right * right_len + position * words * nr..];
+                for left in 0..left_count {
+                    let weights = &self.weights[left * left_len + position * words * MR..];
+                    let sums = K::multiply::<MR>(isa, words, weights, tiles);
+                    let rows = products[left * MR * row_len + right * nr..].chunks_mut(row_len);
+                    for (row, sums) in rows.zip(sums) {
+                        for (out, sum) in row.chunks_exact_mut(len).zip(sums) {
+                            ops.store(sum, out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The output of the products, `N` lanes at a time.
+    #[inline(always)]
+    fn output<const N: usize>(&self, isa: impl Isa) {
+        let nr = TILE_VECTORS * isa.f32().len();
+        let row_len = self.right.len() * nr;
+        let first = self.left.start * self.convolution.mr;
+        let outputs = first..(self.left.end * self.convolution.mr).min(self.convolution.shape.out_channels);
+        let position_len = self.left.len() * self.convolution.mr * row_len;
+        for (index, right) in self.right.clone().enumerate() {
+            for output in outputs.clone() {
+                let start = (output - first) * row_len + index * nr;
+                let mut pixels = [[0.0; 2 * WIDEST]; 2];
+                for lane in (0..nr).step_by(N) {
+                    let product = |position: usize| -> &[f32; N] {
+                        let at = position * position_len + start + lane;
+                        self.products[at..].first_chunk().expect("a vector of lanes")
+                    };
+                    combine_products(product, lane, &mut pixels);
+                }
+                self.store(output, right, &pixels);
+            }
+        }
+    }
+
+    /// Writes two rows of pixels of a panel of tiles in one channel.
+    #[inline(always)]
+    fn store(&self, output: usize, panel: usize, pixels: &[[f32; 2 * WIDEST]; 2]) {
+        let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
+        let [rows, cols] = shape.out_size();
+        for Stretch { lane, len, image, at } in tiles.stretches(panel, nr) {
+            let bias = finish.row_bias(image, output);
+            for (row, pixels) in pixels.iter().enumerate().take(rows - 2 * at[0]) {
+                let count = (2 * len).min(cols - 2 * at[1]);
+                let corner = Corner { image, row: output, col: (2 * at[0] + row) * cols + 2 * at[1] };
+                // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
+                let out = unsafe { target.row_mut(corner, count) };
+                for (out, value) in out.iter_mut().zip(&pixels[2 * lane..]) {
+                    *out = value + bias;
+                }
+                finish_tile::<1>(target, corner, count, finish);
+            }
+        }
+    }
+}
+
+/// `A^T m A` of the products of `N` tiles, each tile's two pixels of a row beside each other.
+#[inline(always)]
+fn combine_products<'a, const N: usize>(
+    product: impl Fn(usize) -> &'a [f32; N],
+    lane: usize,
+    pixels: &mut [[f32; 2 * WIDEST]; 2],
+) {
+    // A^T m, of the four columns.
+    let mut columns = [[[0.0; N]; 2]; 4];
+    for (col, results) in columns.iter_mut().enumerate() {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|row| product(4 * row + col));
+        for lane in 0..N {
+            results[0][lane] = a[lane] + b[lane] + c[lane];
+            results[1][lane] = b[lane] - c[lane] - d[lane];
+        }
+    }
+    let [a, b, c, d] = columns;
+    for (row, pixels) in pixels.iter_mut().enumerate() {
+        let pixels = &mut pixels[2 * lane..2 * (lane + N)];
+        for lane in 0..N {
+            pixels[2 * lane] = a[row][lane] + b[row][lane] + c[row][lane];
+            pixels[2 * lane + 1] = b[row][lane] - c[row][lane] - d[row][lane];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+use half::bf16;
+
+use super::*;
+use crate::conv::{ConvEpilogue, ConvWeight, Padding};
+use crate::testing::{Tolerance, check, check_cases, random};
+use crate::unary::UnaryOp;
+
+const BASE: ConvShape = ConvShape {
+    batch: 1,
+    in_channels: 32,
+    in_size: [8, 8],
+    out_channels: 5,
+    kernel: [3, 3],
+    stride: [1, 1],
+    dilation: [1, 1],
+    padding: Padding { top: 1, bottom: 1, left: 1, right: 1 },
+    groups: 1,
+};
+
+/// Sizes around those of vectors, panels and blocks of channels.
+fn shapes() -> Vec<ConvShape> {
+    let mut shapes: Vec<ConvShape> = [[1, 1], [1, 7], [2, 2], [3, 65], [5, 33], [7, 9], [64, 3], [16, 34]]
+        .map(|in_size| ConvShape { in_size, ..BASE })
+        .into();
+    shapes.extend([33, 47, 64, 65, 129].map(|in_channels| ConvShape { in_channels, ..BASE }));
+    shapes.extend([1, 6, 12, 13, 24, 49, 100].map(|out_channels| ConvShape { out_channels, ..BASE }));
+    shapes.extend([2, 3].map(|batch| ConvShape { batch, in_size: [6, 10], ..BASE }));
+    shapes.extend(
+        [
+            Padding::default(),
+            Padding::same(2),
+            Padding { top: 2, bottom: 0, left: 3, right: 5 },
+            Padding { top: 0, bottom: 1, left: 0, right: 1 },
+        ]
+        .map(|padding| ConvShape { padding, in_size: [9, 6], batch: 2, ..BASE }),
+    );
+    shapes
+}
+
+/// Values that are multiples of 1/256, whose sums of a few are exact.
+fn grid(seed: u64, len: usize) -> Vec<f32> {
+    random(seed, len).into_iter().map(|x| (x * 256.0).round() / 256.0).collect()
+}
+
+fn operands(shape: &ConvShape) -> (Vec<f32>, Vec<f32>) {
+    let input = grid(1, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
+    (input, grid(2, shape.out_channels * shape.in_channels * 9))
+}
+
+/// The convolution by F(2x2, 3x3), with transformed weights and tiles rounded by `round`.
+fn oracle(shape: &ConvShape, input: &[f32], weight: &[f32], round: fn(f64) -> f64) -> Vec<f64> {
+    const G: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+    const BT: [[f64; 4]; 4] =
+        [[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, -1.0, 1.0, 0.0], [0.0, 1.0, 0.0, -1.0]];
+    const AT: [[f64; 4]; 2] = [[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, -1.0, -1.0]];
+    let ([rows, cols], [out_rows, out_cols]) = (shape.in_size, shape.out_size());
+    let (channels, outputs) = (shape.in_channels, shape.out_channels);
+    let both = |matrix: &dyn Fn(usize, usize) -> f64,
+                len: usize,
+                value: &dyn Fn(usize, usize) -> f64,
+                at: [usize; 2]| {
+        let terms = (0..len).flat_map(|i| (0..len).map(move |j| (i, j)));
+        terms.map(|(i, j)| matrix(at[0], i) * matrix(at[1], j) * value(i, j)).sum::<f64>()
+    };
+    let positions = || (0..16).map(|position| [position / 4, position % 4]);
+    let transformed: Vec<Vec<f64>> = (0..outputs * channels)
+        .map(|filter| {
+            let tap = |i: usize, j: usize| f64::from(weight[filter * 9 + 3 * i + j]);
+            positions().map(|at| round(both(&|a, b| G[a][b], 3, &tap, at))).collect()
+        })
+        .collect();
+    let mut out = vec![f64::NAN; shape.out_len()];
+    for image in 0..shape.batch {
+        for (row, col) in
+            (0..out_rows.div_ceil(2)).flat_map(|y| (0..out_cols.div_ceil(2)).map(move |x| (2 * y, 2 * x)))
+        {
+            let tiles: Vec<Vec<f64>> = (0..channels)
+                .map(|channel| {
+                    let pixel = |i: usize, j: usize| {
+                        let y = (row + i).checked_sub(shape.padding.top).filter(|y| *y < rows);
+                        let x = (col + j).checked_sub(shape.padding.left).filter(|x| *x < cols);
+                        y.zip(x).map_or(0.0, |(y, x)| {
+                            f64::from(input[((image * channels + channel) * rows + y) * cols + x])
+                        })
+                    };
+                    positions().map(|at| round(both(&|a, b| BT[a][b], 4, &pixel, at))).collect()
+                })
+                .collect();
+            for output in 0..outputs {
+                let products: Vec<f64> = (0..16)
+                    .map(|p| (0..channels).map(|c| transformed[output * channels + c][p] * tiles[c][p]).sum())
+                    .collect();
+                for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    if row + i < out_rows && col + j < out_cols {
+                        let value = both(&|a, b| AT[a][b], 4, &|a, b| products[4 * a + b], [i, j]);
+                        out[((image * outputs + output) * out_rows + row + i) * out_cols + col + j] = value;
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+fn rounded(x: f64) -> f64 {
+    bf16::from_f64(x).to_f64()
+}
+
+#[test]
+fn the_oracle_is_a_convolution() {
+    let shape = ConvShape { in_size: [3, 4], batch: 2, ..BASE };
+    let (input, weight) = operands(&shape);
+    let expected = crate::conv::tests::oracle(&shape, &input, &weight);
+    let found = oracle(&shape, &input, &weight, |x| x);
+    assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-12));
+}
+
+/// Single precision is as exact as the direct product; bfloat16 rounds where the method says, and nowhere else.
+#[test]
+fn every_shape_in_every_format() {
+    check_cases(&shapes(), |shape| {
+        let (input, weight) = operands(shape);
+        for (precision, round) in [(Precision::F32, (|x| x) as fn(f64) -> f64), (Precision::Bf16, rounded)] {
+            assert!(format(shape, precision).is_some(), "{shape:?} is not done this way");
+            let expected = oracle(shape, &input, &weight, round);
+            check(&expected, Tolerance::OfLargest(3e-6), |out| {
+                let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
+                crate::conv2d(shape, &input, weight, precision, &ConvEpilogue::default(), out);
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// Both ways to share the work, whatever the sizes.
+#[test]
+fn held_weights_and_held_tiles() {
+    let shape = ConvShape { in_channels: 40, out_channels: 70, in_size: [11, 18], batch: 2, ..BASE };
+    let (input, weight) = operands(&shape);
+    let expected = oracle(&shape, &input, &weight, |x| x);
+    for holds_weights in [true, false] {
+        check(&expected, Tolerance::OfLargest(3e-6), |out| {
+            let pixels = shape.out_size().iter().product();
+            let target =
+                Target::images(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
+            let finish = Finish::default();
+            let convolution =
+                Convolution::new(&shape, &input, WeightSlice::F32(&weight), Format::Single, &target, &finish);
+            if holds_weights {
+                convolution.holding_weights();
+            } else {
+                convolution.holding_tiles(convolution.right_len);
+            }
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn what_follows_the_convolution() {
+    let shapes = [
+        ConvShape { in_size: [7, 9], batch: 2, ..BASE },
+        ConvShape { in_size: [4, 66], out_channels: 14, batch: 2, ..BASE },
+    ];
+    check_cases(&shapes, |shape| {
+        let (input, weight) = operands(shape);
+        let (residual, multiplier) = (random(6, shape.out_len()), random(7, shape.out_len()));
+        let pixels = shape.out_size().iter().product::<usize>();
+        for bias_images in [1, shape.batch] {
+            let bias = random(5, bias_images * shape.out_channels);
+            let mut expected = oracle(shape, &input, &weight, |x| x);
+            for (index, value) in expected.iter_mut().enumerate() {
+                *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
+                *value /= 1.0 + (-*value).exp();
+                *value *= f64::from(multiplier[index]);
+            }
+            let epilogue = ConvEpilogue {
+                bias: Some(&bias),
+                residual: Some(&residual),
+                activation: Some(UnaryOp::Silu),
+                multiplier: Some(&multiplier),
+            };
+            check(&expected, Tolerance::OfLargest(3e-6), |out| {
+                let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
+                crate::conv2d(shape, &input, weight, Precision::F32, &epilogue, out);
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// What the crate says of the method's error, against the direct product in the same precision.
+#[test]
+fn bfloat16_is_less_exact_by_the_known_factor() {
+    let shape = ConvShape { in_channels: 128, out_channels: 16, in_size: [16, 16], ..BASE };
+    let input = random(1, shape.in_channels * 256);
+    let weight = random(2, shape.out_channels * shape.in_channels * 9);
+    let expected = crate::conv::tests::oracle(&shape, &input, &weight);
+    let error = |weight: ConvWeight<'_>| {
+        let mut out = vec![0.0; shape.out_len()];
+        crate::conv2d(&shape, &input, weight, Precision::Bf16, &ConvEpilogue::default(), &mut out);
+        out.iter().zip(&expected).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt()
+    };
+    let packed = crate::pack_conv_weight(&shape, WeightSlice::F32(&weight), Precision::Bf16);
+    let ratio = error(ConvWeight::Stored(WeightSlice::F32(&weight))) / error(ConvWeight::Packed(&packed));
+    assert!((1.5..1.9).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn a_value_that_is_no_number_reaches_what_sees_it() {
+    let shape = ConvShape { in_size: [8, 8], ..BASE };
+    let (mut input, weight) = operands(&shape);
+    input[64 * 3 + 8 * 4 + 4] = f32::NAN;
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut out = vec![0.0; shape.out_len()];
+        let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
+        crate::conv2d(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+        for (index, value) in out.iter().enumerate() {
+            let (y, x) = (index / 8 % 8, index % 8);
+            if (3..=5).contains(&y) && (3..=5).contains(&x) {
+                assert!(value.is_nan(), "{precision} at {y}, {x}");
+            }
+        }
+    }
+}
