@@ -18,6 +18,7 @@ use std::ops::Range;
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, SimdOp};
 
+use crate::arch;
 use crate::conv::ConvShape;
 use crate::format::{Format, encode_lane, encode_rows};
 use crate::gemm::ranges;
@@ -39,12 +40,8 @@ const LEAST_CHANNELS: usize = 32;
 const HOLD_WEIGHTS_UP_TO: usize = 1 << 22;
 /// Words of transformed tiles that are held where the weights are not: 32 MB.
 const HOLD_TILES_UP_TO: usize = 1 << 23;
-/// Words of transformed tiles in a task, if one panel has not more: they stay in the L2 cache.
-const TASK_TILES: usize = 96 << 10;
-/// Left and right panels whose products are kept until they are an output.
-const TOGETHER: [usize; 2] = [4, 4];
-/// Left panels in a task that transforms its weights.
-const TASK_WEIGHTS: usize = 2;
+/// Left panels whose products with a right one are kept until they are an output.
+const TOGETHER: usize = 2;
 /// Channels that are transformed at once, of tiles and of weights.
 const TILE_CHANNELS: usize = 16;
 const WEIGHT_CHANNELS: usize = 64;
@@ -190,16 +187,12 @@ impl<'a> Convolution<'a> {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
         with_scratch(&SHARED, left_panels * left_len, |weights| {
             for_each_chunk_mut(weights, left_len, |panel, words| self.transform_weights(panel, words));
-            let step = (TASK_TILES / right_len).clamp(1, TOGETHER[1]);
-            run_tasks(true, right_panels.div_ceil(step), |task| {
-                let right = task * step..((task + 1) * step).min(right_panels);
-                with_scratch(&TILES, right.len() * right_len, |tiles| {
-                    for (panel, words) in right.clone().zip(tiles.chunks_exact_mut(right_len)) {
-                        self.transform_tiles(panel, words);
-                    }
-                    for left in ranges(left_panels, TOGETHER[0]) {
+            run_tasks(true, right_panels, |right| {
+                with_scratch(&TILES, right_len, |tiles| {
+                    self.transform_tiles(right, tiles);
+                    for left in ranges(left_panels, TOGETHER) {
                         let weights = &weights[left.start * left_len..left.end * left_len];
-                        self.multiply(left, weights, right.clone(), tiles);
+                        self.multiply(left, weights, right, tiles);
                     }
                 });
             });
@@ -209,20 +202,18 @@ impl<'a> Convolution<'a> {
     /// Transforms tiles of up to `words` words first; every task has weights of its own.
     fn holding_tiles(&self, words: usize) {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
-        for held in ranges(right_panels, words / right_len) {
+        for held in ranges(right_panels, (words / right_len).max(1)) {
             with_scratch(&SHARED, held.len() * right_len, |tiles| {
                 for_each_chunk_mut(tiles, right_len, |index, words| {
                     self.transform_tiles(held.start + index, words);
                 });
-                run_tasks(true, left_panels.div_ceil(TASK_WEIGHTS), |task| {
-                    let left = task * TASK_WEIGHTS..((task + 1) * TASK_WEIGHTS).min(left_panels);
+                run_tasks(true, left_panels.div_ceil(TOGETHER), |task| {
+                    let left = task * TOGETHER..((task + 1) * TOGETHER).min(left_panels);
                     with_scratch(&WEIGHTS, left.len() * left_len, |weights| {
                         for (panel, words) in left.clone().zip(weights.chunks_exact_mut(left_len)) {
                             self.transform_weights(panel, words);
                         }
-                        for some in ranges(held.len(), TOGETHER[1]) {
-                            let tiles = &tiles[some.start * right_len..some.end * right_len];
-                            let right = held.start + some.start..held.start + some.end;
+                        for (right, tiles) in held.clone().zip(tiles.chunks_exact(right_len)) {
                             self.multiply(left.clone(), weights, right, tiles);
                         }
                     });
@@ -231,9 +222,9 @@ impl<'a> Convolution<'a> {
         }
     }
 
-    /// Multiplies some left panels by some right ones, and stores the output.
-    fn multiply(&self, left: Range<usize>, weights: &[u32], right: Range<usize>, tiles: &[u32]) {
-        let len = POSITIONS * left.len() * self.mr * right.len() * self.nr;
+    /// Multiplies some left panels by a right one, and stores the output.
+    fn multiply(&self, left: Range<usize>, weights: &[u32], right: usize, tiles: &[u32]) {
+        let len = POSITIONS * left.len() * self.mr * self.nr;
         with_scratch(&PRODUCTS, len, |products| {
             tile::dispatch(self.format, Group { convolution: self, left, weights, right, tiles, products });
         });
@@ -249,14 +240,16 @@ impl<'a> Convolution<'a> {
         }
         let position_len = self.left_len / POSITIONS;
         let block_words = format.words(WEIGHT_CHANNELS);
-        with_scratch(&FLOATS, (9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
+        with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
+            let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
             let (taps, lanes) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
             with_scratch(&WORDS, POSITIONS * GROUP * block_words, |encoded| {
                 for block in ranges(channels, WEIGHT_CHANNELS) {
                     let block_words = format.words(block.len());
                     for (lane, output) in outputs.clone().enumerate() {
-                        let taps = &mut taps[..9 * block.len()];
-                        weight.widen_run((output * channels + block.start) * 9, taps);
+                        let weights = &mut weights[..9 * block.len()];
+                        weight.widen_run((output * channels + block.start) * 9, weights);
+                        split_taps(weights, taps);
                         isa::dispatch(TransformWeights { taps, lanes });
                         for position in 0..POSITIONS {
                             let run = &lanes[position * WEIGHT_CHANNELS..][..block.len()];
@@ -308,10 +301,11 @@ impl<'a> Convolution<'a> {
     }
 }
 
-/// Transforms the weights of one output and some input channels, nine to a channel.
+/// Transforms the weights of one output and some input channels.
 struct TransformWeights<'a> {
+    /// For each of the nine taps, [`WEIGHT_CHANNELS`] places.
     taps: &'a [f32],
-    /// For each position, [`WEIGHT_CHANNELS`] places.
+    /// For each position, as many.
     lanes: &'a mut [f32],
 }
 
@@ -321,35 +315,39 @@ impl SimdOp for TransformWeights<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
         const WIDTH: usize = 16;
-        let (groups, rest) = self.taps.as_chunks::<{ 9 * WIDTH }>();
-        let mut last = [0.0; 9 * WIDTH];
-        last[..rest.len()].copy_from_slice(rest);
-        let last = (!rest.is_empty()).then_some(&last);
-        for (group, taps) in groups.iter().chain(last).enumerate() {
-            let mut split = [[0.0; WIDTH]; 9];
-            for channel in 0..WIDTH {
-                for (tap, split) in split.iter_mut().enumerate() {
-                    split[channel] = taps[9 * channel + tap];
-                }
-            }
+        let Self { taps, lanes } = self;
+        for start in (0..WEIGHT_CHANNELS).step_by(WIDTH) {
+            let tap = |index: usize| -> &[f32; WIDTH] {
+                taps[index * WEIGHT_CHANNELS + start..].first_chunk().expect("a block of taps")
+            };
             // G g, of the three columns.
-            let columns = [0, 1, 2].map(|col| filter([split[col], split[3 + col], split[6 + col]]));
+            let columns = [0, 1, 2].map(|col| filter([tap(col), tap(3 + col), tap(6 + col)]));
             for row in 0..4 {
                 // The row times G^T.
-                let results = filter([columns[0][row], columns[1][row], columns[2][row]]);
+                let results = filter([&columns[0][row], &columns[1][row], &columns[2][row]]);
                 for (col, result) in results.iter().enumerate() {
-                    let start = (4 * row + col) * WEIGHT_CHANNELS + group * WIDTH;
-                    self.lanes[start..start + WIDTH].copy_from_slice(result);
+                    let start = (4 * row + col) * WEIGHT_CHANNELS + start;
+                    lanes[start..start + WIDTH].copy_from_slice(result);
                 }
             }
         }
     }
 }
 
+/// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] places for each tap.
+fn split_taps(weights: &[f32], taps: &mut [f32]) {
+    let done = arch::split_nines(weights, taps, WEIGHT_CHANNELS);
+    for (channel, window) in weights.chunks_exact(9).enumerate().skip(done) {
+        for (tap, weight) in window.iter().enumerate() {
+            taps[tap * WEIGHT_CHANNELS + channel] = *weight;
+        }
+    }
+}
+
 /// Three values of each lane by `G`.
 #[inline(always)]
-fn filter<const N: usize>([a, b, c]: [[f32; N]; 3]) -> [[f32; N]; 4] {
-    let mut results = [a, [0.0; N], [0.0; N], c];
+fn filter<const N: usize>([a, b, c]: [&[f32; N]; 3]) -> [[f32; N]; 4] {
+    let mut results = [*a, [0.0; N], [0.0; N], *c];
     for lane in 0..N {
         let outer = 0.5 * (a[lane] + c[lane]);
         results[1][lane] = outer + 0.5 * b[lane];
@@ -458,12 +456,12 @@ fn combine<const N: usize>(pixels: &[f32], lane: usize, out: &mut [[f32; WIDEST]
     }
 }
 
-/// Some left panels times some right ones, at every position.
+/// Some left panels times a right one, at every position.
 struct Group<'a, 'b> {
     convolution: &'a Convolution<'b>,
     left: Range<usize>,
     weights: &'a [u32],
-    right: Range<usize>,
+    right: usize,
     tiles: &'a [u32],
     /// For each position, a row for each lane of the left panels.
     products: &'a mut [f32],
@@ -490,22 +488,18 @@ impl Group<'_, '_> {
         let ops = isa.f32();
         let len = ops.len();
         let nr = TILE_VECTORS * len;
-        let &Convolution { left_len, right_len, .. } = self.convolution;
+        let left_len = self.convolution.left_len;
         let words = left_len / POSITIONS / MR;
-        let (left_count, right_count) = (self.left.len(), self.right.len());
-        let row_len = right_count * nr;
-        let position_len = left_count * MR * row_len;
-        for (position, products) in self.products.chunks_exact_mut(position_len).enumerate() {
-            for right in 0..right_count {
-                let tiles = &self.tiles[right * right_len + position * words * nr..];
-                for left in 0..left_count {
-                    let weights = &self.weights[left * left_len + position * words * MR..];
-                    let sums = K::multiply::<MR>(isa, words, weights, tiles);
-                    let rows = products[left * MR * row_len + right * nr..].chunks_mut(row_len);
-                    for (row, sums) in rows.zip(sums) {
-                        for (out, sum) in row.chunks_exact_mut(len).zip(sums) {
-                            ops.store(sum, out);
-                        }
+        let positions = self.products.chunks_exact_mut(self.left.len() * MR * nr);
+        for (position, products) in positions.enumerate() {
+            let tiles = &self.tiles[position * words * nr..];
+            for (left, product) in products.chunks_exact_mut(MR * nr).enumerate() {
+                let weights = &self.weights[left * left_len + position * words * MR..];
+                let sums = K::multiply::<MR>(isa, words, weights, tiles);
+                for (row, sums) in sums.iter().enumerate() {
+                    for (vector, sum) in sums.iter().enumerate() {
+                        // SAFETY: the product has MR rows of TILE_VECTORS vectors.
+                        unsafe { ops.store_ptr(*sum, product.as_mut_ptr().add(row * nr + vector * len)) };
                     }
                 }
             }
@@ -516,32 +510,28 @@ impl Group<'_, '_> {
     #[inline(always)]
     fn output<const N: usize>(&self, isa: impl Isa) {
         let nr = TILE_VECTORS * isa.f32().len();
-        let row_len = self.right.len() * nr;
         let first = self.left.start * self.convolution.mr;
         let outputs = first..(self.left.end * self.convolution.mr).min(self.convolution.shape.out_channels);
-        let position_len = self.left.len() * self.convolution.mr * row_len;
-        for (index, right) in self.right.clone().enumerate() {
-            for output in outputs.clone() {
-                let start = (output - first) * row_len + index * nr;
-                let mut pixels = [[0.0; 2 * WIDEST]; 2];
-                for lane in (0..nr).step_by(N) {
-                    let product = |position: usize| -> &[f32; N] {
-                        let at = position * position_len + start + lane;
-                        self.products[at..].first_chunk().expect("a vector of lanes")
-                    };
-                    combine_products(product, lane, &mut pixels);
-                }
-                self.store(output, right, &pixels);
+        let position_len = self.left.len() * self.convolution.mr * nr;
+        for output in outputs {
+            let mut pixels = [[0.0; 2 * WIDEST]; 2];
+            for lane in (0..nr).step_by(N) {
+                let product = |position: usize| -> &[f32; N] {
+                    let at = position * position_len + (output - first) * nr + lane;
+                    self.products[at..].first_chunk().expect("a vector of lanes")
+                };
+                combine_products(product, lane, &mut pixels);
             }
+            self.store(output, &pixels);
         }
     }
 
     /// Writes two rows of pixels of a panel of tiles in one channel.
     #[inline(always)]
-    fn store(&self, output: usize, panel: usize, pixels: &[[f32; 2 * WIDEST]; 2]) {
+    fn store(&self, output: usize, pixels: &[[f32; 2 * WIDEST]; 2]) {
         let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
         let [rows, cols] = shape.out_size();
-        for Stretch { lane, len, image, at } in tiles.stretches(panel, nr) {
+        for Stretch { lane, len, image, at } in tiles.stretches(self.right, nr) {
             let bias = finish.row_bias(image, output);
             for (row, pixels) in pixels.iter().enumerate().take(rows - 2 * at[0]) {
                 let count = (2 * len).min(cols - 2 * at[1]);

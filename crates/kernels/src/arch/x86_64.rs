@@ -224,6 +224,44 @@ pub(crate) fn transpose_blocks(
     blocks * 16
 }
 
+/// Splits windows of nine elements into nine runs, `stride` apart, and says how many windows that were.
+pub(crate) fn split_nines(windows: &[f32], out: &mut [f32], stride: usize) -> usize {
+    /// # Safety
+    /// The CPU has AVX-512, and every run has room for `groups` times sixteen elements.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn split(windows: *const f32, groups: usize, out: *mut f32, stride: usize) {
+        // Sixteen windows are nine vectors, and of every lane of the nine, one element belongs to a given run: vector `j`'s
+        // lane `l` is element `16 j + l` of the windows, and of run `r` if that is `r` modulo nine.
+        const LANES: [__mmask16; 9] =
+            [0x0201, 0x0402, 0x0804, 0x1008, 0x2010, 0x4020, 0x8040, 0x0080, 0x0100];
+        let lanes = _mm512_setr_epi32(0, 9, 2, 11, 4, 13, 6, 15, 8, 1, 10, 3, 12, 5, 14, 7);
+        for run in 0..9 {
+            let order = _mm512_add_epi32(lanes, _mm512_set1_epi32(run as i32));
+            for group in 0..groups {
+                // SAFETY: the caller's; all of the sixteen windows are read, and sixteen elements of the run written.
+                unsafe {
+                    let vectors = windows.add(144 * group);
+                    let mut elements = _mm512_loadu_ps(vectors);
+                    for vector in 1..9 {
+                        let mask = LANES[(run + 2 * vector) % 9];
+                        elements = _mm512_mask_loadu_ps(elements, mask, vectors.add(16 * vector));
+                    }
+                    let elements = _mm512_permutexvar_ps(order, elements);
+                    _mm512_storeu_ps(out.add(run * stride + 16 * group), elements);
+                }
+            }
+        }
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() {
+        return 0;
+    }
+    let groups = windows.len() / 144;
+    assert!(stride >= 16 * groups && out.len() >= 8 * stride + 16 * groups);
+    // SAFETY: the CPU has the feature, and the lengths were checked.
+    unsafe { split(windows.as_ptr(), groups, out.as_mut_ptr(), stride) }
+    16 * groups
+}
+
 /// Asks for the cache lines of some memory.
 pub(crate) fn prefetch(bytes: &[u8]) {
     for line in bytes.chunks(64) {
