@@ -1,29 +1,43 @@
 //! Scaled dot-product attention without a score matrix.
 //!
 //! `out = softmax(query * key^T * scale + mask) * value`, for every image and head. A task takes as many queries
-//! as the micro-kernel's tile is wide and walks over blocks of keys with the online softmax of Milakov and
-//! Gimelshein (2018), as FlashAttention does: scores of one block live in the L1 cache, and the maximum, the sum
-//! and the weighted values are corrected as larger scores turn up.
+//! as the micro-kernel's tile is wide and walks over tiles of keys. A tile's scores become weights before they leave
+//! the registers; the weights of a block of keys live in the L1 cache and are multiplied with the values.
+//!
+//! Weights are relative to a reference, as in the online softmax of Milakov and Gimelshein (2018). But the reference
+//! follows the largest score only when that exceeds it by [`SLACK`]: floating point is as accurate anywhere, and so
+//! what was summed is hardly ever corrected.
 //!
 //! Queries run along the vector lanes, so that the softmax needs no sums across a vector and its result is
-//! already in the layout of the second product's right side.
+//! already in the layout of the second product's right side. The weights' sum is the product with a row of ones
+//! below the values: it costs half an addition, and often a row that would be padding.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use rten_simd::Isa;
-use rten_simd::ops::{BitOps, FloatOps, NumOps};
+use rten_simd::ops::{BitOps, FloatOps, MaskOps, NumOps};
 
+use crate::arch;
 use crate::format::{Format, encode_rows};
 use crate::gemm::Panels;
-use crate::gemm::tile::{self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, WIDE_MR, is_wide};
+use crate::gemm::tile::{
+    self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile, WIDE_MR, is_wide, tile_shape,
+};
+use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
 use crate::panels::{PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
 use crate::precision::Precision;
 use crate::source::{ByDepth, ByLane, Dense, Source};
 
-/// Keys in a block: a multiple of every tile height.
-const KEY_BLOCK: usize = 252;
+/// The most keys in a block: their weights, and the sums, fit the L1 cache.
+const KEY_BLOCK: usize = 256;
+/// The heights of tiles of scores where there are 32 registers: even, as [`Format::Pairs`] holds two keys in a word.
+const SCORE_HEIGHTS: [usize; 4] = [8, 10, 12, 14];
+/// The heights of tiles of weighted values where there are 32 registers.
+const VALUE_HEIGHTS: [usize; 6] = [9, 10, 11, 12, 13, 14];
+/// How far a score may exceed its query's reference: weights up to `exp(SLACK)` are far from overflow.
+const SLACK: f32 = 16.0;
 /// Multiply-adds of one head from which on its queries are shared among threads; below, heads are.
 const SHARE_QUERIES_FROM: usize = 1 << 23;
 /// Multiply-adds of all heads below which everything stays on the calling thread.
@@ -32,10 +46,10 @@ const SHARE_FROM: usize = 1 << 18;
 thread_local! {
     /// A head's keys and values.
     static PACKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// A panel of queries, and its weights where they are not `f32`.
+    /// A panel of queries, and a block of weights in their format.
     static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// Scores and sums.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A block of weights, and sums.
+    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The sizes of an attention.
@@ -152,24 +166,47 @@ struct Sides {
 impl Sides {
     fn new(shape: &AttentionShape, format: Format) -> Self {
         let &AttentionShape { queries, keys, dim, value_dim, .. } = shape;
+        // One format for all, also where there is nothing to multiply.
+        let format = if keys * dim == 0 { Format::Single } else { format };
+        let side = |lanes, depth, side| PackedShape::new(lanes, depth, side, format);
+        let with_height = |shape: PackedShape, lanes, heights: &[usize]| {
+            let width = if tile_shape().mr == WIDE_MR { best_height(lanes, heights) } else { shape.width };
+            PackedShape { width, ..shape }
+        };
         Self {
-            keys: PackedShape::new(keys, dim, PackedSide::Left, format),
-            values: PackedShape::new(value_dim, keys, PackedSide::Left, format),
-            queries: PackedShape::new(queries, dim, PackedSide::Right, format),
+            keys: with_height(side(keys, dim, PackedSide::Left), keys, &SCORE_HEIGHTS),
+            values: with_height(side(value_dim, keys, PackedSide::Left), value_dim + 1, &VALUE_HEIGHTS),
+            queries: side(queries, dim, PackedSide::Right),
         }
     }
 
-    /// The words of a side whose whole depth is one block.
-    fn len(side: &PackedShape) -> usize {
-        side.panels() * side.format.panel_len(side.depth, side.width)
+    /// Panels of values and the row of ones below them.
+    fn value_panels(&self) -> usize {
+        (self.values.lanes + 1).div_ceil(self.values.width)
     }
+
+    /// The words of all keys.
+    fn key_words(&self) -> usize {
+        self.keys.panels() * self.keys.format.panel_len(self.keys.depth, self.keys.width)
+    }
+
+    /// The words of all values and the ones.
+    fn value_words(&self) -> usize {
+        self.value_panels() * self.values.format.panel_len(self.values.depth, self.values.width)
+    }
+}
+
+/// The tile height that wastes least time on missing rows and on the tiles' ends, each worth half a row.
+fn best_height(rows: usize, heights: &[usize]) -> usize {
+    let cost = |height: usize| rows.div_ceil(height) * (2 * height + 1);
+    heights.iter().copied().min_by_key(|height| cost(*height)).expect("there are heights")
 }
 
 impl Attention<'_> {
     /// Packs a head's keys and values.
     fn pack(&self, image: usize, head: usize, sides: &Sides, share: bool, packed: &mut [u32]) {
         let AttentionShape { keys, dim, value_dim, .. } = self.shape;
-        let (key_words, value_words) = packed.split_at_mut(Sides::len(&sides.keys));
+        let (key_words, value_words) = packed.split_at_mut(sides.key_words());
         let key = Dense::new(self.key.layout.matrix(self.key.data, image, head, keys, dim), PackedSide::Left);
         let value = self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed();
         let value = Dense::new(value, PackedSide::Left);
@@ -178,6 +215,15 @@ impl Attention<'_> {
         };
         pack(key.source(), &sides.keys, key_words);
         pack(value.source(), &sides.values, value_words);
+        let PackedShape { format, width, .. } = sides.values;
+        let panel_len = format.panel_len(keys, width);
+        if value_dim.is_multiple_of(width) {
+            value_words[value_dim / width * panel_len..].fill(0);
+        }
+        let ones = &mut value_words[value_dim / width * panel_len..];
+        for word in ones.iter_mut().skip(value_dim % width).step_by(width).take(format.words(keys)) {
+            *word = if format == Format::Pairs { 0x3f80_3f80 } else { 1_f32.to_bits() };
+        }
     }
 }
 
@@ -207,9 +253,9 @@ pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], la
     let shares_queries = work >= SHARE_QUERIES_FROM;
     let attend = |index: usize| {
         let (image, head) = (index / shape.heads, index % shape.heads);
-        with_scratch(&PACKED, Sides::len(&sides.keys) + Sides::len(&sides.values), |packed| {
+        with_scratch(&PACKED, sides.key_words() + sides.value_words(), |packed| {
             args.pack(image, head, &sides, shares_queries, packed);
-            let (keys, values) = packed.split_at(Sides::len(&sides.keys));
+            let (keys, values) = packed.split_at(sides.key_words());
             let head = Head { args, image, head, sides: &sides, keys, values, out: &out };
             run_tasks(shares_queries, panels, |panel| head.run(panel));
         });
@@ -284,35 +330,45 @@ impl Head<'_> {
         let first = panel * nr;
         let count = nr.min(shape.queries - first);
         let query_len = format.panel_len(shape.dim, nr);
-        let weights_len = if format == Format::Single { 0 } else { format.panel_len(KEY_BLOCK, nr) };
-        with_scratch(&WORDS, query_len + weights_len, |words| {
-            let (query, weights) = words.split_at_mut(query_len);
+        let words_len = if format == Format::Single { 0 } else { format.panel_len(KEY_BLOCK, nr) };
+        with_scratch(&WORDS, query_len + words_len, |words| {
+            let (query, words) = words.split_at_mut(query_len);
             let layout = self.args.query.layout;
             let matrix = layout.matrix(self.args.query.data, self.image, self.head, shape.queries, shape.dim);
-            let source = Scaled(Dense::new(matrix.transposed(), PackedSide::Right), self.args.scale);
+            let scale = self.args.scale / unit(format);
+            let source = Scaled(Dense::new(matrix.transposed(), PackedSide::Right), scale);
             pack_tasks(&[source.source()], queries, panel..panel + 1, 0..shape.dim, false, query);
-            with_scratch(&SCORES, (KEY_BLOCK + values.panels() * values.width) * nr, |scratch| {
-                let (scores, sums) = scratch.split_at_mut(KEY_BLOCK * nr);
+            let sums_len = self.sides.value_panels() * values.width * nr;
+            with_scratch(&FLOATS, KEY_BLOCK * nr + sums_len, |scratch| {
+                let (weights, sums) = scratch.split_at_mut(KEY_BLOCK * nr);
                 sums.fill(0.0);
-                let panel = QueryPanel { head: self, first, count, query, scores, weights, sums };
-                tile::dispatch(format, panel);
+                let panel = QueryPanel { head: self, first, count, query, weights, words, sums };
+                match format {
+                    Format::Pairs => arch::attend_pairs(panel),
+                    _ => tile::dispatch(format, panel),
+                }
             });
         });
     }
 }
 
+/// What a score is a number of: natural logarithms, or binary ones where that makes exponentials cheaper.
+fn unit(format: Format) -> f32 {
+    if format == Format::Pairs { std::f32::consts::LN_2 } else { 1.0 }
+}
+
 /// A panel of queries with its scratch.
-struct QueryPanel<'a> {
+pub(crate) struct QueryPanel<'a> {
     head: &'a Head<'a>,
     first: usize,
     count: usize,
     /// `dim` by `nr`, scaled.
     query: &'a [u32],
-    /// `[KEY_BLOCK][nr]`.
-    scores: &'a mut [f32],
-    /// The scores' weights as a panel, where they are not `f32`.
-    weights: &'a mut [u32],
-    /// `[value_dim rounded up][nr]`: weighted values.
+    /// `[KEY_BLOCK][nr]`, of no meaning where [`Weigh::GIVES_WORDS`].
+    weights: &'a mut [f32],
+    /// The weights as a panel, where they are not `f32`.
+    words: &'a mut [u32],
+    /// `[value_dim + 1 rounded up][nr]`: weighted values and, in their last row, the weights' sums.
     sums: &'a mut [f32],
 }
 
@@ -321,125 +377,255 @@ impl PanelOp for QueryPanel<'_> {
 
     #[inline(always)]
     fn eval<I: Isa, K: Microkernel<I>>(self, isa: I) {
-        if is_wide(isa) {
-            self.attend::<I, K, WIDE_MR>(isa);
-        } else {
-            self.attend::<I, K, NARROW_MR>(isa);
-        }
+        self.attend::<I, K, Exponentials<false>>(isa);
     }
 }
 
 /// One value for each query of a panel.
-type PerQuery<I> = [<I as Isa>::F32; TILE_VECTORS];
+pub(crate) type PerQuery<I> = [<I as Isa>::F32; TILE_VECTORS];
 
-impl QueryPanel<'_> {
+/// Makes weights of scores.
+pub(crate) trait Weigh<I: Isa> {
+    /// Whether that fills `words`, not `weights`.
+    const GIVES_WORDS: bool;
+
+    /// Writes rows of `exp(score - reference)`. If one is NaN and cannot be told by the weights, it makes that query's
+    /// value of `seen` NaN.
+    fn weigh<const MR: usize>(
+        isa: I,
+        scores: &Tile<I, MR>,
+        reference: &PerQuery<I>,
+        seen: &mut PerQuery<I>,
+        words: &mut [u32],
+        weights: &mut [f32],
+    );
+}
+
+/// Weights as accurate as `f32`, of scores that are natural logarithms or binary ones.
+pub(crate) struct Exponentials<const BINARY: bool>;
+
+impl<I: Isa, const BINARY: bool> Weigh<I> for Exponentials<BINARY> {
+    const GIVES_WORDS: bool = false;
+
     #[inline(always)]
-    fn attend<I: Isa, K: Microkernel<I>, const MR: usize>(mut self, isa: I) {
+    fn weigh<const MR: usize>(
+        isa: I,
+        scores: &Tile<I, MR>,
+        reference: &PerQuery<I>,
+        _seen: &mut PerQuery<I>,
+        _words: &mut [u32],
+        weights: &mut [f32],
+    ) {
         let ops = isa.f32();
-        let nr = TILE_VECTORS * ops.len();
-        let shape = self.head.args.shape;
-        let format = self.head.sides.values.format;
-        let mut max = [ops.splat(f32::MIN); TILE_VECTORS];
-        let mut total = [ops.zero(); TILE_VECTORS];
-        let value_panels = Panels::new(self.head.values, format.panel_len(shape.keys, MR));
-        for start in (0..shape.keys).step_by(KEY_BLOCK) {
-            let count = KEY_BLOCK.min(shape.keys - start);
-            self.score_block::<I, K, MR>(isa, start, count);
-            let shrink = self.softmax_block(isa, count, &mut max, &mut total);
-            let weights: &[u32] = if format == Format::Single {
-                bytemuck::cast_slice(self.scores)
-            } else {
-                encode_rows(format, PackedSide::Right, &self.scores[..count * nr], nr, self.weights);
-                self.weights
-            };
-            for panel in 0..shape.value_dim.div_ceil(MR) {
-                let values = &value_panels.panel(panel)[format.words(start) * MR..];
-                let products = K::multiply::<MR>(isa, format.words(count), values, weights);
-                for (row, products) in products.into_iter().enumerate() {
-                    for (vector, product) in products.into_iter().enumerate() {
-                        let place = ((panel * MR + row) * TILE_VECTORS + vector) * ops.len();
-                        let sum = &mut self.sums[place..place + ops.len()];
-                        ops.store(ops.mul_add(ops.load(sum), shrink[vector], product), sum);
-                    }
+        for (scores, row) in scores.iter().zip(weights.chunks_exact_mut(TILE_VECTORS * ops.len())) {
+            let vectors = scores.iter().zip(reference).zip(row.chunks_exact_mut(ops.len()));
+            for ((score, reference), place) in vectors {
+                let mut power = ops.sub(*score, *reference);
+                if BINARY {
+                    power = ops.mul(power, ops.splat(std::f32::consts::LN_2));
                 }
+                ops.store(exp_nonpositive(isa, power), place);
             }
         }
-        self.store(isa, total);
+    }
+}
+
+/// What a panel's weights relate to.
+struct References<I: Isa> {
+    /// Never more than the largest score so far, and less by at most [`SLACK`].
+    reference: PerQuery<I>,
+    /// See [`Weigh::weigh`].
+    seen: PerQuery<I>,
+}
+
+impl QueryPanel<'_> {
+    /// Computes the panel's output.
+    #[inline(always)]
+    pub(crate) fn attend<I: Isa, K: Microkernel<I>, W: Weigh<I>>(mut self, isa: I) {
+        let ops = isa.f32();
+        let Sides { keys, .. } = self.head.sides;
+        let mut state =
+            References { reference: [ops.splat(f32::MIN); TILE_VECTORS], seen: [ops.zero(); TILE_VECTORS] };
+        let mut start = 0;
+        while start < keys.lanes {
+            let mut end = start;
+            while end < keys.lanes && end + keys.width <= start + KEY_BLOCK {
+                if !self.score::<I, K, W>(isa, start, end, &mut state) {
+                    break;
+                }
+                end += keys.width;
+            }
+            self.multiply::<I, K, W>(isa, start, end.min(keys.lanes) - start);
+            start = end;
+        }
+        let poison = state.seen.map(|seen| ops.sub(seen, seen));
+        self.store(isa, poison);
     }
 
-    /// Scores of the queries with a block of keys, the mask added.
+    /// Makes weights of the keys from `key` on, of a block that begins at `start`: see [`score_tile`](Self::score_tile).
     #[inline(always)]
-    fn score_block<I: Isa, K: Microkernel<I>, const MR: usize>(
+    fn score<I: Isa, K: Microkernel<I>, W: Weigh<I>>(
+        &mut self,
+        isa: I,
+        start: usize,
+        key: usize,
+        state: &mut References<I>,
+    ) -> bool {
+        if !is_wide(isa) {
+            return self.score_tile::<I, K, W, NARROW_MR>(isa, start, key, state);
+        }
+        match self.head.sides.keys.width {
+            8 => self.score_tile::<I, K, W, 8>(isa, start, key, state),
+            10 => self.score_tile::<I, K, W, 10>(isa, start, key, state),
+            12 => self.score_tile::<I, K, W, 12>(isa, start, key, state),
+            _ => self.score_tile::<I, K, W, 14>(isa, start, key, state),
+        }
+    }
+
+    /// Makes weights of the keys of one tile. If that needs another reference and there are weights already that relate
+    /// to the old one, does nothing and says so with `false`.
+    #[inline(always)]
+    fn score_tile<I: Isa, K: Microkernel<I>, W: Weigh<I>, const MR: usize>(
+        &mut self,
+        isa: I,
+        start: usize,
+        key: usize,
+        state: &mut References<I>,
+    ) -> bool {
+        let ops = isa.f32();
+        let nr = TILE_VECTORS * ops.len();
+        let PackedShape { format, depth, lanes, .. } = self.head.sides.keys;
+        let keys = Panels::new(self.head.keys, format.panel_len(depth, MR));
+        let mut scores = K::multiply::<MR>(isa, format.words(depth), keys.panel(key / MR), self.query);
+        if self.head.args.mask.is_some() {
+            self.add_mask(isa, key, &mut scores);
+        }
+        for scores in scores.iter_mut().skip(lanes - key) {
+            *scores = [ops.splat(f32::NEG_INFINITY); TILE_VECTORS];
+        }
+        let mut max = scores[0];
+        for scores in &scores[1..] {
+            for (max, score) in max.iter_mut().zip(scores) {
+                *max = ops.max(*max, *score);
+            }
+        }
+        let exceeds = |vector: usize| {
+            let limit = ops.add(state.reference[vector], ops.splat(SLACK));
+            isa.m32().any(ops.gt(max[vector], limit))
+        };
+        if (0..TILE_VECTORS).any(exceeds) {
+            if key > start {
+                return false;
+            }
+            self.refer(isa, max, state);
+        }
+        let words = self.words.get_mut(format.words(key - start) * nr..).unwrap_or_default();
+        let weights = &mut self.weights[(key - start) * nr..];
+        W::weigh::<MR>(isa, &scores, &state.reference, &mut state.seen, words, weights);
+        true
+    }
+
+    /// Adds the mask to the scores of a tile.
+    #[inline(always)]
+    fn add_mask<I: Isa, const MR: usize>(&self, isa: I, key: usize, scores: &mut Tile<I, MR>) {
+        let ops = isa.f32();
+        let args = self.head.args;
+        let Some(mask) = args.mask else { return };
+        let inverse = 1.0 / unit(self.head.sides.keys.format);
+        for (scores, key) in scores.iter_mut().zip(key..args.shape.keys) {
+            for (vector, score) in scores.iter_mut().enumerate() {
+                let mut values = [0.0; 16];
+                let first = self.first + vector * ops.len();
+                for (value, query) in values.iter_mut().zip(first..self.first + self.count).take(ops.len()) {
+                    let masked = mask.data[query * mask.row_stride + key * mask.col_stride];
+                    // What is finite stays so: a query that only sees the lowest number sees all keys alike.
+                    let scaled = masked * inverse;
+                    *value = if masked.is_finite() { scaled.clamp(f32::MIN, f32::MAX) } else { scaled };
+                }
+                *score = ops.add(*score, ops.load(&values));
+            }
+        }
+    }
+
+    /// Makes the largest of some scores the reference where they are larger, and what was summed relate to that.
+    #[inline(always)]
+    fn refer<I: Isa>(&mut self, isa: I, max: PerQuery<I>, state: &mut References<I>) {
+        let ops = isa.f32();
+        let unit = ops.splat(unit(self.head.sides.keys.format));
+        let mut shrink = [ops.zero(); TILE_VECTORS];
+        for ((reference, max), shrink) in state.reference.iter_mut().zip(max).zip(&mut shrink) {
+            let larger = ops.max(*reference, max);
+            let decay = ops.mul(ops.sub(*reference, larger), unit);
+            *shrink = exp_nonpositive(isa, decay);
+            *reference = larger;
+        }
+        for row in self.sums.chunks_exact_mut(TILE_VECTORS * ops.len()) {
+            for (place, shrink) in row.chunks_exact_mut(ops.len()).zip(shrink) {
+                ops.store(ops.mul(ops.load(place), shrink), place);
+            }
+        }
+    }
+
+    /// Adds the values of `count` keys from `start` on, multiplied by their weights.
+    #[inline(always)]
+    fn multiply<I: Isa, K: Microkernel<I>, W: Weigh<I>>(&mut self, isa: I, start: usize, count: usize) {
+        let nr = TILE_VECTORS * isa.f32().len();
+        let PackedShape { format, width, .. } = self.head.sides.values;
+        if !W::GIVES_WORDS && format != Format::Single {
+            encode_rows(format, PackedSide::Right, &self.weights[..count * nr], nr, self.words);
+        }
+        for panel in 0..self.head.sides.value_panels() {
+            if !is_wide(isa) {
+                self.multiply_tile::<I, K, NARROW_MR>(isa, start, count, panel);
+                continue;
+            }
+            match width {
+                9 => self.multiply_tile::<I, K, 9>(isa, start, count, panel),
+                10 => self.multiply_tile::<I, K, 10>(isa, start, count, panel),
+                11 => self.multiply_tile::<I, K, 11>(isa, start, count, panel),
+                12 => self.multiply_tile::<I, K, 12>(isa, start, count, panel),
+                13 => self.multiply_tile::<I, K, 13>(isa, start, count, panel),
+                _ => self.multiply_tile::<I, K, 14>(isa, start, count, panel),
+            }
+        }
+    }
+
+    /// [`multiply`](Self::multiply) for one panel of values.
+    #[inline(always)]
+    fn multiply_tile<I: Isa, K: Microkernel<I>, const MR: usize>(
         &mut self,
         isa: I,
         start: usize,
         count: usize,
+        panel: usize,
     ) {
         let ops = isa.f32();
         let nr = TILE_VECTORS * ops.len();
-        let args = self.head.args;
-        let format = self.head.sides.keys.format;
-        let keys = Panels::new(self.head.keys, format.panel_len(args.shape.dim, MR));
-        for (panel, block) in self.scores.chunks_exact_mut(MR * nr).take(count.div_ceil(MR)).enumerate() {
-            let words = format.words(args.shape.dim);
-            let products = K::multiply::<MR>(isa, words, keys.panel(start / MR + panel), self.query);
-            for (row, products) in block.chunks_exact_mut(nr).zip(products) {
-                for (place, product) in row.chunks_exact_mut(ops.len()).zip(products) {
-                    ops.store(product, place);
-                }
+        let PackedShape { format, depth, .. } = self.head.sides.values;
+        let values = Panels::new(self.head.values, format.panel_len(depth, MR));
+        let values = &values.panel(panel)[format.words(start) * MR..];
+        let weights: &[u32] =
+            if format == Format::Single { bytemuck::cast_slice(self.weights) } else { self.words };
+        let products = K::multiply::<MR>(isa, format.words(count), values, weights);
+        let sums = &mut self.sums[panel * MR * nr..][..MR * nr];
+        for (products, row) in products.into_iter().zip(sums.chunks_exact_mut(nr)) {
+            for (product, place) in products.into_iter().zip(row.chunks_exact_mut(ops.len())) {
+                ops.store(ops.add(ops.load(place), product), place);
             }
         }
-        if let Some(mask) = args.mask {
-            for (key, row) in self.scores.chunks_exact_mut(nr).take(count).enumerate() {
-                for (query, score) in row.iter_mut().take(self.count).enumerate() {
-                    *score +=
-                        mask.data[(self.first + query) * mask.row_stride + (start + key) * mask.col_stride];
-                }
-            }
-        }
-    }
-
-    /// Turns a block of scores into weights relative to the new maximum; returns what earlier sums shrink by.
-    #[inline(always)]
-    fn softmax_block<I: Isa>(
-        &mut self,
-        isa: I,
-        count: usize,
-        max: &mut PerQuery<I>,
-        total: &mut PerQuery<I>,
-    ) -> PerQuery<I> {
-        let ops = isa.f32();
-        let nr = TILE_VECTORS * ops.len();
-        let mut new_max = *max;
-        for row in self.scores.chunks_exact(nr).take(count) {
-            for (place, max) in row.chunks_exact(ops.len()).zip(&mut new_max) {
-                *max = ops.max(*max, ops.load(place));
-            }
-        }
-        let mut sum = [ops.zero(); TILE_VECTORS];
-        for row in self.scores.chunks_exact_mut(nr).take(count) {
-            for ((place, max), sum) in row.chunks_exact_mut(ops.len()).zip(new_max).zip(&mut sum) {
-                let weight = crate::math::exp_nonpositive(isa, ops.sub(ops.load(place), max));
-                ops.store(weight, place);
-                *sum = ops.add(*sum, weight);
-            }
-        }
-        let mut shrink = [ops.zero(); TILE_VECTORS];
-        for vector in 0..TILE_VECTORS {
-            shrink[vector] = crate::math::exp_nonpositive(isa, ops.sub(max[vector], new_max[vector]));
-            total[vector] = ops.mul_add(total[vector], shrink[vector], sum[vector]);
-        }
-        *max = new_max;
-        shrink
     }
 
     /// Divides by the weights' sum and writes the queries' rows.
     #[inline(always)]
-    fn store<I: Isa>(self, isa: I, total: PerQuery<I>) {
+    fn store<I: Isa>(self, isa: I, poison: PerQuery<I>) {
         let ops = isa.f32();
         let nr = TILE_VECTORS * ops.len();
-        let inverse =
-            total.map(|total| ops.select(ops.zero(), ops.reciprocal(total), ops.eq(total, ops.zero())));
+        let mut inverse = [ops.zero(); TILE_VECTORS];
+        let totals = &self.sums[self.head.args.shape.value_dim * nr..][..nr];
+        for ((inverse, total), poison) in inverse.iter_mut().zip(totals.chunks_exact(ops.len())).zip(poison) {
+            let total = ops.add(ops.load(total), poison);
+            *inverse = ops.select(ops.zero(), ops.reciprocal(total), ops.eq(total, ops.zero()));
+        }
         for row in self.sums.chunks_exact_mut(nr) {
             for (place, inverse) in row.chunks_exact_mut(ops.len()).zip(inverse) {
                 ops.store(ops.mul(ops.load(place), inverse), place);

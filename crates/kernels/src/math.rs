@@ -6,7 +6,7 @@ use rten_simd::{Isa, Simd};
 /// Below this, `exp` is not a normal number any more.
 const EXP_LOWEST: f32 = -87.3;
 
-/// `exp(x)` for `x <= 0`; zero where the result would be subnormal; NaN stays NaN.
+/// `exp(x)` for `x <= 0`, and right up to 88; zero where the result would be subnormal; NaN stays NaN.
 ///
 /// Relative error at most 1.5e-7: `2^round(x / ln 2)` times a degree-6 polynomial on the remainder.
 #[inline(always)]

@@ -8,6 +8,7 @@ use std::arch::{asm, is_aarch64_feature_detected};
 
 use rten_simd::isa::ArmNeonIsa;
 
+use crate::attention::{Exponentials, QueryPanel};
 use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
 
@@ -36,6 +37,16 @@ pub(crate) fn bf16_pays() -> bool {
 pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
     assert!(has_bf16(), "this CPU has no products of bfloat16");
     op.eval::<ArmNeonIsa, Pairs>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
+}
+
+/// Attends to a panel of queries in pairs of bfloat16.
+///
+/// # Panics
+/// Where [`has_bf16`] says no.
+pub(crate) fn attend_pairs(panel: QueryPanel<'_>) {
+    assert!(has_bf16(), "this CPU has no products of bfloat16");
+    let isa = ArmNeonIsa::new().expect("every CPU of this architecture has NEON");
+    panel.attend::<ArmNeonIsa, Pairs, Exponentials<true>>(isa);
 }
 
 /// Runs `op` with the micro-kernel of quads of bytes.

@@ -1,5 +1,6 @@
 //! CPUs without such instructions.
 
+use crate::attention::QueryPanel;
 use crate::gemm::tile::PanelOp;
 
 pub(crate) const INT8_OFFSET: i32 = 0;
@@ -17,6 +18,10 @@ pub(crate) fn bf16_pays() -> bool {
 }
 
 pub(crate) fn dispatch_pairs<Op: PanelOp>(_op: Op) -> Op::Output {
+    panic!("this CPU has no products of bfloat16")
+}
+
+pub(crate) fn attend_pairs(_panel: QueryPanel<'_>) {
     panic!("this CPU has no products of bfloat16")
 }
 

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use rten_simd::isa::Avx512Isa;
 
+use crate::attention::{PerQuery, QueryPanel, Weigh};
 use crate::encoded::read;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
@@ -42,6 +43,21 @@ pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
     let isa = Avx512Isa::new().expect("checked by has_bf16");
     // SAFETY: the CPU has all of these features.
     unsafe { run(isa, op) }
+}
+
+/// Attends to a panel of queries in pairs of bfloat16.
+///
+/// # Panics
+/// Where [`has_bf16`] says no.
+pub(crate) fn attend_pairs(panel: QueryPanel<'_>) {
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512bf16")]
+    unsafe fn run(isa: Avx512Isa, panel: QueryPanel<'_>) {
+        panel.attend::<Avx512Isa, Pairs, Pairs>(isa);
+    }
+    assert!(has_bf16(), "this CPU has no products of bfloat16");
+    let isa = Avx512Isa::new().expect("checked by has_bf16");
+    // SAFETY: the CPU has all of these features.
+    unsafe { run(isa, panel) }
 }
 
 /// Runs `op` with the micro-kernel of quads of bytes.
@@ -97,6 +113,69 @@ impl Microkernel<Avx512Isa> for Pairs {
             }
             tile
         }
+    }
+}
+
+/// Powers of two as pairs of bfloat16, made of their bits. A score is in units of powers of two.
+///
+/// With `n` the whole part of a power and `r` the rest, the bits of `2^(n + r)` in bfloat16 are `128 * (127 + n + m)`
+/// for a mantissa of `m = 2^r - 1`. So a polynomial for `m`, added to a number whose last place is worth 1/128, leaves
+/// them in the low half of the sum's bits, rounded as bfloat16 are.
+impl Weigh<Avx512Isa> for Pairs {
+    const GIVES_WORDS: bool = true;
+
+    #[inline(always)]
+    fn weigh<const MR: usize>(
+        _isa: Avx512Isa,
+        scores: &Tile<Avx512Isa, MR>,
+        reference: &PerQuery<Avx512Isa>,
+        seen: &mut PerQuery<Avx512Isa>,
+        words: &mut [u32],
+        _weights: &mut [f32],
+    ) {
+        const WIDTH: usize = TILE_VECTORS * 16;
+        assert!(MR.is_multiple_of(2) && words.len() >= MR / 2 * WIDTH);
+        let mut words = words.as_mut_ptr();
+        for pair in 0..MR / 2 {
+            for vector in 0..TILE_VECTORS {
+                // SAFETY: writes are within the length checked above, and `attend_pairs` has checked the instructions.
+                unsafe {
+                    let low = power_bits(scores[2 * pair][vector].0, reference[vector].0);
+                    let high = power_bits(scores[2 * pair + 1][vector].0, reference[vector].0);
+                    // Numbers that differ in the low half only, or NaN: the bits of both together are NaN too.
+                    let all = _mm512_or_si512(low, high);
+                    let all = _mm512_or_si512(_mm512_castps_si512(seen[vector].0), all);
+                    seen[vector] = _mm512_castsi512_ps(all).into();
+                    let word = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32::<16>(high));
+                    _mm512_storeu_si512(words.cast(), word);
+                    words = words.add(16);
+                }
+            }
+        }
+    }
+}
+
+/// The bits of `2^(score - reference)` in bfloat16, in the low half; NaN stays NaN in the whole word.
+///
+/// # Safety
+/// The CPU has AVX-512.
+#[inline(always)]
+unsafe fn power_bits(score: __m512, reference: __m512) -> __m512i {
+    /// The bits of 2^-127 are those of zero.
+    const LOWEST: f32 = -127.0;
+    /// Its last place is worth 1/128, and its low half is zero.
+    const BASE: f32 = 98_304.0;
+    // SAFETY: the caller's.
+    unsafe {
+        // In this order, NaN stays NaN.
+        let power = _mm512_max_ps(_mm512_set1_ps(LOWEST), _mm512_sub_ps(score, reference));
+        let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(power);
+        let rest = _mm512_sub_ps(power, whole);
+        let whole = _mm512_add_ps(whole, _mm512_set1_ps(BASE - LOWEST));
+        // Relative error of the power below 9e-5.
+        let poly = _mm512_fmadd_ps(_mm512_set1_ps(0.077_067_04), rest, _mm512_set1_ps(0.227_644_99));
+        let poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(0.695_116_8));
+        _mm512_castps_si512(_mm512_fmadd_ps(poly, rest, whole))
     }
 }
 
