@@ -90,6 +90,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                 Format::Rounded => {
                     run.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
+                Format::Pairs if arch::pair_up(run, 1, words) => {}
                 Format::Pairs => {
                     let (pairs, rest) = run.as_chunks::<2>();
                     for ([low, high], word) in pairs.iter().zip(words.iter_mut()) {
@@ -144,6 +145,7 @@ pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width:
                 Format::Rounded => {
                     rows.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
+                Format::Pairs if arch::pair_up(rows, width, words) => {}
                 Format::Pairs => {
                     for (pair, words) in rows.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
                         let (low, high) = pair.split_at(width);

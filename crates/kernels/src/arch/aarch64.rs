@@ -184,6 +184,11 @@ fn tile<const MR: usize>(sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR]) -> Tile
     std::array::from_fn(|row| sums[row])
 }
 
+/// Pairs up nothing: the compiler's loop does.
+pub(crate) fn pair_up(_rows: &[f32], _width: usize, _words: &mut [u32]) -> bool {
+    false
+}
+
 /// Transposes no blocks: the compiler's loop does.
 pub(crate) fn transpose_blocks(
     _words: &[u32],

@@ -29,6 +29,10 @@ pub(crate) fn dispatch_quads<Op: PanelOp>(_op: Op) -> Op::Output {
     panic!("this CPU has no products of bytes")
 }
 
+pub(crate) fn pair_up(_rows: &[f32], _width: usize, _words: &mut [u32]) -> bool {
+    false
+}
+
 pub(crate) fn transpose_blocks(
     _words: &[u32],
     _len: usize,

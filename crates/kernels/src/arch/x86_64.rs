@@ -173,7 +173,7 @@ unsafe fn power_bits(score: __m512, reference: __m512) -> __m512i {
         let rest = _mm512_sub_ps(power, whole);
         let whole = _mm512_add_ps(whole, _mm512_set1_ps(BASE - LOWEST));
         // Relative error of the power below 9e-5.
-        let poly = _mm512_fmadd_ps(_mm512_set1_ps(0.077_067_04), rest, _mm512_set1_ps(0.227_644_99));
+        let poly = _mm512_fmadd_ps(_mm512_set1_ps(0.077_067_04), rest, _mm512_set1_ps(0.227_645));
         let poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(0.695_116_8));
         _mm512_castps_si512(_mm512_fmadd_ps(poly, rest, whole))
     }
@@ -183,6 +183,12 @@ unsafe fn power_bits(score: __m512, reference: __m512) -> __m512i {
 fn as_bf16(words: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes without invalid values.
     unsafe { std::mem::transmute(words) }
+}
+
+#[inline(always)]
+fn as_words(pairs: __m512bh) -> __m512i {
+    // SAFETY: both are 64 bytes without invalid values.
+    unsafe { std::mem::transmute(pairs) }
 }
 
 /// The micro-kernel of [`crate::format::Format::Quads`]. Used only through [`dispatch_quads`].
@@ -231,6 +237,55 @@ impl Microkernel<Avx512Isa> for Quads {
             scaled
         }
     }
+}
+
+/// Rounds rows of `width` elements to bfloat16 and writes every two of them, element by element, as a row of words; a last
+/// one goes with zeros. Says whether it did: not where the CPU lacks the instruction.
+pub(crate) fn pair_up(rows: &[f32], width: usize, words: &mut [u32]) -> bool {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(rows: &[f32], width: usize, words: &mut [u32]) {
+        let places: [u16; 32] = std::array::from_fn(|place| (place / 2 + place % 2 * 16) as u16);
+        // SAFETY: an array of 64 bytes.
+        let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
+        let mask = |count: usize| (u32::MAX >> (32 - count.min(16))) as __mmask16;
+        if width == 1 {
+            for (pairs, words) in rows.chunks(32).zip(words.chunks_mut(16)) {
+                let (low, high) = pairs.split_at(pairs.len().min(16));
+                // SAFETY: elements and words that there are.
+                unsafe {
+                    let low = _mm512_maskz_loadu_ps(mask(low.len()), low.as_ptr());
+                    let high_mask = if high.is_empty() { 0 } else { mask(high.len()) };
+                    let high = _mm512_maskz_loadu_ps(high_mask, high.as_ptr());
+                    let both = as_words(_mm512_cvtne2ps_pbh(high, low));
+                    _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask(words.len()), both);
+                }
+            }
+            return;
+        }
+        for (pair, words) in rows.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
+            let (low, high) = pair.split_at(width);
+            for first in (0..width).step_by(16) {
+                let mask = mask(width - first);
+                let high_mask = if high.is_empty() { 0 } else { mask };
+                // SAFETY: elements and words of the two rows; a mask of nothing reads nothing.
+                unsafe {
+                    let low = _mm512_maskz_loadu_ps(mask, low.as_ptr().add(first));
+                    let high = _mm512_maskz_loadu_ps(high_mask, high.as_ptr().wrapping_add(first));
+                    let both = as_words(_mm512_cvtne2ps_pbh(high, low));
+                    let both = _mm512_permutexvar_epi16(places, both);
+                    _mm512_mask_storeu_epi32(words.as_mut_ptr().add(first).cast(), mask, both);
+                }
+            }
+        }
+    }
+    if !has_bf16() {
+        return false;
+    }
+    assert!(width > 0 && rows.len().is_multiple_of(width));
+    assert!(words.len() >= rows.len().div_ceil(2 * width) * width);
+    // SAFETY: the CPU has the features.
+    unsafe { run(rows, width, words) };
+    true
 }
 
 /// Transposes sixteen lanes of words to sixteen rows at a time, and says how many words of each lane that were. See
