@@ -13,7 +13,6 @@
 //! below the values: it costs half an addition, and often a row that would be padding.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 use rten_simd::Isa;
 use rten_simd::ops::{BitOps, FloatOps, MaskOps, NumOps};
@@ -28,7 +27,7 @@ use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
 use crate::panels::{PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
 use crate::precision::Precision;
-use crate::source::{ByDepth, ByLane, Dense, Source};
+use crate::source::{Dense, Source};
 
 /// The most keys in a block: their weights, and the sums, fit the L1 cache.
 const KEY_BLOCK: usize = 256;
@@ -263,43 +262,6 @@ pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], la
     run_tasks(!shares_queries && work * heads >= SHARE_FROM, heads, attend);
 }
 
-/// Queries, multiplied by the scores' scale.
-struct Scaled<'a>(Dense<&'a [f32]>, f32);
-
-impl Scaled<'_> {
-    fn source(&self) -> Source<'_> {
-        match self.0.source() {
-            Source::ByLane(_) => Source::ByLane(self),
-            Source::ByDepth(_) => Source::ByDepth(self),
-        }
-    }
-}
-
-impl ByLane for Scaled<'_> {
-    fn lanes(&self) -> usize {
-        ByLane::lanes(&self.0)
-    }
-
-    fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]) {
-        ByLane::read(&self.0, lane, depths, out);
-        out.iter_mut().for_each(|value| *value *= self.1);
-    }
-}
-
-impl ByDepth for Scaled<'_> {
-    fn lanes(&self) -> usize {
-        ByDepth::lanes(&self.0)
-    }
-
-    fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]) {
-        let count = lanes.len();
-        ByDepth::read(&self.0, lanes, depths, width, rows);
-        for row in rows.chunks_exact_mut(width) {
-            row[..count].iter_mut().for_each(|value| *value *= self.1);
-        }
-    }
-}
-
 /// The output, shared by tasks that write disjoint queries of it.
 struct Output {
     data: *mut f32,
@@ -333,15 +295,13 @@ impl Head<'_> {
         let words_len = if format == Format::Single { 0 } else { format.panel_len(KEY_BLOCK, nr) };
         with_scratch(&WORDS, query_len + words_len, |words| {
             let (query, words) = words.split_at_mut(query_len);
-            let layout = self.args.query.layout;
-            let matrix = layout.matrix(self.args.query.data, self.image, self.head, shape.queries, shape.dim);
-            let scale = self.args.scale / unit(format);
-            let source = Scaled(Dense::new(matrix.transposed(), PackedSide::Right), scale);
-            pack_tasks(&[source.source()], queries, panel..panel + 1, 0..shape.dim, false, query);
-            let sums_len = self.sides.value_panels() * values.width * nr;
-            with_scratch(&FLOATS, KEY_BLOCK * nr + sums_len, |scratch| {
-                let (weights, sums) = scratch.split_at_mut(KEY_BLOCK * nr);
-                sums.fill(0.0);
+            // Both hold other things before and after: see `pack_query` and `store`.
+            let depth = shape.dim.next_multiple_of(BLOCK);
+            let sums_len = (self.sides.value_panels() * values.width).next_multiple_of(BLOCK) * nr;
+            let sums_len = sums_len.max(BLOCK * depth);
+            let weights_len = KEY_BLOCK.max(depth) * nr;
+            with_scratch(&FLOATS, weights_len + sums_len, |scratch| {
+                let (weights, sums) = scratch.split_at_mut(weights_len);
                 let panel = QueryPanel { head: self, first, count, query, weights, words, sums };
                 match format {
                     Format::Pairs => arch::attend_pairs(panel),
@@ -363,8 +323,9 @@ pub(crate) struct QueryPanel<'a> {
     first: usize,
     count: usize,
     /// `dim` by `nr`, scaled.
-    query: &'a [u32],
-    /// `[KEY_BLOCK][nr]`, of no meaning where [`Weigh::GIVES_WORDS`].
+    query: &'a mut [u32],
+    /// `[KEY_BLOCK][nr]`: weights but where [`Weigh::GIVES_WORDS`]. Before and after those, what is on its way from the
+    /// queries or to the output.
     weights: &'a mut [f32],
     /// The weights as a panel, where they are not `f32`.
     words: &'a mut [u32],
@@ -446,6 +407,8 @@ impl QueryPanel<'_> {
         let Sides { keys, .. } = self.head.sides;
         let mut state =
             References { reference: [ops.splat(f32::MIN); TILE_VECTORS], seen: [ops.zero(); TILE_VECTORS] };
+        self.pack_query(isa);
+        self.sums.fill(0.0);
         let mut start = 0;
         while start < keys.lanes {
             let mut end = start;
@@ -460,6 +423,49 @@ impl QueryPanel<'_> {
         }
         let poison = state.seen.map(|seen| ops.sub(seen, seen));
         self.store(isa, poison);
+    }
+
+    /// Packs the queries, multiplied by the scores' scale.
+    #[inline(always)]
+    fn pack_query<I: Isa>(&mut self, isa: I) {
+        let ops = isa.f32();
+        let nr = TILE_VECTORS * ops.len();
+        let Head { image, head, args, sides, .. } = self.head;
+        let AttentionShape { queries, dim, .. } = args.shape;
+        let format = sides.queries.format;
+        let scale = args.scale / unit(format);
+        let Mat { data, row_stride, col_stride, .. } =
+            args.query.layout.matrix(args.query.data, *image, *head, queries, dim);
+        let rows = &mut *self.weights;
+        if row_stride == 1 {
+            for (channel, row) in rows.chunks_exact_mut(nr).take(dim).enumerate() {
+                let (row, rest) = row.split_at_mut(self.count);
+                let source = &data[channel * col_stride + self.first..][..self.count];
+                row.iter_mut().zip(source).for_each(|(place, x)| *place = x * scale);
+                rest.fill(0.0);
+            }
+        } else {
+            let len = dim.next_multiple_of(BLOCK);
+            let lanes = &mut self.sums[..BLOCK * len];
+            for first in (0..nr).step_by(BLOCK) {
+                let count = BLOCK.min(nr - first);
+                for (query, lane) in lanes.chunks_exact_mut(len.max(1)).take(count).enumerate() {
+                    let query = first + query;
+                    if query >= self.count {
+                        lane.fill(0.0);
+                    } else if col_stride == 1 {
+                        let source = &data[(self.first + query) * row_stride..][..dim];
+                        lane.iter_mut().zip(source).for_each(|(place, x)| *place = x * scale);
+                    } else {
+                        let source = &data[(self.first + query) * row_stride..];
+                        let source = source.iter().step_by(col_stride);
+                        lane.iter_mut().take(dim).zip(source).for_each(|(place, x)| *place = x * scale);
+                    }
+                }
+                transpose(lanes, len, count, rows, nr, first);
+            }
+        }
+        encode_rows(format, PackedSide::Right, &rows[..dim * nr], nr, self.query);
     }
 
     /// Makes weights of the keys from `key` on, of a block that begins at `start`: see [`score_tile`](Self::score_tile).
@@ -626,22 +632,56 @@ impl QueryPanel<'_> {
             let total = ops.add(ops.load(total), poison);
             *inverse = ops.select(ops.zero(), ops.reciprocal(total), ops.eq(total, ops.zero()));
         }
-        for row in self.sums.chunks_exact_mut(nr) {
+        let value_dim = self.head.args.shape.value_dim;
+        for row in self.sums.chunks_exact_mut(nr).take(value_dim) {
             for (place, inverse) in row.chunks_exact_mut(ops.len()).zip(inverse) {
                 ops.store(ops.mul(ops.load(place), inverse), place);
             }
         }
-        let Head { image, head, out, args, .. } = self.head;
-        let base = image * out.layout.batch + head * out.layout.head;
-        for query in 0..self.count {
-            let base = base + (self.first + query) * out.layout.token;
-            for channel in 0..args.shape.value_dim {
-                // SAFETY: image, head, query and channel are within the shape that `check_output` measured the
-                // output against, and this query belongs to this task alone.
-                unsafe {
-                    *out.data.add(base + channel * out.layout.channel) = self.sums[channel * nr + query]
-                };
+        let Head { image, head, out: &Output { data, layout }, .. } = *self.head;
+        let base = image * layout.batch + head * layout.head + self.first * layout.token;
+        // SAFETY: image, head, query and channel are within the shape that `check_output` measured the output against, and
+        // these queries belong to this task alone.
+        let place = |query: usize, channel: usize| unsafe {
+            data.add(base + query * layout.token + channel * layout.channel)
+        };
+        if layout.token == 1 {
+            for (channel, row) in self.sums.chunks_exact(nr).take(value_dim).enumerate() {
+                // SAFETY: these are `count` queries of the channel, side by side.
+                unsafe { place(0, channel).copy_from_nonoverlapping(row.as_ptr(), self.count) };
             }
+            return;
+        }
+        for (block, rows) in self.sums.chunks_exact(BLOCK * nr).take(value_dim.div_ceil(BLOCK)).enumerate() {
+            let (first, count) = (block * BLOCK, BLOCK.min(value_dim - block * BLOCK));
+            transpose(rows, nr, BLOCK, self.weights, BLOCK, 0);
+            for (query, lane) in self.weights.chunks_exact(BLOCK).take(self.count).enumerate() {
+                if layout.channel == 1 && count == BLOCK {
+                    // SAFETY: these are sixteen channels of the query, side by side.
+                    unsafe { place(query, first).copy_from_nonoverlapping(lane.as_ptr(), BLOCK) };
+                    continue;
+                }
+                for (channel, value) in lane.iter().take(count).enumerate() {
+                    // SAFETY: this is an element of the output.
+                    unsafe { *place(query, first + channel) = *value };
+                }
+            }
+        }
+    }
+}
+
+/// Lanes that are transposed at once.
+const BLOCK: usize = 16;
+
+/// Writes `count` lanes of `len` elements each, of [`BLOCK`] that there are, to rows of `width` elements, from column
+/// `offset` on.
+#[inline(always)]
+fn transpose(lanes: &[f32], len: usize, count: usize, rows: &mut [f32], width: usize, offset: usize) {
+    let words: &mut [u32] = bytemuck::cast_slice_mut(rows);
+    let done = arch::transpose_blocks(bytemuck::cast_slice(lanes), len, count, words, width, offset);
+    for (index, row) in rows.chunks_exact_mut(width).enumerate().take(len).skip(done) {
+        for (lane, value) in row[offset..offset + count].iter_mut().enumerate() {
+            *value = lanes[lane * len + index];
         }
     }
 }

@@ -105,6 +105,8 @@ fn cases() -> Vec<Case> {
         shape(1, 2, 32, 252, 16, 16),
         shape(2, 1, 65, 253, 24, 25),
         shape(1, 2, 7, 505, 160, 160),
+        shape(1, 2, 34, 77, 160, 3),
+        shape(1, 2, 34, 77, 3, 80),
         shape(1, 1, 200, 600, 64, 64),
     ];
     for size in sizes {
@@ -183,21 +185,75 @@ fn narrow_precisions() {
 
 #[test]
 fn nan_reaches_the_output() {
-    let s = shape(1, 1, 40, 300, 8, 8);
-    let (query, mut key, value) = (random(1, 320), random(2, 2400), random(3, 2400));
-    key[17 * 8] = f32::NAN;
-    let layout = HeadLayout::token_major(1, 300, 8);
-    let args = Attention {
-        shape: s,
-        query: Heads { data: &query, layout },
-        key: Heads { data: &key, layout },
-        value: Heads { data: &value, layout },
-        scale: 1.0,
-        mask: None,
-    };
-    let mut out = vec![0.0; 320];
-    attention(&args, Precision::F32, &mut out, layout);
-    assert!(out.iter().all(|x| x.is_nan()));
+    let (queries, keys, dim) = (40, 300, 8);
+    let layout = HeadLayout::token_major(1, keys, dim);
+    let infinite_query = |data: &mut [Vec<f32>; 4]| data[0][3 * dim] = f32::INFINITY;
+    let all: fn(usize) -> bool = |_| true;
+    let third: fn(usize) -> bool = |query| query == 3;
+    for precision in [Precision::F32, Precision::Bf16] {
+        let spoil = |change: &dyn Fn(&mut [Vec<f32>; 4]), is_nan: fn(usize) -> bool, name: &str| {
+            let mut data = [queries * dim, keys * dim, keys * dim, queries * keys].map(|len| random(1, len));
+            change(&mut data);
+            let [query, key, value, mask] = &data;
+            let [query, key, value] = [query, key, value].map(|data| Heads { data, layout });
+            let mask = Some(Mat::new(&mask[..], queries, keys));
+            let shape = shape(1, 1, queries, keys, dim, dim);
+            let args = Attention { shape, query, key, value, scale: 1.0, mask };
+            let mut out = vec![0.0; queries * dim];
+            attention(&args, precision, &mut out, layout);
+            for (query, row) in out.chunks_exact(dim).enumerate() {
+                assert!(
+                    row.iter().all(|x| x.is_nan() == is_nan(query)),
+                    "{precision}, {name}, query {query}"
+                );
+            }
+        };
+        spoil(&|_| (), |_| false, "nothing");
+        spoil(&|data| data[0][3 * dim] = f32::NAN, third, "query");
+        spoil(&|data| data[3][3 * keys + 299] = f32::NAN, third, "mask");
+        spoil(&infinite_query, third, "infinity");
+        for token in [0, 17, 299] {
+            spoil(&|data| data[1][token * dim] = f32::NAN, all, "key");
+            spoil(&|data| data[2][token * dim..][..dim].fill(f32::NAN), all, "value");
+        }
+    }
+}
+
+/// Scores that climb, fall, or leap make what weights relate to move, in a block's midst and at its start.
+#[test]
+fn scores_may_climb() {
+    // So that in bfloat16 the scaled query is exact, as the keys are: integers of eight bits.
+    let scale = std::f32::consts::LN_2;
+    let climbs: [fn(usize) -> f32; 4] = [
+        |key| (key / 2) as f32,
+        |key| -((key / 2) as f32),
+        |key| if key == 299 { 250.0 } else { 0.0 },
+        |key| (key / 50) as f32 * 24.0 - 200.0,
+    ];
+    // A score of 128 and more has a rounding error of 2^-17.
+    for (queries, precision, limit) in
+        [(1, Precision::F32, 2e-5), (70, Precision::F32, 2e-5), (70, Precision::Bf16, 8e-3)]
+    {
+        for climb in climbs {
+            // Every second query climbs less.
+            let query: Vec<f32> = (0..queries).map(|query| if query % 2 == 0 { 1.0 } else { 0.25 }).collect();
+            let key: Vec<f32> = (0..300).map(climb).collect();
+            let value = random(3, 300 * 5);
+            let args = Attention {
+                shape: shape(1, 1, queries, 300, 1, 5),
+                query: Heads { data: &query, layout: HeadLayout::token_major(1, queries, 1) },
+                key: Heads { data: &key, layout: HeadLayout::token_major(1, 300, 1) },
+                value: Heads { data: &value, layout: HeadLayout::token_major(1, 300, 5) },
+                scale,
+                mask: None,
+            };
+            let layout = HeadLayout::token_major(1, queries, 5);
+            check(&oracle(&args, layout), Tolerance::OfLargest(limit), |out| {
+                attention(&args, precision, out, layout);
+            })
+            .unwrap_or_else(|message| panic!("{queries} queries, {precision}: {message}"));
+        }
+    }
 }
 
 #[test]
