@@ -218,27 +218,42 @@ fn bench_conv(report: &Report) {
     }
 }
 
+/// Stable Diffusion's shapes; channel-major as packages in Apple's form have them, that is from 1x1 convolutions.
 fn bench_attention(report: &Report) {
-    for (heads, queries, keys, dim) in
-        [(8, 4096, 4096, 40), (5, 4096, 4096, 64), (8, 4096, 77, 40), (20, 256, 256, 64), (4, 64, 77, 32)]
-    {
+    type Layout = fn(usize, usize, usize) -> HeadLayout;
+    let layouts: [(&str, Layout); 2] =
+        [("", HeadLayout::token_major), (" channel-major", HeadLayout::channel_major)];
+    for (heads, queries, keys, dim) in [
+        (8, 4096, 4096, 40),
+        (5, 4096, 4096, 64),
+        (10, 4096, 4096, 64),
+        (8, 1024, 1024, 80),
+        (8, 256, 256, 160),
+        (20, 256, 256, 64),
+        (8, 4096, 77, 40),
+        (8, 1024, 77, 80),
+        (10, 1024, 77, 64),
+        (4, 64, 77, 32),
+    ] {
         let shape = AttentionShape { batch: 1, heads, queries, keys, dim, value_dim: dim };
         let (query, key) = (data(heads * queries * dim), data(heads * keys * dim));
         let mut out = vec![0.0; query.len()];
-        let layout = HeadLayout::token_major(heads, queries, dim);
-        let key_layout = HeadLayout::token_major(heads, keys, dim);
-        let args = Attention {
-            shape,
-            query: Heads { data: &query, layout },
-            key: Heads { data: &key, layout: key_layout },
-            value: Heads { data: &key, layout: key_layout },
-            scale: 1.0 / (dim as f32).sqrt(),
-            mask: None,
-        };
         let flops = 4.0 * (heads * queries * keys * dim) as f64;
-        let name = format!("attention {queries}x{keys} {heads} heads of {dim}");
-        for precision in [Precision::F32, Precision::Bf16] {
-            report.flops(precision, &name, flops, || attention(&args, precision, &mut out, layout));
+        for (suffix, layout_of) in layouts {
+            let layout = layout_of(heads, queries, dim);
+            let key_layout = layout_of(heads, keys, dim);
+            let args = Attention {
+                shape,
+                query: Heads { data: &query, layout },
+                key: Heads { data: &key, layout: key_layout },
+                value: Heads { data: &key, layout: key_layout },
+                scale: 1.0 / (dim as f32).sqrt(),
+                mask: None,
+            };
+            let name = format!("attention {queries}x{keys} {heads} heads of {dim}{suffix}");
+            for precision in [Precision::F32, Precision::Bf16] {
+                report.flops(precision, &name, flops, || attention(&args, precision, &mut out, layout));
+            }
         }
     }
 }
