@@ -1,6 +1,6 @@
 //! Throughput of the heavy kernels at the UNets' shapes, against this machine's measured peak.
 //!
-//! `cargo bench -p mixbit-kernels [-- FILTER]`, on a quiet machine. Judge the ratio to the peak and compare
+//! `cargo bench -p mixbit-kernels [-- FILTER...]`, on a quiet machine; names that contain all filters are run. Judge the ratio to the peak and compare
 //! within one run: absolute numbers move with the machine.
 
 use std::time::Instant;
@@ -37,14 +37,18 @@ fn data(len: usize) -> Vec<f32> {
 struct Report {
     /// The measured multiply-add peak of each precision of this CPU.
     peaks: Vec<(Precision, f64)>,
-    filter: Option<String>,
+    filters: Vec<String>,
 }
 
 impl Report {
+    fn asks_for(&self, name: &str) -> bool {
+        self.filters.iter().all(|filter| name.contains(filter.as_str()))
+    }
+
     /// Measures a kernel by its arithmetic.
     fn flops(&self, precision: Precision, name: &str, flops: f64, body: impl FnMut()) {
         let name = format!("{name} {precision}");
-        if self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+        if !self.asks_for(&name) {
             return;
         }
         let time = seconds(body);
@@ -60,7 +64,7 @@ impl Report {
 
     /// Measures a kernel by its traffic.
     fn bytes(&self, name: &str, bytes: usize, body: impl FnMut()) {
-        if self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+        if !self.asks_for(name) {
             return;
         }
         let time = seconds(body);
@@ -72,8 +76,11 @@ fn bench_gemm(report: &Report) {
     for [m, k, n] in [
         [4096, 320, 320],
         [4096, 320, 2560],
+        [4096, 640, 640],
         [1024, 640, 5120],
+        [1024, 1280, 1280],
         [256, 1280, 1280],
+        [256, 1280, 10240],
         [77, 768, 768],
         [2, 1280, 1280],
     ] {
@@ -146,32 +153,36 @@ fn palettes(rows: usize, columns: usize) -> Vec<(String, Palette)> {
 /// What decoding costs: each form against half precision in turn, so that the machine's drift hits both.
 fn bench_encoded(report: &Report) {
     for [pixels, depth, outs] in [[4096, 2880, 320], [1024, 5760, 640], [256, 1280, 1280], [2, 1280, 1280]] {
-        let name = format!("encoded {pixels}x{depth}x{outs}");
-        if report.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
-            continue;
-        }
         let (tokens, mut out) = (data(pixels * depth), vec![0.0; pixels * outs]);
         let halves: Vec<f16> = data(outs * depth).iter().map(|x| f16::from_f32(*x)).collect();
-        for (form, palette) in palettes(outs, depth) {
-            let mut time = |weight: WeightSlice<'_>| {
-                let start = Instant::now();
-                let left = Mat::new(&tokens[..], pixels, depth).into();
-                let right = weight.transposed_matrix(outs, depth);
-                let out = MatMut::new(&mut out, pixels, outs);
-                gemm(out, left, right, Precision::F32, &Epilogue::default());
-                start.elapsed().as_secs_f64()
-            };
-            let mut ratios = Vec::new();
-            let (start, mut least) = (Instant::now(), f64::INFINITY);
-            while ratios.len() < 5 || start.elapsed().as_secs_f64() < 4.0 * LEAST {
-                let dense = time(WeightSlice::F16(&halves));
-                let encoded = time(palette.slice());
-                least = encoded.min(least);
-                ratios.push(encoded / dense);
+        for precision in
+            [Precision::F32, Precision::Bf16].into_iter().filter(|precision| precision.is_native())
+        {
+            for (form, palette) in palettes(outs, depth) {
+                let name = format!("encoded {pixels}x{depth}x{outs} {form} {precision}");
+                if !report.asks_for(&name) {
+                    continue;
+                }
+                let mut time = |weight: WeightSlice<'_>| {
+                    let start = Instant::now();
+                    let left = Mat::new(&tokens[..], pixels, depth).into();
+                    let right = weight.transposed_matrix(outs, depth);
+                    let out = MatMut::new(&mut out, pixels, outs);
+                    gemm(out, left, right, precision, &Epilogue::default());
+                    start.elapsed().as_secs_f64()
+                };
+                let mut ratios = Vec::new();
+                let (start, mut least) = (Instant::now(), f64::INFINITY);
+                while ratios.len() < 5 || start.elapsed().as_secs_f64() < 4.0 * LEAST {
+                    let dense = time(WeightSlice::F16(&halves));
+                    let encoded = time(palette.slice());
+                    least = encoded.min(least);
+                    ratios.push(encoded / dense);
+                }
+                ratios.sort_by(f64::total_cmp);
+                let ratio = ratios[ratios.len() / 2];
+                println!("{name:<60} {:>9.3} ms at best {ratio:>6.3} of f16", least * 1e3);
             }
-            ratios.sort_by(f64::total_cmp);
-            let ratio = ratios[ratios.len() / 2];
-            println!("{name} {form:<28} {:>9.3} ms at best {ratio:>6.3} of f16", least * 1e3);
         }
     }
 }
@@ -183,6 +194,17 @@ fn bench_conv(report: &Report) {
         (1280, 1280, 16, 3),
         (1280, 1280, 8, 3),
         (320, 320, 64, 1),
+        (320, 2560, 64, 1),
+        (1280, 320, 64, 1),
+        (640, 640, 64, 1),
+        (640, 640, 32, 1),
+        (640, 5120, 32, 1),
+        (2560, 640, 32, 1),
+        (1280, 1280, 32, 1),
+        (1280, 1280, 16, 1),
+        (1280, 10240, 16, 1),
+        (5120, 1280, 16, 1),
+        (1280, 1280, 8, 1),
         (128, 128, 256, 3),
         (128, 3, 256, 3),
         (64, 64, 16, 3),
@@ -306,8 +328,7 @@ fn bench_passes(report: &Report) {
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
-    let filter = arguments.next();
+    let filters = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let threads = std::env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
     let pool = ThreadPool::new(threads).expect("worker threads");
     let peaks: Vec<(Precision, f64)> = Precision::ALL
@@ -319,7 +340,7 @@ fn main() {
         peaks.iter().map(one).collect::<Vec<_>>().join(", ")
     });
     pool.install(|| {
-        let report = Report { peaks, filter };
+        let report = Report { peaks, filters };
         bench_gemm(&report);
         bench_encoded(&report);
         bench_conv(&report);
