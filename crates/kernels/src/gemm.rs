@@ -14,7 +14,7 @@ use rten_simd::{Isa, SimdOp};
 use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
-use crate::panels::{PackedMatrix, PackedShape, PackedSide, Scratch, pack_tasks, run_tasks, with_scratch};
+use crate::panels::{PackedMatrix, PackedShape, PackedSide, Scratch, run_tasks, with_scratch};
 use crate::precision::Precision;
 use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
@@ -69,10 +69,16 @@ impl<'a> Epilogue<'a> {
     }
 }
 
-/// The lanes of a block on either side: a block of panels stays in the L2 cache.
-const LANE_BLOCK: usize = 1536;
-/// Words up to which a left side that several blocks of columns need is packed once for all of them: 16 MB.
-const PACK_LEFT_UP_TO: usize = 1 << 22;
+/// Words of the shared side that are packed at once: 16 MB.
+const SHARE_UP_TO: usize = 1 << 22;
+/// Panels of the other side in a task.
+const TASK_PANELS: usize = 8;
+/// Words of the other side that a task packs at once; they stay in the L2 cache.
+const TASK_WORDS: usize = 96 << 10;
+/// Tasks that a product is cut into at least, as long as they are not tiny.
+const LEAST_TASKS: usize = 32;
+/// Lanes of the shared side whose sums with a task's panels stay in the L2 cache from one block of the depth to the next.
+const SHARED_LANES: usize = 512;
 /// Multiply-adds below which a product stays on the calling thread.
 const SHARE_FROM: usize = 1 << 19;
 /// Output rows up to which dot products along the weight's rows beat packing the weight.
@@ -94,9 +100,8 @@ pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
 }
 
 thread_local! {
-    static LEFT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static WHOLE_LEFT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static RIGHT: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static SHARED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static STREAMED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// One side of a product: packed as it is needed, or beforehand.
@@ -221,61 +226,125 @@ pub(crate) fn run(
     if target.rows == 0 || target.cols == 0 {
         return;
     }
-    let left_shape = PackedShape::new(target.rows, depth, PackedSide::Left, format);
-    let right_shape = PackedShape::new(target.cols, depth, PackedSide::Right, format);
     let share = target.rows * target.cols * right.len() * depth.max(1) >= SHARE_FROM;
-    let right_panels = right_shape.panels() * right.len();
-    let right_block = (LANE_BLOCK / right_shape.width).max(1);
-    let product = Product { target, left_shape, right_shape, share, finish };
-    match left {
-        Side::Source(source) if right_panels > right_block && left_shape.len() <= PACK_LEFT_UP_TO => {
-            with_scratch(&WHOLE_LEFT, left_shape.len(), |words| {
-                left_shape.pack(source, share, words);
-                product.run(Side::Packed(&left_shape, words), right, right_block);
-            });
+    let left =
+        Part { sides: &[left], shape: PackedShape::new(target.rows, depth, PackedSide::Left, format), share };
+    let right =
+        Part { sides: right, shape: PackedShape::new(target.cols, depth, PackedSide::Right, format), share };
+    Product { target, left, right, share, finish }.run();
+}
+
+/// A side of a product: what is packed, or to be packed, for each image.
+struct Part<'a> {
+    sides: &'a [Side<'a>],
+    shape: PackedShape,
+    /// Whether packing is worth sharing.
+    share: bool,
+}
+
+impl Part<'_> {
+    /// The panels of all images.
+    fn panels(&self) -> usize {
+        self.shape.panels() * self.sides.len()
+    }
+
+    /// Calls `body` with the given panels over a range of the depth that consists of blocks.
+    fn with_panels(
+        &self,
+        panels: Range<usize>,
+        depths: Range<usize>,
+        scratch: &'static Scratch<u32>,
+        body: impl FnOnce(Held<'_>),
+    ) {
+        let shape = &self.shape;
+        if let [Side::Packed(packed, words)] = self.sides {
+            assert_eq!(*packed, shape, "the matrix was packed for another instruction set or precision");
+            return body(Held { words, shape, count: shape.panels(), panels, depth: 0 });
         }
-        left => product.run(left, right, right_block),
+        let sources: Vec<Source<'_>> = self.sides.iter().filter_map(Side::source).collect();
+        assert_eq!(sources.len(), self.sides.len(), "a packed side has one image");
+        with_scratch(scratch, shape.len_of(panels.len(), &depths), |words| {
+            shape.pack(&sources, panels.clone(), depths.clone(), self.share, words);
+            let count = panels.len();
+            body(Held { words, shape, count, panels: 0..count, depth: depths.start });
+        });
     }
 }
 
-/// What all blocks of a product have in common.
+/// Packed panels of a side.
+struct Held<'a> {
+    /// For each block of the depth, from `depth` on, `count` panels.
+    words: &'a [u32],
+    shape: &'a PackedShape,
+    count: usize,
+    depth: usize,
+    /// Which of them are meant.
+    panels: Range<usize>,
+}
+
+impl Held<'_> {
+    /// The panels over one block of the depth.
+    fn block(&self, depths: &Range<usize>) -> Panels<'_> {
+        let before = self.shape.len_of(self.count, &(self.depth..depths.start));
+        let stride = self.shape.format.panel_len(depths.len(), self.shape.width);
+        Panels::new(&self.words[(before + self.panels.start * stride).min(self.words.len())..], stride)
+    }
+}
+
+/// What all tasks of a product have in common.
 struct Product<'a> {
     target: &'a Target,
-    left_shape: PackedShape,
-    right_shape: PackedShape,
+    left: Part<'a>,
+    right: Part<'a>,
     share: bool,
     finish: &'a Finish<'a>,
 }
 
 impl Product<'_> {
-    fn run(&self, left: Side<'_>, right: &[Side<'_>], right_block: usize) {
-        let Self { left_shape, right_shape, share, .. } = self;
-        let depth = left_shape.depth;
-        let left_block = (LANE_BLOCK / left_shape.width).max(1);
-        for right_panels in ranges(right_shape.panels() * right.len(), right_block) {
-            // A product over no depth is still a product: zero, to be stored once.
-            for depths in ranges(depth.max(1), depth_block(left_shape.format, depth)) {
-                let depths = depths.start..depths.end.min(depth);
-                with_panels(right, right_shape, &right_panels, &depths, *share, &RIGHT, |right| {
-                    for left_panels in ranges(left_shape.panels(), left_block) {
-                        with_panels(&[left], left_shape, &left_panels, &depths, *share, &LEFT, |left| {
-                            let block = Block {
-                                product: self,
-                                left,
-                                right,
-                                left_panels: left_panels.clone(),
-                                right_panels: right_panels.clone(),
-                                words: left_shape.format.words(depths.len()),
-                                accumulate: depths.start > 0,
-                                is_last: depths.end == depth,
+    /// One side, the smaller, is packed first. Each task then packs a few panels of the other and multiplies them by all of
+    /// that, so that they are used while they are in its cache, and nobody waits for anybody else's.
+    fn run(&self) {
+        let Self { left, right, share, .. } = self;
+        let depth = left.shape.depth;
+        let shares_left = left.shape.lanes < right.shape.lanes * right.sides.len();
+        let (shared, streamed) = if shares_left { (left, right) } else { (right, left) };
+        let panel_len = shared.shape.len_of(1, &(0..depth));
+        let mut group = TASK_PANELS;
+        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > 2 {
+            group /= 2;
+        }
+        let block = depth_block(left.shape.format, depth);
+        let group_len = group * streamed.shape.format.panel_len(block, streamed.shape.width);
+        let depth_step = block * (TASK_WORDS / group_len).max(1);
+        let streamed = &Part { share: false, ..*streamed };
+        for shared_panels in ranges(shared.panels(), SHARE_UP_TO / panel_len.max(1)) {
+            let first = shared_panels.start;
+            shared.with_panels(shared_panels, 0..depth, &SHARED, |shared| {
+                run_tasks(*share, streamed.panels().div_ceil(group), |task| {
+                    let panels = task * group..((task + 1) * group).min(streamed.panels());
+                    for depths in blocks(0..depth, depth_step) {
+                        streamed.with_panels(panels.clone(), depths.clone(), &STREAMED, |streamed| {
+                            let firsts = [first, panels.start];
+                            let (left, right, [left_first, right_first]) = if shares_left {
+                                (&shared, &streamed, firsts)
+                            } else {
+                                (&streamed, &shared, [panels.start, first])
                             };
-                            block.run();
+                            let tiles = Tiles { product: self, left, right, left_first, right_first, depths };
+                            tile::dispatch(self.left.shape.format, tiles);
                         });
                     }
                 });
-            }
+            });
         }
     }
+}
+
+/// Consecutive ranges of at most `step` that cover `depths`; one, if that is empty: a product over no depth is still a
+/// product, zero, to be stored once.
+pub(crate) fn blocks(depths: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = depths;
+    (start..end.max(start + 1)).step_by(step.max(1)).map(move |start| start..(start + step).min(end))
 }
 
 /// Consecutive ranges of at most `step` that cover `0..end`.
@@ -304,83 +373,18 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Calls `body` with the given panels of a side, which has one part for each image, packed in parallel if need be.
-fn with_panels(
-    sides: &[Side<'_>],
-    shape: &PackedShape,
-    panels: &Range<usize>,
-    depths: &Range<usize>,
-    share: bool,
-    scratch: &'static Scratch<u32>,
-    body: impl FnOnce(Panels<'_>),
-) {
-    match sides {
-        [Side::Packed(packed, words)] => {
-            assert_eq!(*packed, shape, "the matrix was packed for another instruction set or precision");
-            let (words, stride) = packed.panels_at(words, panels.start, depths);
-            body(Panels::new(words, stride));
-        }
-        sides => {
-            let sources: Vec<Source<'_>> = sides.iter().filter_map(Side::source).collect();
-            assert_eq!(sources.len(), sides.len(), "a packed side has one image");
-            let stride = shape.format.panel_len(depths.len(), shape.width);
-            with_scratch(scratch, panels.len() * stride, |buffer| {
-                pack_tasks(&sources, shape, panels.clone(), depths.clone(), share, buffer);
-                body(Panels::new(buffer, stride));
-            });
-        }
-    }
-}
-
-/// Some left panels times some right panels over one block of the depth.
-struct Block<'a> {
+/// One task: panels of both sides over some blocks of the depth.
+struct Tiles<'a> {
     product: &'a Product<'a>,
-    left: Panels<'a>,
-    right: Panels<'a>,
-    left_panels: Range<usize>,
-    right_panels: Range<usize>,
-    words: usize,
-    /// Whether earlier blocks' sums are in the output.
-    accumulate: bool,
-    /// Whether this block's sums are the last.
-    is_last: bool,
+    left: &'a Held<'a>,
+    right: &'a Held<'a>,
+    /// The numbers of the first panels.
+    left_first: usize,
+    right_first: usize,
+    depths: Range<usize>,
 }
 
-impl Block<'_> {
-    /// Computes the block as a grid of tasks, each some left panels times some right panels.
-    fn run(&self) {
-        let (left_count, right_count) = (self.left_panels.len(), self.right_panels.len());
-        let (mut left_group, mut right_group) = (8, 8);
-        // Enough tasks to keep several threads busy, as long as the tasks are not tiny.
-        while left_count.div_ceil(left_group) * right_count.div_ceil(right_group) < 8 && left_group > 1 {
-            if right_group > 2 {
-                right_group /= 2;
-            } else {
-                left_group /= 2;
-            }
-        }
-        let across = right_count.div_ceil(right_group);
-        run_tasks(self.product.share, left_count.div_ceil(left_group) * across, |task| {
-            let left_start = task / across * left_group;
-            let right_start = task % across * right_group;
-            let group = TileGroup {
-                block: self,
-                left: left_start..(left_start + left_group).min(left_count),
-                right: right_start..(right_start + right_group).min(right_count),
-            };
-            tile::dispatch(self.product.left_shape.format, group);
-        });
-    }
-}
-
-/// One task of a block: the panels are counted from the block's first.
-struct TileGroup<'a, 'b> {
-    block: &'a Block<'b>,
-    left: Range<usize>,
-    right: Range<usize>,
-}
-
-impl PanelOp for TileGroup<'_, '_> {
+impl PanelOp for Tiles<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -393,21 +397,45 @@ impl PanelOp for TileGroup<'_, '_> {
     }
 }
 
-impl TileGroup<'_, '_> {
+impl Tiles<'_> {
     #[inline(always)]
     fn tiles<I: Isa, K: Microkernel<I>, const MR: usize>(self, isa: I) {
-        let block = self.block;
-        let Product { target, right_shape, finish, .. } = block.product;
+        let shape = &self.product.left.shape;
         let nr = TILE_VECTORS * isa.f32().len();
-        let finish = block.is_last.then_some(*finish);
-        for right in self.right {
-            let right_panel = block.right.panel(right);
-            let index = block.right_panels.start + right;
-            let (image, col) = (index / right_shape.panels(), index % right_shape.panels() * nr);
-            for left in self.left.clone() {
-                let sums = K::multiply::<MR>(isa, block.words, block.left.panel(left), right_panel);
-                let corner = Corner { image, row: (block.left_panels.start + left) * MR, col };
-                store_tile::<I, MR>(isa, sums, target, corner, block.accumulate, finish);
+        for lefts in ranges(self.left.panels.len(), SHARED_LANES / MR) {
+            for rights in ranges(self.right.panels.len(), SHARED_LANES / nr) {
+                for depths in blocks(self.depths.clone(), depth_block(shape.format, shape.depth)) {
+                    self.block::<I, K, MR>(isa, lefts.clone(), rights.clone(), depths);
+                }
+            }
+        }
+    }
+
+    /// The products of some left and some right panels over one block of the depth.
+    #[inline(always)]
+    fn block<I: Isa, K: Microkernel<I>, const MR: usize>(
+        &self,
+        isa: I,
+        lefts: Range<usize>,
+        rights: Range<usize>,
+        depths: Range<usize>,
+    ) {
+        let Product { target, left, right, finish, .. } = self.product;
+        let nr = TILE_VECTORS * isa.f32().len();
+        let words = left.shape.format.words(depths.len());
+        let (left_panels, right_panels) = (self.left.block(&depths), self.right.block(&depths));
+        // Earlier blocks' sums are in the output; the last block's are the last.
+        let accumulate = depths.start > 0;
+        let finish = (depths.end == left.shape.depth).then_some(*finish);
+        for index in rights {
+            let right_panel = right_panels.panel(index);
+            let number = self.right_first + index;
+            let (image, col) = (number / right.shape.panels(), number % right.shape.panels() * nr);
+            for index in lefts.clone() {
+                let corner = Corner { image, row: (self.left_first + index) * MR, col };
+                target.prefetch(corner, [MR, nr]);
+                let sums = K::multiply::<MR>(isa, words, left_panels.panel(index), right_panel);
+                store_tile::<I, MR>(isa, sums, target, corner, accumulate, finish);
                 if let Some(finish) = finish {
                     finish_tile::<MR>(target, corner, nr, finish);
                 }

@@ -11,7 +11,7 @@ use std::thread::LocalKey;
 use crate::arch;
 use crate::format::{Format, encode_lane, encode_rows};
 use crate::gemm::tile::tile_shape;
-use crate::gemm::{Side, depth_block, ranges, sizes, with_side};
+use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
 use crate::matrix::Operand;
 use crate::pool::{for_each_chunk_mut, parallel_for};
 use crate::precision::Precision;
@@ -31,8 +31,10 @@ pub enum PackedSide {
 /// Worth its memory for small models, whose weights are packed again in every call otherwise.
 #[derive(Debug)]
 pub struct PackedMatrix {
-    /// For each block of the depth, one panel after the other.
+    /// For each block of the depth, one panel after the other, in `len` words from `start` on: where a cache line begins.
     data: Vec<u32>,
+    start: usize,
+    len: usize,
     pub(crate) shape: PackedShape,
 }
 
@@ -57,35 +59,29 @@ impl PackedShape {
         self.lanes.div_ceil(self.width)
     }
 
-    /// The words of all panels of all blocks.
-    pub(crate) fn len(&self) -> usize {
+    /// The words of so many panels over a range of the depth that consists of blocks.
+    pub(crate) fn len_of(&self, panels: usize, depths: &Range<usize>) -> usize {
         let block = depth_block(self.format, self.depth);
-        let rest = self.depth % block;
-        let panel_len = |depth| self.format.panel_len(depth, self.width);
-        self.panels() * (self.depth / block * panel_len(block) + if rest > 0 { panel_len(rest) } else { 0 })
+        let (whole, rest) = (depths.len() / block, depths.len() % block);
+        let panel_len = |depth| if depth > 0 { self.format.panel_len(depth, self.width) } else { 0 };
+        panels * (whole * panel_len(block) + panel_len(rest))
     }
 
-    /// Packs all of a source.
-    pub(crate) fn pack(&self, source: Source<'_>, share: bool, mut out: &mut [u32]) {
-        for depths in ranges(self.depth, depth_block(self.format, self.depth)) {
-            let (block, rest) =
-                out.split_at_mut(self.panels() * self.format.panel_len(depths.len(), self.width));
-            pack_tasks(&[source], self, 0..self.panels(), depths, share, block);
+    /// Packs panels of all images over a range of the depth that consists of blocks: for each block one panel after the
+    /// other. See [`pack_tasks`].
+    pub(crate) fn pack(
+        &self,
+        sources: &[Source<'_>],
+        panels: Range<usize>,
+        depths: Range<usize>,
+        share: bool,
+        mut out: &mut [u32],
+    ) {
+        for depths in blocks(depths, depth_block(self.format, self.depth)) {
+            let (block, rest) = out.split_at_mut(self.len_of(panels.len(), &depths));
+            pack_tasks(sources, self, panels.clone(), depths, share, block);
             out = rest;
         }
-    }
-
-    /// The panels from number `first` on over a block of the depth, and the words of one.
-    pub(crate) fn panels_at<'a>(
-        &self,
-        data: &'a [u32],
-        first: usize,
-        depths: &Range<usize>,
-    ) -> (&'a [u32], usize) {
-        let block = depth_block(self.format, self.depth);
-        let stride = self.format.panel_len(depths.len(), self.width);
-        let before = depths.start / block * self.panels() * self.format.panel_len(block, self.width);
-        (&data[(before + first * stride).min(data.len())..], stride)
     }
 }
 
@@ -98,17 +94,22 @@ impl PackedMatrix {
     pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
         let (lanes, depth) = sizes(matrix, side);
         let shape = PackedShape::new(lanes, depth, side, Format::of(precision));
-        let mut data = vec![0; shape.len()];
+        let all = 0..depth;
+        let len = shape.len_of(shape.panels(), &all);
+        let mut data = vec![0; len + LINE_WORDS];
+        let start = start_of_line(&data);
         with_side(matrix, side, |matrix| match matrix {
-            Side::Source(source) => shape.pack(source, true, &mut data),
+            Side::Source(source) => {
+                shape.pack(&[source], 0..shape.panels(), all, true, &mut data[start..][..len]);
+            }
             Side::Packed(..) => panic!("the matrix is packed already"),
         });
-        Self { data, shape }
+        Self { data, start, len, shape }
     }
 
     /// The words.
     pub(crate) fn words(&self) -> &[u32] {
-        &self.data
+        &self.data[self.start..][..self.len]
     }
 
     /// The memory that it takes, in bytes.
@@ -233,10 +234,19 @@ pub(crate) fn pack_tasks(
     });
 }
 
+/// Bytes and words of a cache line. Vectors that lie across two are read and written at half the speed.
+const LINE: usize = 64;
+const LINE_WORDS: usize = LINE / 4;
+
+/// Where the first cache line of some memory begins, which has one line to spare.
+fn start_of_line<T>(data: &[T]) -> usize {
+    data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>())
+}
+
 /// A scratch buffer that a thread keeps from call to call.
 pub(crate) type Scratch<T> = LocalKey<RefCell<Vec<T>>>;
 
-/// Lends `len` elements of unspecified content from this thread's `scratch`.
+/// Lends `len` elements of unspecified content from this thread's `scratch`, from the beginning of a cache line on.
 ///
 /// The buffer is taken out while it is lent, so that a kernel that another one waits for on the same thread
 /// gets a buffer of its own.
@@ -246,10 +256,12 @@ pub(crate) fn with_scratch<T: Copy + Default, R>(
     body: impl FnOnce(&mut [T]) -> R,
 ) -> R {
     let mut buffer = scratch.take();
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
+    let room = len + LINE / size_of::<T>();
+    if buffer.len() < room {
+        buffer = vec![T::default(); room];
     }
-    let result = body(&mut buffer[..len]);
+    let start = start_of_line(&buffer);
+    let result = body(&mut buffer[start..][..len]);
     scratch.replace(buffer);
     result
 }

@@ -216,6 +216,13 @@ pub(crate) fn prefetch(bytes: &[u8]) {
     }
 }
 
+/// Asks for the cache line of some memory that will be written. It may lie anywhere.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(place: *const f32) {
+    // SAFETY: a prefetch has no effect but on time.
+    unsafe { asm!("prfm pstl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
+}
+
 /// Looks up nothing: the compiler's loop does.
 pub(crate) fn look_up(
     _table: &[f32],

@@ -52,6 +52,10 @@ pub(crate) fn split_nines(_windows: &[f32], _out: &mut [f32], _stride: usize) ->
 /// Asks for nothing.
 pub(crate) fn prefetch(_bytes: &[u8]) {}
 
+/// Asks for nothing.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(_place: *const f32) {}
+
 /// Looks up nothing: the compiler's loop does.
 pub(crate) fn look_up(
     _table: &[f32],

@@ -203,6 +203,18 @@ impl Target {
         // it is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
+
+    /// Asks for a tile some time before it is stored: its rows lie on as many pages, and often not in any cache.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, corner: Corner, [mr, nr]: [usize; 2]) {
+        let Corner { image, row, col } = corner;
+        for row in row..(row + mr).min(self.rows) {
+            let place = self.data.wrapping_add(image * self.image_stride + row * self.row_stride + col);
+            for line in (0..nr).step_by(16) {
+                arch::prefetch_to_write(place.wrapping_add(line));
+            }
+        }
+    }
 }
 
 /// A vector that is added to the product.
@@ -278,6 +290,9 @@ pub(crate) fn store_tile<I: Isa, const MR: usize>(
     let len = ops.len();
     let Corner { image, row, col } = corner;
     let (rows, cols) = (MR.min(target.rows - row), (TILE_VECTORS * len).min(target.cols - col));
+    if rows == MR && cols == TILE_VECTORS * len {
+        return store_whole::<I, MR>(isa, sums, target, corner, accumulate, finish);
+    }
     let bias = finish.map_or(Bias::None, |finish| finish.bias);
     for (index, sums) in sums.into_iter().enumerate() {
         if index >= rows {
@@ -310,6 +325,52 @@ pub(crate) fn store_tile<I: Isa, const MR: usize>(
             // SAFETY: as for the load.
             unsafe {
                 if whole { ops.store_ptr(value, place) } else { ops.store_ptr_mask(value, place, mask) }
+            }
+        }
+    }
+}
+
+/// [`store_tile`] of a tile within the output's edges.
+#[inline(always)]
+fn store_whole<I: Isa, const MR: usize>(
+    isa: I,
+    sums: Tile<I, MR>,
+    target: &Target,
+    corner: Corner,
+    accumulate: bool,
+    finish: Option<&Finish<'_>>,
+) {
+    let ops = isa.f32();
+    let len = ops.len();
+    let Corner { image, row, col } = corner;
+    let bias = finish.map_or(Bias::None, |finish| finish.bias);
+    let mut columns = [ops.zero(); TILE_VECTORS];
+    if let Bias::PerColumn(bias) = bias {
+        for (vector, column) in columns.iter_mut().enumerate() {
+            *column = ops.load(&bias[col + vector * len..]);
+        }
+    }
+    let mut rows = [0.0; MR];
+    if let (Bias::PerRow(bias), Some(finish)) = (bias, finish) {
+        rows.copy_from_slice(&bias[image * finish.bias_stride + row..][..MR]);
+    }
+    let at = image * target.image_stride + row * target.row_stride + col;
+    // SAFETY: image, row and column are inside the output, whose extent was checked when `target` was made.
+    let place = unsafe { target.data.add(at) };
+    for (index, sums) in sums.into_iter().enumerate() {
+        for (vector, mut value) in sums.into_iter().enumerate() {
+            // SAFETY: all of the tile is inside the output, and no other task touches it.
+            unsafe {
+                let place = place.add(index * target.row_stride + vector * len);
+                if accumulate {
+                    value = ops.add(value, ops.load_ptr(place));
+                }
+                match bias {
+                    Bias::None => {}
+                    Bias::PerRow(_) => value = ops.add(value, ops.splat(rows[index])),
+                    Bias::PerColumn(_) => value = ops.add(value, columns[vector]),
+                }
+                ops.store_ptr(value, place);
             }
         }
     }
