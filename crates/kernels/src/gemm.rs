@@ -433,7 +433,9 @@ impl Tiles<'_> {
             let (image, col) = (number / right.shape.panels(), number % right.shape.panels() * nr);
             for index in lefts.clone() {
                 let corner = Corner { image, row: (self.left_first + index) * MR, col };
-                target.prefetch(corner, [MR, nr]);
+                if !accumulate {
+                    target.prefetch(corner, [MR, nr]);
+                }
                 let sums = K::multiply::<MR>(isa, words, left_panels.panel(index), right_panel);
                 store_tile::<I, MR>(isa, sums, target, corner, accumulate, finish);
                 if let Some(finish) = finish {

@@ -15,7 +15,7 @@ use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
 use crate::matrix::Operand;
 use crate::pool::{for_each_chunk_mut, parallel_for};
 use crate::precision::Precision;
-use crate::source::Source;
+use crate::source::{ByDepth, ByLane, Source};
 
 /// Which side of a product a matrix is packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,11 @@ impl PackedShape {
 
     pub(crate) fn panels(&self) -> usize {
         self.lanes.div_ceil(self.width)
+    }
+
+    /// The lanes of a panel of one image.
+    pub(crate) fn lanes_of(&self, panel: usize) -> Range<usize> {
+        panel * self.width..((panel + 1) * self.width).min(self.lanes)
     }
 
     /// The words of so many panels over a range of the depth that consists of blocks.
@@ -131,61 +136,115 @@ pub(crate) const GROUP: usize = 16;
 /// Lanes from the one that is read to the one that is asked for.
 const AHEAD: usize = 4;
 
-/// Packs the given lanes, at most a panel of them, over a range of the depth.
-fn pack_panel(
-    source: Source<'_>,
+/// Panels that are packed together from rows: what they need of a row is on few pages.
+const ROWS_TOGETHER: usize = 8;
+/// The same for scaled formats, of which all rows are read before any is encoded.
+const SCALED_TOGETHER: usize = 4;
+/// Rows that are read at once. Where they are a power of two apart, more would push each other out of the cache.
+const ROWS_AT_ONCE: usize = 16;
+
+/// Packs panels of one image, a few at most, from a source whose depths each have their lanes together.
+fn pack_rows(
+    source: &dyn ByDepth,
+    shape: &PackedShape,
+    panels: Range<usize>,
+    depths: Range<usize>,
+    out: &mut [u32],
+) {
+    let &PackedShape { width, side, format, .. } = shape;
+    let panel_len = format.panel_len(depths.len(), width);
+    // Panel by panel, then on to the next rows; what comes next is asked for.
+    let for_each_chunk = |body: &mut dyn FnMut(usize, Range<usize>, Range<usize>)| {
+        for chunk in blocks(depths.clone(), ROWS_AT_ONCE) {
+            for panel in panels.clone() {
+                if panel + 1 < panels.end {
+                    source.prefetch(shape.lanes_of(panel + 1), chunk.clone());
+                } else {
+                    let next = chunk.end..(chunk.end + ROWS_AT_ONCE).min(depths.end);
+                    source.prefetch(shape.lanes_of(panels.start), next);
+                }
+                body(panel, shape.lanes_of(panel), chunk.clone());
+            }
+        }
+    };
+    if format.is_scaled() {
+        let len = depths.len() * width;
+        with_scratch(&ROWS, panels.len() * len, |rows| {
+            for_each_chunk(&mut |panel, lanes, chunk| {
+                let start = (panel - panels.start) * len + (chunk.start - depths.start) * width;
+                read_rows(source, lanes, chunk.clone(), width, &mut rows[start..][..chunk.len() * width]);
+            });
+            for (rows, words) in rows.chunks_exact(len).zip(out.chunks_exact_mut(panel_len)) {
+                encode_rows(format, side, rows, width, words);
+            }
+        });
+        return;
+    }
+    with_scratch(&ROWS, ROWS_AT_ONCE * width, |rows| {
+        for_each_chunk(&mut |panel, lanes, chunk| {
+            let start = (panel - panels.start) * panel_len + format.words(chunk.start - depths.start) * width;
+            let words = &mut out[start..][..format.words(chunk.len()) * width];
+            if format == Format::Single {
+                return read_rows(source, lanes, chunk, width, bytemuck::cast_slice_mut(words));
+            }
+            let rows = &mut rows[..chunk.len() * width];
+            read_rows(source, lanes, chunk, width, rows);
+            encode_rows(format, side, rows, width, words);
+        });
+    });
+}
+
+/// Reads rows, with zeros for lanes that a panel lacks.
+fn read_rows(
+    source: &dyn ByDepth,
+    lanes: Range<usize>,
+    depths: Range<usize>,
+    width: usize,
+    rows: &mut [f32],
+) {
+    if lanes.len() < width {
+        rows.fill(0.0);
+    }
+    source.read(lanes, depths, width, rows);
+}
+
+/// Packs one panel from a source whose lanes each have their depth together.
+fn pack_lanes(
+    source: &dyn ByLane,
     shape: &PackedShape,
     lanes: Range<usize>,
     depths: Range<usize>,
     panel: &mut [u32],
 ) {
     let &PackedShape { width, side, format, .. } = shape;
-    match source {
-        Source::ByDepth(source) if format == Format::Single => {
-            let rows: &mut [f32] = bytemuck::cast_slice_mut(panel);
-            if lanes.len() < width {
-                rows.fill(0.0);
-            }
-            source.read(lanes, depths, width, rows);
-        }
-        Source::ByDepth(source) => with_scratch(&ROWS, depths.len() * width, |rows| {
-            if lanes.len() < width {
-                rows.fill(0.0);
-            }
-            source.read(lanes, depths, width, rows);
-            encode_rows(format, side, rows, width, panel);
-        }),
-        Source::ByLane(source) => {
-            let words = format.words(depths.len());
-            let (elements, behind) = panel.split_at_mut(words * width);
-            if lanes.len() < width {
-                elements.fill(0);
-                behind.fill(0);
-            }
-            with_scratch(&ROWS, depths.len(), |run| {
-                with_scratch(&LANES, GROUP * words, |buffer| {
-                    for first in lanes.clone().step_by(GROUP) {
-                        let count = GROUP.min(lanes.end - first);
-                        let offset = first - lanes.start;
-                        for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
-                            source.prefetch(first + index + AHEAD, &depths);
-                            if format == Format::Single {
-                                source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
-                                continue;
-                            }
-                            source.read(first + index, depths.clone(), run);
-                            let scale = encode_lane(format, side, run, words);
-                            if format.is_scaled() {
-                                behind[offset + index] = scale.scale.to_bits();
-                                behind[width + offset + index] = scale.start as u32;
-                            }
-                        }
-                        transpose(buffer, words, count, elements, width, offset);
-                    }
-                });
-            });
-        }
+    let words = format.words(depths.len());
+    let (elements, behind) = panel.split_at_mut(words * width);
+    if lanes.len() < width {
+        elements.fill(0);
+        behind.fill(0);
     }
+    with_scratch(&ROWS, depths.len(), |run| {
+        with_scratch(&LANES, GROUP * words, |buffer| {
+            for first in lanes.clone().step_by(GROUP) {
+                let count = GROUP.min(lanes.end - first);
+                let offset = first - lanes.start;
+                for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
+                    source.prefetch(first + index + AHEAD, &depths);
+                    if format == Format::Single {
+                        source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
+                        continue;
+                    }
+                    source.read(first + index, depths.clone(), run);
+                    let scale = encode_lane(format, side, run, words);
+                    if format.is_scaled() {
+                        behind[offset + index] = scale.scale.to_bits();
+                        behind[width + offset + index] = scale.start as u32;
+                    }
+                }
+                transpose(buffer, words, count, elements, width, offset);
+            }
+        });
+    });
 }
 
 /// Writes `count` lanes of `len` words each to the rows of a panel, from lane `offset` on. `lanes` has room for
@@ -226,10 +285,27 @@ pub(crate) fn pack_tasks(
     let group = if share { PACK_GROUP } else { panels.len() };
     for_each_chunk_mut(out, group * panel_len, |index, chunk| {
         let first = panels.start + index * group;
-        for (panel, words) in (first..panels.end).zip(chunk.chunks_exact_mut(panel_len)) {
-            let start = panel % shape.panels() * shape.width;
-            let end = (start + shape.width).min(shape.lanes);
-            pack_panel(sources[panel / shape.panels()], shape, start..end, depths.clone(), words);
+        let end = (first + group).min(panels.end);
+        let mut chunk = chunk;
+        let mut next = first;
+        while next < end {
+            let (image, panel) = (next / shape.panels(), next % shape.panels());
+            let count = match sources[image] {
+                Source::ByLane(_) => 1,
+                Source::ByDepth(_) if shape.format.is_scaled() => SCALED_TOGETHER,
+                Source::ByDepth(_) => ROWS_TOGETHER,
+            };
+            let count = count.min(end - next).min(shape.panels() - panel);
+            let (words, rest) = chunk.split_at_mut(count * panel_len);
+            match sources[image] {
+                Source::ByLane(source) => {
+                    pack_lanes(source, shape, shape.lanes_of(panel), depths.clone(), words)
+                }
+                Source::ByDepth(source) => {
+                    pack_rows(source, shape, panel..panel + count, depths.clone(), words)
+                }
+            }
+            (next, chunk) = (next + count, rest);
         }
     });
 }

@@ -30,6 +30,9 @@ pub(crate) trait ByDepth: Sync {
     /// Writes rows of `width` elements, one for each depth, that begin with the given lanes. What is behind them in a row
     /// is left alone.
     fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]);
+
+    /// Asks for what [`read`](Self::read) would read, some time before it does.
+    fn prefetch(&self, _lanes: Range<usize>, _depths: Range<usize>) {}
 }
 
 /// One side of a product as it is stored.
@@ -123,6 +126,12 @@ impl<R: Runs> ByDepth for Dense<R> {
         for (k, row) in depths.zip(rows.chunks_exact_mut(width)) {
             let start = k * self.depth_stride + lanes.start * self.lane_stride;
             self.data.widen_run(start, &mut row[..lanes.len()]);
+        }
+    }
+
+    fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
+        for k in depths {
+            arch::prefetch(self.data.stored(k * self.depth_stride + lanes.start, lanes.len()));
         }
     }
 }

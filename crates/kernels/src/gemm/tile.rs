@@ -334,7 +334,7 @@ pub(crate) fn store_tile<I: Isa, const MR: usize>(
 #[inline(always)]
 fn store_whole<I: Isa, const MR: usize>(
     isa: I,
-    sums: Tile<I, MR>,
+    mut sums: Tile<I, MR>,
     target: &Target,
     corner: Corner,
     accumulate: bool,
@@ -343,35 +343,40 @@ fn store_whole<I: Isa, const MR: usize>(
     let ops = isa.f32();
     let len = ops.len();
     let Corner { image, row, col } = corner;
-    let bias = finish.map_or(Bias::None, |finish| finish.bias);
-    let mut columns = [ops.zero(); TILE_VECTORS];
-    if let Bias::PerColumn(bias) = bias {
-        for (vector, column) in columns.iter_mut().enumerate() {
-            *column = ops.load(&bias[col + vector * len..]);
-        }
-    }
-    let mut rows = [0.0; MR];
-    if let (Bias::PerRow(bias), Some(finish)) = (bias, finish) {
-        rows.copy_from_slice(&bias[image * finish.bias_stride + row..][..MR]);
-    }
     let at = image * target.image_stride + row * target.row_stride + col;
     // SAFETY: image, row and column are inside the output, whose extent was checked when `target` was made.
     let place = unsafe { target.data.add(at) };
-    for (index, sums) in sums.into_iter().enumerate() {
-        for (vector, mut value) in sums.into_iter().enumerate() {
-            // SAFETY: all of the tile is inside the output, and no other task touches it.
-            unsafe {
-                let place = place.add(index * target.row_stride + vector * len);
-                if accumulate {
-                    value = ops.add(value, ops.load_ptr(place));
-                }
-                match bias {
-                    Bias::None => {}
-                    Bias::PerRow(_) => value = ops.add(value, ops.splat(rows[index])),
-                    Bias::PerColumn(_) => value = ops.add(value, columns[vector]),
-                }
-                ops.store_ptr(value, place);
+    let place = |index: usize, vector: usize| place.wrapping_add(index * target.row_stride + vector * len);
+    // One loop after the other, each without branches, so that the tile stays in registers.
+    if accumulate {
+        for (index, sums) in sums.iter_mut().enumerate() {
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: all of the tile is inside the output, and no other task touches it.
+                *sum = ops.add(*sum, unsafe { ops.load_ptr(place(index, vector)) });
             }
+        }
+    }
+    match (finish.map_or(Bias::None, |finish| finish.bias), finish) {
+        (Bias::PerRow(bias), Some(finish)) => {
+            let bias: &[f32; MR] = bias[image * finish.bias_stride + row..][..MR].as_array().expect("MR");
+            for (sums, bias) in sums.iter_mut().zip(bias) {
+                *sums = sums.map(|sum| ops.add(sum, ops.splat(*bias)));
+            }
+        }
+        (Bias::PerColumn(bias), _) => {
+            let bias: [_; TILE_VECTORS] = std::array::from_fn(|vector| ops.load(&bias[col + vector * len..]));
+            for sums in &mut sums {
+                for (sum, bias) in sums.iter_mut().zip(bias) {
+                    *sum = ops.add(*sum, bias);
+                }
+            }
+        }
+        _ => {}
+    }
+    for (index, sums) in sums.into_iter().enumerate() {
+        for (vector, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as for the load.
+            unsafe { ops.store_ptr(sum, place(index, vector)) };
         }
     }
 }
