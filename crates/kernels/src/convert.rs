@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rten_simd::{Isa, SimdOp};
 
+use crate::arch;
 use crate::isa;
 use crate::pool::{GRAIN, for_each_chunk_mut};
 
@@ -41,7 +42,8 @@ impl Element for f16 {
     }
 
     fn widen_slice(src: &[f16], dst: &mut [f32]) {
-        src.convert_to_f32_slice(dst);
+        let done = arch::widen_f16(src, dst);
+        src[done..].convert_to_f32_slice(&mut dst[done..]);
     }
 }
 

@@ -110,7 +110,8 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                 Format::Quads => {
                     let inverse;
                     (lane.scale, inverse) = scale_of(largest(run));
-                    let mut sum = 0;
+                    let (done, mut sum) = arch::encode_quads(run, inverse, offset_bits(side), words);
+                    let (run, words) = (&run[4 * done..], &mut words[done..]);
                     let (quads, rest) = run.as_chunks::<4>();
                     for (quad, word) in quads.iter().zip(words.iter_mut()) {
                         *word = quad_word(*quad, inverse, side, &mut sum);
@@ -253,9 +254,13 @@ fn quad_word(quad: [f32; 4], inverse: f32, side: PackedSide, sum: &mut i32) -> u
     let [a, b, c, d] = quad.map(|x| (x * inverse + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32);
     *sum = sum.wrapping_add(a).wrapping_add(b).wrapping_add(c).wrapping_add(d);
     let word = (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
-    let offset = if side == PackedSide::Right { arch::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 };
-    // Adding 128 to a byte turns its highest bit over.
-    word as u32 ^ offset
+    word as u32 ^ offset_bits(side)
+}
+
+/// What adds the offset of a side to the bytes of a word if it is turned over: adding 128 to a byte turns its highest bit over.
+#[inline(always)]
+fn offset_bits(side: PackedSide) -> u32 {
+    if side == PackedSide::Right { arch::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 }
 }
 
 /// The bits of `x` rounded to bfloat16, in the high half; the low half holds no meaning. NaN stays NaN.

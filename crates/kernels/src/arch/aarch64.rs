@@ -223,6 +223,16 @@ pub(crate) fn prefetch_to_write(place: *const f32) {
     unsafe { asm!("prfm pstl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }
 
+/// Widens nothing: the compiler's loop does.
+pub(crate) fn widen_f16(_src: &[half::f16], _dst: &mut [f32]) -> usize {
+    0
+}
+
+/// Encodes nothing: the compiler's loop does.
+pub(crate) fn encode_quads(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
+    (0, 0)
+}
+
 /// Looks up nothing: the compiler's loop does.
 pub(crate) fn look_up(
     _table: &[f32],

@@ -56,6 +56,16 @@ pub(crate) fn prefetch(_bytes: &[u8]) {}
 #[inline(always)]
 pub(crate) fn prefetch_to_write(_place: *const f32) {}
 
+/// Widens nothing: the compiler's loop does.
+pub(crate) fn widen_f16(_src: &[half::f16], _dst: &mut [f32]) -> usize {
+    0
+}
+
+/// Encodes nothing: the compiler's loop does.
+pub(crate) fn encode_quads(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
+    (0, 0)
+}
+
 /// Looks up nothing: the compiler's loop does.
 pub(crate) fn look_up(
     _table: &[f32],

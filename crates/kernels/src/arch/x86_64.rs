@@ -411,6 +411,58 @@ pub(crate) fn prefetch_to_write(place: *const f32) {
     unsafe { std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly)) }
 }
 
+/// Widens half precision, sixteen at a time, and says how many that were.
+pub(crate) fn widen_f16(src: &[half::f16], dst: &mut [f32]) -> usize {
+    #[target_feature(enable = "avx512f")]
+    fn groups(src: &[[half::f16; 16]], dst: &mut [[f32; 16]]) {
+        for (src, dst) in src.iter().zip(dst) {
+            // SAFETY: sixteen elements each.
+            unsafe {
+                let halves = _mm256_loadu_si256(src.as_ptr().cast());
+                _mm512_storeu_ps(dst.as_mut_ptr(), _mm512_cvtph_ps(halves));
+            }
+        }
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() {
+        return 0;
+    }
+    let ((src, _), (dst, _)) = (src.as_chunks(), dst.as_chunks_mut());
+    // SAFETY: the CPU has AVX-512.
+    unsafe { groups(src, dst) }
+    16 * src.len().min(dst.len())
+}
+
+/// Writes a lane's `run` as quads of bytes, each rounded from its value times `inverse`, and `flip` turned over in each
+/// word; sixteen words at a time. Says how many words that were, and the sum of their integers.
+pub(crate) fn encode_quads(run: &[f32], inverse: f32, flip: u32, words: &mut [u32]) -> (usize, i32) {
+    #[target_feature(enable = "avx512f")]
+    fn groups(run: &[[f32; 64]], inverse: f32, flip: u32, words: &mut [[u32; 16]]) -> i32 {
+        let inverse = _mm512_set1_ps(inverse);
+        let flip = _mm_set1_epi32(flip as i32);
+        let mut sums = _mm512_setzero_si512();
+        for (run, words) in run.iter().zip(words) {
+            for part in 0..4 {
+                // SAFETY: sixteen of 64 elements, and four of sixteen words.
+                unsafe {
+                    let values = _mm512_loadu_ps(run.as_ptr().add(16 * part));
+                    let integers = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
+                    sums = _mm512_add_epi32(sums, integers);
+                    let bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(integers), flip);
+                    _mm_storeu_si128(words.as_mut_ptr().add(4 * part).cast(), bytes);
+                }
+            }
+        }
+        _mm512_reduce_add_epi32(sums)
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() {
+        return (0, 0);
+    }
+    let ((run, _), (words, _)) = (run.as_chunks(), words.as_chunks_mut());
+    // SAFETY: the CPU has AVX-512.
+    let sum = unsafe { groups(run, inverse, flip, words) };
+    (16 * run.len().min(words.len()), sum)
+}
+
 /// Looks up codes of `bits` bits from number `element` of a stream on, sixteen at a time, and says how many that were.
 /// `table` has an entry for every code.
 pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, out: &mut [f32]) -> usize {
