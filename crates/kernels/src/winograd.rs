@@ -235,33 +235,34 @@ impl<'a> Convolution<'a> {
         let &Self { shape, weight, format, mr, .. } = self;
         let channels = shape.in_channels;
         let outputs = panel * mr..((panel + 1) * mr).min(shape.out_channels);
-        if outputs.len() < mr {
-            words.fill(0);
-        }
         let position_len = self.left_len / POSITIONS;
+        // A lane's positions follow one upon another, each as long as in a whole block.
         let block_words = format.words(WEIGHT_CHANNELS);
+        let lane_len = POSITIONS * block_words;
         with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
             let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            let (taps, lanes) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            with_scratch(&WORDS, POSITIONS * GROUP * block_words, |encoded| {
+            let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
+                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
+                // Lanes that are missing in the last panel.
+                rows.fill(0);
                 for block in ranges(channels, WEIGHT_CHANNELS) {
-                    let block_words = format.words(block.len());
-                    for (lane, output) in outputs.clone().enumerate() {
-                        let weights = &mut weights[..9 * block.len()];
+                    let weights = &mut weights[..9 * block.len()];
+                    if block.len() < WEIGHT_CHANNELS {
+                        // A last channel may share its word with one that is missing.
+                        taps.fill(0.0);
+                    }
+                    for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
                         weight.widen_run((output * channels + block.start) * 9, weights);
                         split_taps(weights, taps);
-                        isa::dispatch(TransformWeights { taps, lanes });
-                        for position in 0..POSITIONS {
-                            let run = &lanes[position * WEIGHT_CHANNELS..][..block.len()];
-                            let at = (position * GROUP + lane) * block_words;
-                            encode_lane(format, PackedSide::Left, run, &mut encoded[at..at + block_words]);
-                        }
+                        isa::dispatch(TransformWeights { taps, transformed });
+                        encode_lane(format, PackedSide::Left, transformed, lane);
                     }
-                    let start = format.words(block.start) * mr;
-                    for position in 0..POSITIONS {
-                        let lanes = &encoded[position * GROUP * block_words..][..GROUP * block_words];
-                        let panel = &mut words[position * position_len + start..][..block_words * mr];
-                        transpose(lanes, block_words, outputs.len(), panel, mr, 0);
+                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
+                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
+                    let positions = words.chunks_exact_mut(position_len);
+                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
+                        position[start..start + len].copy_from_slice(&rows[..len]);
                     }
                 }
             });
@@ -306,7 +307,7 @@ struct TransformWeights<'a> {
     /// For each of the nine taps, [`WEIGHT_CHANNELS`] places.
     taps: &'a [f32],
     /// For each position, as many.
-    lanes: &'a mut [f32],
+    transformed: &'a mut [f32],
 }
 
 impl SimdOp for TransformWeights<'_> {
@@ -315,7 +316,7 @@ impl SimdOp for TransformWeights<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
         const WIDTH: usize = 16;
-        let Self { taps, lanes } = self;
+        let Self { taps, transformed } = self;
         for start in (0..WEIGHT_CHANNELS).step_by(WIDTH) {
             let tap = |index: usize| -> &[f32; WIDTH] {
                 taps[index * WEIGHT_CHANNELS + start..].first_chunk().expect("a block of taps")
@@ -327,7 +328,7 @@ impl SimdOp for TransformWeights<'_> {
                 let results = filter([&columns[0][row], &columns[1][row], &columns[2][row]]);
                 for (col, result) in results.iter().enumerate() {
                     let start = (4 * row + col) * WEIGHT_CHANNELS + start;
-                    lanes[start..start + WIDTH].copy_from_slice(result);
+                    transformed[start..start + WIDTH].copy_from_slice(result);
                 }
             }
         }
