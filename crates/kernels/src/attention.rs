@@ -300,9 +300,11 @@ impl Head<'_> {
             let sums_len = (self.sides.value_panels() * values.width).next_multiple_of(BLOCK) * nr;
             let sums_len = sums_len.max(BLOCK * depth);
             let weights_len = KEY_BLOCK.max(depth) * nr;
-            with_scratch(&FLOATS, weights_len + sums_len, |scratch| {
+            let scores_len = self.sides.keys.width * nr;
+            with_scratch(&FLOATS, scores_len + weights_len + sums_len, |scratch| {
+                let (scores, scratch) = scratch.split_at_mut(scores_len);
                 let (weights, sums) = scratch.split_at_mut(weights_len);
-                let panel = QueryPanel { head: self, first, count, query, weights, words, sums };
+                let panel = QueryPanel { head: self, first, count, query, scores, weights, words, sums };
                 match format {
                     Format::Pairs => arch::attend_pairs(panel),
                     _ => tile::dispatch(format, panel),
@@ -324,6 +326,8 @@ pub(crate) struct QueryPanel<'a> {
     count: usize,
     /// `dim` by `nr`, scaled.
     query: &'a mut [u32],
+    /// Room for a tile of scores.
+    scores: &'a mut [f32],
     /// `[KEY_BLOCK][nr]`: weights but where [`Weigh::GIVES_WORDS`]. Before and after those, what is on its way from the
     /// queries or to the output.
     weights: &'a mut [f32],
@@ -503,11 +507,8 @@ impl QueryPanel<'_> {
         let PackedShape { format, depth, lanes, .. } = self.head.sides.keys;
         let keys = Panels::new(self.head.keys, format.panel_len(depth, MR));
         let mut scores = K::multiply::<MR>(isa, format.words(depth), keys.panel(key / MR), self.query);
-        if self.head.args.mask.is_some() {
-            self.add_mask(isa, key, &mut scores);
-        }
-        for scores in scores.iter_mut().skip(lanes - key) {
-            *scores = [ops.splat(f32::NEG_INFINITY); TILE_VECTORS];
+        if self.head.args.mask.is_some() || lanes < key + MR {
+            self.mask(isa, key, &mut scores);
         }
         let mut max = scores[0];
         for scores in &scores[1..] {
@@ -531,24 +532,35 @@ impl QueryPanel<'_> {
         true
     }
 
-    /// Adds the mask to the scores of a tile.
+    /// Adds the mask to the scores of a tile, and hides keys that are not there.
     #[inline(always)]
-    fn add_mask<I: Isa, const MR: usize>(&self, isa: I, key: usize, scores: &mut Tile<I, MR>) {
+    fn mask<I: Isa, const MR: usize>(&mut self, isa: I, first_key: usize, scores: &mut Tile<I, MR>) {
         let ops = isa.f32();
+        let nr = TILE_VECTORS * ops.len();
         let args = self.head.args;
-        let Some(mask) = args.mask else { return };
         let inverse = 1.0 / unit(self.head.sides.keys.format);
-        for (scores, key) in scores.iter_mut().zip(key..args.shape.keys) {
-            for (vector, score) in scores.iter_mut().enumerate() {
-                let mut values = [0.0; 16];
-                let first = self.first + vector * ops.len();
-                for (value, query) in values.iter_mut().zip(first..self.first + self.count).take(ops.len()) {
+        // Of a length that the compiler knows, so that tiles without need of this stay in registers.
+        let rows = &mut self.scores[..MR * nr];
+        for (scores, row) in scores.iter().zip(rows.chunks_exact_mut(nr)) {
+            for (score, place) in scores.iter().zip(row.chunks_exact_mut(ops.len())) {
+                ops.store(*score, place);
+            }
+        }
+        for (row, key) in rows.chunks_exact_mut(nr).zip(first_key..) {
+            if key >= args.shape.keys {
+                row.fill(f32::NEG_INFINITY);
+            } else if let Some(mask) = args.mask {
+                for (score, query) in row.iter_mut().zip(self.first..self.first + self.count) {
                     let masked = mask.data[query * mask.row_stride + key * mask.col_stride];
                     // What is finite stays so: a query that only sees the lowest number sees all keys alike.
-                    let scaled = masked * inverse;
-                    *value = if masked.is_finite() { scaled.clamp(f32::MIN, f32::MAX) } else { scaled };
+                    let limit = if masked.is_finite() { f32::MAX } else { f32::INFINITY };
+                    *score += (masked * inverse).clamp(-limit, limit);
                 }
-                *score = ops.add(*score, ops.load(&values));
+            }
+        }
+        for (scores, row) in scores.iter_mut().zip(rows.chunks_exact(nr)) {
+            for (score, place) in scores.iter_mut().zip(row.chunks_exact(ops.len())) {
+                *score = ops.load(place);
             }
         }
     }
