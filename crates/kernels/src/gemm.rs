@@ -135,9 +135,9 @@ impl<'a> From<&'a PackedMatrix> for Side<'a> {
 
 /// Multiplies `left[M, K]` by `right[K, N]` into `out[M, N]`, whose column stride must be 1.
 ///
-/// Operands are converted to `precision` panel by panel; no full copy is made, but of a left side of at most 16 MB where the
-/// output is wide. A product of few rows by a right side whose columns lie together is computed in `f32` in any precision: it
-/// costs no more than reading them. Some megabytes of packing scratch per thread are kept between calls.
+/// Operands are converted to `precision` panel by panel: all of the side with fewer lanes, or 16 MB of it at a time, and a few
+/// panels of the other one in each thread. A product of few rows by a right side whose columns lie together is computed in
+/// `f32` in any precision: it costs no more than reading them. The packing scratch is kept between calls.
 ///
 /// # Panics
 ///
