@@ -107,11 +107,33 @@ impl ConvShape {
 pub enum ConvWeight<'a> {
     /// As stored; widened while it is packed.
     Stored(WeightSlice<'a>),
-    /// One packed matrix for each group, from [`pack_conv_weight`].
-    Packed(&'a [PackedMatrix]),
+    /// From [`pack_conv_weight`].
+    Packed(&'a PackedConvWeight),
 }
 
-/// Packs a convolution's weight for a precision, one matrix for each group.
+/// A convolution's weight in the layout of this CPU's micro-kernel.
+#[derive(Debug)]
+pub struct PackedConvWeight(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// One matrix for each group.
+    Groups(Vec<PackedMatrix>),
+    /// What [`winograd`] multiplies.
+    Filters(winograd::Filters),
+}
+
+impl PackedConvWeight {
+    /// The memory that it takes, in bytes.
+    pub fn size_in_bytes(&self) -> usize {
+        match &self.0 {
+            Form::Groups(groups) => groups.iter().map(PackedMatrix::size_in_bytes).sum(),
+            Form::Filters(filters) => filters.size_in_bytes(),
+        }
+    }
+}
+
+/// Packs a convolution's weight for a shape and a precision.
 ///
 /// # Panics
 ///
@@ -120,16 +142,28 @@ pub fn pack_conv_weight(
     shape: &ConvShape,
     weight: WeightSlice<'_>,
     precision: Precision,
-) -> Vec<PackedMatrix> {
+) -> PackedConvWeight {
     shape.check();
-    let (rows, depth) = (shape.out_channels / shape.groups, shape.depth());
+    let depth = shape.depth();
     assert_eq!(weight.len(), shape.out_channels * depth, "weight length differs from the shape's");
-    (0..shape.groups)
-        .map(|group| {
-            let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
-            PackedMatrix::new(part.matrix(rows, depth), PackedSide::Left, precision)
-        })
-        .collect()
+    PackedConvWeight(match winograd::format(shape, precision) {
+        Some(format) => Form::Filters(winograd::Filters::new(shape, weight, format)),
+        None => Form::Groups(pack_groups(shape, weight, precision)),
+    })
+}
+
+/// The matrix of each group of a convolution's weight.
+pub(crate) fn pack_groups(
+    shape: &ConvShape,
+    weight: WeightSlice<'_>,
+    precision: Precision,
+) -> Vec<PackedMatrix> {
+    let (rows, depth) = (shape.out_channels / shape.groups, shape.depth());
+    let pack = |group: usize| {
+        let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
+        PackedMatrix::new(part.matrix(rows, depth), PackedSide::Left, precision)
+    };
+    (0..shape.groups).map(pack).collect()
 }
 
 /// What happens to a convolution's output: `activation(sum + bias + residual) * multiplier`.
@@ -147,7 +181,7 @@ pub struct ConvEpilogue<'a> {
 
 impl<'a> ConvEpilogue<'a> {
     /// The part of a group of `rows` channels.
-    fn group(&self, shape: &ConvShape, group: usize, rows: usize, pixels: usize) -> Finish<'a> {
+    pub(crate) fn group(&self, shape: &ConvShape, group: usize, rows: usize, pixels: usize) -> Finish<'a> {
         let image_stride = shape.out_channels * pixels;
         let beside = |data: &'a [f32]| {
             assert_eq!(
@@ -196,40 +230,73 @@ pub fn conv2d(
     let pixels: usize = shape.out_size().iter().product();
     assert_eq!(input.len(), shape.batch * image_len, "input length differs from the shape's");
     assert_eq!(out.len(), shape.out_len(), "output length differs from the shape's");
-    let rows = shape.out_channels / shape.groups;
-    let depth = shape.depth();
-    match weight {
-        ConvWeight::Stored(weight) => {
-            assert_eq!(weight.len(), rows * shape.groups * depth, "weight length differs from the shape's");
-        }
-        ConvWeight::Packed(packed) => assert!(
-            packed.len() == shape.groups
-                && packed.iter().all(|packed| (packed.shape.lanes, packed.shape.depth) == (rows, depth)),
-            "packed weight differs from the shape"
-        ),
+    if let ConvWeight::Stored(weight) = weight {
+        assert_eq!(
+            weight.len(),
+            shape.out_channels * shape.depth(),
+            "weight length differs from the shape's"
+        );
     }
     if out.is_empty() {
         return;
     }
+    let filters = match weight {
+        ConvWeight::Packed(PackedConvWeight(Form::Groups(groups))) => {
+            return direct(shape, input, Groups::Packed(groups), precision, epilogue, out);
+        }
+        ConvWeight::Packed(PackedConvWeight(Form::Filters(filters))) => {
+            let format = winograd::format(shape, precision);
+            assert_eq!(format, Some(filters.format()), "packed for another shape or precision");
+            winograd::Weights::Packed(filters)
+        }
+        ConvWeight::Stored(weight) => match winograd::format(shape, precision) {
+            Some(format) => winograd::Weights::Stored(weight, format),
+            None => return direct(shape, input, Groups::Stored(weight), precision, epilogue, out),
+        },
+    };
+    let image_stride = shape.out_channels * pixels;
+    let finish = epilogue.group(shape, 0, shape.out_channels, pixels);
+    let target = Target::images(out, shape.batch, shape.out_channels, pixels, image_stride);
+    winograd::conv2d(shape, input, filters, &target, &finish);
+}
+
+/// The weight of each group, as one matrix or several.
+#[derive(Clone, Copy)]
+pub(crate) enum Groups<'a> {
+    Stored(WeightSlice<'a>),
+    Packed(&'a [PackedMatrix]),
+}
+
+/// A convolution as the product with the matrix of its windows.
+pub(crate) fn direct(
+    shape: &ConvShape,
+    input: &[f32],
+    weight: Groups<'_>,
+    precision: Precision,
+    epilogue: &ConvEpilogue<'_>,
+    out: &mut [f32],
+) {
+    let (rows, depth) = (shape.out_channels / shape.groups, shape.depth());
+    let group_len = shape.in_channels / shape.groups * shape.in_size[0] * shape.in_size[1];
+    let pixels: usize = shape.out_size().iter().product();
+    let image_stride = shape.out_channels * pixels;
     let format = Format::of(precision);
-    let group_len = image_len / shape.groups;
     for group in 0..shape.groups {
         let images =
-            (0..shape.batch).map(|image| &input[image * image_len + group * group_len..][..group_len]);
+            (0..shape.batch).map(|image| &input[(image * shape.groups + group) * group_len..][..group_len]);
         let finish = epilogue.group(shape, group, rows, pixels);
-        let image_stride = shape.out_channels * pixels;
         let target =
             Target::images(&mut out[group * rows * pixels..], shape.batch, rows, pixels, image_stride);
-        if let ConvWeight::Stored(weight) = weight
-            && let Some(format) = winograd::format(shape, precision)
-        {
-            return winograd::conv2d(shape, input, weight, format, &target, &finish);
-        }
         let multiply = |right: &[Side<'_>]| match weight {
-            ConvWeight::Packed(packed) => {
-                run(&target, Side::from(&packed[group]), right, depth, format, &finish);
+            Groups::Packed(groups) => {
+                assert!(
+                    groups.len() == shape.groups
+                        && (groups[group].shape.lanes, groups[group].shape.depth) == (rows, depth),
+                    "packed weight differs from the shape"
+                );
+                run(&target, Side::from(&groups[group]), right, depth, format, &finish);
             }
-            ConvWeight::Stored(weight) => {
+            Groups::Stored(weight) => {
                 let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
                 with_side(part.matrix(rows, depth), PackedSide::Left, |left| {
                     run(&target, left, right, depth, format, &finish);

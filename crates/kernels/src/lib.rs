@@ -81,7 +81,7 @@ mod winograd;
 
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
-pub use conv::{ConvEpilogue, ConvShape, ConvWeight, Padding, conv2d, pack_conv_weight};
+pub use conv::{ConvEpilogue, ConvShape, ConvWeight, PackedConvWeight, Padding, conv2d, pack_conv_weight};
 pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
 pub use gemm::{Bias, Epilogue, gemm};
 pub use layout::{

@@ -36,6 +36,8 @@ use crate::precision::Precision;
 const POSITIONS: usize = 16;
 /// Input channels from which on this is faster than the direct product.
 const LEAST_CHANNELS: usize = 32;
+/// Tiles from which on it is worth to transform weights.
+const LEAST_TILES: usize = 64;
 /// Words up to which all transformed weights are held: 16 MB.
 const HOLD_WEIGHTS_UP_TO: usize = 1 << 22;
 /// Words of transformed tiles that are held where the weights are not: 32 MB.
@@ -68,7 +70,8 @@ pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> 
         && shape.stride == [1, 1]
         && shape.dilation == [1, 1]
         && shape.groups == 1
-        && shape.in_channels >= LEAST_CHANNELS;
+        && shape.in_channels >= LEAST_CHANNELS
+        && Tiles::of(shape).count() >= LEAST_TILES;
     match precision {
         Precision::Int8 if Precision::fastest() != Precision::Bf16 => None,
         Precision::Int8 => fits.then(|| Format::of(Precision::Bf16)),
@@ -76,20 +79,69 @@ pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> 
     }
 }
 
-/// Convolves `input` with `weight` into the images of `target`, one row for each output channel.
+/// The weight of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    /// As stored, to be transformed and packed in a format.
+    Stored(WeightSlice<'a>, Format),
+    Packed(&'a Filters),
+}
+
+/// All transformed weights of a convolution, packed.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    /// Panel follows upon panel.
+    words: Vec<u32>,
+    format: Format,
+    /// Input and output channels.
+    channels: [usize; 2],
+}
+
+impl Filters {
+    /// Transforms and packs a weight `[O, C, 3, 3]`.
+    pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
+        let source = Filtering::new(shape, weight, format);
+        let mut words = vec![0; source.panels * source.panel_len];
+        source.transform(&mut words);
+        Self { words, format, channels: [shape.in_channels, shape.out_channels] }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn size_in_bytes(&self) -> usize {
+        size_of_val(self.words.as_slice())
+    }
+}
+
+/// Convolves `input` with `weights` into the images of `target`, one row for each output channel.
 pub(crate) fn conv2d(
     shape: &ConvShape,
     input: &[f32],
-    weight: WeightSlice<'_>,
-    format: Format,
+    weights: Weights<'_>,
     target: &Target,
     finish: &Finish<'_>,
 ) {
-    let convolution = Convolution::new(shape, input, weight, format, target, finish);
-    if convolution.left_panels * convolution.left_len <= HOLD_WEIGHTS_UP_TO {
-        convolution.holding_weights();
-    } else {
-        convolution.holding_tiles(HOLD_TILES_UP_TO);
+    match weights {
+        Weights::Packed(filters) => {
+            let channels = [shape.in_channels, shape.out_channels];
+            assert_eq!(filters.channels, channels, "packed weight differs from the shape");
+            Convolution::new(shape, input, filters.format, target, finish).by_tiles(&filters.words);
+        }
+        Weights::Stored(weight, format) => {
+            let convolution = Convolution::new(shape, input, format, target, finish);
+            let source = Filtering::new(shape, weight, format);
+            let len = source.panels * source.panel_len;
+            if len <= HOLD_WEIGHTS_UP_TO {
+                with_scratch(&SHARED, len, |words| {
+                    source.transform(words);
+                    convolution.by_tiles(words);
+                });
+            } else {
+                convolution.by_weights(&source, HOLD_TILES_UP_TO);
+            }
+        }
     }
 }
 
@@ -113,6 +165,10 @@ struct Stretch {
 }
 
 impl Tiles {
+    fn of(shape: &ConvShape) -> Self {
+        Self { batch: shape.batch, size: shape.out_size().map(|extent| extent.div_ceil(2)) }
+    }
+
     fn count(&self) -> usize {
         self.batch * self.size[0] * self.size[1]
     }
@@ -138,7 +194,6 @@ impl Tiles {
 struct Convolution<'a> {
     shape: &'a ConvShape,
     input: &'a [f32],
-    weight: WeightSlice<'a>,
     format: Format,
     target: &'a Target,
     finish: &'a Finish<'a>,
@@ -157,18 +212,16 @@ impl<'a> Convolution<'a> {
     fn new(
         shape: &'a ConvShape,
         input: &'a [f32],
-        weight: WeightSlice<'a>,
         format: Format,
         target: &'a Target,
         finish: &'a Finish<'a>,
     ) -> Self {
-        let tiles = Tiles { batch: shape.batch, size: shape.out_size().map(|extent| extent.div_ceil(2)) };
+        let tiles = Tiles::of(shape);
         let TileShape { mr, nr } = tile_shape();
         let words = format.words(shape.in_channels);
         Self {
             shape,
             input,
-            weight,
             format,
             target,
             finish,
@@ -182,25 +235,22 @@ impl<'a> Convolution<'a> {
         }
     }
 
-    /// Transforms all weights first; every task has tiles of its own.
-    fn holding_weights(&self) {
+    /// Given all transformed weights; every task has tiles of its own.
+    fn by_tiles(&self, weights: &[u32]) {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
-        with_scratch(&SHARED, left_panels * left_len, |weights| {
-            for_each_chunk_mut(weights, left_len, |panel, words| self.transform_weights(panel, words));
-            run_tasks(true, right_panels, |right| {
-                with_scratch(&TILES, right_len, |tiles| {
-                    self.transform_tiles(right, tiles);
-                    for left in ranges(left_panels, TOGETHER) {
-                        let weights = &weights[left.start * left_len..left.end * left_len];
-                        self.multiply(left, weights, right, tiles);
-                    }
-                });
+        run_tasks(true, right_panels, |right| {
+            with_scratch(&TILES, right_len, |tiles| {
+                self.transform_tiles(right, tiles);
+                for left in ranges(left_panels, TOGETHER) {
+                    let weights = &weights[left.start * left_len..left.end * left_len];
+                    self.multiply(left, weights, right, tiles);
+                }
             });
         });
     }
 
     /// Transforms tiles of up to `words` words first; every task has weights of its own.
-    fn holding_tiles(&self, words: usize) {
+    fn by_weights(&self, source: &Filtering<'_>, words: usize) {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
         for held in ranges(right_panels, (words / right_len).max(1)) {
             with_scratch(&SHARED, held.len() * right_len, |tiles| {
@@ -211,7 +261,7 @@ impl<'a> Convolution<'a> {
                     let left = task * TOGETHER..((task + 1) * TOGETHER).min(left_panels);
                     with_scratch(&WEIGHTS, left.len() * left_len, |weights| {
                         for (panel, words) in left.clone().zip(weights.chunks_exact_mut(left_len)) {
-                            self.transform_weights(panel, words);
+                            source.transform_panel(panel, words);
                         }
                         for (right, tiles) in held.clone().zip(tiles.chunks_exact(right_len)) {
                             self.multiply(left.clone(), weights, right, tiles);
@@ -227,45 +277,6 @@ impl<'a> Convolution<'a> {
         let len = POSITIONS * left.len() * self.mr * self.nr;
         with_scratch(&PRODUCTS, len, |products| {
             tile::dispatch(self.format, Group { convolution: self, left, weights, right, tiles, products });
-        });
-    }
-
-    /// The transformed weights of a panel of output channels.
-    fn transform_weights(&self, panel: usize, words: &mut [u32]) {
-        let &Self { shape, weight, format, mr, .. } = self;
-        let channels = shape.in_channels;
-        let outputs = panel * mr..((panel + 1) * mr).min(shape.out_channels);
-        let position_len = self.left_len / POSITIONS;
-        // A lane's positions follow one upon another, each as long as in a whole block.
-        let block_words = format.words(WEIGHT_CHANNELS);
-        let lane_len = POSITIONS * block_words;
-        with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
-            let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
-                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
-                // Lanes that are missing in the last panel.
-                rows.fill(0);
-                for block in ranges(channels, WEIGHT_CHANNELS) {
-                    let weights = &mut weights[..9 * block.len()];
-                    if block.len() < WEIGHT_CHANNELS {
-                        // A last channel may share its word with one that is missing.
-                        taps.fill(0.0);
-                    }
-                    for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
-                        weight.widen_run((output * channels + block.start) * 9, weights);
-                        split_taps(weights, taps);
-                        isa::dispatch(TransformWeights { taps, transformed });
-                        encode_lane(format, PackedSide::Left, transformed, lane);
-                    }
-                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
-                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
-                    let positions = words.chunks_exact_mut(position_len);
-                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
-                        position[start..start + len].copy_from_slice(&rows[..len]);
-                    }
-                }
-            });
         });
     }
 
@@ -298,6 +309,70 @@ impl<'a> Convolution<'a> {
                     encode_rows(format, PackedSide::Right, rows, nr, panel);
                 }
             }
+        });
+    }
+}
+
+/// A weight that is transformed as it is packed.
+struct Filtering<'a> {
+    weight: WeightSlice<'a>,
+    format: Format,
+    /// Input and output channels.
+    channels: usize,
+    outputs: usize,
+    /// Lanes of a panel, panels, and words of one.
+    mr: usize,
+    panels: usize,
+    panel_len: usize,
+}
+
+impl<'a> Filtering<'a> {
+    fn new(shape: &ConvShape, weight: WeightSlice<'a>, format: Format) -> Self {
+        let (channels, outputs, mr) = (shape.in_channels, shape.out_channels, tile_shape().mr);
+        let panel_len = POSITIONS * format.words(channels) * mr;
+        Self { weight, format, channels, outputs, mr, panels: outputs.div_ceil(mr), panel_len }
+    }
+
+    /// All panels.
+    fn transform(&self, words: &mut [u32]) {
+        for_each_chunk_mut(words, self.panel_len, |panel, words| self.transform_panel(panel, words));
+    }
+
+    /// The transformed weights of a panel of output channels.
+    fn transform_panel(&self, panel: usize, words: &mut [u32]) {
+        let &Self { weight, format, channels, mr, .. } = self;
+        let outputs = panel * mr..((panel + 1) * mr).min(self.outputs);
+        let position_len = self.panel_len / POSITIONS;
+        // A lane's positions follow one upon another, each as long as in a whole block.
+        let block_words = format.words(WEIGHT_CHANNELS);
+        let lane_len = POSITIONS * block_words;
+        with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
+            let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
+                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
+                // Lanes that are missing in the last panel.
+                rows.fill(0);
+                for block in ranges(channels, WEIGHT_CHANNELS) {
+                    let weights = &mut weights[..9 * block.len()];
+                    if block.len() < WEIGHT_CHANNELS {
+                        // A last channel may share its word with one that is missing.
+                        taps.fill(0.0);
+                    }
+                    for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
+                        weight.widen_run((output * channels + block.start) * 9, weights);
+                        split_taps(weights, taps);
+                        isa::dispatch(TransformWeights { taps, transformed });
+                        encode_lane(format, PackedSide::Left, transformed, lane);
+                    }
+                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
+                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
+                    let positions = words.chunks_exact_mut(position_len);
+                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
+                        position[start..start + len].copy_from_slice(&rows[..len]);
+                    }
+                }
+            });
         });
     }
 }

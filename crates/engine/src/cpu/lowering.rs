@@ -109,10 +109,9 @@ impl Plan {
     }
 }
 
-/// Weights of up to this many elements in all are packed when a function is compiled: a quarter of a gigabyte. Larger
-/// ones stay in their files, as they are stored, and are packed whenever they are used. So do compressed ones of any
-/// size.
-const PACK_UP_TO: usize = 1 << 26;
+/// Weights of up to this many elements in all are packed when a function is compiled: 64 MB. Larger ones stay in their
+/// files, as they are stored, and are packed whenever they are used. So do compressed ones of any size.
+const PACK_UP_TO: usize = 1 << 24;
 
 /// A plan in the making.
 pub(crate) struct Lowering<'f> {

@@ -1,7 +1,9 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
 use half::{bf16, f16};
-use kernels::{ConvShape, ConvWeight, Operand, PackedMatrix, PackedSide, Precision, WeightSlice};
+use kernels::{
+    ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
+};
 use mil::{DType, WeightRef};
 
 use super::encoded::EncodedWeight;
@@ -111,7 +113,7 @@ pub(crate) struct ConvKernel {
 
 enum HeldConv {
     Stored(Weight),
-    Packed(Vec<PackedMatrix>),
+    Packed(PackedConvWeight),
 }
 
 impl ConvKernel {
@@ -133,14 +135,14 @@ impl ConvKernel {
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
         Ok(match &self.held {
             HeldConv::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
-            HeldConv::Packed(groups) => ConvWeight::Packed(groups),
+            HeldConv::Packed(packed) => ConvWeight::Packed(packed),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
             HeldConv::Stored(weight) => weight.bytes(),
-            HeldConv::Packed(groups) => groups.iter().map(PackedMatrix::size_in_bytes).sum(),
+            HeldConv::Packed(packed) => packed.size_in_bytes(),
         }
     }
 }

@@ -1,7 +1,7 @@
 use half::bf16;
 
 use super::*;
-use crate::conv::{ConvEpilogue, ConvWeight, Padding};
+use crate::conv::{ConvEpilogue, ConvWeight, Groups, Padding};
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::unary::UnaryOp;
 
@@ -102,6 +102,21 @@ fn oracle(shape: &ConvShape, input: &[f32], weight: &[f32], round: fn(f64) -> f6
     out
 }
 
+/// The kernel, whether or not it would be chosen for a shape.
+fn convolve(
+    shape: &ConvShape,
+    input: &[f32],
+    weight: WeightSlice<'_>,
+    precision: Precision,
+    epilogue: &ConvEpilogue<'_>,
+    out: &mut [f32],
+) {
+    let pixels = shape.out_size().iter().product();
+    let finish = epilogue.group(shape, 0, shape.out_channels, pixels);
+    let target = Target::images(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
+    conv2d(shape, input, Weights::Stored(weight, Format::of(precision)), &target, &finish);
+}
+
 fn rounded(x: f64) -> f64 {
     bf16::from_f64(x).to_f64()
 }
@@ -121,11 +136,10 @@ fn every_shape_in_every_format() {
     check_cases(&shapes(), |shape| {
         let (input, weight) = operands(shape);
         for (precision, round) in [(Precision::F32, (|x| x) as fn(f64) -> f64), (Precision::Bf16, rounded)] {
-            assert!(format(shape, precision).is_some(), "{shape:?} is not done this way");
             let expected = oracle(shape, &input, &weight, round);
             check(&expected, Tolerance::OfLargest(3e-6), |out| {
-                let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-                crate::conv2d(shape, &input, weight, precision, &ConvEpilogue::default(), out);
+                let weight = WeightSlice::F32(&weight);
+                convolve(shape, &input, weight, precision, &ConvEpilogue::default(), out);
             })?;
         }
         Ok(())
@@ -144,12 +158,14 @@ fn held_weights_and_held_tiles() {
             let target =
                 Target::images(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
             let finish = Finish::default();
-            let convolution =
-                Convolution::new(&shape, &input, WeightSlice::F32(&weight), Format::Single, &target, &finish);
+            let convolution = Convolution::new(&shape, &input, Format::Single, &target, &finish);
+            let source = Filtering::new(&shape, WeightSlice::F32(&weight), Format::Single);
             if holds_weights {
-                convolution.holding_weights();
+                let mut words = vec![0; source.panels * source.panel_len];
+                source.transform(&mut words);
+                convolution.by_tiles(&words);
             } else {
-                convolution.holding_tiles(convolution.right_len);
+                convolution.by_weights(&source, convolution.right_len);
             }
         })
         .unwrap();
@@ -181,8 +197,7 @@ fn what_follows_the_convolution() {
                 multiplier: Some(&multiplier),
             };
             check(&expected, Tolerance::OfLargest(3e-6), |out| {
-                let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-                crate::conv2d(shape, &input, weight, Precision::F32, &epilogue, out);
+                convolve(shape, &input, WeightSlice::F32(&weight), Precision::F32, &epilogue, out);
             })?;
         }
         Ok(())
@@ -196,13 +211,19 @@ fn bfloat16_is_less_exact_by_the_known_factor() {
     let input = random(1, shape.in_channels * 256);
     let weight = random(2, shape.out_channels * shape.in_channels * 9);
     let expected = crate::conv::tests::oracle(&shape, &input, &weight);
-    let error = |weight: ConvWeight<'_>| {
+    let error = |run: &dyn Fn(&mut [f32])| {
         let mut out = vec![0.0; shape.out_len()];
-        crate::conv2d(&shape, &input, weight, Precision::Bf16, &ConvEpilogue::default(), &mut out);
+        run(&mut out);
         out.iter().zip(&expected).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt()
     };
-    let packed = crate::pack_conv_weight(&shape, WeightSlice::F32(&weight), Precision::Bf16);
-    let ratio = error(ConvWeight::Stored(WeightSlice::F32(&weight))) / error(ConvWeight::Packed(&packed));
+    let weight = WeightSlice::F32(&weight);
+    let filtered =
+        error(&|out| convolve(&shape, &input, weight, Precision::Bf16, &ConvEpilogue::default(), out));
+    let direct = error(&|out| {
+        let (weight, epilogue) = (Groups::Stored(weight), ConvEpilogue::default());
+        crate::conv::direct(&shape, &input, weight, Precision::Bf16, &epilogue, out);
+    });
+    let ratio = filtered / direct;
     assert!((1.5..1.9).contains(&ratio), "{ratio}");
 }
 
@@ -213,13 +234,32 @@ fn a_value_that_is_no_number_reaches_what_sees_it() {
     input[64 * 3 + 8 * 4 + 4] = f32::NAN;
     for precision in [Precision::F32, Precision::Bf16] {
         let mut out = vec![0.0; shape.out_len()];
-        let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-        crate::conv2d(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+        let weight = WeightSlice::F32(&weight);
+        convolve(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
         for (index, value) in out.iter().enumerate() {
             let (y, x) = (index / 8 % 8, index % 8);
             if (3..=5).contains(&y) && (3..=5).contains(&x) {
                 assert!(value.is_nan(), "{precision} at {y}, {x}");
             }
         }
+    }
+}
+
+/// Where it is chosen, a weight that is packed beforehand gives the bytes of one that is not.
+#[test]
+fn packed_weights_where_it_is_chosen() {
+    let shape = ConvShape { in_channels: 40, out_channels: 14, in_size: [16, 18], ..BASE };
+    let (input, weight) = operands(&shape);
+    let weight = WeightSlice::F32(&weight);
+    for precision in [Precision::F32, Precision::Bf16] {
+        assert!(format(&shape, precision).is_some());
+        assert!(format(&ConvShape { in_size: [4, 4], ..shape }, precision).is_none());
+        let run = |weight: ConvWeight<'_>| {
+            let mut out = vec![0.0; shape.out_len()];
+            crate::conv2d(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+            out
+        };
+        let packed = crate::pack_conv_weight(&shape, weight, precision);
+        assert_eq!(run(ConvWeight::Packed(&packed)), run(ConvWeight::Stored(weight)));
     }
 }
