@@ -47,6 +47,8 @@ const TOGETHER: usize = 2;
 /// Channels that are transformed at once, of tiles and of weights.
 const TILE_CHANNELS: usize = 16;
 const WEIGHT_CHANNELS: usize = 64;
+/// Channels from the one whose tiles are transformed to the one that is asked for.
+const AHEAD: usize = 4;
 /// The widest right panel.
 const WIDEST: usize = 32;
 
@@ -290,6 +292,7 @@ impl<'a> Convolution<'a> {
         with_scratch(&FLOATS, POSITIONS * TILE_CHANNELS * nr, |rows| {
             for block in ranges(shape.in_channels, TILE_CHANNELS) {
                 for (index, channel) in block.clone().enumerate() {
+                    self.prefetch(&stretches, channel + AHEAD);
                     isa::dispatch(TransformTiles {
                         planes: &self.input[channel * plane..],
                         image_stride: shape.in_channels * plane,
@@ -430,6 +433,23 @@ fn filter<const N: usize>([a, b, c]: [&[f32; N]; 3]) -> [[f32; N]; 4] {
         results[2][lane] = outer - 0.5 * b[lane];
     }
     results
+}
+
+impl Convolution<'_> {
+    /// Asks for what tiles see of a channel, which may be beyond the last.
+    fn prefetch(&self, stretches: &[Stretch], channel: usize) {
+        let ConvShape { in_channels, in_size: [rows, cols], padding, .. } = *self.shape;
+        for &Stretch { len, image, at, .. } in stretches {
+            let first = (2 * at[1]).saturating_sub(padding.left);
+            for row in 0..4 {
+                let y = (2 * at[0] + row).saturating_sub(padding.top);
+                let start = ((image * in_channels + channel) * rows + y) * cols + first;
+                if let Some(pixels) = self.input.get(start..start + 2 * len + 2) {
+                    arch::prefetch(bytemuck::cast_slice(pixels));
+                }
+            }
+        }
+    }
 }
 
 /// Transforms the tiles of a panel in one channel.
