@@ -310,7 +310,7 @@ impl Product<'_> {
         let (shared, streamed) = if shares_left { (left, right) } else { (right, left) };
         let panel_len = shared.shape.len_of(1, &(0..depth));
         let mut group = TASK_PANELS;
-        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > 2 {
+        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > 1 {
             group /= 2;
         }
         let block = depth_block(left.shape.format, depth);
