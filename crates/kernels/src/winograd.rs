@@ -192,6 +192,94 @@ impl Tiles {
     }
 }
 
+/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they see.
+pub(crate) struct SeenPiece {
+    pub(crate) vector: usize,
+    /// The lanes, as a mask.
+    pub(crate) lanes: u16,
+    /// For each of the four rows that the tiles see: where in the input's first channel the pixels begin that sixteen tiles
+    /// would see, and a mask of those that are inside the row.
+    pub(crate) rows: [(isize, u64); 4],
+}
+
+/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they make.
+pub(crate) struct MadePiece {
+    pub(crate) vector: usize,
+    pub(crate) image: usize,
+    /// For each of the two rows: where in the output's first channel the pixels begin that sixteen tiles would make, and a
+    /// mask of those that there are.
+    pub(crate) rows: [(isize, u32); 2],
+}
+
+/// All that [`arch::pack_tiles`] needs.
+pub(crate) struct PackTiles<'a> {
+    /// From the first image's first channel on.
+    pub(crate) input: &'a [f32],
+    /// Elements from one channel to the next.
+    pub(crate) plane: usize,
+    pub(crate) channels: usize,
+    /// In the order of vectors.
+    pub(crate) pieces: &'a [SeenPiece],
+    /// The panel: for each position, `position_len` words.
+    pub(crate) words: &'a mut [u32],
+    pub(crate) position_len: usize,
+}
+
+impl Stretch {
+    /// The parts of it in vectors of sixteen lanes: which, from which lane on, how many, and the column of the first.
+    fn parts(self) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+        const WIDTH: usize = 16;
+        let (first, end) = (self.lane, self.lane + self.len);
+        (first / WIDTH..end.div_ceil(WIDTH)).map(move |vector| {
+            let start = first.max(vector * WIDTH);
+            let count = end.min((vector + 1) * WIDTH) - start;
+            (vector, start % WIDTH, count, self.at[1] + start - first)
+        })
+    }
+
+    /// What the tiles see of a convolution's input, whose images lie `image_stride` elements apart.
+    fn seen(self, shape: &ConvShape, image_stride: usize) -> impl Iterator<Item = SeenPiece> {
+        let [rows, cols] = shape.in_size.map(|extent| extent as isize);
+        let (top, left) = (shape.padding.top as isize, shape.padding.left as isize);
+        self.parts().map(move |(vector, lane, count, col)| {
+            let start = 2 * (col as isize - lane as isize) - left;
+            let inside = bits(-start, cols - start) & ((1 << 34) - 1);
+            let row = |row: isize| {
+                let y = 2 * self.at[0] as isize + row - top;
+                let inside = if (0..rows).contains(&y) { inside } else { 0 };
+                ((self.image * image_stride) as isize + y * cols + start, inside)
+            };
+            let lanes = bits(lane as isize, (lane + count) as isize) as u16;
+            SeenPiece { vector, lanes, rows: [row(0), row(1), row(2), row(3)] }
+        })
+    }
+
+    /// What the tiles make of an output of rows and columns, whose images lie `image_stride` elements apart.
+    fn made(self, [rows, cols]: [usize; 2], image_stride: usize) -> impl Iterator<Item = MadePiece> {
+        self.parts().map(move |(vector, lane, count, col)| {
+            let start = 2 * (col as isize - lane as isize);
+            let end = (2 * (lane + count) as isize).min(cols as isize - start);
+            let inside = bits(2 * lane as isize, end) as u32;
+            let row = |row: usize| {
+                let y = 2 * self.at[0] + row;
+                let offset = (self.image * image_stride + y * cols) as isize + start;
+                (offset, if y < rows { inside } else { 0 })
+            };
+            MadePiece { vector, image: self.image, rows: [row(0), row(1)] }
+        })
+    }
+}
+
+/// The bits of a mask from number `start` up to `end`, as far as there are such.
+fn bits(start: isize, end: isize) -> u64 {
+    let below = |end: isize| match end {
+        ..=0 => 0,
+        1..=63 => (1_u64 << end) - 1,
+        _ => u64::MAX,
+    };
+    below(end) & !below(start)
+}
+
 /// What all tasks have in common.
 struct Convolution<'a> {
     shape: &'a ConvShape,
@@ -289,6 +377,16 @@ impl<'a> Convolution<'a> {
         let plane = in_rows * in_cols;
         let position_len = self.right_len / POSITIONS;
         let stretches: Vec<Stretch> = self.tiles.stretches(panel, nr).collect();
+        if format == Format::Pairs {
+            let image_stride = shape.in_channels * plane;
+            let pieces: Vec<_> =
+                stretches.iter().flat_map(|stretch| stretch.seen(shape, image_stride)).collect();
+            let (input, channels) = (self.input, shape.in_channels);
+            let (pieces, words) = (&pieces[..], &mut words[..]);
+            if arch::pack_tiles(PackTiles { input, plane, channels, pieces, words, position_len }) {
+                return;
+            }
+        }
         with_scratch(&FLOATS, POSITIONS * TILE_CHANNELS * nr, |rows| {
             for block in ranges(shape.in_channels, TILE_CHANNELS) {
                 for (index, channel) in block.clone().enumerate() {
@@ -609,7 +707,15 @@ impl Group<'_, '_> {
         let first = self.left.start * self.convolution.mr;
         let outputs = first..(self.left.end * self.convolution.mr).min(self.convolution.shape.out_channels);
         let position_len = self.left.len() * self.convolution.mr * nr;
+        let &Convolution { shape, target, tiles, .. } = self.convolution;
+        let stretches = tiles.stretches(self.right, nr);
+        let pieces: Vec<MadePiece> =
+            stretches.flat_map(|stretch| stretch.made(shape.out_size(), target.image_stride())).collect();
         for output in outputs {
+            let products = &self.products[(output - first) * nr..];
+            if self.store_pieces(output, products, position_len, &pieces) {
+                continue;
+            }
             let mut pixels = [[0.0; 2 * WIDEST]; 2];
             for lane in (0..nr).step_by(N) {
                 let product = |position: usize| -> &[f32; N] {
@@ -620,6 +726,44 @@ impl Group<'_, '_> {
             }
             self.store(output, &pixels);
         }
+    }
+
+    /// Writes the pixels of a panel in one channel by the CPU's own instructions, and says whether there are such.
+    fn store_pieces(
+        &self,
+        output: usize,
+        products: &[f32],
+        position_len: usize,
+        pieces: &[MadePiece],
+    ) -> bool {
+        let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
+        let residual = match &finish.residual {
+            Some(residual) => match residual.rows_of_images(output, target) {
+                Some(rows) => Some(rows.as_ptr()),
+                None => return false,
+            },
+            None => None,
+        };
+        let (bias, out) = (|image| finish.row_bias(image, output), target.row_start(output));
+        // SAFETY: pieces are pixels of the output, of which every tile belongs to one panel, and every panel with every output
+        // to one task; the residual has as many.
+        let is_stored = unsafe { arch::store_tiles(products, position_len, pieces, bias, out, residual) };
+        if is_stored && (finish.activation.is_some() || finish.multiplier.is_some()) {
+            let rest = Finish { residual: None, ..*finish };
+            let [rows, cols] = shape.out_size();
+            for Stretch { len, image, at, .. } in tiles.stretches(self.right, nr) {
+                for row in 2 * at[0]..(2 * at[0] + 2).min(rows) {
+                    let count = (2 * len).min(cols - 2 * at[1]);
+                    finish_tile::<1>(
+                        target,
+                        Corner { image, row: output, col: row * cols + 2 * at[1] },
+                        count,
+                        &rest,
+                    );
+                }
+            }
+        }
+        is_stored
     }
 
     /// Writes two rows of pixels of a panel of tiles in one channel.

@@ -11,6 +11,7 @@ use rten_simd::isa::ArmNeonIsa;
 use crate::attention::{Exponentials, QueryPanel};
 use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
+use crate::winograd::{MadePiece, PackTiles};
 
 /// Both sides' bytes have a sign.
 pub(crate) const INT8_OFFSET: i32 = 0;
@@ -202,6 +203,26 @@ pub(crate) fn transpose_blocks(
 }
 
 /// Asks for the cache lines of some memory.
+/// Packs no tiles: the compiler's loops do.
+pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {
+    false
+}
+
+/// Stores no tiles: the compiler's loops do.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn store_tiles(
+    _products: &[f32],
+    _position_len: usize,
+    _pieces: &[MadePiece],
+    _bias: impl Fn(usize) -> f32,
+    _out: *mut f32,
+    _residual: Option<*const f32>,
+) -> bool {
+    false
+}
+
 /// Splits no windows: the compiler's loop does.
 pub(crate) fn split_nines(_windows: &[f32], _out: &mut [f32], _stride: usize) -> usize {
     0

@@ -2,6 +2,7 @@
 
 use crate::attention::QueryPanel;
 use crate::gemm::tile::PanelOp;
+use crate::winograd::{MadePiece, PackTiles};
 
 pub(crate) const INT8_OFFSET: i32 = 0;
 
@@ -42,6 +43,26 @@ pub(crate) fn transpose_blocks(
     _offset: usize,
 ) -> usize {
     0
+}
+
+/// Packs no tiles: the compiler's loops do.
+pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {
+    false
+}
+
+/// Stores no tiles: the compiler's loops do.
+///
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn store_tiles(
+    _products: &[f32],
+    _position_len: usize,
+    _pieces: &[MadePiece],
+    _bias: impl Fn(usize) -> f32,
+    _out: *mut f32,
+    _residual: Option<*const f32>,
+) -> bool {
+    false
 }
 
 /// Splits no windows: the compiler's loop does.

@@ -187,6 +187,21 @@ impl Target {
         Self { data: out.as_mut_ptr(), rows, cols, row_stride: cols, images, image_stride }
     }
 
+    /// The first element of a row of the first image.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub(crate) fn row_start(&self, row: usize) -> *mut f32 {
+        assert!(row < self.rows);
+        // SAFETY: inside the output, whose extent was checked when `self` was made.
+        unsafe { self.data.add(row * self.row_stride) }
+    }
+
+    /// Elements from one image to the next.
+    pub(crate) fn image_stride(&self) -> usize {
+        self.image_stride
+    }
+
     /// `len` elements of a row.
     ///
     /// # Panics
@@ -238,6 +253,13 @@ pub(crate) struct Beside<'a> {
 }
 
 impl<'a> Beside<'a> {
+    /// The elements from those beside a row of the first image on, if images lie as far apart as the output's.
+    pub(crate) fn rows_of_images(&self, row: usize, target: &Target) -> Option<&'a [f32]> {
+        let fits = target.images <= 1 || self.image_stride == target.image_stride;
+        let last = target.images.saturating_sub(1) * target.image_stride + target.cols;
+        self.data.get(row * self.row_stride..).filter(|rows| fits && rows.len() >= last)
+    }
+
     /// `len` elements beside those of a tile's row.
     #[inline(always)]
     fn row(&self, image: usize, row: usize, col: usize, len: usize) -> &'a [f32] {
