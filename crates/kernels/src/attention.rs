@@ -37,8 +37,11 @@ const SCORE_HEIGHTS: [usize; 4] = [8, 10, 12, 14];
 const VALUE_HEIGHTS: [usize; 6] = [9, 10, 11, 12, 13, 14];
 /// How far a score may exceed its query's reference: weights up to `exp(SLACK)` are far from overflow.
 const SLACK: f32 = 16.0;
-/// Multiply-adds of one head from which on its queries are shared among threads; below, heads are.
-const SHARE_QUERIES_FROM: usize = 1 << 23;
+/// Multiply-adds of one head from which on its queries are shared among threads; below, heads are, if there are some.
+const SHARE_QUERIES_FROM: usize = 1 << 26;
+/// The same where there are fewer than [`SOME_HEADS`].
+const SHARE_QUERIES_OF_FEW_FROM: usize = 1 << 23;
+const SOME_HEADS: usize = 8;
 /// Multiply-adds of all heads below which everything stays on the calling thread.
 const SHARE_FROM: usize = 1 << 18;
 
@@ -249,7 +252,8 @@ pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], la
     let heads = shape.batch * shape.heads;
     let panels = sides.queries.panels();
     let work = shape.queries * shape.keys * (shape.dim + shape.value_dim);
-    let shares_queries = work >= SHARE_QUERIES_FROM;
+    let shares_queries =
+        work >= if heads < SOME_HEADS { SHARE_QUERIES_OF_FEW_FROM } else { SHARE_QUERIES_FROM };
     let attend = |index: usize| {
         let (image, head) = (index / shape.heads, index % shape.heads);
         with_scratch(&PACKED, sides.key_words() + sides.value_words(), |packed| {

@@ -436,6 +436,9 @@ impl Tiles<'_> {
                 if !accumulate {
                     target.prefetch(corner, [MR, nr]);
                 }
+                if let Some(finish) = finish {
+                    finish.prefetch(target, corner, [MR, nr]);
+                }
                 let sums = K::multiply::<MR>(isa, words, left_panels.panel(index), right_panel);
                 store_tile::<I, MR>(isa, sums, target, corner, accumulate, finish);
                 if let Some(finish) = finish {

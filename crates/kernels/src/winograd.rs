@@ -666,6 +666,7 @@ impl PanelOp for Group<'_, '_> {
 
     #[inline(always)]
     fn eval<I: Isa, K: Microkernel<I>>(mut self, isa: I) {
+        self.prefetch();
         if is_wide(isa) {
             self.products::<I, K, WIDE_MR>(isa);
             self.output::<16>(isa);
@@ -677,6 +678,22 @@ impl PanelOp for Group<'_, '_> {
 }
 
 impl Group<'_, '_> {
+    /// Asks for what the output is to be finished with.
+    fn prefetch(&self) {
+        let &Convolution { shape, target, finish, tiles, mr, nr, .. } = self.convolution;
+        if finish.residual.is_none() && finish.multiplier.is_none() {
+            return;
+        }
+        let [rows, cols] = shape.out_size();
+        let outputs = [self.left.start * mr, self.left.len() * mr];
+        for Stretch { len, image, at, .. } in tiles.stretches(self.right, nr) {
+            for y in 2 * at[0]..(2 * at[0] + 2).min(rows) {
+                let corner = Corner { image, row: outputs[0], col: y * cols + 2 * at[1] };
+                finish.prefetch(target, corner, [outputs[1], (2 * len).min(cols - 2 * at[1])]);
+            }
+        }
+    }
+
     #[inline(always)]
     fn products<I: Isa, K: Microkernel<I>, const MR: usize>(&mut self, isa: I) {
         let ops = isa.f32();

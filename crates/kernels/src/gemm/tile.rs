@@ -279,6 +279,18 @@ pub(crate) struct Finish<'a> {
 }
 
 impl Finish<'_> {
+    /// Asks for what a tile of rows and columns, or what of it is inside the output, is to be finished with.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, target: &Target, corner: Corner, [rows, cols]: [usize; 2]) {
+        let Corner { image, row, col } = corner;
+        let cols = cols.min(target.cols - col);
+        for beside in [&self.residual, &self.multiplier].into_iter().flatten() {
+            for row in row..(row + rows).min(target.rows) {
+                arch::prefetch(bytemuck::cast_slice(beside.row(image, row, col, cols)));
+            }
+        }
+    }
+
     /// What is added to all of an image's row.
     #[inline(always)]
     pub(crate) fn row_bias(&self, image: usize, row: usize) -> f32 {
