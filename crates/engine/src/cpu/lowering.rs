@@ -7,7 +7,7 @@ use kernels::{ConvShape, Precision};
 use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use super::weight::stays_compressed;
-use super::{ConvKernel, LinearKernel, Weight};
+use super::{ConvKernel, LinearKernel, Outputs, Weight};
 use crate::backend::holds_floats;
 use crate::reference::{Operands, constant_bytes};
 use crate::{Data, Error, Options, Tensor};
@@ -257,26 +257,28 @@ impl<'f> Lowering<'f> {
         }
     }
 
-    /// The constant weight of a convolution; `None` if it is computed.
+    /// The constant weight of a convolution, or of some of its outputs, which has `shape`; `None` if it is computed.
     pub(crate) fn conv_kernel(
         &mut self,
         id: ValueId,
+        outputs: Outputs,
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, shape, self.weight_precision(id), self.packs_weights);
+        let kernel = ConvKernel::new(weight, outputs, shape, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
 
-    /// The constant weight [outs, depth] of a linear layer; `None` if it is computed.
+    /// The constant weight [outs, depth] of a linear layer, or of some of its outputs; `None` if it is computed.
     pub(crate) fn linear_kernel(
         &mut self,
         id: ValueId,
+        outputs: Outputs,
         size: [usize; 2],
     ) -> Result<Option<LinearKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = LinearKernel::new(weight, size, self.weight_precision(id), self.packs_weights);
+        let kernel = LinearKernel::new(weight, outputs, size, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }

@@ -1,5 +1,7 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
@@ -93,6 +95,19 @@ impl Weight {
         matches!(self, Weight::Encoded(_) | Weight::Deferred(_))
     }
 
+    /// The number of elements.
+    fn len(&self) -> usize {
+        match self {
+            Weight::Deferred(weight) => weight.ty().count(),
+            held => held.held().len(),
+        }
+    }
+
+    /// The share of some elements in the memory that all take.
+    fn bytes_of(&self, range: &Range<usize>) -> usize {
+        (self.bytes() * range.len()).checked_div(self.len()).unwrap_or(0)
+    }
+
     /// The memory that it takes, mapped or held.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -105,6 +120,30 @@ impl Weight {
     }
 }
 
+/// Which of a layer's outputs a kernel makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outputs {
+    All,
+    /// The first half of them.
+    First,
+    /// The other half.
+    Second,
+}
+
+impl Outputs {
+    /// Both halves.
+    pub(crate) const HALVES: [Self; 2] = [Self::First, Self::Second];
+
+    /// Their part of something that all outputs have an equal share in.
+    pub(crate) fn part(self, len: usize) -> Range<usize> {
+        match self {
+            Outputs::All => 0..len,
+            Outputs::First => 0..len / 2,
+            Outputs::Second => len / 2..len,
+        }
+    }
+}
+
 /// The weight of a convolution: packed beforehand, or whenever it is used.
 pub(crate) struct ConvKernel {
     held: HeldConv,
@@ -112,16 +151,27 @@ pub(crate) struct ConvKernel {
 }
 
 enum HeldConv {
-    Stored(Weight),
+    Stored(Weight, Range<usize>),
     Packed(PackedConvWeight),
 }
 
 impl ConvKernel {
-    /// `packs` asks for packing, which a compressed weight is never worth: it would be dense, in `f32`.
-    pub(super) fn new(weight: Weight, shape: &ConvShape, precision: Precision, packs: bool) -> Self {
+    /// For `outputs` of the convolution that the weight belongs to, with the shape that it has with these alone. `packs` asks
+    /// for packing, which a compressed weight is never worth: it would be dense, in `f32`.
+    pub(super) fn new(
+        weight: Weight,
+        outputs: Outputs,
+        shape: &ConvShape,
+        precision: Precision,
+        packs: bool,
+    ) -> Self {
+        let range = outputs.part(weight.len());
         let held = match packs && !weight.is_compressed() {
-            true => HeldConv::Packed(kernels::pack_conv_weight(shape, weight.held(), precision)),
-            false => HeldConv::Stored(weight),
+            true => {
+                let part = weight.held().slice(range);
+                HeldConv::Packed(kernels::pack_conv_weight(shape, part, precision))
+            }
+            false => HeldConv::Stored(weight, range),
         };
         ConvKernel { held, precision }
     }
@@ -134,14 +184,14 @@ impl ConvKernel {
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
         Ok(match &self.held {
-            HeldConv::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
+            HeldConv::Stored(weight, range) => ConvWeight::Stored(weight.slice(room)?.slice(range.clone())),
             HeldConv::Packed(packed) => ConvWeight::Packed(packed),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
-            HeldConv::Stored(weight) => weight.bytes(),
+            HeldConv::Stored(weight, range) => weight.bytes_of(range),
             HeldConv::Packed(packed) => packed.size_in_bytes(),
         }
     }
@@ -154,19 +204,28 @@ pub(crate) struct LinearKernel {
 }
 
 enum HeldLinear {
-    Stored(Weight, [usize; 2]),
+    /// The outputs that are meant of how many, and the depth.
+    Stored(Weight, Range<usize>, usize),
     Packed(PackedMatrix),
 }
 
 impl LinearKernel {
     /// As [`ConvKernel::new`].
-    pub(super) fn new(weight: Weight, [outs, depth]: [usize; 2], precision: Precision, packs: bool) -> Self {
+    pub(super) fn new(
+        weight: Weight,
+        outputs: Outputs,
+        [outs, depth]: [usize; 2],
+        precision: Precision,
+        packs: bool,
+    ) -> Self {
+        let part = outputs.part(outs);
         let held = match packs && !weight.is_compressed() {
             true => {
-                let matrix = weight.held().transposed_matrix(outs, depth);
+                let elements = weight.held().slice(part.start * depth..part.end * depth);
+                let matrix = elements.transposed_matrix(part.len(), depth);
                 HeldLinear::Packed(PackedMatrix::new(matrix, PackedSide::Right, precision))
             }
-            false => HeldLinear::Stored(weight, [outs, depth]),
+            false => HeldLinear::Stored(weight, part, depth),
         };
         LinearKernel { held, precision }
     }
@@ -179,14 +238,19 @@ impl LinearKernel {
     /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
         Ok(match &self.held {
-            HeldLinear::Stored(weight, [outs, depth]) => weight.slice(room)?.transposed_matrix(*outs, *depth),
+            HeldLinear::Stored(weight, part, depth) => {
+                let elements = weight.slice(room)?.slice(part.start * depth..part.end * depth);
+                elements.transposed_matrix(part.len(), *depth)
+            }
             HeldLinear::Packed(matrix) => Operand::Packed(matrix),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
-            HeldLinear::Stored(weight, _) => weight.bytes(),
+            HeldLinear::Stored(weight, part, depth) => {
+                weight.bytes_of(&(part.start * depth..part.end * depth))
+            }
             HeldLinear::Packed(matrix) => matrix.size_in_bytes(),
         }
     }

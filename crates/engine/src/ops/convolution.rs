@@ -4,8 +4,8 @@ use kernels::{ConvEpilogue, ConvShape, Padding};
 use mil::OpView;
 use mil::ops::ConvGeometry;
 
-use super::{Binding, Ending, offsets, strides};
-use crate::cpu::Lowering;
+use super::{Binding, Ending, Gated, offsets, strides};
+use crate::cpu::{Lowering, Outputs};
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
@@ -60,12 +60,12 @@ fn conv(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.float_result(out)
 }
 
-/// Adds the step of a convolution and what follows it.
-pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
+/// The sizes of a `conv`.
+fn conv_shape(op: &OpView) -> Result<ConvShape, Error> {
     let geometry = ConvGeometry::of(op)?;
     let ([batch, in_channels, height, width], [out_channels, _, kernel_height, kernel_width]) = extents(op)?;
     let [top, bottom, left, right] = geometry.pad;
-    let shape = ConvShape {
+    Ok(ConvShape {
         batch,
         in_channels,
         in_size: [height, width],
@@ -75,8 +75,14 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Re
         padding: Padding { top, bottom, left, right },
         dilation: geometry.dilations,
         groups: geometry.groups,
-    };
-    let Some(weight) = plan.conv_kernel(op.value("weight")?, &shape)? else {
+    })
+}
+
+/// Adds the step of a convolution and what follows it.
+pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
+    let shape = conv_shape(op)?;
+    let ConvShape { batch, out_channels, .. } = shape;
+    let Some(weight) = plan.conv_kernel(op.value("weight")?, Outputs::All, &shape)? else {
         return plan.by_reference(op, conv);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
@@ -93,6 +99,42 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Re
         let mut room = None;
         let operand = weight.operand(&mut room)?;
         kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
+        Ok(())
+    })
+}
+
+/// Adds the step of a convolution of one group whose outputs are halves of a gated unit, the gates second: `gate`, which the
+/// activation gives, multiplies the values to `output`.
+///
+/// # Errors
+/// If the weight is computed.
+pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
+    let whole = conv_shape(op)?;
+    let shape = ConvShape { out_channels: whole.out_channels / 2, ..whole };
+    let id = op.value("weight")?;
+    let mut half = |outputs| {
+        plan.conv_kernel(id, outputs, &shape)?
+            .ok_or_else(|| op.invalid("of a weight that is computed").into())
+    };
+    let [first, second]: [Result<_, Error>; 2] = Outputs::HALVES.map(&mut half);
+    let (values, gates) = (first?, second?);
+    let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
+    let Gated { label, gate, output, activation } = gated;
+    plan.step(label, &[op.value("x")?], &[gate, output], move |io| {
+        let [gate, out] = &mut io.out[..] else { return Ok(()) };
+        let bias = |outputs: Outputs| bias.as_deref().map(|bias| &bias[outputs.part(bias.len())]);
+        let mut room = None;
+        let epilogue = ConvEpilogue {
+            bias: bias(Outputs::Second),
+            activation: Some(activation),
+            ..ConvEpilogue::default()
+        };
+        let weight = gates.operand(&mut room)?;
+        kernels::conv2d(&shape, io.floats[0], weight, gates.precision(), &epilogue, gate);
+        let epilogue =
+            ConvEpilogue { bias: bias(Outputs::First), multiplier: Some(gate), ..ConvEpilogue::default() };
+        let weight = values.operand(&mut room)?;
+        kernels::conv2d(&shape, io.floats[0], weight, values.precision(), &epilogue, out);
         Ok(())
     })
 }

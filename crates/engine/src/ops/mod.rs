@@ -17,8 +17,8 @@ use kernels::{AxisShape, UnaryOp};
 use mil::{OpView, ValueId};
 
 pub(crate) use activation::activation;
-pub(crate) use convolution::lower_conv;
-pub(crate) use linear::lower_linear;
+pub(crate) use convolution::{lower_conv, lower_gated_conv};
+pub(crate) use linear::{lower_gated_linear, lower_linear};
 
 use crate::cpu::{Io, Lowering};
 use crate::reference::Operands;
@@ -85,6 +85,17 @@ impl Ending {
         let shift = self.shift.and_then(|_| rest.next());
         (shift, self.residual.and_then(|_| rest.next()))
     }
+}
+
+/// A layer whose outputs are the values and then the gates of a gated unit: `values * activation(gates)`.
+pub(crate) struct Gated {
+    /// The step's label.
+    pub(crate) label: String,
+    /// What the activation gives.
+    pub(crate) gate: ValueId,
+    /// The product.
+    pub(crate) output: ValueId,
+    pub(crate) activation: UnaryOp,
 }
 
 /// Row-major distances between elements along each axis.

@@ -1,13 +1,18 @@
 //! Gated GELU.
 
+use kernels::UnaryOp;
+
 use super::graph::Graph;
 use super::{Chain, Verdict, label};
+use crate::ops::{Gated, lower_gated_conv, lower_gated_linear};
 
 /// ```text
 /// a, g = split(x, axis, two equal parts)
 /// u = gelu(g, "EXACT")                        ->   y = geglu(x)
 /// y = mul(a, u)
 /// ```
+/// If `x` is the result of a linear layer, or of a convolution along its channels, and of no other use, that is part of the
+/// step: the gates are computed with the activation, and then the values, multiplied by them on their way to memory.
 pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let Some(split) = graph.maker_of(gelu, "x", "split") else { return Ok(None) };
     let Some(mul) = graph.only_user_of(gelu, "mul") else { return Ok(None) };
@@ -34,6 +39,17 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let Ok(axis) = view.axis(axis, shape.len()) else { return Ok(None) };
     let width: usize = shape[axis..].iter().product::<usize>() / 2;
     let output = graph.output(mul);
+    if let Some(layer) = layer(graph, split, axis) {
+        let ops = [vec![layer], ops].concat();
+        let gate = graph.output(gelu);
+        let lower = move |plan: &mut super::Lowering| {
+            let op = plan.function().view(&plan.function().ops()[layer]);
+            let lower = if op.op().def.name == "conv" { lower_gated_conv } else { lower_gated_linear };
+            let label = label(plan, &format!("{}+geglu", op.op().def.name), output);
+            lower(&op, plan, Gated { label, gate, output, activation: UnaryOp::Gelu })
+        };
+        return Ok(Some(Chain { ops, lower: Box::new(lower) }));
+    }
     let lower = move |plan: &mut super::Lowering| {
         let label = label(plan, "geglu", output);
         plan.step(label, &[x], &[output], move |io| {
@@ -42,4 +58,19 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
         })
     };
     Ok(Some(Chain { ops, lower: Box::new(lower) }))
+}
+
+/// The layer whose result a split alone uses, if its outputs are what is split.
+fn layer(graph: &Graph, split: usize, axis: usize) -> Option<usize> {
+    let linear = graph.maker_of(split, "x", "linear");
+    let layer = linear.or_else(|| graph.maker_of(split, "x", "conv"))?;
+    let view = graph.view(layer);
+    let outputs_axis = match linear {
+        Some(_) => graph.shape(graph.output(layer)).len() - 1,
+        None if view.int("groups").ok()? == 1 && graph.shape(graph.output(layer)).len() == 4 => 1,
+        None => return None,
+    };
+    let has_constants =
+        ["weight", "bias"].into_iter().all(|input| view.get(input).is_none_or(|id| graph.is_constant(id)));
+    (axis == outputs_axis && has_constants && graph.only_user(layer) == Some(split)).then_some(layer)
 }

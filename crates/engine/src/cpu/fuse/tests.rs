@@ -326,6 +326,50 @@ fn gated_gelus_are_one_step() {
     failures.finish();
 }
 
+/// A layer of random weights, a split of its result along an axis, and a gated GELU of the halves.
+fn gated_layer(kind: &str, groups: i32, axis: i32, leak: bool) -> Function {
+    let mut b = Builder::new("main", Opset::Ios16);
+    let (input, weight) = match kind {
+        "conv" => (vec![2, 6, 4, 5], vec![14, 6 / groups as usize, 1, 1]),
+        _ => (vec![2, 33, 6], vec![14, 6]),
+    };
+    let x = b.input("x", TensorType::new(DType::F32, input)).unwrap();
+    let values = |count: usize, step: f64| (0..count).map(|i| (i as f64 * step).sin()).collect::<Vec<_>>();
+    let count = weight.iter().product();
+    let (weight, bias) =
+        (floats(&mut b, &weight, &values(count, 0.37)), floats(&mut b, &[14], &values(14, 0.9)));
+    let mut op = b.op(kind).arg("x", x).arg("weight", weight).arg("bias", bias);
+    if kind == "conv" {
+        op = op.arg("groups", groups);
+    }
+    let layer = op.named("layer").add().unwrap();
+    let op = b.op("split").arg("x", layer).arg("num_splits", 2).arg("axis", axis);
+    let halves = op.named("halves").add_all().unwrap();
+    let gate = b.op("gelu").arg("x", halves[1]).arg("mode", "EXACT").named("gate").add().unwrap();
+    let out = b.op("mul").arg("x", gate).arg("y", halves[0]).named("gated").add().unwrap();
+    finish(b, out, &[("layer", layer)], leak.then_some("layer"))
+}
+
+#[test]
+fn layers_with_gated_gelus_are_one_step() {
+    let mut failures = Failures::new("gated layers");
+    for (kind, groups, axis, leak, nodes) in [
+        ("conv", 1, 1, false, 1),
+        ("conv", 1, -3, false, 1),
+        ("linear", 1, 2, false, 1),
+        ("linear", 1, -1, false, 1),
+        // The layer by itself.
+        ("conv", 2, 1, false, 2),
+        ("conv", 1, 2, false, 2),
+        ("conv", 1, 1, true, 2),
+        ("linear", 1, 2, true, 2),
+    ] {
+        let name = format!("{kind} of {groups} groups along {axis}, also an output: {leak}");
+        failures.case(&name, || check(&gated_layer(kind, groups, axis, leak), Expect::Nodes(nodes)));
+    }
+    failures.finish();
+}
+
 /// The variations of a decomposed layer norm over the channels of [N, C, 1, S].
 #[derive(Clone, Copy)]
 struct Channels {
