@@ -20,7 +20,7 @@ pub enum Arithmetic {
     /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`Wide`](Self::Wide).
     Bf16,
     /// As [`Wide`](Self::Wide), but what convolutions and linear layers with constant weights multiply is quantized to eight
-    /// bits ([`kernels::Precision::Int8`]); other products are computed in the fastest precision of floats
+    /// bits ([`kernels::Precision::Int8`], which says what is not); other products are computed in the fastest precision of floats
     /// ([`kernels::Precision::fastest`]), and so are layers whose weight is one of [`Options::full_precision`]. The reference
     /// backend computes as for [`Wide`](Self::Wide).
     Int8,

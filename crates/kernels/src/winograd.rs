@@ -15,22 +15,28 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use rten_simd::Isa;
 use rten_simd::ops::BitOps;
-use rten_simd::{Isa, SimdOp};
 
 use crate::arch;
 use crate::conv::ConvShape;
-use crate::format::{Format, encode_lane, encode_rows};
+use crate::format::{Format, encode_rows};
 use crate::gemm::ranges;
 use crate::gemm::tile::{
     self, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
     finish_tile, is_wide, tile_shape,
 };
 use crate::isa;
-use crate::matrix::WeightSlice;
-use crate::panels::{GROUP, PackedSide, run_tasks, transpose, with_scratch};
+use crate::panels::{PackedSide, run_tasks, with_scratch};
 use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
+use tiles::{MadePiece, PackTiles, Stretch, Tiles, TransformTiles};
+use weights::Filtering;
+
+pub(crate) use weights::{Filters, Weights};
+
+pub(crate) mod tiles;
+mod weights;
 
 /// Elements of a transformed weight or tile.
 const POSITIONS: usize = 16;
@@ -81,42 +87,6 @@ pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> 
     }
 }
 
-/// The weight of a convolution.
-#[derive(Clone, Copy)]
-pub(crate) enum Weights<'a> {
-    /// As stored, to be transformed and packed in a format.
-    Stored(WeightSlice<'a>, Format),
-    Packed(&'a Filters),
-}
-
-/// All transformed weights of a convolution, packed.
-#[derive(Debug)]
-pub(crate) struct Filters {
-    /// Panel follows upon panel.
-    words: Vec<u32>,
-    format: Format,
-    /// Input and output channels.
-    channels: [usize; 2],
-}
-
-impl Filters {
-    /// Transforms and packs a weight `[O, C, 3, 3]`.
-    pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
-        let source = Filtering::new(shape, weight, format);
-        let mut words = vec![0; source.panels * source.panel_len];
-        source.transform(&mut words);
-        Self { words, format, channels: [shape.in_channels, shape.out_channels] }
-    }
-
-    pub(crate) fn format(&self) -> Format {
-        self.format
-    }
-
-    pub(crate) fn size_in_bytes(&self) -> usize {
-        size_of_val(self.words.as_slice())
-    }
-}
-
 /// Convolves `input` with `weights` into the images of `target`, one row for each output channel.
 pub(crate) fn conv2d(
     shape: &ConvShape,
@@ -145,139 +115,6 @@ pub(crate) fn conv2d(
             }
         }
     }
-}
-
-/// The tiles of all images, numbered row by row, image after image.
-#[derive(Clone, Copy)]
-struct Tiles {
-    batch: usize,
-    /// Rows and columns of tiles.
-    size: [usize; 2],
-}
-
-/// Neighbours in one row of tiles.
-#[derive(Clone, Copy)]
-struct Stretch {
-    /// The lane of the first.
-    lane: usize,
-    len: usize,
-    image: usize,
-    /// Row and column of the first.
-    at: [usize; 2],
-}
-
-impl Tiles {
-    fn of(shape: &ConvShape) -> Self {
-        Self { batch: shape.batch, size: shape.out_size().map(|extent| extent.div_ceil(2)) }
-    }
-
-    fn count(&self) -> usize {
-        self.batch * self.size[0] * self.size[1]
-    }
-
-    /// The tiles of a panel of `width`.
-    fn stretches(self, panel: usize, width: usize) -> impl Iterator<Item = Stretch> {
-        let [rows, cols] = self.size;
-        let (first, end) = (panel * width, ((panel + 1) * width).min(self.count()));
-        let mut next = first;
-        std::iter::from_fn(move || {
-            let tile = next;
-            (tile < end).then(|| {
-                let (row, col) = (tile / cols, tile % cols);
-                let len = (cols - col).min(end - tile);
-                next += len;
-                Stretch { lane: tile - first, len, image: row / rows, at: [row % rows, col] }
-            })
-        })
-    }
-}
-
-/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they see.
-pub(crate) struct SeenPiece {
-    pub(crate) vector: usize,
-    /// The lanes, as a mask.
-    pub(crate) lanes: u16,
-    /// For each of the four rows that the tiles see: where in the input's first channel the pixels begin that sixteen tiles
-    /// would see, and a mask of those that are inside the row.
-    pub(crate) rows: [(isize, u64); 4],
-}
-
-/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they make.
-pub(crate) struct MadePiece {
-    pub(crate) vector: usize,
-    pub(crate) image: usize,
-    /// For each of the two rows: where in the output's first channel the pixels begin that sixteen tiles would make, and a
-    /// mask of those that there are.
-    pub(crate) rows: [(isize, u32); 2],
-}
-
-/// All that [`arch::pack_tiles`] needs.
-pub(crate) struct PackTiles<'a> {
-    /// From the first image's first channel on.
-    pub(crate) input: &'a [f32],
-    /// Elements from one channel to the next.
-    pub(crate) plane: usize,
-    pub(crate) channels: usize,
-    /// In the order of vectors.
-    pub(crate) pieces: &'a [SeenPiece],
-    /// The panel: for each position, `position_len` words.
-    pub(crate) words: &'a mut [u32],
-    pub(crate) position_len: usize,
-}
-
-impl Stretch {
-    /// The parts of it in vectors of sixteen lanes: which, from which lane on, how many, and the column of the first.
-    fn parts(self) -> impl Iterator<Item = (usize, usize, usize, usize)> {
-        const WIDTH: usize = 16;
-        let (first, end) = (self.lane, self.lane + self.len);
-        (first / WIDTH..end.div_ceil(WIDTH)).map(move |vector| {
-            let start = first.max(vector * WIDTH);
-            let count = end.min((vector + 1) * WIDTH) - start;
-            (vector, start % WIDTH, count, self.at[1] + start - first)
-        })
-    }
-
-    /// What the tiles see of a convolution's input, whose images lie `image_stride` elements apart.
-    fn seen(self, shape: &ConvShape, image_stride: usize) -> impl Iterator<Item = SeenPiece> {
-        let [rows, cols] = shape.in_size.map(|extent| extent as isize);
-        let (top, left) = (shape.padding.top as isize, shape.padding.left as isize);
-        self.parts().map(move |(vector, lane, count, col)| {
-            let start = 2 * (col as isize - lane as isize) - left;
-            let inside = bits(-start, cols - start) & ((1 << 34) - 1);
-            let row = |row: isize| {
-                let y = 2 * self.at[0] as isize + row - top;
-                let inside = if (0..rows).contains(&y) { inside } else { 0 };
-                ((self.image * image_stride) as isize + y * cols + start, inside)
-            };
-            let lanes = bits(lane as isize, (lane + count) as isize) as u16;
-            SeenPiece { vector, lanes, rows: [row(0), row(1), row(2), row(3)] }
-        })
-    }
-
-    /// What the tiles make of an output of rows and columns, whose images lie `image_stride` elements apart.
-    fn made(self, [rows, cols]: [usize; 2], image_stride: usize) -> impl Iterator<Item = MadePiece> {
-        self.parts().map(move |(vector, lane, count, col)| {
-            let start = 2 * (col as isize - lane as isize);
-            let end = (2 * (lane + count) as isize).min(cols as isize - start);
-            let inside = bits(2 * lane as isize, end) as u32;
-            let row = |row: usize| {
-                let y = 2 * self.at[0] + row;
-                let offset = (self.image * image_stride + y * cols) as isize + start;
-                (offset, if y < rows { inside } else { 0 })
-            };
-            MadePiece { vector, image: self.image, rows: [row(0), row(1)] }
-        })
-    }
-}
-
-/// The bits of a mask from number `start` up to `end`, as far as there are such.
-fn bits(start: isize, end: isize) -> u64 {
-    let below = |end: isize| match end {
-        ..=0 => 0,
-        1..=63 => (1_u64 << end) - 1,
-        _ => u64::MAX,
-    };
-    below(end) & !below(start)
 }
 
 /// What all tasks have in common.
@@ -414,125 +251,6 @@ impl<'a> Convolution<'a> {
     }
 }
 
-/// A weight that is transformed as it is packed.
-struct Filtering<'a> {
-    weight: WeightSlice<'a>,
-    format: Format,
-    /// Input and output channels.
-    channels: usize,
-    outputs: usize,
-    /// Lanes of a panel, panels, and words of one.
-    mr: usize,
-    panels: usize,
-    panel_len: usize,
-}
-
-impl<'a> Filtering<'a> {
-    fn new(shape: &ConvShape, weight: WeightSlice<'a>, format: Format) -> Self {
-        let (channels, outputs, mr) = (shape.in_channels, shape.out_channels, tile_shape().mr);
-        let panel_len = POSITIONS * format.words(channels) * mr;
-        Self { weight, format, channels, outputs, mr, panels: outputs.div_ceil(mr), panel_len }
-    }
-
-    /// All panels.
-    fn transform(&self, words: &mut [u32]) {
-        for_each_chunk_mut(words, self.panel_len, |panel, words| self.transform_panel(panel, words));
-    }
-
-    /// The transformed weights of a panel of output channels.
-    fn transform_panel(&self, panel: usize, words: &mut [u32]) {
-        let &Self { weight, format, channels, mr, .. } = self;
-        let outputs = panel * mr..((panel + 1) * mr).min(self.outputs);
-        let position_len = self.panel_len / POSITIONS;
-        // A lane's positions follow one upon another, each as long as in a whole block.
-        let block_words = format.words(WEIGHT_CHANNELS);
-        let lane_len = POSITIONS * block_words;
-        with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
-            let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
-                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
-                // Lanes that are missing in the last panel.
-                rows.fill(0);
-                for block in ranges(channels, WEIGHT_CHANNELS) {
-                    let weights = &mut weights[..9 * block.len()];
-                    if block.len() < WEIGHT_CHANNELS {
-                        // A last channel may share its word with one that is missing.
-                        taps.fill(0.0);
-                    }
-                    for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
-                        weight.widen_run((output * channels + block.start) * 9, weights);
-                        split_taps(weights, taps);
-                        isa::dispatch(TransformWeights { taps, transformed });
-                        encode_lane(format, PackedSide::Left, transformed, lane);
-                    }
-                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
-                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
-                    let positions = words.chunks_exact_mut(position_len);
-                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
-                        position[start..start + len].copy_from_slice(&rows[..len]);
-                    }
-                }
-            });
-        });
-    }
-}
-
-/// Transforms the weights of one output and some input channels.
-struct TransformWeights<'a> {
-    /// For each of the nine taps, [`WEIGHT_CHANNELS`] places.
-    taps: &'a [f32],
-    /// For each position, as many.
-    transformed: &'a mut [f32],
-}
-
-impl SimdOp for TransformWeights<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, _isa: I) {
-        const WIDTH: usize = 16;
-        let Self { taps, transformed } = self;
-        for start in (0..WEIGHT_CHANNELS).step_by(WIDTH) {
-            let tap = |index: usize| -> &[f32; WIDTH] {
-                taps[index * WEIGHT_CHANNELS + start..].first_chunk().expect("a block of taps")
-            };
-            // G g, of the three columns.
-            let columns = [0, 1, 2].map(|col| filter([tap(col), tap(3 + col), tap(6 + col)]));
-            for row in 0..4 {
-                // The row times G^T.
-                let results = filter([&columns[0][row], &columns[1][row], &columns[2][row]]);
-                for (col, result) in results.iter().enumerate() {
-                    let start = (4 * row + col) * WEIGHT_CHANNELS + start;
-                    transformed[start..start + WIDTH].copy_from_slice(result);
-                }
-            }
-        }
-    }
-}
-
-/// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] places for each tap.
-fn split_taps(weights: &[f32], taps: &mut [f32]) {
-    let done = arch::split_nines(weights, taps, WEIGHT_CHANNELS);
-    for (channel, window) in weights.chunks_exact(9).enumerate().skip(done) {
-        for (tap, weight) in window.iter().enumerate() {
-            taps[tap * WEIGHT_CHANNELS + channel] = *weight;
-        }
-    }
-}
-
-/// Three values of each lane by `G`.
-#[inline(always)]
-fn filter<const N: usize>([a, b, c]: [&[f32; N]; 3]) -> [[f32; N]; 4] {
-    let mut results = [*a, [0.0; N], [0.0; N], *c];
-    for lane in 0..N {
-        let outer = 0.5 * (a[lane] + c[lane]);
-        results[1][lane] = outer + 0.5 * b[lane];
-        results[2][lane] = outer - 0.5 * b[lane];
-    }
-    results
-}
-
 impl Convolution<'_> {
     /// Asks for what tiles see of a channel, which may be beyond the last.
     fn prefetch(&self, stretches: &[Stretch], channel: usize) {
@@ -547,106 +265,6 @@ impl Convolution<'_> {
                 }
             }
         }
-    }
-}
-
-/// Transforms the tiles of a panel in one channel.
-struct TransformTiles<'a> {
-    /// The channel's first plane.
-    planes: &'a [f32],
-    image_stride: usize,
-    /// Rows and columns of a plane.
-    size: [usize; 2],
-    /// Padding at the top and at the left.
-    origin: [usize; 2],
-    stretches: &'a [Stretch],
-    /// `width` lanes for each position, `stride` apart.
-    out: &'a mut [f32],
-    stride: usize,
-    width: usize,
-}
-
-impl SimdOp for TransformTiles<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let mut columns = [[[0.0; WIDEST]; 4]; 4];
-        for stretch in self.stretches {
-            for (row, columns) in columns.iter_mut().enumerate() {
-                self.columns(stretch, row, columns);
-            }
-        }
-        let width = TILE_VECTORS * isa.f32().len();
-        debug_assert_eq!(width, self.width);
-        for col in 0..4 {
-            // B^T times the column.
-            let [a, b, c, d] = [0, 1, 2, 3].map(|row: usize| &columns[row][col][..width]);
-            let mut store = |row: usize, x: &[f32], y: &[f32], f: fn(f32, f32) -> f32| {
-                let out = &mut self.out[(4 * row + col) * self.stride..][..width];
-                x.iter().zip(y).zip(out).for_each(|((x, y), out)| *out = f(*x, *y));
-            };
-            store(0, a, c, |a, c| a - c);
-            store(1, b, c, |b, c| b + c);
-            store(2, c, b, |c, b| c - b);
-            store(3, b, d, |b, d| b - d);
-        }
-    }
-}
-
-impl TransformTiles<'_> {
-    /// Row `row` of the tiles of a stretch, times `B`.
-    #[inline(always)]
-    fn columns(&self, stretch: &Stretch, row: usize, out: &mut [[f32; WIDEST]; 4]) {
-        let &Stretch { lane, len, image, at } = stretch;
-        let [rows, cols] = self.size;
-        let mut padded = [0.0; 2 * WIDEST + 2];
-        let needed = 2 * len + 2;
-        // Wraps around in the padding above or at the left, and then lies beyond the plane.
-        let y = (2 * at[0] + row).wrapping_sub(self.origin[0]);
-        let first = (2 * at[1]).wrapping_sub(self.origin[1]);
-        let pixels: &[f32] = if y < rows {
-            let pixels = &self.planes[image * self.image_stride + y * cols..][..cols];
-            match pixels.get(first..).and_then(|pixels| pixels.get(..needed)) {
-                Some(inside) => inside,
-                None => {
-                    let before = self.origin[1].saturating_sub(2 * at[1]).min(needed);
-                    let start = (2 * at[1]).saturating_sub(self.origin[1]).min(cols);
-                    let count = (cols - start).min(needed - before);
-                    padded[before..before + count].copy_from_slice(&pixels[start..start + count]);
-                    &padded[..needed]
-                }
-            }
-        } else {
-            &padded[..needed]
-        };
-        match len {
-            32 => combine::<32>(pixels, lane, out),
-            16 => combine::<16>(pixels, lane, out),
-            8 => combine::<8>(pixels, lane, out),
-            4 => combine::<4>(pixels, lane, out),
-            _ => (0..len).for_each(|index| combine::<1>(&pixels[2 * index..], lane + index, out)),
-        }
-    }
-}
-
-/// `N` tiles' pixels of one row, times `B`.
-#[inline(always)]
-fn combine<const N: usize>(pixels: &[f32], lane: usize, out: &mut [[f32; WIDEST]; 4]) {
-    let pixels = &pixels[..2 * N + 2];
-    let mut split = [[0.0; N]; 4];
-    for index in 0..N {
-        for (offset, split) in split.iter_mut().enumerate() {
-            split[index] = pixels[2 * index + offset];
-        }
-    }
-    let [a, b, c, d] = split;
-    let [w, x, y, z] = out.each_mut().map(|out| &mut out[lane..lane + N]);
-    for index in 0..N {
-        w[index] = a[index] - c[index];
-        x[index] = b[index] + c[index];
-        y[index] = c[index] - b[index];
-        z[index] = b[index] - d[index];
     }
 }
 

@@ -11,7 +11,7 @@ use rten_simd::isa::ArmNeonIsa;
 use crate::attention::{Exponentials, QueryPanel};
 use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
-use crate::winograd::{MadePiece, PackTiles};
+use crate::winograd::tiles::{MadePiece, PackTiles};
 
 /// Both sides' bytes have a sign.
 pub(crate) const INT8_OFFSET: i32 = 0;

@@ -2,7 +2,7 @@
 
 use crate::attention::QueryPanel;
 use crate::gemm::tile::PanelOp;
-use crate::winograd::{MadePiece, PackTiles};
+use crate::winograd::tiles::{MadePiece, PackTiles};
 
 pub(crate) const INT8_OFFSET: i32 = 0;
 

@@ -8,7 +8,7 @@ use crate::attention::{PerQuery, QueryPanel, Weigh};
 use crate::encoded::read;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
-use crate::winograd::{MadePiece, PackTiles, SeenPiece};
+use crate::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
 
 /// What is added to the right side's integers: the instruction multiplies bytes without a sign by bytes with one.
 pub(crate) const INT8_OFFSET: i32 = 128;
@@ -486,14 +486,14 @@ pub(crate) unsafe fn store_tiles(
             // SAFETY: the caller's.
             let product =
                 |position| unsafe { _mm512_loadu_ps(products.add(position * position_len + 16 * vector)) };
-            let mut columns = [[_mm512_setzero_ps(); 4]; 2];
-            for col in 0..4 {
+            let [mut first, mut second] = [[_mm512_setzero_ps(); 4]; 2];
+            for (col, (first, second)) in first.iter_mut().zip(&mut second).enumerate() {
                 let (a, b, c, d) = (product(col), product(4 + col), product(8 + col), product(12 + col));
-                columns[0][col] = _mm512_add_ps(_mm512_add_ps(a, b), c);
-                columns[1][col] = _mm512_sub_ps(_mm512_sub_ps(b, c), d);
+                *first = _mm512_add_ps(_mm512_add_ps(a, b), c);
+                *second = _mm512_sub_ps(_mm512_sub_ps(b, c), d);
             }
             let mut pixels = [[_mm512_setzero_ps(); 2]; 2];
-            for (pixels, [a, b, c, d]) in pixels.iter_mut().zip(columns) {
+            for (pixels, [a, b, c, d]) in pixels.iter_mut().zip([first, second]) {
                 let left = _mm512_add_ps(_mm512_add_ps(a, b), c);
                 let right = _mm512_sub_ps(_mm512_sub_ps(b, c), d);
                 pixels[0] = _mm512_permutex2var_ps(left, low, right);

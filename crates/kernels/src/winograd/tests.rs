@@ -2,6 +2,7 @@ use half::bf16;
 
 use super::*;
 use crate::conv::{ConvEpilogue, ConvWeight, Groups, Padding};
+use crate::matrix::WeightSlice;
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::unary::UnaryOp;
 

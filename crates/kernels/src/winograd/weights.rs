@@ -1,0 +1,169 @@
+//! Weights: transformed and packed, all of a convolution's or a panel at a time.
+
+use rten_simd::{Isa, SimdOp};
+
+use super::{FLOATS, POSITIONS, WEIGHT_CHANNELS, WORDS};
+use crate::arch;
+use crate::conv::ConvShape;
+use crate::format::{Format, encode_lane};
+use crate::gemm::ranges;
+use crate::gemm::tile::tile_shape;
+use crate::isa;
+use crate::matrix::WeightSlice;
+use crate::panels::{GROUP, PackedSide, transpose, with_scratch};
+use crate::pool::for_each_chunk_mut;
+
+/// The weight of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    /// As stored, to be transformed and packed in a format.
+    Stored(WeightSlice<'a>, Format),
+    Packed(&'a Filters),
+}
+
+/// All transformed weights of a convolution, packed.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    /// Panel follows upon panel.
+    pub(super) words: Vec<u32>,
+    pub(super) format: Format,
+    /// Input and output channels.
+    pub(super) channels: [usize; 2],
+}
+
+impl Filters {
+    /// Transforms and packs a weight `[O, C, 3, 3]`.
+    pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
+        let source = Filtering::new(shape, weight, format);
+        let mut words = vec![0; source.panels * source.panel_len];
+        source.transform(&mut words);
+        Self { words, format, channels: [shape.in_channels, shape.out_channels] }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn size_in_bytes(&self) -> usize {
+        size_of_val(self.words.as_slice())
+    }
+}
+
+/// A weight that is transformed as it is packed.
+pub(super) struct Filtering<'a> {
+    weight: WeightSlice<'a>,
+    format: Format,
+    /// Input and output channels.
+    channels: usize,
+    outputs: usize,
+    /// Lanes of a panel, panels, and words of one.
+    mr: usize,
+    pub(super) panels: usize,
+    pub(super) panel_len: usize,
+}
+
+impl<'a> Filtering<'a> {
+    pub(super) fn new(shape: &ConvShape, weight: WeightSlice<'a>, format: Format) -> Self {
+        let (channels, outputs, mr) = (shape.in_channels, shape.out_channels, tile_shape().mr);
+        let panel_len = POSITIONS * format.words(channels) * mr;
+        Self { weight, format, channels, outputs, mr, panels: outputs.div_ceil(mr), panel_len }
+    }
+
+    /// All panels.
+    pub(super) fn transform(&self, words: &mut [u32]) {
+        for_each_chunk_mut(words, self.panel_len, |panel, words| self.transform_panel(panel, words));
+    }
+
+    /// The transformed weights of a panel of output channels.
+    pub(super) fn transform_panel(&self, panel: usize, words: &mut [u32]) {
+        let &Self { weight, format, channels, mr, .. } = self;
+        let outputs = panel * mr..((panel + 1) * mr).min(self.outputs);
+        let position_len = self.panel_len / POSITIONS;
+        // A lane's positions follow one upon another, each as long as in a whole block.
+        let block_words = format.words(WEIGHT_CHANNELS);
+        let lane_len = POSITIONS * block_words;
+        with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
+            let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
+            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
+                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
+                // Lanes that are missing in the last panel.
+                rows.fill(0);
+                for block in ranges(channels, WEIGHT_CHANNELS) {
+                    let weights = &mut weights[..9 * block.len()];
+                    if block.len() < WEIGHT_CHANNELS {
+                        // A last channel may share its word with one that is missing.
+                        taps.fill(0.0);
+                    }
+                    for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
+                        weight.widen_run((output * channels + block.start) * 9, weights);
+                        split_taps(weights, taps);
+                        isa::dispatch(TransformWeights { taps, transformed });
+                        encode_lane(format, PackedSide::Left, transformed, lane);
+                    }
+                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
+                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
+                    let positions = words.chunks_exact_mut(position_len);
+                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
+                        position[start..start + len].copy_from_slice(&rows[..len]);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Transforms the weights of one output and some input channels.
+struct TransformWeights<'a> {
+    /// For each of the nine taps, [`WEIGHT_CHANNELS`] places.
+    taps: &'a [f32],
+    /// For each position, as many.
+    transformed: &'a mut [f32],
+}
+
+impl SimdOp for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) {
+        const WIDTH: usize = 16;
+        let Self { taps, transformed } = self;
+        for start in (0..WEIGHT_CHANNELS).step_by(WIDTH) {
+            let tap = |index: usize| -> &[f32; WIDTH] {
+                taps[index * WEIGHT_CHANNELS + start..].first_chunk().expect("a block of taps")
+            };
+            // G g, of the three columns.
+            let [first, second, third] = [0, 1, 2].map(|col| filter([tap(col), tap(3 + col), tap(6 + col)]));
+            for (row, ((a, b), c)) in first.iter().zip(&second).zip(&third).enumerate() {
+                // The row times G^T.
+                let results = filter([a, b, c]);
+                for (col, result) in results.iter().enumerate() {
+                    let start = (4 * row + col) * WEIGHT_CHANNELS + start;
+                    transformed[start..start + WIDTH].copy_from_slice(result);
+                }
+            }
+        }
+    }
+}
+
+/// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] places for each tap.
+fn split_taps(weights: &[f32], taps: &mut [f32]) {
+    let done = arch::split_nines(weights, taps, WEIGHT_CHANNELS);
+    for (channel, window) in weights.chunks_exact(9).enumerate().skip(done) {
+        for (tap, weight) in window.iter().enumerate() {
+            taps[tap * WEIGHT_CHANNELS + channel] = *weight;
+        }
+    }
+}
+
+/// Three values of each lane by `G`.
+#[inline(always)]
+fn filter<const N: usize>([a, b, c]: [&[f32; N]; 3]) -> [[f32; N]; 4] {
+    let mut results = [*a, [0.0; N], [0.0; N], *c];
+    for lane in 0..N {
+        let outer = 0.5 * (a[lane] + c[lane]);
+        results[1][lane] = outer + 0.5 * b[lane];
+        results[2][lane] = outer - 0.5 * b[lane];
+    }
+    results
+}
