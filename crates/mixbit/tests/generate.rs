@@ -121,6 +121,8 @@ fn the_same_seed_gives_the_same_bytes() -> Outcome {
 fn parameters_come_back_from_the_image() -> Outcome {
     let scratch = Scratch::new();
     let arguments = ["--negative-prompt", "猫: blurry", "--scheduler", "dpmpp-2m-karras", "--rng", "nvidia"];
+    // The default depends on the CPU, and what is not f32 is said.
+    let arguments = [&arguments[..], &["--precision", "f32"]].concat();
     draw(scratch.path(), &[&arguments[..], &["-o", "x.png"]].concat())?;
     let printed: Value = serde_json::from_str(&run(scratch.path(), &["metadata", "--json", "x.png"])?)?;
     let settings = json!({
