@@ -14,7 +14,7 @@ if ! command -v $emulator >/dev/null || ! command -v $linker >/dev/null; then
         exit 69
     fi
 fi
-if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$triple" ] && ! rustup target add --quiet $triple; then
+if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$triple" ] && ! rustup --quiet target add $triple; then
     echo "error: there is no standard library for $triple: rustup target add $triple" >&2
     exit 69
 fi

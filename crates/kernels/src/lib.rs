@@ -36,7 +36,8 @@
 //! - The widest instruction set of the CPU is chosen at run time (AVX-512, AVX2 with FMA, NEON, portable).
 //! - The same input gives the same bytes with any number of threads.
 //! - Sizes that do not agree are a programming error and panic; values never do. NaN in an operand reaches the
-//!   output; in a convolution of 3x3 windows it may also reach the neighbours of the pixels that see it, in tiles of 2x2.
+//!   output. In narrower precisions than `f32`, a convolution of 3x3 windows may take it to the neighbours of the pixels that see
+//!   it, in tiles of 2x2, and make NaN of an infinity.
 //!
 //! # Limits
 //!
@@ -48,7 +49,7 @@
 //! Everything that multiplies matrices goes through one micro-kernel over *panels*. A new way to store or derive
 //! an operand is one more source of panels, as convolution windows are; a new thing to do with a product is one
 //! more field of [`Epilogue`]. Convolutions of 3x3 windows are 16 products of transformed weights and tiles, which takes 16
-//! multiplications in place of 36 (Winograd's F(2x2, 3x3)), where there are enough tiles to pay for the transformations.
+//! multiplications in place of 36 (Winograd's F(2x2, 3x3)), in bfloat16 and where there are enough tiles to pay for the transformations.
 //!
 //! `unsafe` is confined to loads and stores of the micro-kernel and of tasks that write disjoint parts of one
 //! output.

@@ -71,6 +71,7 @@ thread_local! {
 
 /// What panels hold in a convolution of the given precision; `None` if it cannot be done this way, or is not faster so.
 ///
+/// In single precision an infinity must stay one, and differences of two would make it NaN; so that is left to the direct product.
 /// Where bfloat16 is as fast as it should be, its products stand for those of bytes too: these are twice as fast, but
 /// there are 2.25 times as many of them, and they are less exact.
 pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> {
@@ -81,9 +82,10 @@ pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> 
         && shape.in_channels >= LEAST_CHANNELS
         && Tiles::of(shape).count() >= LEAST_TILES;
     match precision {
+        Precision::F32 => None,
         Precision::Int8 if Precision::fastest() != Precision::Bf16 => None,
         Precision::Int8 => fits.then(|| Format::of(Precision::Bf16)),
-        precision => fits.then(|| Format::of(precision)),
+        Precision::Bf16 => fits.then(|| Format::of(precision)),
     }
 }
 
