@@ -270,7 +270,7 @@ impl<'f> Lowering<'f> {
         Ok(Some(kernel))
     }
 
-    /// The constant weight [outs, depth] of a linear layer, or of some of its outputs; `None` if it is computed.
+    /// The constant weight of a linear layer, or of some of its outputs, which is [outs, depth]; `None` if it is computed.
     pub(crate) fn linear_kernel(
         &mut self,
         id: ValueId,

@@ -131,9 +131,6 @@ pub(crate) enum Outputs {
 }
 
 impl Outputs {
-    /// Both halves.
-    pub(crate) const HALVES: [Self; 2] = [Self::First, Self::Second];
-
     /// Their part of something that all outputs have an equal share in.
     pub(crate) fn part(self, len: usize) -> Range<usize> {
         match self {
@@ -204,8 +201,8 @@ pub(crate) struct LinearKernel {
 }
 
 enum HeldLinear {
-    /// The outputs that are meant of how many, and the depth.
-    Stored(Weight, Range<usize>, usize),
+    /// The elements that are meant, and their outputs and depth.
+    Stored(Weight, Range<usize>, [usize; 2]),
     Packed(PackedMatrix),
 }
 
@@ -218,14 +215,13 @@ impl LinearKernel {
         precision: Precision,
         packs: bool,
     ) -> Self {
-        let part = outputs.part(outs);
+        let range = outputs.part(weight.len());
         let held = match packs && !weight.is_compressed() {
             true => {
-                let elements = weight.held().slice(part.start * depth..part.end * depth);
-                let matrix = elements.transposed_matrix(part.len(), depth);
+                let matrix = weight.held().slice(range).transposed_matrix(outs, depth);
                 HeldLinear::Packed(PackedMatrix::new(matrix, PackedSide::Right, precision))
             }
-            false => HeldLinear::Stored(weight, part, depth),
+            false => HeldLinear::Stored(weight, range, [outs, depth]),
         };
         LinearKernel { held, precision }
     }
@@ -238,9 +234,8 @@ impl LinearKernel {
     /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
         Ok(match &self.held {
-            HeldLinear::Stored(weight, part, depth) => {
-                let elements = weight.slice(room)?.slice(part.start * depth..part.end * depth);
-                elements.transposed_matrix(part.len(), *depth)
+            HeldLinear::Stored(weight, range, [outs, depth]) => {
+                weight.slice(room)?.slice(range.clone()).transposed_matrix(*outs, *depth)
             }
             HeldLinear::Packed(matrix) => Operand::Packed(matrix),
         })
@@ -248,9 +243,7 @@ impl LinearKernel {
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
-            HeldLinear::Stored(weight, part, depth) => {
-                weight.bytes_of(&(part.start * depth..part.end * depth))
-            }
+            HeldLinear::Stored(weight, range, _) => weight.bytes_of(range),
             HeldLinear::Packed(matrix) => matrix.size_in_bytes(),
         }
     }

@@ -112,12 +112,11 @@ pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut Lowering, gated: Gated) -
     let whole = conv_shape(op)?;
     let shape = ConvShape { out_channels: whole.out_channels / 2, ..whole };
     let id = op.value("weight")?;
-    let mut half = |outputs| {
-        plan.conv_kernel(id, outputs, &shape)?
-            .ok_or_else(|| op.invalid("of a weight that is computed").into())
+    let mut half = |outputs| -> Result<_, Error> {
+        let kernel = plan.conv_kernel(id, outputs, &shape)?;
+        Ok(kernel.ok_or_else(|| op.invalid("of a weight that is computed"))?)
     };
-    let [first, second]: [Result<_, Error>; 2] = Outputs::HALVES.map(&mut half);
-    let (values, gates) = (first?, second?);
+    let (values, gates) = (half(Outputs::First)?, half(Outputs::Second)?);
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, gate, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[gate, output], move |io| {

@@ -129,12 +129,11 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
 pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
     let (id, rows, width) = (op.value("weight")?, rows(op)?, outs / 2);
-    let mut half = |outputs| {
-        let kernel = plan.linear_kernel(id, outputs, [outs, depth])?;
-        kernel.ok_or_else(|| op.invalid("of a weight that is computed").into())
+    let mut half = |outputs| -> Result<_, Error> {
+        let kernel = plan.linear_kernel(id, outputs, [width, depth])?;
+        Ok(kernel.ok_or_else(|| op.invalid("of a weight that is computed"))?)
     };
-    let [first, second]: [Result<_, Error>; 2] = Outputs::HALVES.map(&mut half);
-    let (values, gates) = (first?, second?);
+    let (values, gates) = (half(Outputs::First)?, half(Outputs::Second)?);
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, gate, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[gate, output], move |io| {
