@@ -25,7 +25,7 @@ use crate::gemm::tile::{
 };
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
-use crate::panels::{PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
+use crate::panels::{self, GROUP, PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 
@@ -300,9 +300,9 @@ impl Head<'_> {
         with_scratch(&WORDS, query_len + words_len, |words| {
             let (query, words) = words.split_at_mut(query_len);
             // Both hold other things before and after: see `pack_query` and `store`.
-            let depth = shape.dim.next_multiple_of(BLOCK);
-            let sums_len = (self.sides.value_panels() * values.width).next_multiple_of(BLOCK) * nr;
-            let sums_len = sums_len.max(BLOCK * depth);
+            let depth = shape.dim.next_multiple_of(GROUP);
+            let sums_len = (self.sides.value_panels() * values.width).next_multiple_of(GROUP) * nr;
+            let sums_len = sums_len.max(GROUP * depth);
             let weights_len = KEY_BLOCK.max(depth) * nr;
             let scores_len = self.sides.keys.width * nr;
             with_scratch(&FLOATS, scores_len + weights_len + sums_len, |scratch| {
@@ -453,10 +453,10 @@ impl QueryPanel<'_> {
                 rest.fill(0.0);
             }
         } else {
-            let len = dim.next_multiple_of(BLOCK);
-            let lanes = &mut self.sums[..BLOCK * len];
-            for first in (0..nr).step_by(BLOCK) {
-                let count = BLOCK.min(nr - first);
+            let len = dim.next_multiple_of(GROUP);
+            let lanes = &mut self.sums[..GROUP * len];
+            for first in (0..nr).step_by(GROUP) {
+                let count = GROUP.min(nr - first);
                 for (query, lane) in lanes.chunks_exact_mut(len.max(1)).take(count).enumerate() {
                     let query = first + query;
                     if query >= self.count {
@@ -668,13 +668,13 @@ impl QueryPanel<'_> {
             }
             return;
         }
-        for (block, rows) in self.sums.chunks_exact(BLOCK * nr).take(value_dim.div_ceil(BLOCK)).enumerate() {
-            let (first, count) = (block * BLOCK, BLOCK.min(value_dim - block * BLOCK));
-            transpose(rows, nr, BLOCK, self.weights, BLOCK, 0);
-            for (query, lane) in self.weights.chunks_exact(BLOCK).take(self.count).enumerate() {
-                if layout.channel == 1 && count == BLOCK {
+        for (block, rows) in self.sums.chunks_exact(GROUP * nr).take(value_dim.div_ceil(GROUP)).enumerate() {
+            let (first, count) = (block * GROUP, GROUP.min(value_dim - block * GROUP));
+            transpose(rows, nr, GROUP, self.weights, GROUP, 0);
+            for (query, lane) in self.weights.chunks_exact(GROUP).take(self.count).enumerate() {
+                if layout.channel == 1 && count == GROUP {
                     // SAFETY: these are sixteen channels of the query, side by side.
-                    unsafe { place(query, first).copy_from_nonoverlapping(lane.as_ptr(), BLOCK) };
+                    unsafe { place(query, first).copy_from_nonoverlapping(lane.as_ptr(), GROUP) };
                     continue;
                 }
                 for (channel, value) in lane.iter().take(count).enumerate() {
@@ -686,20 +686,10 @@ impl QueryPanel<'_> {
     }
 }
 
-/// Lanes that are transposed at once.
-const BLOCK: usize = 16;
-
-/// Writes `count` lanes of `len` elements each, of [`BLOCK`] that there are, to rows of `width` elements, from column
-/// `offset` on.
-#[inline(always)]
+/// [`panels::transpose`] of elements.
 fn transpose(lanes: &[f32], len: usize, count: usize, rows: &mut [f32], width: usize, offset: usize) {
-    let words: &mut [u32] = bytemuck::cast_slice_mut(rows);
-    let done = arch::transpose_blocks(bytemuck::cast_slice(lanes), len, count, words, width, offset);
-    for (index, row) in rows.chunks_exact_mut(width).enumerate().take(len).skip(done) {
-        for (lane, value) in row[offset..offset + count].iter_mut().enumerate() {
-            *value = lanes[lane * len + index];
-        }
-    }
+    let (lanes, rows) = (bytemuck::cast_slice(lanes), bytemuck::cast_slice_mut(rows));
+    panels::transpose(lanes, len, count, rows, width, offset);
 }
 
 #[cfg(test)]
