@@ -240,14 +240,29 @@ impl Microkernel<Avx512Isa> for Quads {
     }
 }
 
+/// Sixteen words: elements of the one in the low halves, rounded to bfloat16, and of the other in the high ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pairs(low: __m512, high: __m512) -> __m512i {
+    const PLACES: [u16; 32] = {
+        let mut places = [0; 32];
+        let mut place = 0;
+        while place < 32 {
+            places[place] = (place / 2 + place % 2 * 16) as u16;
+            place += 1;
+        }
+        places
+    };
+    // SAFETY: an array of 64 bytes.
+    let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(places, as_words(_mm512_cvtne2ps_pbh(high, low)))
+}
+
 /// Rounds rows of `width` elements to bfloat16 and writes every two of them, element by element, as a row of words; a last
 /// one goes with zeros. Says whether it did: not where the CPU lacks the instruction.
 pub(crate) fn pair_up(rows: &[f32], width: usize, words: &mut [u32]) -> bool {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(rows: &[f32], width: usize, words: &mut [u32]) {
-        let places: [u16; 32] = std::array::from_fn(|place| (place / 2 + place % 2 * 16) as u16);
-        // SAFETY: an array of 64 bytes.
-        let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
         let mask = |count: usize| (u32::MAX >> (32 - count.min(16))) as __mmask16;
         if width == 1 {
             for (pairs, words) in rows.chunks(32).zip(words.chunks_mut(16)) {
@@ -272,9 +287,7 @@ pub(crate) fn pair_up(rows: &[f32], width: usize, words: &mut [u32]) -> bool {
                 unsafe {
                     let low = _mm512_maskz_loadu_ps(mask, low.as_ptr().add(first));
                     let high = _mm512_maskz_loadu_ps(high_mask, high.as_ptr().wrapping_add(first));
-                    let both = as_words(_mm512_cvtne2ps_pbh(high, low));
-                    let both = _mm512_permutexvar_epi16(places, both);
-                    _mm512_mask_storeu_epi32(words.as_mut_ptr().add(first).cast(), mask, both);
+                    _mm512_mask_storeu_epi32(words.as_mut_ptr().add(first).cast(), mask, pairs(low, high));
                 }
             }
         }
@@ -408,9 +421,6 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(job: PackTiles<'_>) {
         let PackTiles { input, plane, channels, pieces, words, position_len } = job;
-        let places: [u16; 32] = std::array::from_fn(|place| (place / 2 + place % 2 * 16) as u16);
-        // SAFETY: an array of 64 bytes.
-        let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
         let halves = pieces.partition_point(|piece| piece.vector == 0);
         for pair in 0..channels.div_ceil(2) {
             for (vector, pieces) in [&pieces[..halves], &pieces[halves..]].into_iter().enumerate() {
@@ -424,8 +434,7 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
                     };
                     let out = words.as_mut_ptr().add(pair * 2 * 16 + vector * 16);
                     for position in 0..16 {
-                        let both = as_words(_mm512_cvtne2ps_pbh(high[position], low[position]));
-                        let both = _mm512_permutexvar_epi16(places, both);
+                        let both = pairs(low[position], high[position]);
                         _mm512_storeu_si512(out.add(position * position_len).cast(), both);
                     }
                 }
