@@ -238,7 +238,6 @@ impl<'a> Convolution<'a> {
                         stretches: &stretches,
                         out: &mut rows[index * nr..],
                         stride: TILE_CHANNELS * nr,
-                        width: nr,
                     });
                 }
                 let start = format.words(block.start) * nr;
@@ -251,9 +250,7 @@ impl<'a> Convolution<'a> {
             }
         });
     }
-}
 
-impl Convolution<'_> {
     /// Asks for what tiles see of a channel, which may be beyond the last.
     fn prefetch(&self, stretches: &[Stretch], channel: usize) {
         let ConvShape { in_channels, in_size: [rows, cols], padding, .. } = *self.shape;
@@ -304,12 +301,10 @@ impl Group<'_, '_> {
         if finish.residual.is_none() && finish.multiplier.is_none() {
             return;
         }
-        let [rows, cols] = shape.out_size();
-        let outputs = [self.left.start * mr, self.left.len() * mr];
-        for Stretch { len, image, at, .. } in tiles.stretches(self.right, nr) {
-            for y in 2 * at[0]..(2 * at[0] + 2).min(rows) {
-                let corner = Corner { image, row: outputs[0], col: y * cols + 2 * at[1] };
-                finish.prefetch(target, corner, [outputs[1], (2 * len).min(cols - 2 * at[1])]);
+        for stretch in tiles.stretches(self.right, nr) {
+            for (col, count) in stretch.made_rows(shape.out_size()) {
+                let corner = Corner { image: stretch.image, row: self.left.start * mr, col };
+                finish.prefetch(target, corner, [self.left.len() * mr, count]);
             }
         }
     }
@@ -387,16 +382,10 @@ impl Group<'_, '_> {
         let is_stored = unsafe { arch::store_tiles(products, position_len, pieces, bias, out, residual) };
         if is_stored && (finish.activation.is_some() || finish.multiplier.is_some()) {
             let rest = Finish { residual: None, ..*finish };
-            let [rows, cols] = shape.out_size();
-            for Stretch { len, image, at, .. } in tiles.stretches(self.right, nr) {
-                for row in 2 * at[0]..(2 * at[0] + 2).min(rows) {
-                    let count = (2 * len).min(cols - 2 * at[1]);
-                    finish_tile::<1>(
-                        target,
-                        Corner { image, row: output, col: row * cols + 2 * at[1] },
-                        count,
-                        &rest,
-                    );
+            for stretch in tiles.stretches(self.right, nr) {
+                for (col, count) in stretch.made_rows(shape.out_size()) {
+                    let corner = Corner { image: stretch.image, row: output, col };
+                    finish_tile::<1>(target, corner, count, &rest);
                 }
             }
         }
@@ -407,12 +396,11 @@ impl Group<'_, '_> {
     #[inline(always)]
     fn store(&self, output: usize, pixels: &[[f32; 2 * WIDEST]; 2]) {
         let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
-        let [rows, cols] = shape.out_size();
-        for Stretch { lane, len, image, at } in tiles.stretches(self.right, nr) {
+        for stretch in tiles.stretches(self.right, nr) {
+            let Stretch { lane, image, .. } = stretch;
             let bias = finish.row_bias(image, output);
-            for (row, pixels) in pixels.iter().enumerate().take(rows - 2 * at[0]) {
-                let count = (2 * len).min(cols - 2 * at[1]);
-                let corner = Corner { image, row: output, col: (2 * at[0] + row) * cols + 2 * at[1] };
+            for (pixels, (col, count)) in pixels.iter().zip(stretch.made_rows(shape.out_size())) {
+                let corner = Corner { image, row: output, col };
                 // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
                 let out = unsafe { target.row_mut(corner, count) };
                 for (out, value) in out.iter_mut().zip(&pixels[2 * lane..]) {

@@ -3,7 +3,7 @@ use half::{bf16, f16};
 use super::*;
 use crate::testing::{Tolerance, check, check_cases, random};
 
-const BASE: ConvShape = ConvShape {
+pub(crate) const BASE: ConvShape = ConvShape {
     batch: 1,
     in_channels: 3,
     in_size: [7, 9],

@@ -6,17 +6,7 @@ use crate::matrix::WeightSlice;
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::unary::UnaryOp;
 
-const BASE: ConvShape = ConvShape {
-    batch: 1,
-    in_channels: 32,
-    in_size: [8, 8],
-    out_channels: 5,
-    kernel: [3, 3],
-    stride: [1, 1],
-    dilation: [1, 1],
-    padding: Padding { top: 1, bottom: 1, left: 1, right: 1 },
-    groups: 1,
-};
+const BASE: ConvShape = ConvShape { in_channels: 32, in_size: [8, 8], ..crate::conv::tests::BASE };
 
 /// Sizes around those of vectors, panels and blocks of channels.
 fn shapes() -> Vec<ConvShape> {

@@ -117,6 +117,13 @@ impl Stretch {
         })
     }
 
+    /// The rows of pixels that the tiles make of an output of rows and columns: the first pixel, counted in its channel, and
+    /// how many. The upper comes first.
+    pub(super) fn made_rows(self, [rows, cols]: [usize; 2]) -> impl Iterator<Item = (usize, usize)> {
+        let [row, col] = self.at.map(|at| 2 * at);
+        (row..(row + 2).min(rows)).map(move |row| (row * cols + col, (2 * self.len).min(cols - col)))
+    }
+
     /// What the tiles make of an output of rows and columns, whose images lie `image_stride` elements apart.
     pub(super) fn made(
         self,
@@ -157,10 +164,9 @@ pub(super) struct TransformTiles<'a> {
     /// Padding at the top and at the left.
     pub(super) origin: [usize; 2],
     pub(super) stretches: &'a [Stretch],
-    /// `width` lanes for each position, `stride` apart.
+    /// A panel's lanes for each position, `stride` apart.
     pub(super) out: &'a mut [f32],
     pub(super) stride: usize,
-    pub(super) width: usize,
 }
 
 impl SimdOp for TransformTiles<'_> {
@@ -175,7 +181,6 @@ impl SimdOp for TransformTiles<'_> {
             }
         }
         let width = TILE_VECTORS * isa.f32().len();
-        debug_assert_eq!(width, self.width);
         let [first, second, third, fourth] = &columns;
         let rows = first.iter().zip(second).zip(third.iter().zip(fourth));
         for (col, ((a, b), (c, d))) in rows.enumerate() {
