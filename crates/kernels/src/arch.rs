@@ -4,5 +4,14 @@
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "arch/other.rs")]
 mod cpu;
+#[cfg(not(target_arch = "x86_64"))]
+mod plain;
 
 pub(crate) use cpu::*;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use plain::*;
+
+/// Asks for the cache lines of some memory.
+pub(crate) fn prefetch(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| prefetch_line(line.as_ptr().cast()));
+}

@@ -510,7 +510,7 @@ impl QueryPanel<'_> {
         let nr = TILE_VECTORS * ops.len();
         let PackedShape { format, depth, lanes, .. } = self.head.sides.keys;
         let keys = Panels::new(self.head.keys, format.panel_len(depth, MR));
-        let mut scores = K::multiply::<MR>(isa, format.words(depth), keys.panel(key / MR), self.query);
+        let mut scores = K::multiply::<MR, _>(isa, format.words(depth), keys.panel(key / MR), self.query, ());
         if self.head.args.mask.is_some() || lanes < key + MR {
             self.mask(isa, key, &mut scores);
         }
@@ -628,7 +628,7 @@ impl QueryPanel<'_> {
         let values = &values.panel(panel)[format.words(start) * MR..];
         let weights: &[u32] =
             if format == Format::Single { bytemuck::cast_slice(self.weights) } else { self.words };
-        let products = K::multiply::<MR>(isa, format.words(count), values, weights);
+        let products = K::multiply::<MR, _>(isa, format.words(count), values, weights, ());
         let sums = &mut self.sums[panel * MR * nr..][..MR * nr];
         for (products, row) in products.into_iter().zip(sums.chunks_exact_mut(nr)) {
             for (product, place) in products.into_iter().zip(row.chunks_exact_mut(ops.len())) {

@@ -152,6 +152,22 @@ pub fn pack_conv_weight(
     })
 }
 
+/// Packs the weight of a convolution for [`gated_conv2d`].
+///
+/// # Panics
+///
+/// As [`pack_conv_weight`]; besides, when there are several groups, or the output channels have no halves.
+pub fn pack_gated_conv_weight(
+    shape: &ConvShape,
+    weight: WeightSlice<'_>,
+    precision: Precision,
+) -> PackedConvWeight {
+    shape.check();
+    assert_eq!(shape.groups, 1, "a gated convolution has one group");
+    let matrix = weight.matrix(shape.out_channels, shape.depth());
+    PackedConvWeight(Form::Groups(vec![PackedMatrix::gated(matrix, PackedSide::Left, precision)]))
+}
+
 /// The matrix of each group of a convolution's weight.
 pub(crate) fn pack_groups(
     shape: &ConvShape,
@@ -166,7 +182,7 @@ pub(crate) fn pack_groups(
     (0..shape.groups).map(pack).collect()
 }
 
-/// What happens to a convolution's output: `activation(sum + bias + residual) * multiplier`.
+/// What happens to a convolution's output: `activation(sum + bias + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConvEpilogue<'a> {
     /// One value for each output channel, or one for each image and output channel.
@@ -175,8 +191,6 @@ pub struct ConvEpilogue<'a> {
     pub residual: Option<&'a [f32]>,
     /// Applied to the sum.
     pub activation: Option<UnaryOp>,
-    /// Multiplies what the activation gives: a tensor of the output's shape.
-    pub multiplier: Option<&'a [f32]>,
 }
 
 impl<'a> ConvEpilogue<'a> {
@@ -187,7 +201,7 @@ impl<'a> ConvEpilogue<'a> {
             assert_eq!(
                 data.len(),
                 shape.batch * image_stride,
-                "a residual's or multiplier's length differs from the output's"
+                "the residual's length differs from the output's"
             );
             Beside { data: &data[group * rows * pixels..], row_stride: pixels, image_stride }
         };
@@ -207,7 +221,7 @@ impl<'a> ConvEpilogue<'a> {
             bias_stride,
             residual: self.residual.map(beside),
             activation: self.activation,
-            multiplier: self.multiplier.map(beside),
+            ..Finish::default()
         }
     }
 }
@@ -282,37 +296,89 @@ pub(crate) fn direct(
     let image_stride = shape.out_channels * pixels;
     let format = Format::of(precision);
     for group in 0..shape.groups {
-        let images =
-            (0..shape.batch).map(|image| &input[(image * shape.groups + group) * group_len..][..group_len]);
         let finish = epilogue.group(shape, group, rows, pixels);
         let target =
             Target::images(&mut out[group * rows * pixels..], shape.batch, rows, pixels, image_stride);
-        let multiply = |right: &[Side<'_>]| match weight {
+        with_windows(shape, &input[group * group_len..], |right| match weight {
             Groups::Packed(groups) => {
                 assert!(
                     groups.len() == shape.groups
                         && (groups[group].shape.lanes, groups[group].shape.depth) == (rows, depth),
                     "packed weight differs from the shape"
                 );
-                run(&target, Side::from(&groups[group]), right, depth, format, &finish);
+                run(&target, Side::from(&groups[group]), right, depth, format, &finish, None);
             }
             Groups::Stored(weight) => {
                 let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
                 with_side(part.matrix(rows, depth), PackedSide::Left, |left| {
-                    run(&target, left, right, depth, format, &finish);
+                    run(&target, left, right, depth, format, &finish, None);
                 });
             }
-        };
-        if shape.is_pointwise() {
-            let dense: Vec<_> =
-                images.map(|image| Dense::new(Mat::new(image, depth, pixels), PackedSide::Right)).collect();
-            multiply(&dense.iter().map(|dense| Side::Source(dense.source())).collect::<Vec<_>>());
-        } else {
-            let windows: Vec<_> = images.map(|image| Windows::new(shape, image)).collect();
-            multiply(
-                &windows.iter().map(|windows| Side::Source(Source::ByDepth(windows))).collect::<Vec<_>>(),
-            );
+        });
+    }
+}
+
+/// A convolution of one group whose weight's output channels are values and then as many gates, into
+/// `out[batch, O / 2, OH, OW]`: `(values + bias) * activation(gates + bias)`, with a `bias` of all `O`, or none.
+///
+/// # Panics
+///
+/// As [`conv2d`]; besides, when there are several groups, or a packed weight was not
+/// [packed so](pack_gated_conv_weight).
+pub fn gated_conv2d(
+    shape: &ConvShape,
+    input: &[f32],
+    weight: ConvWeight<'_>,
+    precision: Precision,
+    bias: Option<&[f32]>,
+    activation: UnaryOp,
+    out: &mut [f32],
+) {
+    shape.check();
+    let (lanes, depth) = (shape.out_channels, shape.depth());
+    let (rows, pixels) = (lanes / 2, shape.out_size().iter().product());
+    assert!(shape.groups == 1 && lanes.is_multiple_of(2), "a gated convolution has one group, and halves");
+    let image_len = shape.in_channels * shape.in_size[0] * shape.in_size[1];
+    assert_eq!(input.len(), shape.batch * image_len, "input length differs from the shape's");
+    assert_eq!(2 * out.len(), shape.out_len(), "output length differs from half the shape's");
+    assert!(bias.is_none_or(|bias| bias.len() == lanes), "bias length differs from the output channels");
+    if out.is_empty() {
+        return;
+    }
+    let bias = bias.map_or(Bias::None, Bias::PerRow);
+    let finish = Finish { bias, gate: Some(activation), ..Finish::default() };
+    let target = Target::images(out, shape.batch, rows, pixels, rows * pixels);
+    let (format, gated) = (Format::of(precision), Some(PackedSide::Left));
+    with_windows(shape, input, |right| match weight {
+        ConvWeight::Packed(PackedConvWeight(Form::Groups(groups))) => {
+            let [packed] = &groups[..] else { panic!("packed weight differs from the shape") };
+            run(&target, packed.into(), right, depth, format, &finish, gated);
         }
+        ConvWeight::Packed(PackedConvWeight(Form::Filters(_))) => {
+            panic!("the weight is not packed as one of values and gates")
+        }
+        ConvWeight::Stored(weight) => {
+            assert_eq!(weight.len(), lanes * depth, "weight length differs from the shape's");
+            with_side(weight.matrix(lanes, depth), PackedSide::Left, |left| {
+                run(&target, left, right, depth, format, &finish, gated);
+            });
+        }
+    });
+}
+
+/// Calls `body` with the matrix of windows of each image, of one group: the one that `input` begins with.
+fn with_windows(shape: &ConvShape, input: &[f32], body: impl FnOnce(&[Side<'_>])) {
+    let plane: usize = shape.in_size.iter().product();
+    let group_len = shape.in_channels / shape.groups * plane;
+    let images = (0..shape.batch).map(|image| &input[image * shape.in_channels * plane..][..group_len]);
+    if shape.is_pointwise() {
+        let depth = shape.depth();
+        let dense: Vec<_> =
+            images.map(|image| Dense::new(Mat::new(image, depth, plane), PackedSide::Right)).collect();
+        body(&dense.iter().map(|dense| Side::Source(dense.source())).collect::<Vec<_>>());
+    } else {
+        let windows: Vec<_> = images.map(|image| Windows::new(shape, image)).collect();
+        body(&windows.iter().map(|windows| Side::Source(Source::ByDepth(windows))).collect::<Vec<_>>());
     }
 }
 

@@ -15,20 +15,23 @@ use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
 use crate::panels::{PackedMatrix, PackedShape, PackedSide, Scratch, run_tasks, with_scratch};
+use crate::pool;
 use crate::precision::Precision;
 use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
+use ahead::{TileAhead, Upcoming};
 use tile::{
-    Beside, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, WIDE_MR, finish_tile,
-    is_wide, store_tile,
+    Beside, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, Tile, WIDE_MR, is_wide,
+    store_tile,
 };
 
 pub use tile::Bias;
 
+pub(crate) mod ahead;
 pub(crate) mod tile;
 
 /// What happens to a tile of the product on its way from registers to memory:
-/// `out = activation(product + bias + residual) * multiplier`.
+/// `out = activation(product + bias + residual)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// Added to the product.
@@ -37,19 +40,13 @@ pub struct Epilogue<'a> {
     pub residual: Option<MatRef<'a>>,
     /// Applied to the sum.
     pub activation: Option<UnaryOp>,
-    /// Multiplies what the activation gives: a matrix of the output's size, for gated units.
-    pub multiplier: Option<MatRef<'a>>,
 }
 
 impl<'a> Epilogue<'a> {
     fn finish(&self, rows: usize, cols: usize) -> Finish<'a> {
         let beside = |mat: MatRef<'a>| {
-            assert_eq!(
-                (mat.rows, mat.cols),
-                (rows, cols),
-                "a residual's or multiplier's size differs from the output's"
-            );
-            assert!(mat.col_stride == 1 || cols <= 1, "a residual or multiplier needs a column stride of 1");
+            assert_eq!((mat.rows, mat.cols), (rows, cols), "the residual's size differs from the output's");
+            assert!(mat.col_stride == 1 || cols <= 1, "a residual needs a column stride of 1");
             Beside { data: mat.data, row_stride: mat.row_stride, image_stride: 0 }
         };
         match self.bias {
@@ -64,7 +61,7 @@ impl<'a> Epilogue<'a> {
             bias_stride: 0,
             residual: self.residual.map(beside),
             activation: self.activation,
-            multiplier: self.multiplier.map(beside),
+            ..Finish::default()
         }
     }
 }
@@ -89,9 +86,9 @@ const DOT_ROWS: usize = 4;
 pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
     let (block, single) = match format {
         Format::Single | Format::Rounded => (256, 384),
-        Format::Pairs => (512, 768),
+        Format::Pairs => (512, 1280),
         // Scales are shared by what is in a block: smaller ones are more accurate.
-        Format::Integers | Format::Quads => (512, 768),
+        Format::Integers | Format::Quads => (512, 1280),
     };
     if depth <= single {
         return depth.max(1);
@@ -178,7 +175,37 @@ pub fn gemm(
     }
     with_side(left, PackedSide::Left, |left| {
         with_side(right, PackedSide::Right, |right| {
-            run(&target, left, &[right], depth, Format::of(precision), &finish);
+            run(&target, left, &[right], depth, Format::of(precision), &finish, None);
+        });
+    });
+}
+
+/// Multiplies `left[M, K]` by `right[K, 2 N]`, which has values and then gates, into `out[M, N]`, whose column stride must be 1:
+/// `(left * values + bias) * activation(left * gates + bias)`, with a `bias` of `2 N`, values and gates, or none.
+///
+/// # Panics
+///
+/// As [`gemm`]; besides, a packed right side must be [packed so](PackedMatrix::gated).
+pub fn gated_gemm(
+    out: MatMut<'_>,
+    left: Operand<'_>,
+    right: Operand<'_>,
+    precision: Precision,
+    bias: Option<&[f32]>,
+    activation: UnaryOp,
+) {
+    let (rows, left_depth) = sizes(left, PackedSide::Left);
+    let (cols, depth) = sizes(right, PackedSide::Right);
+    assert_eq!(left_depth, depth, "depths of the two sides differ");
+    assert_eq!((out.rows, 2 * out.cols), (rows, cols), "output size differs from half the product's");
+    assert!(bias.is_none_or(|bias| bias.len() == cols), "bias length differs from the product's columns");
+    let bias = bias.map_or(Bias::None, Bias::PerColumn);
+    let finish = Finish { bias, gate: Some(activation), ..Finish::default() };
+    let target = Target::new(out);
+    with_side(left, PackedSide::Left, |left| {
+        with_side(right, PackedSide::Right, |right| {
+            let gated = Some(PackedSide::Right);
+            run(&target, left, &[right], depth, Format::of(precision), &finish, gated);
         });
     });
 }
@@ -212,7 +239,8 @@ pub(crate) fn with_side(operand: Operand<'_>, side: PackedSide, body: impl FnOnc
     }
 }
 
-/// The blocked product of a left side and, for each image of the target, a right side of the target's columns.
+/// The blocked product of a left side and, for each image of the target, a right side of the target's columns. If the finish
+/// has a gate, one side, `gated`, has gates behind as many values.
 pub(crate) fn run(
     target: &Target,
     left: Side<'_>,
@@ -220,18 +248,25 @@ pub(crate) fn run(
     depth: usize,
     format: Format,
     finish: &Finish<'_>,
+    gated: Option<PackedSide>,
 ) {
     let Some(lanes) = right.first().map(Side::lanes) else { return };
-    assert_eq!((target.rows, target.cols), (left.lanes(), lanes), "the target's size");
+    let shape = |lanes: usize, side: PackedSide| {
+        let shape = PackedShape::new(lanes, depth, side, format);
+        if gated == Some(side) { shape.gated() } else { shape }
+    };
+    let (left_shape, right_shape) = (shape(left.lanes(), PackedSide::Left), shape(lanes, PackedSide::Right));
+    let lanes = [left_shape, right_shape].map(|shape| shape.lanes / shape.unit());
+    assert_eq!([target.rows, target.cols], lanes, "the target's size");
+    assert_eq!(finish.gate.is_some(), gated.is_some());
     if target.rows == 0 || target.cols == 0 {
         return;
     }
     let share = target.rows * target.cols * right.len() * depth.max(1) >= SHARE_FROM;
-    let left =
-        Part { sides: &[left], shape: PackedShape::new(target.rows, depth, PackedSide::Left, format), share };
-    let right =
-        Part { sides: right, shape: PackedShape::new(target.cols, depth, PackedSide::Right, format), share };
-    Product { target, left, right, share, finish }.run();
+    let left = Part { sides: &[left], shape: left_shape, share };
+    let right = Part { sides: right, shape: right_shape, share };
+    let finish = &Finish { coarse: format != Format::Single, ..*finish };
+    Product { target, left, right, share, finish, gates: finish.gates(target) }.run();
 }
 
 /// A side of a product: what is packed, or to be packed, for each image.
@@ -271,6 +306,24 @@ impl Part<'_> {
     }
 }
 
+impl Part<'_> {
+    /// What is to be packed of some panels, of one image, at the first of some depths.
+    fn upcoming(&self, panels: Range<usize>, depths: Range<usize>, most: usize, tiles: usize) -> Upcoming {
+        let (image, panel) = (panels.start / self.shape.panels(), panels.start % self.shape.panels());
+        let Some(Source::ByDepth(source)) = self.sides.get(image).and_then(Side::source) else {
+            return Upcoming::nothing();
+        };
+        if panels.is_empty() || depths.is_empty() {
+            return Upcoming::nothing();
+        }
+        let last = (panel + panels.len()).min(self.shape.panels()) - 1;
+        let lanes = self.shape.lanes_of(panel).start..self.shape.lanes_of(last).end;
+        let row = |depth: usize| source.stored(lanes.clone(), depth.min(depths.end - 1));
+        let rows = [row(depths.start), row(depths.start + 1)];
+        Upcoming::rows(rows, depths.len().min(most), tiles)
+    }
+}
+
 /// Packed panels of a side.
 struct Held<'a> {
     /// For each block of the depth, from `depth` on, `count` panels.
@@ -298,6 +351,8 @@ struct Product<'a> {
     right: Part<'a>,
     share: bool,
     finish: &'a Finish<'a>,
+    /// How gates are finished.
+    gates: Finish<'a>,
 }
 
 impl Product<'_> {
@@ -310,27 +365,45 @@ impl Product<'_> {
         let (shared, streamed) = if shares_left { (left, right) } else { (right, left) };
         let panel_len = shared.shape.len_of(1, &(0..depth));
         let mut group = TASK_PANELS;
-        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > 1 {
+        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > streamed.shape.unit() {
             group /= 2;
         }
         let block = depth_block(left.shape.format, depth);
         let group_len = group * streamed.shape.format.panel_len(block, streamed.shape.width);
-        let depth_step = block * (TASK_WORDS / group_len).max(1);
+        let is_gated = self.finish.gate.is_some();
+        let depth_step = if is_gated { depth } else { block * (TASK_WORDS / group_len).max(1) };
         let streamed = &Part { share: false, ..*streamed };
-        for shared_panels in ranges(shared.panels(), SHARE_UP_TO / panel_len.max(1)) {
+        // Whose turn it is: the next task of this thread is likely to be as many further as there are threads.
+        let threads = if *share { pool::threads() } else { 1 };
+        let shared_step = (SHARE_UP_TO / panel_len.max(1)).next_multiple_of(shared.shape.unit());
+        for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
+            let tiles = group * shared_panels.len();
             shared.with_panels(shared_panels, 0..depth, &SHARED, |shared| {
                 run_tasks(*share, streamed.panels().div_ceil(group), |task| {
-                    let panels = task * group..((task + 1) * group).min(streamed.panels());
+                    let panels = |task: usize| task * group..((task + 1) * group).min(streamed.panels());
                     for depths in blocks(0..depth, depth_step) {
-                        streamed.with_panels(panels.clone(), depths.clone(), &STREAMED, |streamed| {
-                            let firsts = [first, panels.start];
+                        let upcoming = match depths.end < depth {
+                            true => streamed.upcoming(panels(task), depths.end..depth, depths.len(), tiles),
+                            false => streamed.upcoming(panels(task + threads), 0..depth, depth_step, tiles),
+                        };
+                        streamed.with_panels(panels(task), depths.clone(), &STREAMED, |streamed| {
+                            let firsts = [first, panels(task).start];
                             let (left, right, [left_first, right_first]) = if shares_left {
                                 (&shared, &streamed, firsts)
                             } else {
-                                (&streamed, &shared, [panels.start, first])
+                                (&streamed, &shared, [firsts[1], first])
                             };
-                            let tiles = Tiles { product: self, left, right, left_first, right_first, depths };
+                            let upcoming = &upcoming;
+                            let tiles = Tiles {
+                                product: self,
+                                left,
+                                right,
+                                left_first,
+                                right_first,
+                                depths,
+                                upcoming,
+                            };
                             tile::dispatch(self.left.shape.format, tiles);
                         });
                     }
@@ -382,6 +455,7 @@ struct Tiles<'a> {
     left_first: usize,
     right_first: usize,
     depths: Range<usize>,
+    upcoming: &'a Upcoming,
 }
 
 impl PanelOp for Tiles<'_> {
@@ -402,6 +476,9 @@ impl Tiles<'_> {
     fn tiles<I: Isa, K: Microkernel<I>, const MR: usize>(self, isa: I) {
         let shape = &self.product.left.shape;
         let nr = TILE_VECTORS * isa.f32().len();
+        if self.product.finish.gate.is_some() {
+            return self.gated::<I, K, MR>(isa);
+        }
         for lefts in ranges(self.left.panels.len(), SHARED_LANES / MR) {
             for rights in ranges(self.right.panels.len(), SHARED_LANES / nr) {
                 for depths in blocks(self.depths.clone(), depth_block(shape.format, shape.depth)) {
@@ -433,19 +510,62 @@ impl Tiles<'_> {
             let (image, col) = (number / right.shape.panels(), number % right.shape.panels() * nr);
             for index in lefts.clone() {
                 let corner = Corner { image, row: (self.left_first + index) * MR, col };
-                if !accumulate {
-                    target.prefetch(corner, [MR, nr]);
-                }
-                if let Some(finish) = finish {
-                    finish.prefetch(target, corner, [MR, nr]);
-                }
-                let sums = K::multiply::<MR>(isa, words, left_panels.panel(index), right_panel);
-                store_tile::<I, MR>(isa, sums, target, corner, accumulate, finish);
-                if let Some(finish) = finish {
-                    finish_tile::<MR>(target, corner, nr, finish);
-                }
+                let (size, is_new, upcoming) = ([MR, nr], !accumulate, self.upcoming);
+                let ahead = TileAhead { target, finish, corner, size, is_new, upcoming };
+                let sums = K::multiply::<MR, _>(isa, words, left_panels.panel(index), right_panel, ahead);
+                store_tile::<I, MR>(isa, sums, target, corner, accumulate, finish, None);
             }
         }
+    }
+}
+
+impl Tiles<'_> {
+    /// Tiles of values, each multiplied by a tile of gates.
+    #[inline(always)]
+    fn gated<I: Isa, K: Microkernel<I>, const MR: usize>(&self, isa: I) {
+        let Product { target, left, right, finish, gates, .. } = self.product;
+        let nr = TILE_VECTORS * isa.f32().len();
+        let [left_unit, right_unit] = [left.shape.unit(), right.shape.unit()];
+        for right_panel in (0..self.right.panels.len()).step_by(right_unit) {
+            let number = self.right_first + right_panel;
+            let (image, panel) = (number / right.shape.panels(), number % right.shape.panels());
+            for left_panel in (0..self.left.panels.len()).step_by(left_unit) {
+                let row = (self.left_first + left_panel) / left_unit * MR;
+                let corner = Corner { image, row, col: panel / right_unit * nr };
+                let panels = [left_panel, right_panel];
+                let gate_panels = [left_panel + left_unit - 1, right_panel + right_unit - 1];
+                let tile = self.whole_depth::<I, K, MR>(isa, gate_panels, corner);
+                let gates = gates.spilled::<I, MR>(isa, tile, target, corner);
+                let tile = self.whole_depth::<I, K, MR>(isa, panels, corner);
+                store_tile::<I, MR>(isa, tile, target, corner, false, Some(finish), Some(&gates));
+            }
+        }
+    }
+
+    /// The product of two panels over the whole depth.
+    #[inline(always)]
+    fn whole_depth<I: Isa, K: Microkernel<I>, const MR: usize>(
+        &self,
+        isa: I,
+        [left, right]: [usize; 2],
+        corner: Corner,
+    ) -> Tile<I, MR> {
+        let (ops, Product { target, .. }) = (isa.f32(), self.product);
+        let shape = &self.product.left.shape;
+        let size = [MR, TILE_VECTORS * ops.len()];
+        let mut sums = [[ops.zero(); TILE_VECTORS]; MR];
+        for depths in blocks(self.depths.clone(), depth_block(shape.format, shape.depth)) {
+            let (is_new, upcoming) = (depths.start == 0, self.upcoming);
+            let ahead = TileAhead { target, finish: None, corner, size, is_new, upcoming };
+            let words = shape.format.words(depths.len());
+            let (left, right) =
+                (self.left.block(&depths).panel(left), self.right.block(&depths).panel(right));
+            let more = K::multiply::<MR, _>(isa, words, left, right, ahead);
+            for (sum, more) in sums.as_flattened_mut().iter_mut().zip(more.as_flattened()) {
+                *sum = ops.add(*sum, *more);
+            }
+        }
+        sums
     }
 }
 
@@ -478,7 +598,12 @@ fn dot_rows(target: &Target, left: MatRef<'_>, right: impl Runs, stride: usize, 
                 }
             }
         }
-        isa::dispatch(StoreRows { target, col: start, count, sums: &sums, finish });
+        for (row, sums) in sums.iter_mut().enumerate().take(target.rows) {
+            let (sums, corner) = (&mut sums[..count], Corner { image: 0, row, col: start });
+            finish.finish_row(corner, sums);
+            // SAFETY: every task has columns of its own.
+            unsafe { target.row_mut(corner, count) }.copy_from_slice(sums);
+        }
     });
 }
 
@@ -503,36 +628,6 @@ impl SimdOp for Dot<'_> {
             sums[0] = ops.mul_add(ops.load_pad(x).0, ops.load_pad(y).0, sums[0]);
         }
         ops.sum(ops.add(ops.add(sums[0], sums[1]), ops.add(sums[2], sums[3])))
-    }
-}
-
-/// Stores sums of [`dot_rows`] as tiles of one row.
-struct StoreRows<'a> {
-    target: &'a Target,
-    col: usize,
-    count: usize,
-    sums: &'a [[f32; DOT_COLS]; DOT_ROWS],
-    finish: &'a Finish<'a>,
-}
-
-impl SimdOp for StoreRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let len = isa.f32().len();
-        let nr = TILE_VECTORS * len;
-        for start in (0..self.count).step_by(nr) {
-            for (row, sums) in self.sums.iter().enumerate().take(self.target.rows) {
-                let mut tile = [[isa.f32().zero(); TILE_VECTORS]; 1];
-                for (vector, value) in tile[0].iter_mut().enumerate() {
-                    *value = isa.f32().load_pad(sums.get(start + vector * len..).unwrap_or(&[])).0;
-                }
-                let corner = Corner { image: 0, row, col: self.col + start };
-                store_tile::<I, 1>(isa, tile, self.target, corner, false, Some(self.finish));
-                finish_tile::<1>(self.target, corner, nr, self.finish);
-            }
-        }
     }
 }
 

@@ -83,9 +83,12 @@ mod winograd;
 
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
-pub use conv::{ConvEpilogue, ConvShape, ConvWeight, PackedConvWeight, Padding, conv2d, pack_conv_weight};
+pub use conv::{
+    ConvEpilogue, ConvShape, ConvWeight, PackedConvWeight, Padding, conv2d, gated_conv2d, pack_conv_weight,
+    pack_gated_conv_weight,
+};
 pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
-pub use gemm::{Bias, Epilogue, gemm};
+pub use gemm::{Bias, Epilogue, gated_gemm, gemm};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
     upsample_nearest,

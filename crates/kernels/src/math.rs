@@ -91,6 +91,36 @@ pub(crate) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     ops.mul(x, phi)
 }
 
+/// [`gelu`] with an absolute error of at most 2.3e-6, for what is rounded to eight bits afterwards: a third of the work.
+///
+/// `Phi(x) - 1/2` is `x` times a polynomial in its square, fitted up to 5, where it is taken for 1/2.
+#[inline(always)]
+pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    let ops = isa.f32();
+    let (low, high) = (ops.splat(-5.0), ops.splat(5.0));
+    // In this order, NaN stays NaN.
+    let x = ops.select(low, x, ops.lt(x, low));
+    let near = ops.select(high, x, ops.gt(x, high));
+    let square = ops.mul_add(ops.mul(near, near), ops.splat(0.08), ops.splat(-1.0));
+    let mut poly = ops.splat(-0.001_044_689_9);
+    for coefficient in [
+        0.003_173_613,
+        -0.004_008_235,
+        0.005_156_042,
+        -0.010_063_27,
+        0.016_880_099,
+        -0.023_661_945,
+        0.031_365_093,
+        -0.040_386_636,
+        0.051_524_61,
+        -0.070_298_444,
+        0.141_363_75,
+    ] {
+        poly = ops.mul_add(poly, square, ops.splat(coefficient));
+    }
+    ops.mul(x, ops.mul_add(near, poly, ops.splat(0.5)))
+}
+
 /// The error function.
 #[inline(always)]
 pub(crate) fn erf<I: Isa>(isa: I, x: I::F32) -> I::F32 {

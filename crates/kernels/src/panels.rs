@@ -46,22 +46,41 @@ pub(crate) struct PackedShape {
     pub(crate) width: usize,
     pub(crate) side: PackedSide,
     pub(crate) format: Format,
+    /// Whether the lanes are values and then as many gates. Their panels alternate, so that those lie beside each other that
+    /// are needed together.
+    pub(crate) is_gated: bool,
 }
 
 impl PackedShape {
     pub(crate) fn new(lanes: usize, depth: usize, side: PackedSide, format: Format) -> Self {
         // Without depth there is nothing to take a scale of.
         let format = if depth == 0 { Format::Single } else { format };
-        Self { lanes, depth, width: tile_shape().width(side), side, format }
+        Self { lanes, depth, width: tile_shape().width(side), side, format, is_gated: false }
+    }
+
+    /// Of values and gates.
+    ///
+    /// # Panics
+    /// When the number of lanes is odd.
+    pub(crate) fn gated(self) -> Self {
+        assert!(self.lanes.is_multiple_of(2), "values and gates are as many");
+        Self { is_gated: true, ..self }
+    }
+
+    /// The panels of a tile of the output.
+    pub(crate) fn unit(&self) -> usize {
+        1 + usize::from(self.is_gated)
     }
 
     pub(crate) fn panels(&self) -> usize {
-        self.lanes.div_ceil(self.width)
+        self.unit() * (self.lanes / self.unit()).div_ceil(self.width)
     }
 
     /// The lanes of a panel of one image.
     pub(crate) fn lanes_of(&self, panel: usize) -> Range<usize> {
-        panel * self.width..((panel + 1) * self.width).min(self.lanes)
+        let (half, panel) = (self.lanes / self.unit(), [panel / self.unit(), panel % self.unit()]);
+        let start = panel[1] * half;
+        start + panel[0] * self.width..start + ((panel[0] + 1) * self.width).min(half)
     }
 
     /// The words of so many panels over a range of the depth that consists of blocks.
@@ -98,7 +117,21 @@ impl PackedMatrix {
     /// When `matrix` is itself packed.
     pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
         let (lanes, depth) = sizes(matrix, side);
-        let shape = PackedShape::new(lanes, depth, side, Format::of(precision));
+        Self::of_shape(matrix, PackedShape::new(lanes, depth, side, Format::of(precision)))
+    }
+
+    /// Packs a `matrix` whose lanes are values and then as many gates, for [`gated_gemm`](crate::gated_gemm).
+    ///
+    /// # Panics
+    ///
+    /// When `matrix` is itself packed, or its lanes are not of an even number.
+    pub fn gated(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
+        let (lanes, depth) = sizes(matrix, side);
+        Self::of_shape(matrix, PackedShape::new(lanes, depth, side, Format::of(precision)).gated())
+    }
+
+    fn of_shape(matrix: Operand<'_>, shape: PackedShape) -> Self {
+        let PackedShape { depth, side, .. } = shape;
         let all = 0..depth;
         let len = shape.len_of(shape.panels(), &all);
         let mut data = vec![0; len + LINE_WORDS];

@@ -290,6 +290,11 @@ fn team_for(tasks: usize) -> Option<Arc<Team>> {
     current_team().filter(|team| team.threads > 1)
 }
 
+/// The threads of the current pool.
+pub(crate) fn threads() -> usize {
+    current_team().map_or(1, |team| team.threads)
+}
+
 /// Calls `body` once for each index below `tasks`, on the current pool. A loop within a task stays on its thread.
 ///
 /// # Panics

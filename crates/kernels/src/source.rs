@@ -31,8 +31,15 @@ pub(crate) trait ByDepth: Sync {
     /// is left alone.
     fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]);
 
+    /// The memory of some lanes at one depth, if they lie together.
+    fn stored(&self, _lanes: Range<usize>, _depth: usize) -> &[u8] {
+        &[]
+    }
+
     /// Asks for what [`read`](Self::read) would read, some time before it does.
-    fn prefetch(&self, _lanes: Range<usize>, _depths: Range<usize>) {}
+    fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
+        depths.for_each(|depth| arch::prefetch(self.stored(lanes.clone(), depth)));
+    }
 }
 
 /// One side of a product as it is stored.
@@ -129,9 +136,7 @@ impl<R: Runs> ByDepth for Dense<R> {
         }
     }
 
-    fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
-        for k in depths {
-            arch::prefetch(self.data.stored(k * self.depth_stride + lanes.start, lanes.len()));
-        }
+    fn stored(&self, lanes: Range<usize>, depth: usize) -> &[u8] {
+        self.data.stored(depth * self.depth_stride + lanes.start, lanes.len())
     }
 }

@@ -23,8 +23,8 @@ use crate::conv::ConvShape;
 use crate::format::{Format, encode_rows};
 use crate::gemm::ranges;
 use crate::gemm::tile::{
-    self, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
-    finish_tile, is_wide, tile_shape,
+    self, Bias, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
+    is_wide, tile_shape,
 };
 use crate::isa;
 use crate::panels::{PackedSide, run_tasks, with_scratch};
@@ -298,13 +298,14 @@ impl Group<'_, '_> {
     /// Asks for what the output is to be finished with.
     fn prefetch(&self) {
         let &Convolution { shape, target, finish, tiles, mr, nr, .. } = self.convolution;
-        if finish.residual.is_none() && finish.multiplier.is_none() {
+        if finish.residual.is_none() {
             return;
         }
         for stretch in tiles.stretches(self.right, nr) {
             for (col, count) in stretch.made_rows(shape.out_size()) {
-                let corner = Corner { image: stretch.image, row: self.left.start * mr, col };
-                finish.prefetch(target, corner, [self.left.len() * mr, count]);
+                for row in self.left.start * mr..(self.left.end * mr).min(target.rows) {
+                    finish.prefetch_row(Corner { image: stretch.image, row, col }, count);
+                }
             }
         }
     }
@@ -321,7 +322,7 @@ impl Group<'_, '_> {
             let tiles = &self.tiles[position * words * nr..];
             for (left, product) in products.chunks_exact_mut(MR * nr).enumerate() {
                 let weights = &self.weights[left * left_len + position * words * MR..];
-                let sums = K::multiply::<MR>(isa, words, weights, tiles);
+                let sums = K::multiply::<MR, _>(isa, words, weights, tiles, ());
                 for (row, sums) in sums.iter().enumerate() {
                     for (vector, sum) in sums.iter().enumerate() {
                         // SAFETY: the product has MR rows of TILE_VECTORS vectors.
@@ -380,12 +381,13 @@ impl Group<'_, '_> {
         // SAFETY: pieces are pixels of the output, of which every tile belongs to one panel, and every panel with every output
         // to one task; the residual has as many.
         let is_stored = unsafe { arch::store_tiles(products, position_len, pieces, bias, out, residual) };
-        if is_stored && (finish.activation.is_some() || finish.multiplier.is_some()) {
-            let rest = Finish { residual: None, ..*finish };
+        if is_stored && finish.activation.is_some() {
+            let rest = Finish { bias: Bias::None, residual: None, ..*finish };
             for stretch in tiles.stretches(self.right, nr) {
                 for (col, count) in stretch.made_rows(shape.out_size()) {
                     let corner = Corner { image: stretch.image, row: output, col };
-                    finish_tile::<1>(target, corner, count, &rest);
+                    // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
+                    rest.finish_row(corner, unsafe { target.row_mut(corner, count) });
                 }
             }
         }
@@ -398,15 +400,12 @@ impl Group<'_, '_> {
         let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
         for stretch in tiles.stretches(self.right, nr) {
             let Stretch { lane, image, .. } = stretch;
-            let bias = finish.row_bias(image, output);
             for (pixels, (col, count)) in pixels.iter().zip(stretch.made_rows(shape.out_size())) {
                 let corner = Corner { image, row: output, col };
                 // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
                 let out = unsafe { target.row_mut(corner, count) };
-                for (out, value) in out.iter_mut().zip(&pixels[2 * lane..]) {
-                    *out = value + bias;
-                }
-                finish_tile::<1>(target, corner, count, finish);
+                out.copy_from_slice(&pixels[2 * lane..][..count]);
+                finish.finish_row(corner, out);
             }
         }
     }

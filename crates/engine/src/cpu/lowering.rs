@@ -7,7 +7,7 @@ use kernels::{ConvShape, Precision};
 use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use super::weight::stays_compressed;
-use super::{ConvKernel, LinearKernel, Outputs, Weight};
+use super::{ConvKernel, LinearKernel, Weight};
 use crate::backend::holds_floats;
 use crate::reference::{Operands, constant_bytes};
 use crate::{Data, Error, Options, Tensor};
@@ -257,28 +257,28 @@ impl<'f> Lowering<'f> {
         }
     }
 
-    /// The constant weight of a convolution, or of some of its outputs, which has `shape`; `None` if it is computed.
+    /// The constant weight of a convolution, whose outputs may be values and then as many gates; `None` if it is computed.
     pub(crate) fn conv_kernel(
         &mut self,
         id: ValueId,
-        outputs: Outputs,
+        gated: bool,
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, outputs, shape, self.weight_precision(id), self.packs_weights);
+        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
 
-    /// The constant weight of a linear layer, or of some of its outputs, which is [outs, depth]; `None` if it is computed.
+    /// The constant weight [outs, depth] of a linear layer, as that of a convolution.
     pub(crate) fn linear_kernel(
         &mut self,
         id: ValueId,
-        outputs: Outputs,
+        gated: bool,
         size: [usize; 2],
     ) -> Result<Option<LinearKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = LinearKernel::new(weight, outputs, size, self.weight_precision(id), self.packs_weights);
+        let kernel = LinearKernel::new(weight, gated, size, self.weight_precision(id), self.packs_weights);
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }

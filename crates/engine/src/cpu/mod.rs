@@ -16,7 +16,6 @@ use kernels::{Precision, ThreadPool};
 use mil::{DType, Function};
 
 pub(crate) use lowering::{Io, Lowering};
-pub(crate) use weight::Outputs;
 use weight::{ConvKernel, LinearKernel, Weight};
 
 use crate::backend::Executable;

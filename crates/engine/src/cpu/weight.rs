@@ -1,7 +1,5 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
-use std::ops::Range;
-
 use half::{bf16, f16};
 use kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
@@ -95,19 +93,6 @@ impl Weight {
         matches!(self, Weight::Encoded(_) | Weight::Deferred(_))
     }
 
-    /// The number of elements.
-    fn len(&self) -> usize {
-        match self {
-            Weight::Deferred(weight) => weight.ty().count(),
-            held => held.held().len(),
-        }
-    }
-
-    /// The share of some elements in the memory that all take.
-    fn bytes_of(&self, range: &Range<usize>) -> usize {
-        (self.bytes() * range.len()).checked_div(self.len()).unwrap_or(0)
-    }
-
     /// The memory that it takes, mapped or held.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -120,55 +105,31 @@ impl Weight {
     }
 }
 
-/// Which of a layer's outputs a kernel makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outputs {
-    All,
-    /// The first half of them.
-    First,
-    /// The other half.
-    Second,
-}
-
-impl Outputs {
-    /// Their part of something that all outputs have an equal share in.
-    pub(crate) fn part(self, len: usize) -> Range<usize> {
-        match self {
-            Outputs::All => 0..len,
-            Outputs::First => 0..len / 2,
-            Outputs::Second => len / 2..len,
-        }
-    }
-}
-
 /// The weight of a convolution: packed beforehand, or whenever it is used.
 pub(crate) struct ConvKernel {
-    held: HeldConv,
+    held: Held<PackedConvWeight>,
     precision: Precision,
 }
 
-enum HeldConv {
-    Stored(Weight, Range<usize>),
-    Packed(PackedConvWeight),
+enum Held<P> {
+    Stored(Weight),
+    Packed(P),
 }
 
 impl ConvKernel {
-    /// For `outputs` of the convolution that the weight belongs to, with the shape that it has with these alone. `packs` asks
-    /// for packing, which a compressed weight is never worth: it would be dense, in `f32`.
+    /// `gated` says that the outputs are values and then as many gates. `packs` asks for packing, which a compressed weight is
+    /// never worth: it would be dense, in `f32`.
     pub(super) fn new(
         weight: Weight,
-        outputs: Outputs,
+        gated: bool,
         shape: &ConvShape,
         precision: Precision,
         packs: bool,
     ) -> Self {
-        let range = outputs.part(weight.len());
+        let pack = if gated { kernels::pack_gated_conv_weight } else { kernels::pack_conv_weight };
         let held = match packs && !weight.is_compressed() {
-            true => {
-                let part = weight.held().slice(range);
-                HeldConv::Packed(kernels::pack_conv_weight(shape, part, precision))
-            }
-            false => HeldConv::Stored(weight, range),
+            true => Held::Packed(pack(shape, weight.held(), precision)),
+            false => Held::Stored(weight),
         };
         ConvKernel { held, precision }
     }
@@ -181,49 +142,45 @@ impl ConvKernel {
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
         Ok(match &self.held {
-            HeldConv::Stored(weight, range) => ConvWeight::Stored(weight.slice(room)?.slice(range.clone())),
-            HeldConv::Packed(packed) => ConvWeight::Packed(packed),
+            Held::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
+            Held::Packed(packed) => ConvWeight::Packed(packed),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
-            HeldConv::Stored(weight, range) => weight.bytes_of(range),
-            HeldConv::Packed(packed) => packed.size_in_bytes(),
+            Held::Stored(weight) => weight.bytes(),
+            Held::Packed(packed) => packed.size_in_bytes(),
         }
     }
 }
 
 /// The weight [outs, depth] of a linear layer: packed beforehand, or whenever it is used.
 pub(crate) struct LinearKernel {
-    held: HeldLinear,
+    held: Held<PackedMatrix>,
+    size: [usize; 2],
     precision: Precision,
-}
-
-enum HeldLinear {
-    /// The elements that are meant, and their outputs and depth.
-    Stored(Weight, Range<usize>, [usize; 2]),
-    Packed(PackedMatrix),
 }
 
 impl LinearKernel {
     /// As [`ConvKernel::new`].
     pub(super) fn new(
         weight: Weight,
-        outputs: Outputs,
-        [outs, depth]: [usize; 2],
+        gated: bool,
+        size: [usize; 2],
         precision: Precision,
         packs: bool,
     ) -> Self {
-        let range = outputs.part(weight.len());
+        let pack = if gated { PackedMatrix::gated } else { PackedMatrix::new };
+        let [outs, depth] = size;
         let held = match packs && !weight.is_compressed() {
             true => {
-                let matrix = weight.held().slice(range).transposed_matrix(outs, depth);
-                HeldLinear::Packed(PackedMatrix::new(matrix, PackedSide::Right, precision))
+                let matrix = weight.held().transposed_matrix(outs, depth);
+                Held::Packed(pack(matrix, PackedSide::Right, precision))
             }
-            false => HeldLinear::Stored(weight, range, [outs, depth]),
+            false => Held::Stored(weight),
         };
-        LinearKernel { held, precision }
+        LinearKernel { held, size, precision }
     }
 
     /// The precision of the products.
@@ -233,18 +190,17 @@ impl LinearKernel {
 
     /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
+        let [outs, depth] = self.size;
         Ok(match &self.held {
-            HeldLinear::Stored(weight, range, [outs, depth]) => {
-                weight.slice(room)?.slice(range.clone()).transposed_matrix(*outs, *depth)
-            }
-            HeldLinear::Packed(matrix) => Operand::Packed(matrix),
+            Held::Stored(weight) => weight.slice(room)?.transposed_matrix(outs, depth),
+            Held::Packed(matrix) => Operand::Packed(matrix),
         })
     }
 
     pub(super) fn bytes(&self) -> usize {
         match &self.held {
-            HeldLinear::Stored(weight, range, _) => weight.bytes_of(range),
-            HeldLinear::Packed(matrix) => matrix.size_in_bytes(),
+            Held::Stored(weight) => weight.bytes(),
+            Held::Packed(matrix) => matrix.size_in_bytes(),
         }
     }
 }

@@ -5,7 +5,7 @@ use mil::OpView;
 use mil::ops::ConvGeometry;
 
 use super::{Binding, Ending, Gated, offsets, strides};
-use crate::cpu::{Lowering, Outputs};
+use crate::cpu::Lowering;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
@@ -82,7 +82,7 @@ fn conv_shape(op: &OpView) -> Result<ConvShape, Error> {
 pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let shape = conv_shape(op)?;
     let ConvShape { batch, out_channels, .. } = shape;
-    let Some(weight) = plan.conv_kernel(op.value("weight")?, Outputs::All, &shape)? else {
+    let Some(weight) = plan.conv_kernel(op.value("weight")?, false, &shape)? else {
         return plan.by_reference(op, conv);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
@@ -94,7 +94,6 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Re
             bias: shifted.as_deref().or(bias.as_deref()),
             residual,
             activation: ending.activation,
-            multiplier: None,
         };
         let mut room = None;
         let operand = weight.operand(&mut room)?;
@@ -103,37 +102,21 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Re
     })
 }
 
-/// Adds the step of a convolution of one group whose outputs are halves of a gated unit, the gates second: `gate`, which the
-/// activation gives, multiplies the values to `output`.
+/// Adds the step of a convolution of one group whose outputs are halves of a gated unit, the gates second.
 ///
 /// # Errors
 /// If the weight is computed.
 pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
-    let whole = conv_shape(op)?;
-    let shape = ConvShape { out_channels: whole.out_channels / 2, ..whole };
-    let id = op.value("weight")?;
-    let mut half = |outputs| -> Result<_, Error> {
-        let kernel = plan.conv_kernel(id, outputs, &shape)?;
-        Ok(kernel.ok_or_else(|| op.invalid("of a weight that is computed"))?)
-    };
-    let (values, gates) = (half(Outputs::First)?, half(Outputs::Second)?);
+    let shape = conv_shape(op)?;
+    let weight = plan.conv_kernel(op.value("weight")?, true, &shape)?;
+    let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let Gated { label, gate, output, activation } = gated;
-    plan.step(label, &[op.value("x")?], &[gate, output], move |io| {
-        let [gate, out] = &mut io.out[..] else { return Ok(()) };
-        let bias = |outputs: Outputs| bias.as_deref().map(|bias| &bias[outputs.part(bias.len())]);
-        let mut room = None;
-        let epilogue = ConvEpilogue {
-            bias: bias(Outputs::Second),
-            activation: Some(activation),
-            ..ConvEpilogue::default()
-        };
-        let weight = gates.operand(&mut room)?;
-        kernels::conv2d(&shape, io.floats[0], weight, gates.precision(), &epilogue, gate);
-        let epilogue =
-            ConvEpilogue { bias: bias(Outputs::First), multiplier: Some(gate), ..ConvEpilogue::default() };
-        let weight = values.operand(&mut room)?;
-        kernels::conv2d(&shape, io.floats[0], weight, values.precision(), &epilogue, out);
+    let Gated { label, output, activation } = gated;
+    plan.step(label, &[op.value("x")?], &[output], move |io| {
+        let (mut room, bias) = (None, bias.as_deref());
+        let operand = weight.operand(&mut room)?;
+        let (x, precision) = (io.floats[0], weight.precision());
+        kernels::gated_conv2d(&shape, x, operand, precision, bias, activation, io.out[0]);
         Ok(())
     })
 }

@@ -5,7 +5,7 @@ use mil::OpView;
 
 use super::{Binding, Ending, Gated, attention, broadcast_strides, einsum, offsets};
 use crate::backend::holds_floats;
-use crate::cpu::{Lowering, Outputs};
+use crate::cpu::Lowering;
 use crate::reference::{Operands, numbers};
 use crate::{Error, Tensor};
 
@@ -103,7 +103,7 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
 /// Adds the step of a linear layer and what follows it.
 pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
-    let Some(weight) = plan.linear_kernel(op.value("weight")?, Outputs::All, [outs, depth])? else {
+    let Some(weight) = plan.linear_kernel(op.value("weight")?, false, [outs, depth])? else {
         return plan.by_reference(op, linear);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
@@ -115,7 +115,6 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
             bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn),
             residual: residual.map(|residual| Mat::new(residual, rows, outs)),
             activation: ending.activation,
-            multiplier: None,
         };
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
         let mut room = None;
@@ -128,32 +127,17 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
 /// As [`lower_gated_conv`](super::lower_gated_conv), of a linear layer.
 pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
-    let (id, rows, width) = (op.value("weight")?, rows(op)?, outs / 2);
-    let mut half = |outputs| -> Result<_, Error> {
-        let kernel = plan.linear_kernel(id, outputs, [width, depth])?;
-        Ok(kernel.ok_or_else(|| op.invalid("of a weight that is computed"))?)
-    };
-    let (values, gates) = (half(Outputs::First)?, half(Outputs::Second)?);
+    let (rows, width) = (rows(op)?, outs / 2);
+    let weight = plan.linear_kernel(op.value("weight")?, true, [outs, depth])?;
+    let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let Gated { label, gate, output, activation } = gated;
-    plan.step(label, &[op.value("x")?], &[gate, output], move |io| {
-        let [gate, out] = &mut io.out[..] else { return Ok(()) };
-        let bias = |outputs: Outputs| {
-            bias.as_deref().map_or(Bias::None, |bias| Bias::PerColumn(&bias[outputs.part(bias.len())]))
-        };
+    let Gated { label, output, activation } = gated;
+    plan.step(label, &[op.value("x")?], &[output], move |io| {
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
         let mut room = None;
-        let epilogue =
-            Epilogue { bias: bias(Outputs::Second), activation: Some(activation), ..Epilogue::default() };
-        let right = gates.operand(&mut room)?;
-        kernels::gemm(MatMut::new(gate, rows, width), left, right, gates.precision(), &epilogue);
-        let epilogue = Epilogue {
-            bias: bias(Outputs::First),
-            multiplier: Some(Mat::new(gate, rows, width)),
-            ..Epilogue::default()
-        };
-        let right = values.operand(&mut room)?;
-        kernels::gemm(MatMut::new(out, rows, width), left, right, values.precision(), &epilogue);
+        let right = weight.operand(&mut room)?;
+        let out = MatMut::new(io.out[0], rows, width);
+        kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
         Ok(())
     })
 }

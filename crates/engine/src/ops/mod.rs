@@ -91,8 +91,6 @@ impl Ending {
 pub(crate) struct Gated {
     /// The step's label.
     pub(crate) label: String,
-    /// What the activation gives.
-    pub(crate) gate: ValueId,
     /// The product.
     pub(crate) output: ValueId,
     pub(crate) activation: UnaryOp,

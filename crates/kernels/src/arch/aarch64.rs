@@ -9,9 +9,9 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use rten_simd::isa::ArmNeonIsa;
 
 use crate::attention::{Exponentials, QueryPanel};
+use crate::gemm::ahead::Ahead;
 use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
-use crate::winograd::tiles::{MadePiece, PackTiles};
 
 /// Both sides' bytes have a sign.
 pub(crate) const INT8_OFFSET: i32 = 0;
@@ -121,11 +121,12 @@ struct Pairs;
 
 impl Microkernel<ArmNeonIsa> for Pairs {
     #[inline(always)]
-    fn multiply<const MR: usize>(
+    fn multiply<const MR: usize, A: Ahead>(
         _isa: ArmNeonIsa,
         words: usize,
         left: &[u32],
         right: &[u32],
+        ahead: A,
     ) -> Tile<ArmNeonIsa, MR> {
         assert!(MR == NARROW_MR && left.len() >= words * MR && right.len() >= words * WIDTH);
         let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
@@ -133,10 +134,13 @@ impl Microkernel<ArmNeonIsa> for Pairs {
         unsafe {
             let mut sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR] =
                 [[vdupq_n_f32(0.0); TILE_VECTORS]; NARROW_MR];
-            for _ in 0..words {
-                let (columns, rows) = (columns(right), rows(left));
-                multiply_word!("bf16", "bfdot", "8h", "2h", sums, columns, rows);
-                (left, right) = (left.add(MR), right.add(WIDTH));
+            for part in 0..A::PARTS {
+                ahead.ask(part);
+                for _ in A::words(part, words) {
+                    let (columns, rows) = (columns(right), rows(left));
+                    multiply_word!("bf16", "bfdot", "8h", "2h", sums, columns, rows);
+                    (left, right) = (left.add(MR), right.add(WIDTH));
+                }
             }
             tile(sums)
         }
@@ -148,11 +152,12 @@ struct Quads;
 
 impl Microkernel<ArmNeonIsa> for Quads {
     #[inline(always)]
-    fn multiply<const MR: usize>(
+    fn multiply<const MR: usize, A: Ahead>(
         _isa: ArmNeonIsa,
         words: usize,
         left: &[u32],
         right: &[u32],
+        ahead: A,
     ) -> Tile<ArmNeonIsa, MR> {
         // Behind the words are a scale and a start, here zero, for each lane.
         assert!(MR == NARROW_MR && left.len() >= (words + 1) * MR && right.len() >= (words + 1) * WIDTH);
@@ -161,10 +166,13 @@ impl Microkernel<ArmNeonIsa> for Quads {
         unsafe {
             let mut sums: [[int32x4_t; TILE_VECTORS]; NARROW_MR] =
                 [[vdupq_n_s32(0); TILE_VECTORS]; NARROW_MR];
-            for _ in 0..words {
-                let (columns, rows) = (columns(right), rows(left));
-                multiply_word!("dotprod", "sdot", "16b", "4b", sums, columns, rows);
-                (left, right) = (left.add(MR), right.add(WIDTH));
+            for part in 0..A::PARTS {
+                ahead.ask(part);
+                for _ in A::words(part, words) {
+                    let (columns, rows) = (columns(right), rows(left));
+                    multiply_word!("dotprod", "sdot", "16b", "4b", sums, columns, rows);
+                    (left, right) = (left.add(MR), right.add(WIDTH));
+                }
             }
             let mut scaled = [[vdupq_n_f32(0.0); TILE_VECTORS]; NARROW_MR];
             for (row, (scaled, sums)) in scaled.iter_mut().zip(sums).enumerate() {
@@ -185,56 +193,18 @@ fn tile<const MR: usize>(sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR]) -> Tile
     std::array::from_fn(|row| sums[row])
 }
 
-/// Pairs up nothing: the compiler's loop does.
-pub(crate) fn pair_up(_rows: &[f32], _width: usize, _words: &mut [u32]) -> bool {
-    false
+/// Asks for the cache line of some memory, which may lie anywhere.
+#[inline(always)]
+pub(crate) fn prefetch_line(place: *const f32) {
+    // SAFETY: a prefetch has no effect but on time.
+    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }
 
-/// Transposes no blocks: the compiler's loop does.
-pub(crate) fn transpose_blocks(
-    _words: &[u32],
-    _len: usize,
-    _lanes: usize,
-    _panel: &mut [u32],
-    _width: usize,
-    _offset: usize,
-) -> usize {
-    0
-}
-
-/// Asks for the cache lines of some memory.
-/// Packs no tiles: the compiler's loops do.
-pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {
-    false
-}
-
-/// Stores no tiles: the compiler's loops do.
-///
-/// # Safety
-/// None is needed.
-pub(crate) unsafe fn store_tiles(
-    _products: &[f32],
-    _position_len: usize,
-    _pieces: &[MadePiece],
-    _bias: impl Fn(usize) -> f32,
-    _out: *mut f32,
-    _residual: Option<*const f32>,
-) -> bool {
-    false
-}
-
-/// Splits no windows: the compiler's loop does.
-pub(crate) fn split_nines(_windows: &[f32], _out: &mut [f32], _stride: usize) -> usize {
-    0
-}
-
-pub(crate) fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch has no effect but on time.
-        unsafe {
-            asm!("prfm pldl1keep, [{}]", in(reg) line.as_ptr(), options(readonly, nostack, preserves_flags))
-        }
-    }
+/// Asks for the cache line of some memory, which may lie anywhere, but not to have it in the first cache.
+#[inline(always)]
+pub(crate) fn prefetch_to_l2(place: *const u8) {
+    // SAFETY: a prefetch has no effect but on time.
+    unsafe { asm!("prfm pldl2keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }
 
 /// Asks for the cache line of some memory that will be written. It may lie anywhere.
@@ -242,25 +212,4 @@ pub(crate) fn prefetch(bytes: &[u8]) {
 pub(crate) fn prefetch_to_write(place: *const f32) {
     // SAFETY: a prefetch has no effect but on time.
     unsafe { asm!("prfm pstl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
-}
-
-/// Widens nothing: the compiler's loop does.
-pub(crate) fn widen_f16(_src: &[half::f16], _dst: &mut [f32]) -> usize {
-    0
-}
-
-/// Encodes nothing: the compiler's loop does.
-pub(crate) fn encode_quads(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
-    (0, 0)
-}
-
-/// Looks up nothing: the compiler's loop does.
-pub(crate) fn look_up(
-    _table: &[f32],
-    _bits: usize,
-    _codes: &[u8],
-    _element: usize,
-    _out: &mut [f32],
-) -> usize {
-    0
 }

@@ -6,6 +6,7 @@ use rten_simd::isa::Avx512Isa;
 
 use crate::attention::{PerQuery, QueryPanel, Weigh};
 use crate::encoded::read;
+use crate::gemm::ahead::Ahead;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
 use crate::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
@@ -81,11 +82,12 @@ struct Pairs;
 
 impl Microkernel<Avx512Isa> for Pairs {
     #[inline(always)]
-    fn multiply<const MR: usize>(
+    fn multiply<const MR: usize, A: Ahead>(
         _isa: Avx512Isa,
         words: usize,
         left: &[u32],
         right: &[u32],
+        ahead: A,
     ) -> Tile<Avx512Isa, MR> {
         const WIDTH: usize = TILE_VECTORS * 16;
         assert!(left.len() >= words * MR && right.len() >= words * WIDTH);
@@ -93,18 +95,21 @@ impl Microkernel<Avx512Isa> for Pairs {
         // SAFETY: reads are within the lengths checked above, and `dispatch_pairs` has checked the instructions.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); TILE_VECTORS]; MR];
-            for _ in 0..words {
-                let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
-                for (vector, column) in columns.iter_mut().enumerate() {
-                    *column = _mm512_loadu_si512(right.add(16 * vector).cast());
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = _mm512_set1_epi32(*left.add(row) as i32);
-                    for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = _mm512_dpbf16_ps(*sum, as_bf16(value), as_bf16(column));
+            for part in 0..A::PARTS {
+                ahead.ask(part);
+                for _ in A::words(part, words) {
+                    let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
+                    for (vector, column) in columns.iter_mut().enumerate() {
+                        *column = _mm512_loadu_si512(right.add(16 * vector).cast());
                     }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let value = _mm512_set1_epi32(*left.add(row) as i32);
+                        for (sum, column) in sums.iter_mut().zip(columns) {
+                            *sum = _mm512_dpbf16_ps(*sum, as_bf16(value), as_bf16(column));
+                        }
+                    }
+                    (left, right) = (left.add(MR), right.add(WIDTH));
                 }
-                (left, right) = (left.add(MR), right.add(WIDTH));
             }
             let mut tile = [[_mm512_setzero_ps().into(); TILE_VECTORS]; MR];
             for (tile, sums) in tile.iter_mut().zip(sums) {
@@ -197,11 +202,12 @@ struct Quads;
 
 impl Microkernel<Avx512Isa> for Quads {
     #[inline(always)]
-    fn multiply<const MR: usize>(
+    fn multiply<const MR: usize, A: Ahead>(
         _isa: Avx512Isa,
         words: usize,
         left: &[u32],
         right: &[u32],
+        ahead: A,
     ) -> Tile<Avx512Isa, MR> {
         const WIDTH: usize = TILE_VECTORS * 16;
         // Behind the words are a scale and a start for each lane.
@@ -214,18 +220,21 @@ impl Microkernel<Avx512Isa> for Quads {
             for (row, sums) in sums.iter_mut().enumerate() {
                 *sums = [_mm512_set1_epi32(*starts.add(row) as i32); TILE_VECTORS];
             }
-            for _ in 0..words {
-                let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
-                for (vector, column) in columns.iter_mut().enumerate() {
-                    *column = _mm512_loadu_si512(right.add(16 * vector).cast());
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let value = _mm512_set1_epi32(*left.add(row) as i32);
-                    for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = _mm512_dpbusd_epi32(*sum, column, value);
+            for part in 0..A::PARTS {
+                ahead.ask(part);
+                for _ in A::words(part, words) {
+                    let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
+                    for (vector, column) in columns.iter_mut().enumerate() {
+                        *column = _mm512_loadu_si512(right.add(16 * vector).cast());
                     }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let value = _mm512_set1_epi32(*left.add(row) as i32);
+                        for (sum, column) in sums.iter_mut().zip(columns) {
+                            *sum = _mm512_dpbusd_epi32(*sum, column, value);
+                        }
+                    }
+                    (left, right) = (left.add(MR), right.add(WIDTH));
                 }
-                (left, right) = (left.add(MR), right.add(WIDTH));
             }
             let mut scaled = [[_mm512_setzero_ps().into(); TILE_VECTORS]; MR];
             for (row, (scaled, sums)) in scaled.iter_mut().zip(sums).enumerate() {
@@ -575,12 +584,18 @@ pub(crate) fn split_nines(windows: &[f32], out: &mut [f32], stride: usize) -> us
     16 * groups
 }
 
-/// Asks for the cache lines of some memory.
-pub(crate) fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: every x86-64 CPU has SSE, and a prefetch has no effect but on time.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-    }
+/// Asks for the cache line of some memory, which may lie anywhere.
+#[inline(always)]
+pub(crate) fn prefetch_line(place: *const f32) {
+    // SAFETY: every x86-64 CPU has SSE, and a prefetch has no effect but on time.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
+}
+
+/// Asks for the cache line of some memory, which may lie anywhere, but not to have it in the first cache.
+#[inline(always)]
+pub(crate) fn prefetch_to_l2(place: *const u8) {
+    // SAFETY: as for `prefetch_line`.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
 }
 
 /// Asks for the cache line of some memory that will be written. It may lie anywhere.

@@ -128,7 +128,6 @@ fn packed_and_half_weights_with_an_epilogue() {
             random(4, shape.out_channels * shape.depth()).into_iter().map(f16::from_f32).collect();
         let weight: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
         let residual = random(6, shape.out_len());
-        let multiplier = random(7, shape.out_len());
         let pixels = shape.out_size().iter().product::<usize>().max(1);
         // The same bias for all images, and one for each.
         for bias_images in [1, shape.batch] {
@@ -137,13 +136,11 @@ fn packed_and_half_weights_with_an_epilogue() {
             for (index, value) in expected.iter_mut().enumerate() {
                 *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
                 *value /= 1.0 + (-*value).exp();
-                *value *= f64::from(multiplier[index]);
             }
             let epilogue = ConvEpilogue {
                 bias: Some(&bias),
                 residual: Some(&residual),
                 activation: Some(UnaryOp::Silu),
-                multiplier: Some(&multiplier),
             };
             check(&expected, TOLERANCE, |out| {
                 let packed = pack_conv_weight(shape, WeightSlice::F16(&halves), Precision::F32);
@@ -155,6 +152,36 @@ fn packed_and_half_weights_with_an_epilogue() {
             })?;
         }
         Ok(())
+    });
+}
+
+#[test]
+fn gates_multiply_values() {
+    let shapes: Vec<_> = shapes().into_iter().filter(|shape| shape.groups == 1).collect();
+    check_cases(&shapes, |shape| {
+        // As many values as the shape has outputs, and as many gates.
+        let whole = ConvShape { out_channels: 2 * shape.out_channels, ..*shape };
+        let input = random(3, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
+        let weight = random(4, whole.out_channels * whole.depth());
+        let bias = random(5, whole.out_channels);
+        let image_len = shape.out_len() / shape.batch.max(1);
+        let pixels = shape.out_size().iter().product::<usize>().max(1);
+        let mut sums = oracle(&whole, &input, &weight);
+        for (index, sum) in sums.iter_mut().enumerate() {
+            *sum += f64::from(bias[index / pixels % bias.len()]);
+        }
+        let images = sums.chunks_exact((2 * image_len).max(1)).map(|image| image.split_at(image_len));
+        let gated = images.flat_map(|(values, gates)| values.iter().zip(gates));
+        let expected: Vec<f64> = gated.map(|(value, gate)| value * gate / (1.0 + (-gate).exp())).collect();
+        check(&expected, TOLERANCE, |out| {
+            let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
+            gated_conv2d(&whole, &input, weight, Precision::F32, Some(&bias), UnaryOp::Silu, out);
+        })?;
+        check(&expected, TOLERANCE, |out| {
+            let packed = pack_gated_conv_weight(&whole, WeightSlice::F32(&weight), Precision::F32);
+            let weight = ConvWeight::Packed(&packed);
+            gated_conv2d(&whole, &input, weight, Precision::F32, Some(&bias), UnaryOp::Silu, out);
+        })
     });
 }
 

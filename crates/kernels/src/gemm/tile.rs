@@ -3,12 +3,13 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
+use super::ahead::{Ahead, LINE};
 use crate::arch;
 use crate::format::Format;
 use crate::isa;
 use crate::matrix::MatMut;
 use crate::panels::PackedSide;
-use crate::unary::{UnaryOp, unary_on_this_thread};
+use crate::unary::{UnaryOp, coarse_on_this_thread, unary_on_this_thread};
 
 /// The micro-kernel's tile: rows and columns of the output in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,15 @@ pub(crate) type Tile<I, const MR: usize> = [[<I as Isa>::F32; TILE_VECTORS]; MR]
 
 /// Multiplies panels of one [`Format`].
 pub(crate) trait Microkernel<I: Isa> {
-    /// The product of a left panel, `MR` lanes wide, and a right panel over `words` words of each lane.
-    fn multiply<const MR: usize>(isa: I, words: usize, left: &[u32], right: &[u32]) -> Tile<I, MR>;
+    /// The product of a left panel, `MR` lanes wide, and a right panel over `words` words of each lane. Meanwhile it asks for
+    /// what is `ahead`.
+    fn multiply<const MR: usize, A: Ahead>(
+        isa: I,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+        ahead: A,
+    ) -> Tile<I, MR>;
 }
 
 /// Something that multiplies panels of a format that it does not know.
@@ -101,27 +109,36 @@ struct Singles;
 
 impl<I: Isa> Microkernel<I> for Singles {
     #[inline(always)]
-    fn multiply<const MR: usize>(isa: I, words: usize, left: &[u32], right: &[u32]) -> Tile<I, MR> {
+    fn multiply<const MR: usize, A: Ahead>(
+        isa: I,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+        ahead: A,
+    ) -> Tile<I, MR> {
         let ops = isa.f32();
         let len = ops.len();
         assert!(left.len() >= words * MR && right.len() >= words * TILE_VECTORS * len);
         let mut sums = [[ops.zero(); TILE_VECTORS]; MR];
         let (mut left, mut right) = (left.as_ptr().cast::<f32>(), right.as_ptr().cast::<f32>());
-        for _ in 0..words {
-            let mut columns = [ops.zero(); TILE_VECTORS];
-            for (vector, column) in columns.iter_mut().enumerate() {
-                // SAFETY: `right` has `words` rows of `TILE_VECTORS * len` words, checked above.
-                *column = unsafe { ops.load_ptr(right.add(vector * len)) };
-            }
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: `left` has `words` rows of `MR` words, checked above.
-                let value = ops.splat(unsafe { *left.add(row) });
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = ops.mul_add(value, column, *sum);
+        for part in 0..A::PARTS {
+            ahead.ask(part);
+            for _ in A::words(part, words) {
+                let mut columns = [ops.zero(); TILE_VECTORS];
+                for (vector, column) in columns.iter_mut().enumerate() {
+                    // SAFETY: `right` has `words` rows of `TILE_VECTORS * len` words, checked above.
+                    *column = unsafe { ops.load_ptr(right.add(vector * len)) };
                 }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: `left` has `words` rows of `MR` words, checked above.
+                    let value = ops.splat(unsafe { *left.add(row) });
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = ops.mul_add(value, column, *sum);
+                    }
+                }
+                // SAFETY: at most one past the end of the checked extent, after the last row.
+                (left, right) = unsafe { (left.add(MR), right.add(TILE_VECTORS * len)) };
             }
-            // SAFETY: at most one past the end of the checked extent, after the last row.
-            (left, right) = unsafe { (left.add(MR), right.add(TILE_VECTORS * len)) };
         }
         sums
     }
@@ -132,10 +149,16 @@ struct Integers;
 
 impl<I: Isa> Microkernel<I> for Integers {
     #[inline(always)]
-    fn multiply<const MR: usize>(isa: I, words: usize, left: &[u32], right: &[u32]) -> Tile<I, MR> {
+    fn multiply<const MR: usize, A: Ahead>(
+        isa: I,
+        words: usize,
+        left: &[u32],
+        right: &[u32],
+        ahead: A,
+    ) -> Tile<I, MR> {
         let ops = isa.f32();
         let len = ops.len();
-        let mut sums = <Singles as Microkernel<I>>::multiply::<MR>(isa, words, left, right);
+        let mut sums = <Singles as Microkernel<I>>::multiply::<MR, A>(isa, words, left, right, ahead);
         let rows = &left[words * MR..][..MR];
         let columns = &right[words * TILE_VECTORS * len..][..TILE_VECTORS * len];
         let columns: &[f32] = bytemuck::cast_slice(columns);
@@ -160,7 +183,7 @@ pub(crate) struct Target {
 }
 
 // SAFETY: the pointer comes from an exclusive borrow that outlives the product, and tasks write through it only
-// in `store_tile`, `finish_tile` and `row_mut`, each to tiles of its own.
+// in `store_tile` and `row_mut`, each to tiles of its own.
 unsafe impl Sync for Target {}
 
 impl Target {
@@ -219,15 +242,18 @@ impl Target {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 
-    /// Asks for a tile some time before it is stored: its rows lie on as many pages, and often not in any cache.
+    /// Whether all rows and columns of a tile are inside the output.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, corner: Corner, [mr, nr]: [usize; 2]) {
-        let Corner { image, row, col } = corner;
-        for row in row..(row + mr).min(self.rows) {
-            let place = self.data.wrapping_add(image * self.image_stride + row * self.row_stride + col);
-            for line in (0..nr).step_by(16) {
-                arch::prefetch_to_write(place.wrapping_add(line));
-            }
+    fn has_whole(&self, Corner { row, col, .. }: Corner, [mr, nr]: [usize; 2]) -> bool {
+        row + mr <= self.rows && col + nr <= self.cols
+    }
+
+    /// Asks for `nr` elements of a row some time before they are stored: rows lie on as many pages, and often not in any cache.
+    #[inline(always)]
+    pub(crate) fn prefetch_row(&self, Corner { image, row, col }: Corner, nr: usize) {
+        let place = self.data.wrapping_add(image * self.image_stride + row * self.row_stride + col);
+        for line in (0..nr).step_by(LINE) {
+            arch::prefetch_to_write(place.wrapping_add(line));
         }
     }
 }
@@ -267,7 +293,8 @@ impl<'a> Beside<'a> {
     }
 }
 
-/// What happens to the tiles of a product: `(activation(product + bias + residual)) * multiplier`.
+/// What happens to the tiles of a product: `activation(product + bias + residual)`; or, with a `gate`,
+/// `(product + bias) * gate(product of the gates + bias)`, where the gates' bias lies behind the other.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Finish<'a> {
     pub(crate) bias: Bias<'a>,
@@ -275,18 +302,19 @@ pub(crate) struct Finish<'a> {
     pub(crate) bias_stride: usize,
     pub(crate) residual: Option<Beside<'a>>,
     pub(crate) activation: Option<UnaryOp>,
-    pub(crate) multiplier: Option<Beside<'a>>,
+    pub(crate) gate: Option<UnaryOp>,
+    /// Whether activations need no more than the accuracy of rounded products.
+    pub(crate) coarse: bool,
 }
 
 impl Finish<'_> {
-    /// Asks for what a tile of rows and columns, or what of it is inside the output, is to be finished with.
+    /// Asks for what `nr` elements of a row are to be finished with.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, target: &Target, corner: Corner, [rows, cols]: [usize; 2]) {
-        let Corner { image, row, col } = corner;
-        let cols = cols.min(target.cols - col);
-        for beside in [&self.residual, &self.multiplier].into_iter().flatten() {
-            for row in row..(row + rows).min(target.rows) {
-                arch::prefetch(bytemuck::cast_slice(beside.row(image, row, col, cols)));
+    pub(crate) fn prefetch_row(&self, Corner { image, row, col }: Corner, nr: usize) {
+        if let Some(Beside { data, row_stride, image_stride }) = self.residual {
+            let place = data.as_ptr().wrapping_add(image * image_stride + row * row_stride + col);
+            for line in (0..nr).step_by(LINE) {
+                arch::prefetch_line(place.wrapping_add(line));
             }
         }
     }
@@ -299,6 +327,111 @@ impl Finish<'_> {
             Bias::None | Bias::PerColumn(_) => 0.0,
         }
     }
+
+    /// How the gates are finished before they multiply.
+    pub(crate) fn gates(&self, target: &Target) -> Self {
+        let bias = match self.bias {
+            Bias::None => Bias::None,
+            Bias::PerRow(bias) => Bias::PerRow(&bias[target.rows..]),
+            Bias::PerColumn(bias) => Bias::PerColumn(&bias[target.cols..]),
+        };
+        Self { bias, residual: None, activation: self.gate, gate: None, ..*self }
+    }
+
+    /// Applies the activation.
+    #[inline(always)]
+    fn activate(&self, values: &mut [f32]) {
+        match self.activation {
+            Some(activation) if self.coarse => coarse_on_this_thread(activation, values),
+            Some(activation) => unary_on_this_thread(activation, values),
+            None => {}
+        }
+    }
+
+    /// Finishes elements of one row but for the gate.
+    #[inline(always)]
+    pub(crate) fn finish_row(&self, Corner { image, row, col }: Corner, values: &mut [f32]) {
+        match self.bias {
+            Bias::None => {}
+            Bias::PerRow(_) => {
+                let bias = self.row_bias(image, row);
+                values.iter_mut().for_each(|x| *x += bias);
+            }
+            Bias::PerColumn(bias) => values.iter_mut().zip(&bias[col..]).for_each(|(x, bias)| *x += bias),
+        }
+        if let Some(residual) = &self.residual {
+            let residual = residual.row(image, row, col, values.len());
+            values.iter_mut().zip(residual).for_each(|(x, residual)| *x += residual);
+        }
+        self.activate(values);
+    }
+
+    /// Finishes a tile within the output's edges but for the gate: one loop after the other, each without branches, so that it
+    /// stays in registers.
+    #[inline(always)]
+    fn finish_whole<I: Isa, const MR: usize>(&self, isa: I, sums: &mut Tile<I, MR>, corner: Corner) {
+        let ops = isa.f32();
+        let len = ops.len();
+        let Corner { image, row, col } = corner;
+        match self.bias {
+            Bias::None => {}
+            Bias::PerRow(bias) => {
+                let bias: &[f32; MR] = bias[image * self.bias_stride + row..].first_chunk().expect("MR rows");
+                for (sums, bias) in sums.iter_mut().zip(bias) {
+                    for sum in sums {
+                        *sum = ops.add(*sum, ops.splat(*bias));
+                    }
+                }
+            }
+            Bias::PerColumn(bias) => {
+                let mut columns = [ops.zero(); TILE_VECTORS];
+                for (column, bias) in columns.iter_mut().zip(bias[col..].chunks_exact(len)) {
+                    *column = ops.load(bias);
+                }
+                for sums in sums.iter_mut() {
+                    for (sum, column) in sums.iter_mut().zip(&columns) {
+                        *sum = ops.add(*sum, *column);
+                    }
+                }
+            }
+        }
+        if let Some(residual) = &self.residual {
+            for (index, sums) in sums.iter_mut().enumerate() {
+                let residual = residual.row(image, row + index, col, TILE_VECTORS * len);
+                for (sum, residual) in sums.iter_mut().zip(residual.chunks_exact(len)) {
+                    *sum = ops.add(*sum, ops.load(residual));
+                }
+            }
+        }
+        if self.activation.is_some() {
+            let mut tile = Spilled::of::<I, MR>(isa, sums);
+            self.activate(&mut tile.0[..MR * TILE_VECTORS * len]);
+            for (sum, values) in sums.as_flattened_mut().iter_mut().zip(tile.0.chunks_exact(len)) {
+                *sum = ops.load(values);
+            }
+        }
+    }
+
+    /// A finished tile, in memory.
+    #[inline(always)]
+    pub(crate) fn spilled<I: Isa, const MR: usize>(
+        &self,
+        isa: I,
+        mut sums: Tile<I, MR>,
+        target: &Target,
+        corner: Corner,
+    ) -> Spilled {
+        let nr = TILE_VECTORS * isa.f32().len();
+        if target.has_whole(corner, [MR, nr]) {
+            self.finish_whole::<I, MR>(isa, &mut sums, corner);
+            return Spilled::of::<I, MR>(isa, &sums);
+        }
+        let mut tile = Spilled::of::<I, MR>(isa, &sums);
+        for (row, values) in (corner.row..target.rows).zip(tile.rows_mut::<MR>(nr)) {
+            self.finish_row(Corner { row, ..corner }, &mut values[..nr.min(target.cols - corner.col)]);
+        }
+        tile
+    }
 }
 
 /// Where a tile belongs.
@@ -309,133 +442,101 @@ pub(crate) struct Corner {
     pub(crate) col: usize,
 }
 
-/// Writes a tile to its place, or adds it to what is there, but for the parts beyond the output's edges. The bias is added
-/// if there is a `finish`.
-#[inline(always)]
-pub(crate) fn store_tile<I: Isa, const MR: usize>(
-    isa: I,
-    sums: Tile<I, MR>,
-    target: &Target,
-    corner: Corner,
-    accumulate: bool,
-    finish: Option<&Finish<'_>>,
-) {
-    let ops = isa.f32();
-    let len = ops.len();
-    let Corner { image, row, col } = corner;
-    let (rows, cols) = (MR.min(target.rows - row), (TILE_VECTORS * len).min(target.cols - col));
-    if rows == MR && cols == TILE_VECTORS * len {
-        return store_whole::<I, MR>(isa, sums, target, corner, accumulate, finish);
+/// Elements of the largest tile.
+const LARGEST_TILE: usize = WIDE_MR * TILE_VECTORS * 16;
+
+/// A tile in memory, row after row.
+pub(crate) struct Spilled([f32; LARGEST_TILE]);
+
+impl Spilled {
+    #[inline(always)]
+    fn of<I: Isa, const MR: usize>(isa: I, sums: &Tile<I, MR>) -> Self {
+        let mut tile = Self([0.0; LARGEST_TILE]);
+        for (sum, place) in sums.as_flattened().iter().zip(tile.0.chunks_exact_mut(isa.f32().len())) {
+            isa.f32().store(*sum, place);
+        }
+        tile
     }
-    let bias = finish.map_or(Bias::None, |finish| finish.bias);
-    for (index, sums) in sums.into_iter().enumerate() {
-        if index >= rows {
-            break;
-        }
-        for (vector, mut value) in sums.into_iter().enumerate() {
-            let start = vector * len;
-            if start >= cols {
-                break;
-            }
-            let mask = ops.first_n_mask((cols - start).min(len));
-            let whole = cols - start >= len;
-            let at = image * target.image_stride + (row + index) * target.row_stride + col + start;
-            // SAFETY: image, row and column are inside the output, whose extent was checked when `target` was made.
-            let place = unsafe { target.data.add(at) };
-            if accumulate {
-                // SAFETY: all of the vector, or the masked part of it, lies within the row; no other task
-                // touches this tile.
-                let old = unsafe { if whole { ops.load_ptr(place) } else { ops.load_ptr_mask(place, mask) } };
-                value = ops.add(value, old);
-            }
-            match bias {
-                Bias::None => {}
-                Bias::PerRow(bias) => {
-                    let stride = finish.map_or(0, |finish| finish.bias_stride);
-                    value = ops.add(value, ops.splat(bias[image * stride + row + index]));
-                }
-                Bias::PerColumn(bias) => value = ops.add(value, ops.load_pad(&bias[col + start..]).0),
-            }
-            // SAFETY: as for the load.
-            unsafe {
-                if whole { ops.store_ptr(value, place) } else { ops.store_ptr_mask(value, place, mask) }
-            }
-        }
+
+    /// The rows of a tile of `MR` rows of `nr` elements.
+    #[inline(always)]
+    fn rows_mut<const MR: usize>(&mut self, nr: usize) -> impl Iterator<Item = &mut [f32]> {
+        self.0.chunks_exact_mut(nr).take(MR)
     }
 }
 
-/// [`store_tile`] of a tile within the output's edges.
+/// Writes a tile to its place, or adds it to what is there, but for the parts beyond the output's edges. It is finished if
+/// there is a `finish`, and multiplied by `gates`, which are.
 #[inline(always)]
-fn store_whole<I: Isa, const MR: usize>(
+pub(crate) fn store_tile<I: Isa, const MR: usize>(
     isa: I,
     mut sums: Tile<I, MR>,
     target: &Target,
     corner: Corner,
     accumulate: bool,
     finish: Option<&Finish<'_>>,
+    gates: Option<&Spilled>,
 ) {
     let ops = isa.f32();
     let len = ops.len();
-    let Corner { image, row, col } = corner;
-    let at = image * target.image_stride + row * target.row_stride + col;
-    // SAFETY: image, row and column are inside the output, whose extent was checked when `target` was made.
-    let place = unsafe { target.data.add(at) };
-    let place = |index: usize, vector: usize| place.wrapping_add(index * target.row_stride + vector * len);
-    // One loop after the other, each without branches, so that the tile stays in registers.
+    let nr = TILE_VECTORS * len;
+    if !target.has_whole(corner, [MR, nr]) {
+        let mut tile = Spilled::of::<I, MR>(isa, &sums);
+        return store_part::<MR>(&mut tile, nr, target, corner, accumulate, finish, gates);
+    }
+    let place = |row: usize, vector: usize| {
+        let at = corner.image * target.image_stride + (corner.row + row) * target.row_stride + corner.col;
+        target.data.wrapping_add(at + vector * len)
+    };
     if accumulate {
-        for (index, sums) in sums.iter_mut().enumerate() {
+        for (row, sums) in sums.iter_mut().enumerate() {
             for (vector, sum) in sums.iter_mut().enumerate() {
                 // SAFETY: all of the tile is inside the output, and no other task touches it.
-                *sum = ops.add(*sum, unsafe { ops.load_ptr(place(index, vector)) });
+                *sum = ops.add(*sum, unsafe { ops.load_ptr(place(row, vector)) });
             }
         }
     }
-    match (finish.map_or(Bias::None, |finish| finish.bias), finish) {
-        (Bias::PerRow(bias), Some(finish)) => {
-            let bias: &[f32; MR] = bias[image * finish.bias_stride + row..][..MR].as_array().expect("MR");
-            for (sums, bias) in sums.iter_mut().zip(bias) {
-                *sums = sums.map(|sum| ops.add(sum, ops.splat(*bias)));
-            }
-        }
-        (Bias::PerColumn(bias), _) => {
-            let bias: [_; TILE_VECTORS] = std::array::from_fn(|vector| ops.load(&bias[col + vector * len..]));
-            for sums in &mut sums {
-                for (sum, bias) in sums.iter_mut().zip(bias) {
-                    *sum = ops.add(*sum, bias);
-                }
-            }
-        }
-        _ => {}
+    if let Some(finish) = finish {
+        finish.finish_whole::<I, MR>(isa, &mut sums, corner);
     }
-    for (index, sums) in sums.into_iter().enumerate() {
-        for (vector, sum) in sums.into_iter().enumerate() {
+    if let Some(gates) = gates {
+        for (sum, gates) in sums.as_flattened_mut().iter_mut().zip(gates.0.chunks_exact(len)) {
+            *sum = ops.mul(*sum, ops.load(gates));
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        for (vector, sum) in sums.iter().enumerate() {
             // SAFETY: as for the load.
-            unsafe { ops.store_ptr(sum, place(index, vector)) };
+            unsafe { ops.store_ptr(*sum, place(row, vector)) };
         }
     }
 }
 
-/// Does with a stored tile, still in the cache, what comes after the bias.
-#[inline(always)]
-pub(crate) fn finish_tile<const MR: usize>(target: &Target, corner: Corner, nr: usize, finish: &Finish<'_>) {
-    if finish.residual.is_none() && finish.activation.is_none() && finish.multiplier.is_none() {
-        return;
-    }
-    let Corner { image, row, col } = corner;
-    let (rows, cols) = (MR.min(target.rows - row), nr.min(target.cols - col));
-    for row in row..row + rows {
-        let at = image * target.image_stride + row * target.row_stride + col;
-        // SAFETY: image, row and columns are inside the output, whose extent was checked when `target` was made, and no
-        // other task touches this tile.
-        let out = unsafe { std::slice::from_raw_parts_mut(target.data.add(at), cols) };
-        if let Some(residual) = &finish.residual {
-            out.iter_mut().zip(residual.row(image, row, col, cols)).for_each(|(out, x)| *out += x);
+/// [`store_tile`] of a tile that lies across the output's edges.
+#[inline(never)]
+fn store_part<const MR: usize>(
+    tile: &mut Spilled,
+    nr: usize,
+    target: &Target,
+    corner: Corner,
+    accumulate: bool,
+    finish: Option<&Finish<'_>>,
+    gates: Option<&Spilled>,
+) {
+    let cols = nr.min(target.cols - corner.col);
+    for (index, values) in tile.rows_mut::<MR>(nr).enumerate().take(target.rows - corner.row) {
+        let (values, corner) = (&mut values[..cols], Corner { row: corner.row + index, ..corner });
+        // SAFETY: no other task touches this tile.
+        let out = unsafe { target.row_mut(corner, cols) };
+        if accumulate {
+            values.iter_mut().zip(&*out).for_each(|(x, old)| *x += old);
         }
-        if let Some(activation) = finish.activation {
-            unary_on_this_thread(activation, out);
+        if let Some(finish) = finish {
+            finish.finish_row(corner, values);
         }
-        if let Some(multiplier) = &finish.multiplier {
-            out.iter_mut().zip(multiplier.row(image, row, col, cols)).for_each(|(out, x)| *out *= x);
+        if let Some(gates) = gates {
+            values.iter_mut().zip(&gates.0[index * nr..]).for_each(|(x, gate)| *x *= gate);
         }
+        out.copy_from_slice(values);
     }
 }

@@ -164,3 +164,18 @@ fn geglu_multiplies_by_the_gate() {
         check(&expected, Tolerance::OfEach(3.6e-7), |out| geglu(&input, width, out))
     });
 }
+
+#[test]
+fn a_coarse_gelu_is_close_to_the_exact_one() {
+    let inputs: Vec<f32> = (-12_000..12_000).map(|i| i as f32 / 1000.0).collect();
+    let exact = |x: f64| x * 0.5 * erfc(-x / std::f64::consts::SQRT_2);
+    let expected: Vec<f64> = inputs.iter().map(|x| exact(f64::from(*x))).collect();
+    check(&expected, Tolerance::Absolute(2.4e-6), |out| {
+        out.copy_from_slice(&inputs);
+        coarse_on_this_thread(UnaryOp::Gelu, out);
+    })
+    .unwrap();
+    let mut far = [-1e30, 1e30, f32::INFINITY, f32::NAN];
+    coarse_on_this_thread(UnaryOp::Gelu, &mut far);
+    assert!(far[0].abs() < 2.4e-6 && far[1..3] == [1e30, f32::INFINITY] && far[3].is_nan(), "{far:?}");
+}

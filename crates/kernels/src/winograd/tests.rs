@@ -171,7 +171,7 @@ fn what_follows_the_convolution() {
     ];
     check_cases(&shapes, |shape| {
         let (input, weight) = operands(shape);
-        let (residual, multiplier) = (random(6, shape.out_len()), random(7, shape.out_len()));
+        let residual = random(6, shape.out_len());
         let pixels = shape.out_size().iter().product::<usize>();
         for bias_images in [1, shape.batch] {
             let bias = random(5, bias_images * shape.out_channels);
@@ -179,13 +179,11 @@ fn what_follows_the_convolution() {
             for (index, value) in expected.iter_mut().enumerate() {
                 *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
                 *value /= 1.0 + (-*value).exp();
-                *value *= f64::from(multiplier[index]);
             }
             let epilogue = ConvEpilogue {
                 bias: Some(&bias),
                 residual: Some(&residual),
                 activation: Some(UnaryOp::Silu),
-                multiplier: Some(&multiplier),
             };
             check(&expected, Tolerance::OfLargest(3e-6), |out| {
                 convolve(shape, &input, WeightSlice::F32(&weight), Precision::F32, &epilogue, out);

@@ -12,7 +12,7 @@ use crate::ops::{Gated, lower_gated_conv, lower_gated_linear};
 /// y = mul(a, u)
 /// ```
 /// If `x` is the result of a linear layer, or of a convolution along its channels, and of no other use, that is part of the
-/// step: the gates are computed with the activation, and then the values, multiplied by them on their way to memory.
+/// step, and neither `a` nor `g` is ever in memory.
 pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let Some(split) = graph.maker_of(gelu, "x", "split") else { return Ok(None) };
     let Some(mul) = graph.only_user_of(gelu, "mul") else { return Ok(None) };
@@ -41,12 +41,11 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let output = graph.output(mul);
     if let Some(layer) = layer(graph, split, axis) {
         let ops = [vec![layer], ops].concat();
-        let gate = graph.output(gelu);
         let lower = move |plan: &mut super::Lowering| {
             let op = plan.function().view(&plan.function().ops()[layer]);
             let lower = if op.op().def.name == "conv" { lower_gated_conv } else { lower_gated_linear };
             let label = label(plan, &format!("{}+geglu", op.op().def.name), output);
-            lower(&op, plan, Gated { label, gate, output, activation: UnaryOp::Gelu })
+            lower(&op, plan, Gated { label, output, activation: UnaryOp::Gelu })
         };
         return Ok(Some(Chain { ops, lower: Box::new(lower) }));
     }

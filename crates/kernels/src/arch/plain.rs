@@ -1,0 +1,57 @@
+//! What only x86-64 has instructions of its own for: elsewhere nothing is done, and the compiler's loops do all.
+
+use crate::winograd::tiles::{MadePiece, PackTiles};
+
+pub(crate) fn pair_up(_rows: &[f32], _width: usize, _words: &mut [u32]) -> bool {
+    false
+}
+
+pub(crate) fn transpose_blocks(
+    _words: &[u32],
+    _len: usize,
+    _lanes: usize,
+    _panel: &mut [u32],
+    _width: usize,
+    _offset: usize,
+) -> usize {
+    0
+}
+
+pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {
+    false
+}
+
+/// # Safety
+/// None is needed.
+pub(crate) unsafe fn store_tiles(
+    _products: &[f32],
+    _position_len: usize,
+    _pieces: &[MadePiece],
+    _bias: impl Fn(usize) -> f32,
+    _out: *mut f32,
+    _residual: Option<*const f32>,
+) -> bool {
+    false
+}
+
+pub(crate) fn split_nines(_windows: &[f32], _out: &mut [f32], _stride: usize) -> usize {
+    0
+}
+
+pub(crate) fn widen_f16(_src: &[half::f16], _dst: &mut [f32]) -> usize {
+    0
+}
+
+pub(crate) fn encode_quads(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
+    (0, 0)
+}
+
+pub(crate) fn look_up(
+    _table: &[f32],
+    _bits: usize,
+    _codes: &[u8],
+    _element: usize,
+    _out: &mut [f32],
+) -> usize {
+    0
+}
