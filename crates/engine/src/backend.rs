@@ -42,6 +42,9 @@ pub struct Options {
     pub arithmetic: Arithmetic,
     /// Names of weights whose layers [`Arithmetic::Int8`] does not quantize.
     pub full_precision: BTreeSet<String>,
+    /// Names of inputs that are often the same in one run after the other: what depends on them and on no other input is kept
+    /// from run to run, and computed again when they change. It has memory of its own.
+    pub steady_inputs: BTreeSet<String>,
     /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
     pub stop: Option<Arc<AtomicBool>>,
 }

@@ -7,6 +7,9 @@ use super::{PipelineError, Precision, Request, engine_error};
 use crate::arch::GraphOptions;
 use crate::model::Network;
 
+/// The text that a network attends to: the same in all steps.
+const TEXT: &str = "encoder_hidden_states";
+
 /// A network at one size.
 ///
 /// It is compiled when it first runs. Between runs it can [`rest`](Self::rest), which gives back what the next run gets
@@ -40,6 +43,7 @@ impl<'m> Stage<'m> {
         let options = Options {
             arithmetic: precision.arithmetic(),
             full_precision: network.full_precision().clone(),
+            steady_inputs: [TEXT.to_string()].into(),
             stop: request.stop.clone(),
         };
         Ok(Self::of_graph(network, backend, graph, options))

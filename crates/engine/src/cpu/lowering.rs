@@ -72,39 +72,84 @@ pub(crate) struct Io<'a> {
     pub(crate) int_out: Vec<&'a mut [i32]>,
 }
 
+/// Where an input is put.
+pub(super) struct Input {
+    pub(super) buffer: usize,
+    /// Whether it is one of [`Options::steady_inputs`].
+    pub(super) is_steady: bool,
+}
+
+/// What a value depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Dependence {
+    /// No input.
+    Constant,
+    /// Steady inputs.
+    Steady,
+    /// Others too.
+    Varying,
+}
+
 /// A lowered function.
 pub(super) struct Plan {
     pub(super) buffers: Vec<Buffer>,
     pub(super) constants: Vec<Data>,
     pub(super) steps: Vec<Step>,
-    pub(super) inputs: Vec<Place>,
+    pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
     /// Bytes of all constants, mapped or held.
     pub(super) weight_bytes: usize,
 }
 
 impl Plan {
-    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first.
-    pub(super) fn lifetimes(&self) -> Vec<Range<usize>> {
-        let mut lifetimes: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
-        let mut touch = |buffer: usize, time: usize| {
-            let lifetime = lifetimes[buffer].get_or_insert(time..time + 1);
-            lifetime.end = lifetime.end.max(time + 1);
-        };
-        let buffer_of = |place: &Place| match place {
-            Place::Buffer(buffer) => Some(*buffer),
-            Place::Const(_) => None,
-        };
-        self.inputs.iter().filter_map(buffer_of).for_each(|buffer| touch(buffer, 0));
-        for (index, step) in self.steps.iter().enumerate() {
-            step.read_buffers()
-                .chain(step.writes.iter().copied())
-                .for_each(|buffer| touch(buffer, index + 1));
+    /// What each buffer depends on.
+    fn dependences(&self) -> Vec<Dependence> {
+        let mut dependences = vec![Dependence::Constant; self.buffers.len()];
+        for input in &self.inputs {
+            dependences[input.buffer] =
+                if input.is_steady { Dependence::Steady } else { Dependence::Varying };
         }
-        self.outputs
-            .iter()
-            .filter_map(|(place, _)| buffer_of(place))
-            .for_each(|buffer| touch(buffer, self.steps.len() + 1));
+        for step in &self.steps {
+            let reads = step.read_buffers().map(|buffer| dependences[buffer]);
+            let dependence = reads.max().unwrap_or(Dependence::Constant);
+            step.writes.iter().for_each(|&buffer| dependences[buffer] = dependence);
+        }
+        dependences
+    }
+
+    /// For each step, whether what it makes is kept from run to run while the steady inputs are the same.
+    pub(super) fn steady_steps(&self) -> Vec<bool> {
+        let dependences = self.dependences();
+        let is_steady = |&buffer: &usize| dependences[buffer] == Dependence::Steady;
+        self.steps.iter().map(|step| step.writes.iter().any(is_steady)).collect()
+    }
+
+    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first. Steady inputs, and
+    /// what steps that are not steady need of steady ones, must keep it always.
+    pub(super) fn lifetimes(&self) -> Vec<Range<usize>> {
+        let dependences = self.dependences();
+        let end = self.steps.len() + 1;
+        let mut lifetimes: Vec<Option<Range<usize>>> = vec![None; self.buffers.len()];
+        let mut touch = |buffer: usize, times: Range<usize>| {
+            let lifetime = lifetimes[buffer].get_or_insert(times.clone());
+            *lifetime = lifetime.start.min(times.start)..lifetime.end.max(times.end);
+        };
+        for input in &self.inputs {
+            touch(input.buffer, if input.is_steady { 0..end + 1 } else { 0..1 });
+        }
+        for (time, step) in (1..).zip(&self.steps) {
+            let varies = step.writes.iter().any(|&buffer| dependences[buffer] == Dependence::Varying);
+            for buffer in step.read_buffers() {
+                let is_kept = varies && dependences[buffer] == Dependence::Steady;
+                touch(buffer, if is_kept { 0..end + 1 } else { time..time + 1 });
+            }
+            step.writes.iter().for_each(|&buffer| touch(buffer, time..time + 1));
+        }
+        for (place, _) in &self.outputs {
+            let Place::Buffer(buffer) = *place else { continue };
+            let is_kept = dependences[buffer] == Dependence::Steady;
+            touch(buffer, if is_kept { 0..end + 1 } else { end..end + 1 });
+        }
         lifetimes.into_iter().map(|lifetime| lifetime.unwrap_or(0..0)).collect()
     }
 }
@@ -142,8 +187,9 @@ impl<'f> Lowering<'f> {
         let mut lowering =
             Lowering { function, options, packs_weights, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
+            let is_steady = options.steady_inputs.contains(&function.value(id).name);
             let buffer = lowering.make(id);
-            lowering.plan.inputs.push(Place::Buffer(buffer));
+            lowering.plan.inputs.push(Input { buffer, is_steady });
         }
         lowering
     }

@@ -125,6 +125,7 @@ impl<'b> Network<'b> {
                 arithmetic: Arithmetic::Int8,
                 full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
                 stop: Some(self.stop.clone()),
+                ..Options::default()
             };
             models.insert(index, self.backend.compile(&segment.function, &options)?);
         }
