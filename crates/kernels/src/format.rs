@@ -25,7 +25,7 @@ pub(crate) enum Format {
 }
 
 /// The largest quantized value.
-const LARGEST: f32 = 127.0;
+pub(crate) const LARGEST: f32 = 127.0;
 /// Adding and subtracting it rounds an `f32` of at most 2^22 to an integer.
 const ROUNDER: f32 = 12_582_912.0;
 
@@ -90,7 +90,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                 Format::Rounded => {
                     run.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
-                Format::Pairs if arch::pair_up(run, 1, words) => {}
+                Format::Pairs if arch::pair_up(run, words) => {}
                 Format::Pairs => {
                     let (pairs, rest) = run.as_chunks::<2>();
                     for ([low, high], word) in pairs.iter().zip(words.iter_mut()) {
@@ -130,6 +130,32 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
     isa::dispatch(Encode(format, side, run, words))
 }
 
+/// Elements, a row for each depth.
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    /// From one row to the next.
+    pub(crate) stride: usize,
+    pub(crate) depth: usize,
+    /// The elements that are meant of a row.
+    pub(crate) lanes: usize,
+}
+
+/// Writes rows of at most `width` lanes as a panel from where they lie, and says whether it did: where the CPU does that faster
+/// than the compiler's loops.
+pub(crate) fn encode_in_place(
+    format: Format,
+    side: PackedSide,
+    rows: &Rows<'_>,
+    width: usize,
+    panel: &mut [u32],
+) -> bool {
+    match format {
+        Format::Pairs => arch::pair_rows(rows, width, panel),
+        Format::Quads => arch::quad_rows(rows, width, offset_bits(side), panel),
+        Format::Single | Format::Rounded | Format::Integers => false,
+    }
+}
+
 /// Writes `rows`, one of `width` lanes for each depth, as a panel.
 pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width: usize, panel: &mut [u32]) {
     struct Encode<'a>(Format, PackedSide, &'a [f32], usize, &'a mut [u32]);
@@ -146,7 +172,6 @@ pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width:
                 Format::Rounded => {
                     rows.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
-                Format::Pairs if arch::pair_up(rows, width, words) => {}
                 Format::Pairs => {
                     for (pair, words) in rows.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
                         let (low, high) = pair.split_at(width);
@@ -163,7 +188,10 @@ pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width:
             }
         }
     }
-    isa::dispatch(Encode(format, side, rows, width, panel));
+    let (stride, depth, lanes) = (width, rows.len() / width, width);
+    if !encode_in_place(format, side, &Rows { data: rows, stride, depth, lanes }, width, panel) {
+        isa::dispatch(Encode(format, side, rows, width, panel));
+    }
 }
 
 /// [`encode_rows`] of a scaled format.

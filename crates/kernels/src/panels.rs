@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::thread::LocalKey;
 
 use crate::arch;
-use crate::format::{Format, encode_lane, encode_rows};
+use crate::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
 use crate::gemm::tile::tile_shape;
 use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
 use crate::matrix::Operand;
@@ -219,6 +219,13 @@ fn pack_rows(
             let words = &mut out[start..][..format.words(chunk.len()) * width];
             if format == Format::Single {
                 return read_rows(source, lanes, chunk, width, bytemuck::cast_slice_mut(words));
+            }
+            if let Some((data, stride)) = source.floats() {
+                let data = &data[chunk.start * stride + lanes.start..];
+                let rows = Rows { data, stride, depth: chunk.len(), lanes: lanes.len() };
+                if encode_in_place(format, side, &rows, width, words) {
+                    return;
+                }
             }
             let rows = &mut rows[..chunk.len() * width];
             read_rows(source, lanes, chunk, width, rows);

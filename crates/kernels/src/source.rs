@@ -3,6 +3,7 @@
 //! A new storage form (an image seen through a convolution window, a palettized weight) implements [`ByLane`] or
 //! [`ByDepth`], or [`Runs`] if it is a matrix of elements that are decoded a run at a time, to take part in a product.
 
+use std::any::TypeId;
 use std::ops::Range;
 
 use crate::arch;
@@ -36,6 +37,11 @@ pub(crate) trait ByDepth: Sync {
         &[]
     }
 
+    /// The elements from the first lane of the first depth on, and how far depths are apart, if they are stored as they are.
+    fn floats(&self) -> Option<(&[f32], usize)> {
+        None
+    }
+
     /// Asks for what [`read`](Self::read) would read, some time before it does.
     fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
         depths.for_each(|depth| arch::prefetch(self.stored(lanes.clone(), depth)));
@@ -65,6 +71,11 @@ pub(crate) trait Runs: Copy + Send + Sync {
 
     /// The memory where `len` elements from `start` on lie, as far as there are so many.
     fn stored(&self, start: usize, len: usize) -> &[u8];
+
+    /// All elements, if they are stored as they are.
+    fn floats(&self) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl<T: Element> Runs for &[T] {
@@ -75,6 +86,10 @@ impl<T: Element> Runs for &[T] {
 
     fn stored(&self, start: usize, len: usize) -> &[u8] {
         bytemuck::cast_slice(self.get(start..start + len).unwrap_or_default())
+    }
+
+    fn floats(&self) -> Option<&[f32]> {
+        (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| bytemuck::cast_slice(self))
     }
 }
 
@@ -138,5 +153,9 @@ impl<R: Runs> ByDepth for Dense<R> {
 
     fn stored(&self, lanes: Range<usize>, depth: usize) -> &[u8] {
         self.data.stored(depth * self.depth_stride + lanes.start, lanes.len())
+    }
+
+    fn floats(&self) -> Option<(&[f32], usize)> {
+        self.data.floats().map(|data| (data, self.depth_stride))
     }
 }

@@ -1,8 +1,17 @@
 //! What only x86-64 has instructions of its own for: elsewhere nothing is done, and the compiler's loops do all.
 
+use crate::format::Rows;
 use crate::winograd::tiles::{MadePiece, PackTiles};
 
-pub(crate) fn pair_up(_rows: &[f32], _width: usize, _words: &mut [u32]) -> bool {
+pub(crate) fn pair_up(_run: &[f32], _words: &mut [u32]) -> bool {
+    false
+}
+
+pub(crate) fn pair_rows(_rows: &Rows<'_>, _width: usize, _words: &mut [u32]) -> bool {
+    false
+}
+
+pub(crate) fn quad_rows(_rows: &Rows<'_>, _width: usize, _flip: u32, _words: &mut [u32]) -> bool {
     false
 }
 

@@ -6,6 +6,7 @@ use rten_simd::isa::Avx512Isa;
 
 use crate::attention::{PerQuery, QueryPanel, Weigh};
 use crate::encoded::read;
+use crate::format::{LARGEST, Rows};
 use crate::gemm::ahead::Ahead;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
@@ -267,36 +268,63 @@ fn pairs(low: __m512, high: __m512) -> __m512i {
     _mm512_permutexvar_epi16(places, as_words(_mm512_cvtne2ps_pbh(high, low)))
 }
 
-/// Rounds rows of `width` elements to bfloat16 and writes every two of them, element by element, as a row of words; a last
-/// one goes with zeros. Says whether it did: not where the CPU lacks the instruction.
-pub(crate) fn pair_up(rows: &[f32], width: usize, words: &mut [u32]) -> bool {
+/// Rounds elements to bfloat16 and writes every two of them as a word; a last one goes with a zero. Says whether it did: not
+/// where the CPU lacks the instruction.
+pub(crate) fn pair_up(run: &[f32], words: &mut [u32]) -> bool {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn run(rows: &[f32], width: usize, words: &mut [u32]) {
-        let mask = |count: usize| (u32::MAX >> (32 - count.min(16))) as __mmask16;
-        if width == 1 {
-            for (pairs, words) in rows.chunks(32).zip(words.chunks_mut(16)) {
-                let (low, high) = pairs.split_at(pairs.len().min(16));
-                // SAFETY: elements and words that there are.
-                unsafe {
-                    let low = _mm512_maskz_loadu_ps(mask(low.len()), low.as_ptr());
-                    let high_mask = if high.is_empty() { 0 } else { mask(high.len()) };
-                    let high = _mm512_maskz_loadu_ps(high_mask, high.as_ptr());
-                    let both = as_words(_mm512_cvtne2ps_pbh(high, low));
-                    _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask(words.len()), both);
-                }
+    unsafe fn groups(run: &[f32], words: &mut [u32]) {
+        for (pairs, words) in run.chunks(32).zip(words.chunks_mut(16)) {
+            let (low, high) = pairs.split_at(pairs.len().min(16));
+            // SAFETY: elements and words that there are.
+            unsafe {
+                let low = _mm512_maskz_loadu_ps(first_lanes(low.len()), low.as_ptr());
+                let high = _mm512_maskz_loadu_ps(first_lanes(high.len()), high.as_ptr());
+                let both = as_words(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), first_lanes(words.len()), both);
             }
-            return;
         }
-        for (pair, words) in rows.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
-            let (low, high) = pair.split_at(width);
+    }
+    if !has_bf16() {
+        return false;
+    }
+    // SAFETY: the CPU has the features.
+    unsafe { groups(run, words) };
+    true
+}
+
+/// The first lanes of sixteen, at most so many.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    ((1_u32 << count.min(16)) - 1) as __mmask16
+}
+
+/// Checks that a panel of `width` lanes has words for rows, and that these are there.
+fn check_rows(rows: &Rows<'_>, width: usize, words: usize, depths_per_word: usize) {
+    let &Rows { data, stride, depth, lanes } = rows;
+    assert!(lanes <= width && words >= depth.div_ceil(depths_per_word) * width);
+    assert!(depth == 0 || (depth - 1) * stride + lanes <= data.len());
+}
+
+/// Rounds rows to bfloat16 and writes every two of them, element by element, as a row of words; a last one goes with zeros.
+/// Says whether it did: not where the CPU lacks the instruction.
+pub(crate) fn pair_rows(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> bool {
+    /// # Safety
+    /// The CPU has the features, and [`check_rows`] has passed.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(rows: &Rows<'_>, width: usize, words: &mut [u32]) {
+        let &Rows { data, stride, depth, lanes } = rows;
+        for pair in 0..depth.div_ceil(2) {
             for first in (0..width).step_by(16) {
-                let mask = mask(width - first);
-                let high_mask = if high.is_empty() { 0 } else { mask };
-                // SAFETY: elements and words of the two rows; a mask of nothing reads nothing.
+                let mask = first_lanes(lanes.saturating_sub(first));
+                let high_mask = if 2 * pair + 1 < depth { mask } else { 0 };
+                let low = data.as_ptr().wrapping_add(2 * pair * stride + first);
+                let high = low.wrapping_add(stride);
+                // SAFETY: the caller's; a mask of nothing reads nothing.
                 unsafe {
-                    let low = _mm512_maskz_loadu_ps(mask, low.as_ptr().add(first));
-                    let high = _mm512_maskz_loadu_ps(high_mask, high.as_ptr().wrapping_add(first));
-                    _mm512_mask_storeu_epi32(words.as_mut_ptr().add(first).cast(), mask, pairs(low, high));
+                    let (low, high) =
+                        (_mm512_maskz_loadu_ps(mask, low), _mm512_maskz_loadu_ps(high_mask, high));
+                    let out = words.as_mut_ptr().add(pair * width + first);
+                    _mm512_mask_storeu_epi32(out.cast(), first_lanes(width - first), pairs(low, high));
                 }
             }
         }
@@ -304,10 +332,81 @@ pub(crate) fn pair_up(rows: &[f32], width: usize, words: &mut [u32]) -> bool {
     if !has_bf16() {
         return false;
     }
-    assert!(width > 0 && rows.len().is_multiple_of(width));
-    assert!(words.len() >= rows.len().div_ceil(2 * width) * width);
-    // SAFETY: the CPU has the features.
+    check_rows(rows, width, words.len(), 2);
+    // SAFETY: the CPU has the features, and the rows were checked.
     unsafe { run(rows, width, words) };
+    true
+}
+
+/// Quantizes rows and writes every four of them, element by element, as a row of words with `flip` turned over; behind all of
+/// these the scale of each lane, and what its sums start with. Says whether it did. See [`crate::format`].
+pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) -> bool {
+    /// # Safety
+    /// The CPU has the feature, and [`check_rows`] has passed with room for two more rows of words.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn run(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) {
+        let &Rows { data, stride, depth, lanes } = rows;
+        let quads = depth.div_ceil(4);
+        let magnitude = _mm512_set1_epi32(0x7fff_ffff);
+        let byte = _mm512_set1_epi32(0xff);
+        for first in (0..width).step_by(16) {
+            let mask = first_lanes(lanes.saturating_sub(first));
+            let start = data.as_ptr().wrapping_add(first);
+            let mut largest = _mm512_setzero_si512();
+            for row in 0..depth {
+                let place = start.wrapping_add(row * stride);
+                // SAFETY: the caller's, here and below.
+                let bits = unsafe { _mm512_maskz_loadu_epi32(mask, place.cast()) };
+                // Magnitudes order as their bits do, NaN behind infinity.
+                largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, magnitude));
+            }
+            let largest = _mm512_castsi512_ps(largest);
+            let steps = _mm512_set1_ps(LARGEST);
+            let (scale, inverse) = (_mm512_div_ps(largest, steps), _mm512_div_ps(steps, largest));
+            let is_finite = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inverse, _mm512_set1_ps(f32::INFINITY));
+            let (scale, inverse) =
+                (_mm512_maskz_mov_ps(is_finite, scale), _mm512_maskz_mov_ps(is_finite, inverse));
+            let mut sums = _mm512_setzero_si512();
+            let out = words.as_mut_ptr().wrapping_add(first);
+            let width_mask = first_lanes(width - first);
+            for quad in 0..quads {
+                let mut integers = [_mm512_setzero_si512(); 4];
+                for (index, integers) in integers.iter_mut().enumerate() {
+                    let row = 4 * quad + index;
+                    let mask = if row < depth { mask } else { 0 };
+                    // SAFETY: a mask of nothing reads nothing.
+                    let values = unsafe { _mm512_maskz_loadu_ps(mask, start.wrapping_add(row * stride)) };
+                    *integers = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
+                    sums = _mm512_add_epi32(sums, *integers);
+                }
+                let [a, b, c, d] = integers;
+                let low = _mm512_or_si512(
+                    _mm512_and_si512(a, byte),
+                    _mm512_slli_epi32::<8>(_mm512_and_si512(b, byte)),
+                );
+                let high = _mm512_or_si512(
+                    _mm512_slli_epi32::<16>(_mm512_and_si512(c, byte)),
+                    _mm512_slli_epi32::<24>(d),
+                );
+                let word = _mm512_xor_si512(_mm512_or_si512(low, high), _mm512_set1_epi32(flip as i32));
+                // SAFETY: as above.
+                unsafe { _mm512_mask_storeu_epi32(out.add(quad * width).cast(), width_mask, word) };
+            }
+            let starts = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-INT8_OFFSET));
+            // SAFETY: as above.
+            unsafe {
+                let scale = _mm512_castps_si512(scale);
+                _mm512_mask_storeu_epi32(out.add(quads * width).cast(), width_mask, scale);
+                _mm512_mask_storeu_epi32(out.add((quads + 1) * width).cast(), width_mask, starts);
+            }
+        }
+    }
+    if !is_native_level() || Avx512Isa::new().is_none() {
+        return false;
+    }
+    check_rows(rows, width, words.len().saturating_sub(2 * width), 4);
+    // SAFETY: the CPU has the feature, and the rows were checked.
+    unsafe { run(rows, width, flip, words) };
     true
 }
 
