@@ -1,9 +1,13 @@
 //! Compressed weights: a code of a few bits for each element, decoded a run at a time while it is packed.
 
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::arch;
+use crate::format::{Format, LaneScale, offset_bits};
+use crate::panels::PackedSide;
 use crate::source::Runs;
 
 /// Blocks of elements that have something in common: rectangles of rows of `columns` elements, numbered row-major.
@@ -60,6 +64,14 @@ pub enum Scaling<'a> {
     F16(Affine<'a, f16>),
     /// In single precision.
     F32(Affine<'a, f32>),
+}
+
+/// Codes of one table, from number `element` on.
+pub(crate) struct Codes<'a> {
+    pub(crate) table: &'a [f32],
+    pub(crate) bits: usize,
+    pub(crate) codes: &'a [u8],
+    pub(crate) element: usize,
 }
 
 /// A run of weights as codes: each is the entry of its block's table, scaled by its block's factor.
@@ -120,9 +132,19 @@ impl<'a> Encoded<'a> {
     }
 
     /// The elements in `range`.
-    pub(crate) fn slice(&self, range: std::ops::Range<usize>) -> Self {
+    pub(crate) fn slice(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
         Self { first: self.first + range.start, len: range.len(), ..*self }
+    }
+
+    /// Elements as codes of one table, if they are that.
+    pub(crate) fn codes_of(&self, range: Range<usize>) -> Option<Codes<'a>> {
+        assert!(range.end <= self.len, "elements {range:?} of {}", self.len);
+        let element = self.first + range.start;
+        let (block, end) = self.grid.at(element);
+        let is_one = matches!(self.scaling, Scaling::None) && self.first + range.end <= end;
+        let &Self { codes, bits, tables, .. } = self;
+        is_one.then(|| Codes { table: &tables[block << bits..][..1 << bits], bits, codes, element })
     }
 
     /// Looks up a stretch of one block.
@@ -164,6 +186,22 @@ impl Runs for Encoded<'_> {
             Scaling::None => {}
             Scaling::F16(affine) => scale_run(affine, self.first + start, out),
             Scaling::F32(affine) => scale_run(affine, self.first + start, out),
+        }
+    }
+
+    fn encode_run(
+        &self,
+        start: usize,
+        len: usize,
+        format: Format,
+        side: PackedSide,
+        words: &mut [u32],
+    ) -> Option<LaneScale> {
+        let codes = self.codes_of(start..start + len)?;
+        match format {
+            Format::Pairs => arch::look_up_pairs(&codes, len, words),
+            Format::Quads => arch::look_up_quads(&codes, len, offset_bits(side), words),
+            Format::Single | Format::Rounded | Format::Integers => None,
         }
     }
 

@@ -269,7 +269,7 @@ fn largest(run: &[f32]) -> f32 {
 
 /// The scale of values up to `largest`, and its inverse. What is not finite makes the scale so, and with it every result.
 #[inline(always)]
-fn scale_of(largest: f32) -> (f32, f32) {
+pub(crate) fn scale_of(largest: f32) -> (f32, f32) {
     let scale = largest / LARGEST;
     let inverse = LARGEST / largest;
     // Of zeros, or numbers so small that the inverse is infinite.
@@ -287,7 +287,7 @@ fn quad_word(quad: [f32; 4], inverse: f32, side: PackedSide, sum: &mut i32) -> u
 
 /// What adds the offset of a side to the bytes of a word if it is turned over: adding 128 to a byte turns its highest bit over.
 #[inline(always)]
-fn offset_bits(side: PackedSide) -> u32 {
+pub(crate) fn offset_bits(side: PackedSide) -> u32 {
     if side == PackedSide::Right { arch::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 }
 }
 

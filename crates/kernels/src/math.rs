@@ -113,7 +113,7 @@ pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
         0.031_365_093,
         -0.040_386_636,
         0.051_524_61,
-        -0.070_298_444,
+        -0.070_298_44,
         0.141_363_75,
     ] {
         poly = ops.mul_add(poly, square, ops.splat(coefficient));

@@ -274,8 +274,11 @@ fn pack_lanes(
                         source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
                         continue;
                     }
-                    source.read(first + index, depths.clone(), run);
-                    let scale = encode_lane(format, side, run, words);
+                    let encoded = source.encode(first + index, &depths, format, side, words);
+                    let scale = encoded.unwrap_or_else(|| {
+                        source.read(first + index, depths.clone(), run);
+                        encode_lane(format, side, run, words)
+                    });
                     if format.is_scaled() {
                         behind[offset + index] = scale.scale.to_bits();
                         behind[width + offset + index] = scale.start as u32;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::arch;
 use crate::convert::Element;
+use crate::format::{Format, LaneScale};
 use crate::matrix::Mat;
 use crate::panels::PackedSide;
 
@@ -18,6 +19,18 @@ pub(crate) trait ByLane: Sync {
 
     /// Writes the given depths of one lane.
     fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]);
+
+    /// Writes the given depths of one lane as words of a format, if that is faster without values in between.
+    fn encode(
+        &self,
+        _lane: usize,
+        _depths: &Range<usize>,
+        _format: Format,
+        _side: PackedSide,
+        _words: &mut [u32],
+    ) -> Option<LaneScale> {
+        None
+    }
 
     /// Asks for what [`read`](Self::read) would read, some time before it does. The lane may be beyond the last.
     fn prefetch(&self, _lane: usize, _depths: &Range<usize>) {}
@@ -76,6 +89,18 @@ pub(crate) trait Runs: Copy + Send + Sync {
     fn floats(&self) -> Option<&[f32]> {
         None
     }
+
+    /// Writes `len` elements from `start` on as a lane's words, if that is faster without values in between.
+    fn encode_run(
+        &self,
+        _start: usize,
+        _len: usize,
+        _format: Format,
+        _side: PackedSide,
+        _words: &mut [u32],
+    ) -> Option<LaneScale> {
+        None
+    }
 }
 
 impl<T: Element> Runs for &[T] {
@@ -130,6 +155,18 @@ impl<R: Runs> ByLane for Dense<R> {
         for (k, out) in depths.zip(out) {
             self.data.widen_run(start + k * self.depth_stride, std::slice::from_mut(out));
         }
+    }
+
+    fn encode(
+        &self,
+        lane: usize,
+        depths: &Range<usize>,
+        format: Format,
+        side: PackedSide,
+        words: &mut [u32],
+    ) -> Option<LaneScale> {
+        let start = lane * self.lane_stride + depths.start;
+        (self.depth_stride == 1).then(|| self.data.encode_run(start, depths.len(), format, side, words))?
     }
 
     fn prefetch(&self, lane: usize, depths: &Range<usize>) {

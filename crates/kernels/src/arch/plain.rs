@@ -1,6 +1,7 @@
 //! What only x86-64 has instructions of its own for: elsewhere nothing is done, and the compiler's loops do all.
 
-use crate::format::Rows;
+use crate::encoded::Codes;
+use crate::format::{LaneScale, Rows};
 use crate::winograd::tiles::{MadePiece, PackTiles};
 
 pub(crate) fn pair_up(_run: &[f32], _words: &mut [u32]) -> bool {
@@ -63,4 +64,17 @@ pub(crate) fn look_up(
     _out: &mut [f32],
 ) -> usize {
     0
+}
+
+pub(crate) fn look_up_pairs(_codes: &Codes<'_>, _len: usize, _words: &mut [u32]) -> Option<LaneScale> {
+    None
+}
+
+pub(crate) fn look_up_quads(
+    _codes: &Codes<'_>,
+    _len: usize,
+    _flip: u32,
+    _words: &mut [u32],
+) -> Option<LaneScale> {
+    None
 }

@@ -12,6 +12,11 @@ use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
 use crate::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
 
+#[path = "x86_64/codes.rs"]
+mod codes;
+
+pub(crate) use codes::{look_up_pairs, look_up_quads};
+
 /// What is added to the right side's integers: the instruction multiplies bytes without a sign by bytes with one.
 pub(crate) const INT8_OFFSET: i32 = 128;
 

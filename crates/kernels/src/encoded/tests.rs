@@ -13,6 +13,8 @@ const WIDTHS: [usize; 6] = [1, 2, 3, 4, 6, 8];
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     Palette,
+    /// A palette whose entries ascend.
+    Ascending,
     /// A palette whose entries are scaled, in half precision.
     Scaled,
     /// Integers that are shifted and scaled, in half and in single precision.
@@ -60,8 +62,13 @@ impl Owned {
         let grid = BlockGrid { columns, block: [rows / groups[0], columns / groups[1]] };
         let blocks = groups[0] * groups[1];
         let tables = match form {
-            Form::Palette | Form::Scaled => {
-                f16s(&random(10, blocks << bits)).iter().map(|x| x.to_f32()).collect()
+            Form::Palette | Form::Ascending | Form::Scaled => {
+                let mut tables: Vec<f32> =
+                    f16s(&random(10, blocks << bits)).iter().map(|x| x.to_f32()).collect();
+                if form == Form::Ascending {
+                    tables.chunks_mut(1 << bits).for_each(|table| table.sort_by(f32::total_cmp));
+                }
+                tables
             }
             _ => (0..1 << bits).map(|value| value as f32 - 3.0).collect(),
         };
@@ -77,7 +84,7 @@ impl Owned {
         let grid = self.grid;
         let [scales, offsets] = &self.halves;
         let (table_grid, scaling) = match self.case.form {
-            Form::Palette => (grid, Scaling::None),
+            Form::Palette | Form::Ascending => (grid, Scaling::None),
             Form::Scaled => (grid, Scaling::F16(Affine { scale: (scales, grid), offset: None })),
             Form::Shifted => {
                 (whole, Scaling::F16(Affine { scale: (scales, grid), offset: Some((offsets, grid)) }))
@@ -107,7 +114,7 @@ impl Owned {
             let block = row * groups[0] / rows * groups[1] + column * groups[1] / columns;
             let entry = |block: usize| self.tables[(block << bits) + index];
             match form {
-                Form::Palette => entry(block),
+                Form::Palette | Form::Ascending => entry(block),
                 Form::Scaled => round(entry(block) * self.halves[0][block].to_f32()),
                 Form::Shifted => {
                     let shifted = round(entry(0) - self.halves[1][block].to_f32());
@@ -124,7 +131,7 @@ impl Owned {
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for bits in WIDTHS {
-        for form in [Form::Palette, Form::Scaled, Form::Shifted, Form::ShiftedWide] {
+        for form in [Form::Palette, Form::Ascending, Form::Scaled, Form::Shifted, Form::ShiftedWide] {
             for (size, groupings) in [
                 ([1, 1], &[[1, 1]][..]),
                 ([3, 7], &[[1, 1], [3, 1], [1, 7]]),
@@ -305,12 +312,21 @@ fn packing_beforehand_and_gathering_rows_decode_too() {
         let owned = Owned::new(*case);
         let [rows, columns] = case.size;
         let values = owned.dense();
-        for side in [PackedSide::Left, PackedSide::Right] {
-            let pack = |weight: WeightSlice<'_>| {
-                PackedMatrix::new(weight.matrix(rows, columns), side, Precision::F32)
-            };
-            if pack(owned.slice()).words() != pack(WeightSlice::F32(&values)).words() {
-                return Err(format!("packed for {side:?}"));
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for side in [PackedSide::Left, PackedSide::Right] {
+                // Both rows and columns as lanes.
+                for transposed in [false, true] {
+                    let pack = |weight: WeightSlice<'_>| {
+                        let matrix = match transposed {
+                            true => weight.transposed_matrix(rows, columns),
+                            false => weight.matrix(rows, columns),
+                        };
+                        PackedMatrix::new(matrix, side, precision)
+                    };
+                    if pack(owned.slice()).words() != pack(WeightSlice::F32(&values)).words() {
+                        return Err(format!("packed for {side:?} in {precision:?}"));
+                    }
+                }
             }
         }
         let indices = [rows - 1, 0, rows / 2, rows - 1];

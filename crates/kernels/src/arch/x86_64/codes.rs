@@ -1,0 +1,187 @@
+//! Codes of at most six bits to packed words, by tables in registers: no value is in memory in between.
+//!
+//! 64 codes of `b` bits are `8 b` bytes. These are spread so that each eight of the bytes begin with eight codes, and every code
+//! then becomes a byte of its own; what is above a code's bits in it is not looked at by a permutation of 64 entries, and masked
+//! for smaller tables.
+
+use std::arch::x86_64::*;
+
+use super::{as_words, has_bf16, has_int8};
+use crate::encoded::Codes;
+use crate::format::{LaneScale, scale_of};
+
+/// The most bits of a code.
+const MOST_BITS: usize = 6;
+/// Codes that become bytes at once.
+const GROUP: usize = 64;
+
+/// Whether the instructions are there that make bytes of codes.
+fn spreads_codes() -> bool {
+    is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
+}
+
+/// Makes bytes of codes.
+#[derive(Clone, Copy)]
+struct Spread {
+    /// Which byte goes where.
+    places: __m512i,
+    /// Where in eight bytes each code begins.
+    shifts: __m512i,
+    /// The bits of a code.
+    mask: __m512i,
+}
+
+impl Spread {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn new(codes: &Codes<'_>) -> Self {
+        let bits = codes.bits;
+        let (mut places, mut shifts) = ([0_u8; GROUP], [0_u8; GROUP]);
+        for (index, (place, shift)) in places.iter_mut().zip(&mut shifts).enumerate() {
+            *place = (index / 8 * bits + index % 8) as u8;
+            *shift = (codes.element * bits % 8 + index % 8 * bits) as u8;
+        }
+        // SAFETY: arrays of 64 bytes.
+        unsafe {
+            Self {
+                places: _mm512_loadu_si512(places.as_ptr().cast()),
+                shifts: _mm512_loadu_si512(shifts.as_ptr().cast()),
+                mask: _mm512_set1_epi8(((1 << bits) - 1) as i8),
+            }
+        }
+    }
+
+    /// 64 codes from number `codes.element + at` on, where `at` is a multiple of 64; what is beyond the stream is zero.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    fn bytes(self, codes: &Codes<'_>, at: usize) -> __m512i {
+        let start = (codes.element + at) * codes.bits / 8;
+        let left = codes.codes.len().saturating_sub(start);
+        let place = codes.codes.as_ptr().wrapping_add(start).cast();
+        // SAFETY: bytes that there are.
+        let stored = unsafe { _mm512_maskz_loadu_epi8(first_bytes(left), place) };
+        let spread = _mm512_permutexvar_epi8(self.places, stored);
+        _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shifts, spread), self.mask)
+    }
+}
+
+/// The first lanes of 64, at most so many.
+#[inline(always)]
+fn first_bytes(count: usize) -> __mmask64 {
+    if count >= 64 { !0 } else { (1 << count) - 1 }
+}
+
+/// The table, with zeros up to 64 entries.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn entries(table: &[f32]) -> [__m512; 4] {
+    let mut entries = [_mm512_setzero_ps(); 4];
+    for (entries, table) in entries.iter_mut().zip(table.chunks(16)) {
+        // SAFETY: entries that there are.
+        *entries = unsafe { _mm512_maskz_loadu_ps(super::first_lanes(table.len()), table.as_ptr()) };
+    }
+    entries
+}
+
+/// Writes codes as a lane of pairs of bfloat16. `None`: nothing is done, for the CPU or the codes are not fit for it.
+pub(crate) fn look_up_pairs(codes: &Codes<'_>, len: usize, words: &mut [u32]) -> Option<LaneScale> {
+    /// # Safety
+    /// The CPU has the features.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+    unsafe fn run(codes: &Codes<'_>, len: usize, words: &mut [u32]) {
+        let spread = Spread::new(codes);
+        let [a, b, c, d] = entries(codes.table);
+        let (first, second) = (as_words(_mm512_cvtne2ps_pbh(b, a)), as_words(_mm512_cvtne2ps_pbh(d, c)));
+        for at in (0..len).step_by(GROUP) {
+            let bytes = spread.bytes(codes, at);
+            let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
+            for (half, bytes) in halves.into_iter().enumerate() {
+                let start = at + half * 32;
+                if start >= len {
+                    break;
+                }
+                let elements = _mm512_permutex2var_epi16(first, _mm512_cvtepu8_epi16(bytes), second);
+                let mask = first_bytes(len - start) as __mmask32;
+                let elements = _mm512_maskz_mov_epi16(mask, elements);
+                let words = &mut words[start / 2..];
+                let count = (len - start).div_ceil(2).min(words.len());
+                // SAFETY: words that there are.
+                unsafe {
+                    _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), super::first_lanes(count), elements);
+                }
+            }
+        }
+    }
+    if codes.bits > MOST_BITS || !has_bf16() || !spreads_codes() {
+        return None;
+    }
+    assert!(words.len() >= len.div_ceil(2));
+    // SAFETY: the CPU has the features.
+    unsafe { run(codes, len, words) };
+    Some(LaneScale { scale: 1.0, start: 0 })
+}
+
+/// Writes codes as a lane of quads of bytes, with `flip` turned over in each word. `None`: nothing is done, for the CPU or the
+/// codes are not fit for it, or their table does not ascend.
+pub(crate) fn look_up_quads(
+    codes: &Codes<'_>,
+    len: usize,
+    flip: u32,
+    words: &mut [u32],
+) -> Option<LaneScale> {
+    /// # Safety
+    /// The CPU has the features, and there are words for all codes.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    unsafe fn run(codes: &Codes<'_>, len: usize, flip: u32, words: &mut [u32]) -> LaneScale {
+        let spread = Spread::new(codes);
+        // In a table that ascends, the largest magnitude of some entries is that of the first or of the last of them.
+        let (mut least, mut most) = (_mm512_set1_epi8(-1), _mm512_setzero_si512());
+        for at in (0..len).step_by(GROUP) {
+            let (bytes, mask) = (spread.bytes(codes, at), first_bytes(len - at));
+            least = _mm512_mask_min_epu8(least, mask, least, bytes);
+            most = _mm512_mask_max_epu8(most, mask, most, bytes);
+        }
+        let (mut leasts, mut mosts) = ([0_u8; GROUP], [0_u8; GROUP]);
+        // SAFETY: arrays of 64 bytes.
+        unsafe {
+            _mm512_storeu_si512(leasts.as_mut_ptr().cast(), least);
+            _mm512_storeu_si512(mosts.as_mut_ptr().cast(), most);
+        }
+        let entry =
+            |code: Option<u8>| codes.table.get(usize::from(code.unwrap_or(0))).map_or(0.0, |x| x.abs());
+        let largest = entry(leasts.into_iter().min()).max(entry(mosts.into_iter().max()));
+        let (scale, inverse) = scale_of(largest);
+        let mut bytes = [_mm_setzero_si128(); 4];
+        for (bytes, entries) in bytes.iter_mut().zip(entries(codes.table)) {
+            let integers = _mm512_cvtps_epi32(_mm512_mul_ps(entries, _mm512_set1_ps(inverse)));
+            // Entries that no code of the lane means may be larger than a byte.
+            *bytes = _mm512_cvtsepi32_epi8(integers);
+        }
+        let [a, b, c, d] = bytes;
+        let low = _mm256_set_m128i(b, a);
+        let table = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), _mm256_set_m128i(d, c));
+        let (flip, ones) = (_mm512_set1_epi32(flip as i32), _mm512_set1_epi8(1));
+        let mut sums = _mm512_setzero_si512();
+        for at in (0..len).step_by(GROUP) {
+            let bytes = spread.bytes(codes, at);
+            let integers = _mm512_maskz_permutexvar_epi8(first_bytes(len - at), bytes, table);
+            sums = _mm512_dpbusd_epi32(sums, ones, integers);
+            let words = &mut words[at / 4..];
+            let count = (len - at).div_ceil(4).min(words.len());
+            let flipped = _mm512_xor_si512(integers, flip);
+            // SAFETY: words that there are.
+            unsafe {
+                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), super::first_lanes(count), flipped);
+            }
+        }
+        let start = _mm512_reduce_add_epi32(sums).wrapping_mul(-super::INT8_OFFSET);
+        LaneScale { scale, start }
+    }
+    let ascends = codes.table.is_sorted() && codes.table.iter().all(|entry| entry.is_finite());
+    if codes.bits > MOST_BITS || !ascends || len == 0 || !has_int8() || !spreads_codes() {
+        return None;
+    }
+    assert!(words.len() >= len.div_ceil(4));
+    // SAFETY: the CPU has the features, and the words are there.
+    Some(unsafe { run(codes, len, flip, words) })
+}
