@@ -25,7 +25,7 @@ use crate::gemm::tile::{
 };
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
-use crate::panels::{self, GROUP, PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
+use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 
@@ -688,8 +688,8 @@ impl QueryPanel<'_> {
 
 /// [`panels::transpose`] of elements.
 fn transpose(lanes: &[f32], len: usize, count: usize, rows: &mut [f32], width: usize, offset: usize) {
-    let (lanes, rows) = (bytemuck::cast_slice(lanes), bytemuck::cast_slice_mut(rows));
-    panels::transpose(lanes, len, count, rows, width, offset);
+    let lanes = Lanes { words: bytemuck::cast_slice(lanes), stride: len, len, count };
+    panels::transpose(lanes, bytemuck::cast_slice_mut(rows), width, offset);
 }
 
 #[cfg(test)]

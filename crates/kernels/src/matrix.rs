@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::encoded::Encoded;
+use crate::encoded::{Codes, Encoded};
 use crate::pool::{GRAIN, for_each_chunk_mut};
 use crate::source::Runs;
 
@@ -194,6 +194,14 @@ impl<'a> WeightSlice<'a> {
             Self::F16(data) => Self::F16(&data[range]),
             Self::Bf16(data) => Self::Bf16(&data[range]),
             Self::Encoded(data) => Self::Encoded(data.slice(range)),
+        }
+    }
+
+    /// The elements in `range` as codes of one table, if they are that.
+    pub(crate) fn codes_of(&self, range: std::ops::Range<usize>) -> Option<Codes<'a>> {
+        match self {
+            Self::Encoded(data) => data.codes_of(range),
+            Self::F32(_) | Self::F16(_) | Self::Bf16(_) => None,
         }
     }
 

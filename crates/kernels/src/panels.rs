@@ -284,26 +284,31 @@ fn pack_lanes(
                         behind[width + offset + index] = scale.start as u32;
                     }
                 }
-                transpose(buffer, words, count, elements, width, offset);
+                let lanes = Lanes { words: buffer, stride: words, len: words, count };
+                transpose(lanes, elements, width, offset);
             }
         });
     });
 }
 
-/// Writes `count` lanes of `len` words each to the rows of a panel, from lane `offset` on. `lanes` has room for
-/// [`GROUP`] of them.
-pub(crate) fn transpose(
-    lanes: &[u32],
-    len: usize,
-    count: usize,
-    panel: &mut [u32],
-    width: usize,
-    offset: usize,
-) {
-    let done = arch::transpose_blocks(lanes, len, count, panel, width, offset);
+/// At most [`GROUP`] lanes of `len` words each.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<'a> {
+    /// With room for [`GROUP`] of them.
+    pub(crate) words: &'a [u32],
+    /// Words from one lane to the next.
+    pub(crate) stride: usize,
+    pub(crate) len: usize,
+    pub(crate) count: usize,
+}
+
+/// Writes lanes to the rows of a panel, from lane `offset` on.
+pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) {
+    let done = arch::transpose_blocks(lanes, panel, width, offset);
+    let Lanes { words, stride, len, count } = lanes;
     for (k, row) in panel.chunks_exact_mut(width).enumerate().take(len).skip(done) {
         for (lane, word) in row[offset..offset + count].iter_mut().enumerate() {
-            *word = lanes[lane * len + k];
+            *word = words[lane * stride + k];
         }
     }
 }

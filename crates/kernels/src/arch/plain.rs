@@ -2,6 +2,7 @@
 
 use crate::encoded::Codes;
 use crate::format::{LaneScale, Rows};
+use crate::panels::Lanes;
 use crate::winograd::tiles::{MadePiece, PackTiles};
 
 pub(crate) fn pair_up(_run: &[f32], _words: &mut [u32]) -> bool {
@@ -17,14 +18,16 @@ pub(crate) fn quad_rows(_rows: &Rows<'_>, _width: usize, _flip: u32, _words: &mu
 }
 
 pub(crate) fn transpose_blocks(
-    _words: &[u32],
-    _len: usize,
-    _lanes: usize,
+    _lanes: Lanes<'_>,
     _panel: &mut [u32],
     _width: usize,
     _offset: usize,
 ) -> usize {
     0
+}
+
+pub(crate) fn look_up_filters(_codes: &Codes<'_>, _channels: usize, _words: &mut [u32]) -> bool {
+    false
 }
 
 pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {

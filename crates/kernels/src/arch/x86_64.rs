@@ -10,12 +10,13 @@ use crate::format::{LARGEST, Rows};
 use crate::gemm::ahead::Ahead;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
+use crate::panels::Lanes;
 use crate::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
 
 #[path = "x86_64/codes.rs"]
 mod codes;
 
-pub(crate) use codes::{look_up_pairs, look_up_quads};
+pub(crate) use codes::{look_up_filters, look_up_pairs, look_up_quads};
 
 /// What is added to the right side's integers: the instruction multiplies bytes without a sign by bytes with one.
 pub(crate) const INT8_OFFSET: i32 = 128;
@@ -417,19 +418,12 @@ pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u
 
 /// Transposes sixteen lanes of words to sixteen rows at a time, and says how many words of each lane that were. See
 /// [`crate::panels::transpose`].
-pub(crate) fn transpose_blocks(
-    words: &[u32],
-    len: usize,
-    lanes: usize,
-    panel: &mut [u32],
-    width: usize,
-    offset: usize,
-) -> usize {
+pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) -> usize {
     #[target_feature(enable = "avx512f")]
-    unsafe fn block(words: *const u32, len: usize, mask: __mmask16, out: *mut u32, width: usize) {
+    unsafe fn block(words: *const u32, stride: usize, mask: __mmask16, out: *mut u32, width: usize) {
         // SAFETY: the caller's.
         let rows: [__m512i; 16] =
-            std::array::from_fn(|lane| unsafe { _mm512_loadu_si512(words.add(lane * len).cast()) });
+            std::array::from_fn(|lane| unsafe { _mm512_loadu_si512(words.add(lane * stride).cast()) });
         // Words of neighbouring lanes side by side, then pairs of them, then the quarters in their places.
         let pairs: [__m512i; 16] = std::array::from_fn(|index| {
             let (low, high) = (rows[index / 2 * 2], rows[index / 2 * 2 + 1]);
@@ -458,24 +452,26 @@ pub(crate) fn transpose_blocks(
             }
         }
     }
-    if !is_native_level() || Avx512Isa::new().is_none() || lanes == 0 {
+    let Lanes { words, stride, len, count } = lanes;
+    if !is_native_level() || Avx512Isa::new().is_none() || count == 0 {
         return 0;
     }
     let blocks = len / 16;
     assert!(
-        lanes <= 16
-            && offset + lanes <= width
-            && words.len() >= 16 * len
+        count <= 16
+            && offset + count <= width
+            && len <= stride
+            && words.len() >= 15 * stride + len
             && panel.len() >= blocks * 16 * width
     );
-    let mask = (u32::MAX >> (32 - lanes)) as __mmask16;
+    let mask = first_lanes(count);
     for index in 0..blocks {
-        // SAFETY: sixteen words from each of sixteen lanes, and `lanes` words in each of sixteen rows, are within the lengths
+        // SAFETY: sixteen words from each of sixteen lanes, and `count` words in each of sixteen rows, are within the lengths
         // checked above. The CPU has AVX-512.
         unsafe {
             block(
                 words.as_ptr().add(index * 16),
-                len,
+                stride,
                 mask,
                 panel.as_mut_ptr().add(index * 16 * width + offset),
                 width,

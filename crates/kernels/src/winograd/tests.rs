@@ -2,6 +2,7 @@ use half::bf16;
 
 use super::*;
 use crate::conv::{ConvEpilogue, ConvWeight, Groups, Padding};
+use crate::encoded::{BlockGrid, Encoded, Scaling};
 use crate::matrix::WeightSlice;
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::unary::UnaryOp;
@@ -250,4 +251,36 @@ fn packed_weights_where_it_is_chosen() {
     };
     let packed = crate::pack_conv_weight(&shape, weight, Precision::Bf16);
     assert_eq!(run(ConvWeight::Packed(&packed)), run(ConvWeight::Stored(weight)));
+}
+
+/// Codes are transformed without being values in memory first.
+#[test]
+fn filters_of_codes_are_those_of_their_values() {
+    let mut cases = Vec::new();
+    for bits in [1, 2, 3, 4, 6, 8] {
+        for in_channels in [1, 16, 33, 64, 65, 130] {
+            for out_channels in [5, 12, 14] {
+                cases.push((bits, ConvShape { in_channels, out_channels, ..BASE }));
+            }
+        }
+    }
+    check_cases(&cases, |&(bits, shape)| {
+        let (rows, columns) = (shape.out_channels, 9 * shape.in_channels);
+        let len = rows * columns;
+        // Any bytes are codes.
+        let codes: Vec<u8> = (0..len * bits / 8 + 1).map(|index| ((index * 7919) >> 3) as u8).collect();
+        let table = random(8, 1 << bits);
+        let grid = BlockGrid { columns, block: [rows, columns] };
+        let encoded = Encoded::new(&codes, bits, len, (&table, grid), Scaling::None);
+        let encoded = WeightSlice::Encoded(encoded);
+        let mut values = vec![0.0; len];
+        encoded.widen(&mut values);
+        for format in [Format::Single, Format::of(Precision::Bf16)] {
+            let dense = Filters::new(&shape, WeightSlice::F32(&values), format);
+            if Filters::new(&shape, encoded, format).words != dense.words {
+                return Err(format!("{format:?}"));
+            }
+        }
+        Ok(())
+    });
 }

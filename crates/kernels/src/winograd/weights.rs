@@ -10,7 +10,7 @@ use crate::gemm::ranges;
 use crate::gemm::tile::tile_shape;
 use crate::isa;
 use crate::matrix::WeightSlice;
-use crate::panels::{GROUP, PackedSide, transpose, with_scratch};
+use crate::panels::{GROUP, Lanes, PackedSide, transpose, with_scratch};
 use crate::pool::for_each_chunk_mut;
 
 /// The weight of a convolution.
@@ -82,13 +82,13 @@ impl<'a> Filtering<'a> {
         // A lane's positions follow one upon another, each as long as in a whole block.
         let block_words = format.words(WEIGHT_CHANNELS);
         let lane_len = POSITIONS * block_words;
+        if outputs.len() < mr {
+            words.fill(0);
+        }
         with_scratch(&FLOATS, (9 + 9 + POSITIONS) * WEIGHT_CHANNELS, |floats| {
             let (weights, floats) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
             let (taps, transformed) = floats.split_at_mut(9 * WEIGHT_CHANNELS);
-            with_scratch(&WORDS, (GROUP + mr) * lane_len, |encoded| {
-                let (lanes, rows) = encoded.split_at_mut(GROUP * lane_len);
-                // Lanes that are missing in the last panel.
-                rows.fill(0);
+            with_scratch(&WORDS, GROUP * lane_len, |lanes| {
                 for block in ranges(channels, WEIGHT_CHANNELS) {
                     let weights = &mut weights[..9 * block.len()];
                     if block.len() < WEIGHT_CHANNELS {
@@ -96,16 +96,24 @@ impl<'a> Filtering<'a> {
                         taps.fill(0.0);
                     }
                     for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
-                        weight.widen_run((output * channels + block.start) * 9, weights);
+                        let start = (output * channels + block.start) * 9;
+                        let codes = weight.codes_of(start..start + weights.len());
+                        let are_pairs = format == Format::Pairs;
+                        if are_pairs
+                            && codes.is_some_and(|codes| arch::look_up_filters(&codes, block.len(), lane))
+                        {
+                            continue;
+                        }
+                        weight.widen_run(start, weights);
                         split_taps(weights, taps);
                         isa::dispatch(TransformWeights { taps, transformed });
                         encode_lane(format, PackedSide::Left, transformed, lane);
                     }
-                    transpose(lanes, lane_len, outputs.len(), rows, mr, 0);
-                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()) * mr);
-                    let positions = words.chunks_exact_mut(position_len);
-                    for (position, rows) in positions.zip(rows.chunks_exact(block_words * mr)) {
-                        position[start..start + len].copy_from_slice(&rows[..len]);
+                    let (start, len) = (format.words(block.start) * mr, format.words(block.len()));
+                    for (position, panel) in words.chunks_exact_mut(position_len).enumerate() {
+                        let words = &lanes[position * block_words..];
+                        let lanes = Lanes { words, stride: lane_len, len, count: outputs.len() };
+                        transpose(lanes, &mut panel[start..], mr, 0);
                     }
                 }
             });

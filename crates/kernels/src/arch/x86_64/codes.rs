@@ -185,3 +185,105 @@ pub(crate) fn look_up_quads(
     // SAFETY: the CPU has the features, and the words are there.
     Some(unsafe { run(codes, len, flip, words) })
 }
+
+/// Channels whose filters are looked up at once.
+const CHANNELS: usize = 64;
+/// Weights of a filter.
+const TAPS: usize = 9;
+
+/// Where a tap of each channel is: the bytes are nine vectors, and tap `t` of channel `c` is byte `9 c + t` of them.
+struct TapPlaces {
+    /// In its vector.
+    bytes: [[u8; CHANNELS]; TAPS],
+    /// For each tap and vector, the channels whose tap is in it.
+    masks: [[u64; TAPS]; TAPS],
+}
+
+static TAP_PLACES: TapPlaces = {
+    let mut places = TapPlaces { bytes: [[0; CHANNELS]; TAPS], masks: [[0; TAPS]; TAPS] };
+    let mut tap = 0;
+    while tap < TAPS {
+        let mut channel = 0;
+        while channel < CHANNELS {
+            let byte = TAPS * channel + tap;
+            places.bytes[tap][channel] = (byte % GROUP) as u8;
+            places.masks[tap][byte / GROUP] |= 1 << channel;
+            channel += 1;
+        }
+        tap += 1;
+    }
+    places
+};
+
+/// Three values of each lane by `G`, in the order of operations of [`crate::winograd`]'s own loops.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn filter(a: __m512, b: __m512, c: __m512) -> [__m512; 4] {
+    let half = _mm512_set1_ps(0.5);
+    let (outer, inner) = (_mm512_mul_ps(half, _mm512_add_ps(a, c)), _mm512_mul_ps(half, b));
+    [a, _mm512_add_ps(outer, inner), _mm512_sub_ps(outer, inner), c]
+}
+
+/// Transforms the filters of at most 64 input channels of an output ([`crate::winograd`]), and writes each of the sixteen
+/// positions as 32 words, pairs of bfloat16. Says whether it did: not where the CPU or the codes are not fit for it.
+pub(crate) fn look_up_filters(codes: &Codes<'_>, channels: usize, words: &mut [u32]) -> bool {
+    /// # Safety
+    /// The CPU has the features, and there are 512 words.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+    unsafe fn run(codes: &Codes<'_>, channels: usize, words: &mut [u32]) {
+        let spread = Spread::new(codes);
+        let mut bytes = [_mm512_setzero_si512(); TAPS];
+        for (group, bytes) in bytes.iter_mut().enumerate().take((TAPS * channels).div_ceil(GROUP)) {
+            *bytes = spread.bytes(codes, group * GROUP);
+        }
+        let mut taps = [[0_u8; CHANNELS]; TAPS];
+        for ((taps, places), masks) in taps.iter_mut().zip(&TAP_PLACES.bytes).zip(&TAP_PLACES.masks) {
+            // SAFETY: arrays of 64 bytes.
+            unsafe {
+                let places = _mm512_loadu_si512(places.as_ptr().cast());
+                let mut tap = _mm512_setzero_si512();
+                for (mask, bytes) in masks.iter().zip(&bytes) {
+                    tap = _mm512_mask_permutexvar_epi8(tap, *mask, places, *bytes);
+                }
+                _mm512_storeu_si512(taps.as_mut_ptr().cast(), tap);
+            }
+        }
+        let [a, b, c, d] = entries(codes.table);
+        for group in 0..channels.div_ceil(16) {
+            let present = super::first_lanes(channels - 16 * group);
+            let mut weights = [_mm512_setzero_ps(); TAPS];
+            for (weights, taps) in weights.iter_mut().zip(&taps) {
+                // SAFETY: sixteen of 64 bytes.
+                let bytes = unsafe { _mm_loadu_si128(taps.as_ptr().add(16 * group).cast()) };
+                let indices = _mm512_cvtepu8_epi32(bytes);
+                let is_second = _mm512_test_epi32_mask(indices, _mm512_set1_epi32(32));
+                let first = _mm512_permutex2var_ps(a, indices, b);
+                let second = _mm512_permutex2var_ps(c, indices, d);
+                *weights = _mm512_maskz_mov_ps(present, _mm512_mask_blend_ps(is_second, first, second));
+            }
+            let mut columns = [[_mm512_setzero_ps(); 4]; 3];
+            for (col, column) in columns.iter_mut().enumerate() {
+                *column = filter(weights[col], weights[3 + col], weights[6 + col]);
+            }
+            let [first, second, third] = columns;
+            for (row, ((a, b), c)) in first.into_iter().zip(second).zip(third).enumerate() {
+                let positions = filter(a, b, c);
+                for (col, position) in positions.into_iter().enumerate() {
+                    let start = (4 * row + col) * CHANNELS / 2 + 8 * group;
+                    // SAFETY: eight of 512 words; sixteen bfloat16 are as many.
+                    unsafe {
+                        let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(position));
+                        _mm256_storeu_si256(words.as_mut_ptr().add(start).cast(), rounded);
+                    }
+                }
+            }
+        }
+    }
+    if codes.bits > MOST_BITS || !has_bf16() || !spreads_codes() {
+        return false;
+    }
+    assert!(channels <= CHANNELS && words.len() >= 16 * CHANNELS / 2);
+    // SAFETY: the CPU has the features, and the words are there.
+    unsafe { run(codes, channels, words) };
+    true
+}
