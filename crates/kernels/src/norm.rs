@@ -285,37 +285,107 @@ struct NormalizeColumns<'a, 'b> {
     params: &'a NormParams<'a>,
 }
 
+/// Vectors of columns that are normalized together.
+const COLUMN_VECTORS: usize = 4;
+/// Rows whose sum is added to the other rows' as one: sums of sums lose less than a sum of all.
+const ROWS_SUMMED: usize = 32;
+/// Rows from the one that is read first to the one that is asked for.
+const ROWS_AHEAD: usize = 8;
+
 impl SimdOp for NormalizeColumns<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<I: Isa>(self, _isa: I) {
-        use crate::columns::WIDTH;
+    fn eval<I: Isa>(mut self, isa: I) {
+        let len = isa.f32().len();
+        let width = self.block.width();
+        let mut first = 0;
+        while first < width {
+            if width - first >= COLUMN_VECTORS * len {
+                self.normalize::<I, COLUMN_VECTORS>(isa, first, COLUMN_VECTORS * len);
+                first += COLUMN_VECTORS * len;
+            } else {
+                self.normalize::<I, 1>(isa, first, len.min(width - first));
+                first += len;
+            }
+        }
+    }
+}
+
+impl NormalizeColumns<'_, '_> {
+    /// Normalizes `count` columns from the first on, `V` vectors or, if `V` is 1, a part of one.
+    #[inline(always)]
+    fn normalize<I: Isa, const V: usize>(&mut self, isa: I, first: usize, count: usize) {
+        let ops = isa.f32();
+        let len = ops.len();
         let Self { input, block, params } = self;
-        let (axis, width, stride) = (block.rows(), block.width(), block.stride());
-        let row = |index: usize| &input[index * stride..index * stride + width];
-        let mut means = [0.0_f64; WIDTH];
-        for index in 0..axis {
-            for (sum, x) in means.iter_mut().zip(row(index)) {
-                *sum += f64::from(*x);
+        let (axis, stride) = (block.rows(), block.stride());
+        let row = |index: usize| -> [I::F32; V] {
+            let row = &input[index * stride + first..][..count];
+            let mut values = [ops.zero(); V];
+            if count == V * len {
+                for (value, row) in values.iter_mut().zip(row.chunks_exact(len)) {
+                    *value = ops.load(row);
+                }
+            } else {
+                values[0] = ops.load_pad(row).0;
+            }
+            values
+        };
+        // Means of differences from the first row, which lose nothing where all values are far from zero.
+        let origin = row(0);
+        let mut sums = [ops.zero(); V];
+        for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
+            let mut part = [ops.zero(); V];
+            for index in rows {
+                let ahead = (index + ROWS_AHEAD).min(axis - 1);
+                crate::arch::prefetch(bytemuck::cast_slice(&input[ahead * stride + first..][..count]));
+                for ((part, x), origin) in part.iter_mut().zip(row(index)).zip(origin) {
+                    *part = ops.add(*part, ops.sub(x, origin));
+                }
+            }
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum = ops.add(*sum, part);
             }
         }
-        let means = means.map(|sum| sum / axis as f64);
-        let mut squares = [0.0_f64; WIDTH];
-        for index in 0..axis {
-            for ((sum, mean), x) in squares.iter_mut().zip(&means).zip(row(index)) {
-                let difference = f64::from(*x) - mean;
-                *sum += difference * difference;
+        let share = ops.splat(1.0 / axis as f32);
+        let mut means = [ops.zero(); V];
+        for ((mean, sum), origin) in means.iter_mut().zip(sums).zip(origin) {
+            *mean = ops.mul_add(sum, share, origin);
+        }
+        let mut squares = [ops.zero(); V];
+        for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
+            let mut part = [ops.zero(); V];
+            for index in rows {
+                for ((part, x), mean) in part.iter_mut().zip(row(index)).zip(means) {
+                    let difference = ops.sub(x, mean);
+                    *part = ops.mul_add(difference, difference, *part);
+                }
+            }
+            for (sum, part) in squares.iter_mut().zip(part) {
+                *sum = ops.add(*sum, part);
             }
         }
-        let mean = means.map(|mean| mean as f32);
-        let inverse =
-            squares.map(|sum| (1.0 / (sum / axis as f64 + f64::from(params.epsilon)).sqrt()) as f32);
+        let mut inverses = [ops.zero(); V];
+        for (inverse, sum) in inverses.iter_mut().zip(squares) {
+            let mut variances = [0.0; 16];
+            ops.store(ops.mul_add(sum, share, ops.splat(params.epsilon)), &mut variances[..len]);
+            let roots = variances.map(|variance| 1.0 / variance.sqrt());
+            *inverse = ops.load(&roots[..len]);
+        }
         for index in 0..axis {
-            let (gamma, beta) = (params.gamma(index), params.beta(index));
-            let out = block.row_mut(index);
-            for (((out, x), mean), inverse) in out.iter_mut().zip(row(index)).zip(&mean).zip(&inverse) {
-                *out = (x - mean) * (inverse * gamma) + beta;
+            let (gamma, beta) = (ops.splat(params.gamma(index)), ops.splat(params.beta(index)));
+            let out = &mut block.row_mut(index)[first..first + count];
+            for (vector, x) in row(index).into_iter().enumerate() {
+                let scale = ops.mul(inverses[vector], gamma);
+                let value = ops.mul_add(ops.sub(x, means[vector]), scale, beta);
+                let place = &mut out[vector * len..];
+                if count == V * len {
+                    ops.store(value, &mut place[..len]);
+                } else {
+                    // SAFETY: as many elements as the mask has.
+                    unsafe { ops.store_ptr_mask(value, place.as_mut_ptr(), ops.first_n_mask(count)) };
+                }
             }
             if let Some(activation) = params.activation {
                 unary_on_this_thread(activation, out);

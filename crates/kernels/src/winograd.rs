@@ -43,7 +43,7 @@ const POSITIONS: usize = 16;
 /// Input channels from which on this is faster than the direct product.
 const LEAST_CHANNELS: usize = 32;
 /// Tiles from which on it is worth to transform weights.
-const LEAST_TILES: usize = 64;
+const LEAST_TILES: usize = 32;
 /// Words up to which all transformed weights are held: 16 MB.
 const HOLD_WEIGHTS_UP_TO: usize = 1 << 22;
 /// Words of transformed tiles that are held where the weights are not: 32 MB.
