@@ -312,6 +312,22 @@ impl SimdOp for NormalizeColumns<'_, '_> {
     }
 }
 
+/// `V` vectors of a row, or a part of one.
+#[inline(always)]
+fn columns<I: Isa, const V: usize>(isa: I, row: &[f32]) -> [I::F32; V] {
+    let ops = isa.f32();
+    let len = ops.len();
+    let mut values = [ops.zero(); V];
+    if row.len() == V * len {
+        for (value, row) in values.iter_mut().zip(row.chunks_exact(len)) {
+            *value = ops.load(row);
+        }
+    } else {
+        values[0] = ops.load_pad(row).0;
+    }
+    values
+}
+
 impl NormalizeColumns<'_, '_> {
     /// Normalizes `count` columns from the first on, `V` vectors or, if `V` is 1, a part of one.
     #[inline(always)]
@@ -320,27 +336,17 @@ impl NormalizeColumns<'_, '_> {
         let len = ops.len();
         let Self { input, block, params } = self;
         let (axis, stride) = (block.rows(), block.stride());
-        let row = |index: usize| -> [I::F32; V] {
-            let row = &input[index * stride + first..][..count];
-            let mut values = [ops.zero(); V];
-            if count == V * len {
-                for (value, row) in values.iter_mut().zip(row.chunks_exact(len)) {
-                    *value = ops.load(row);
-                }
-            } else {
-                values[0] = ops.load_pad(row).0;
-            }
-            values
-        };
+        let start = |index: usize| index * stride + first;
         // Means of differences from the first row, which lose nothing where all values are far from zero.
-        let origin = row(0);
+        let origin = columns::<I, V>(isa, &input[start(0)..][..count]);
         let mut sums = [ops.zero(); V];
         for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
             let mut part = [ops.zero(); V];
             for index in rows {
                 let ahead = (index + ROWS_AHEAD).min(axis - 1);
-                crate::arch::prefetch(bytemuck::cast_slice(&input[ahead * stride + first..][..count]));
-                for ((part, x), origin) in part.iter_mut().zip(row(index)).zip(origin) {
+                crate::arch::prefetch_line(input[start(ahead)..].as_ptr());
+                let row = columns::<I, V>(isa, &input[start(index)..][..count]);
+                for ((part, x), origin) in part.iter_mut().zip(row).zip(origin) {
                     *part = ops.add(*part, ops.sub(x, origin));
                 }
             }
@@ -357,7 +363,8 @@ impl NormalizeColumns<'_, '_> {
         for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
             let mut part = [ops.zero(); V];
             for index in rows {
-                for ((part, x), mean) in part.iter_mut().zip(row(index)).zip(means) {
+                let row = columns::<I, V>(isa, &input[start(index)..][..count]);
+                for ((part, x), mean) in part.iter_mut().zip(row).zip(means) {
                     let difference = ops.sub(x, mean);
                     *part = ops.mul_add(difference, difference, *part);
                 }
@@ -376,7 +383,8 @@ impl NormalizeColumns<'_, '_> {
         for index in 0..axis {
             let (gamma, beta) = (ops.splat(params.gamma(index)), ops.splat(params.beta(index)));
             let out = &mut block.row_mut(index)[first..first + count];
-            for (vector, x) in row(index).into_iter().enumerate() {
+            let row = columns::<I, V>(isa, &input[start(index)..][..count]);
+            for (vector, x) in row.into_iter().enumerate() {
                 let scale = ops.mul(inverses[vector], gamma);
                 let value = ops.mul_add(ops.sub(x, means[vector]), scale, beta);
                 let place = &mut out[vector * len..];
