@@ -12,7 +12,7 @@
 //! A sum of four rounded products stands where one stood, so the error of rounding to bfloat16 is 1.7 times that of
 //! the direct product. That is why larger tiles, which save more, are not used.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use rten_simd::Isa;
@@ -21,6 +21,7 @@ use rten_simd::ops::BitOps;
 use crate::arch;
 use crate::conv::ConvShape;
 use crate::format::{Format, encode_rows};
+use crate::gemm::ahead::{Ahead, LINE};
 use crate::gemm::ranges;
 use crate::gemm::tile::{
     self, Bias, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
@@ -283,7 +284,6 @@ impl PanelOp for Group<'_, '_> {
 
     #[inline(always)]
     fn eval<I: Isa, K: Microkernel<I>>(mut self, isa: I) {
-        self.prefetch();
         if is_wide(isa) {
             self.products::<I, K, WIDE_MR>(isa);
             self.output::<16>(isa);
@@ -295,21 +295,6 @@ impl PanelOp for Group<'_, '_> {
 }
 
 impl Group<'_, '_> {
-    /// Asks for what the output is to be finished with.
-    fn prefetch(&self) {
-        let &Convolution { shape, target, finish, tiles, mr, nr, .. } = self.convolution;
-        if finish.residual.is_none() {
-            return;
-        }
-        for stretch in tiles.stretches(self.right, nr) {
-            for (col, count) in stretch.made_rows(shape.out_size()) {
-                for row in self.left.start * mr..(self.left.end * mr).min(target.rows) {
-                    finish.prefetch_row(Corner { image: stretch.image, row, col }, count);
-                }
-            }
-        }
-    }
-
     #[inline(always)]
     fn products<I: Isa, K: Microkernel<I>, const MR: usize>(&mut self, isa: I) {
         let ops = isa.f32();
@@ -317,12 +302,23 @@ impl Group<'_, '_> {
         let nr = TILE_VECTORS * len;
         let left_len = self.convolution.left_len;
         let words = left_len / POSITIONS / MR;
+        let &Convolution { shape, target, finish, tiles, .. } = self.convolution;
+        let mut lines = Vec::with_capacity(nr);
+        for stretch in tiles.stretches(self.right, nr) {
+            for (col, count) in stretch.made_rows(shape.out_size()) {
+                lines.extend((col..col + count).step_by(LINE).map(|col| (stretch.image, col)));
+            }
+        }
+        let rows = self.left.start * MR..(self.left.end * MR).min(target.rows);
+        let at_once = (rows.len() * lines.len()).div_ceil(POSITIONS * self.left.len() * OutputAhead::PARTS);
+        let next = Cell::new((rows.start, 0));
+        let ahead = OutputAhead { target, finish, lines: &lines, end: rows.end, at_once, next: &next };
         let positions = self.products.chunks_exact_mut(self.left.len() * MR * nr);
         for (position, products) in positions.enumerate() {
             let tiles = &self.tiles[position * words * nr..];
             for (left, product) in products.chunks_exact_mut(MR * nr).enumerate() {
                 let weights = &self.weights[left * left_len + position * words * MR..];
-                let sums = K::multiply::<MR, _>(isa, words, weights, tiles, ());
+                let sums = K::multiply::<MR, _>(isa, words, weights, tiles, ahead);
                 for (row, sums) in sums.iter().enumerate() {
                     for (vector, sum) in sums.iter().enumerate() {
                         // SAFETY: the product has MR rows of TILE_VECTORS vectors.
@@ -408,6 +404,43 @@ impl Group<'_, '_> {
                 finish.finish_row(corner, out);
             }
         }
+    }
+}
+
+/// The output's memory below some products, and what it is finished with: some cache lines of the rows in each part.
+#[derive(Clone, Copy)]
+struct OutputAhead<'a> {
+    target: &'a Target,
+    finish: &'a Finish<'a>,
+    /// For each cache line of a row, an image and a column in it.
+    lines: &'a [(usize, usize)],
+    /// The end of the rows.
+    end: usize,
+    at_once: usize,
+    /// The row and the line that are next.
+    next: &'a Cell<(usize, usize)>,
+}
+
+impl Ahead for OutputAhead<'_> {
+    const PARTS: usize = 8;
+
+    #[inline(always)]
+    fn ask(self, _part: usize) {
+        let Self { target, finish, lines, end, at_once, next } = self;
+        let (mut row, mut line) = next.get();
+        for _ in 0..at_once {
+            if row < end {
+                let (image, col) = lines[line];
+                let corner = Corner { image, row, col };
+                target.prefetch_row(corner, 1);
+                finish.prefetch_row(corner, 1);
+            }
+            line += 1;
+            if line == lines.len() {
+                (row, line) = (row + 1, 0);
+            }
+        }
+        next.set((row, line));
     }
 }
 
