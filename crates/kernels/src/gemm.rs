@@ -15,7 +15,6 @@ use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
 use crate::panels::{PackedMatrix, PackedShape, PackedSide, Scratch, run_tasks, with_scratch};
-use crate::pool;
 use crate::precision::Precision;
 use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
@@ -373,8 +372,6 @@ impl Product<'_> {
         let is_gated = self.finish.gate.is_some();
         let depth_step = if is_gated { depth } else { block * (TASK_WORDS / group_len).max(1) };
         let streamed = &Part { share: false, ..*streamed };
-        // Whose turn it is: the next task of this thread is likely to be as many further as there are threads.
-        let threads = if *share { pool::threads() } else { 1 };
         let shared_step = (SHARE_UP_TO / panel_len.max(1)).next_multiple_of(shared.shape.unit());
         for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
@@ -385,7 +382,7 @@ impl Product<'_> {
                     for depths in blocks(0..depth, depth_step) {
                         let upcoming = match depths.end < depth {
                             true => streamed.upcoming(panels(task), depths.end..depth, depths.len(), tiles),
-                            false => streamed.upcoming(panels(task + threads), 0..depth, depth_step, tiles),
+                            false => streamed.upcoming(panels(task + 1), 0..depth, depth_step, tiles),
                         };
                         streamed.with_panels(panels(task), depths.clone(), &STREAMED, |streamed| {
                             let firsts = [first, panels(task).start];

@@ -68,7 +68,7 @@ impl ThreadPool {
         for index in 1..count {
             let team = pool.team.clone();
             let worker = std::thread::Builder::new().name(format!("kernel-{index}"));
-            pool.workers.push(worker.spawn(move || team.work()).map_err(ThreadPoolError)?);
+            pool.workers.push(worker.spawn(move || team.work(index)).map_err(ThreadPoolError)?);
         }
         Ok(pool)
     }
@@ -148,8 +148,49 @@ struct State {
     is_closed: bool,
 }
 
-/// Takes part in a loop. It borrows from the leader's stack: see [`Team::share`].
-type TakePart = &'static (dyn Fn() + Sync);
+/// Takes part in a loop, given the number of the thread in its team. It borrows from the leader's stack: see [`Team::share`].
+type TakePart = &'static (dyn Fn(usize) + Sync);
+
+/// Tasks of a loop that are yet to do: for each thread of a team a stretch of its own, so that loop after loop it works on the
+/// same part of the data, which is in its cache. When its own are done it takes others'.
+struct Tasks {
+    stretches: Vec<Stretch>,
+}
+
+/// The next task of a stretch, which may be beyond its end. On cache lines of its own.
+#[repr(align(128))]
+struct Stretch {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Tasks {
+    fn new(tasks: usize, threads: usize) -> Self {
+        let bound = |thread: usize| thread * tasks / threads;
+        let stretch =
+            |thread: usize| Stretch { next: AtomicUsize::new(bound(thread)), end: bound(thread + 1) };
+        Self { stretches: (0..threads).map(stretch).collect() }
+    }
+
+    /// Calls `body` for tasks that nobody has taken until there are none.
+    fn take(&self, thread: usize, body: &(dyn Fn(usize) + Sync)) {
+        let (before, from) = self.stretches.split_at(thread.min(self.stretches.len()));
+        for stretch in from.iter().chain(before) {
+            loop {
+                let index = stretch.next.fetch_add(1, Ordering::Relaxed);
+                if index >= stretch.end {
+                    break;
+                }
+                body(index);
+            }
+        }
+    }
+
+    /// Leaves what nobody has taken.
+    fn give_up(&self) {
+        self.stretches.iter().for_each(|stretch| stretch.next.store(stretch.end, Ordering::Relaxed));
+    }
+}
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -177,28 +218,20 @@ impl Team {
 
     /// Calls `body` for each index below `tasks` on this thread and the workers that come in time.
     fn for_each(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
+        let left = Tasks::new(tasks, self.threads);
         let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
-        let take_part = || {
+        let take_part = |thread: usize| {
             let was_in_task = IS_IN_TASK.replace(true);
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= tasks {
-                        break;
-                    }
-                    body(index);
-                }
-            }));
+            let outcome = catch_unwind(AssertUnwindSafe(|| left.take(thread, body)));
             IS_IN_TASK.set(was_in_task);
             if let Err(payload) = outcome {
-                next.store(tasks, Ordering::Relaxed);
+                left.give_up();
                 panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
             }
         };
         match self.leader.try_lock() {
             Ok(_leader) => self.share(tasks, &take_part),
-            Err(_) => take_part(),
+            Err(_) => take_part(0),
         }
         if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
@@ -206,11 +239,11 @@ impl Team {
     }
 
     /// Runs `take_part`, which does not unwind, on this thread and on workers; returns when all have left it.
-    fn share(&self, tasks: usize, take_part: &(dyn Fn() + Sync)) {
+    fn share(&self, tasks: usize, take_part: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only the lifetime changes. A worker gets the reference from the state, together with its entry in
         // `active`, both under the lock; below, the reference is taken out of the state and then all that are active
         // are waited for. Nothing in between unwinds. So nobody has it when this function returns.
-        let lent = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), TakePart>(take_part) };
+        let lent = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), TakePart>(take_part) };
         let sleeping = {
             let mut state = self.lock();
             state.take_part = Some(lent);
@@ -220,7 +253,7 @@ impl Team {
         for _ in 0..sleeping.min(tasks - 1) {
             self.wake.notify_one();
         }
-        take_part();
+        take_part(0);
         self.lock().take_part = None;
         if watch(|| self.active.load(Ordering::Acquire) == 0) {
             return;
@@ -233,8 +266,8 @@ impl Team {
         state.leader_sleeps = false;
     }
 
-    /// A worker's life.
-    fn work(&self) {
+    /// The life of a worker, given its number among the threads.
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
             watch(|| self.rounds.load(Ordering::Acquire) != seen);
@@ -251,7 +284,7 @@ impl Team {
             let Some(take_part) = state.take_part else { continue };
             self.active.fetch_add(1, Ordering::Relaxed);
             drop(state);
-            take_part();
+            take_part(thread);
             let state = self.lock();
             if self.active.fetch_sub(1, Ordering::Release) == 1 && state.leader_sleeps {
                 self.done.notify_one();
@@ -288,11 +321,6 @@ fn team_for(tasks: usize) -> Option<Arc<Team>> {
         return None;
     }
     current_team().filter(|team| team.threads > 1)
-}
-
-/// The threads of the current pool.
-pub(crate) fn threads() -> usize {
-    current_team().map_or(1, |team| team.threads)
 }
 
 /// Calls `body` once for each index below `tasks`, on the current pool. A loop within a task stays on its thread.
