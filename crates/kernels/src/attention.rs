@@ -254,8 +254,14 @@ pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], la
     let work = shape.queries * shape.keys * (shape.dim + shape.value_dim);
     let shares_queries =
         work >= if heads < SOME_HEADS { SHARE_QUERIES_OF_FEW_FROM } else { SHARE_QUERIES_FROM };
+    // In the order in which a product is likely to have made them, and on the same threads: by images, or by channels where
+    // there are more of these than tokens of all images ([`crate::gemm`] shares the longer side).
+    let by_head = shape.queries * shape.batch < shape.heads * shape.dim;
     let attend = |index: usize| {
-        let (image, head) = (index / shape.heads, index % shape.heads);
+        let (image, head) = match by_head {
+            true => (index % shape.batch, index / shape.batch),
+            false => (index / shape.heads, index % shape.heads),
+        };
         with_scratch(&PACKED, sides.key_words() + sides.value_words(), |packed| {
             args.pack(image, head, &sides, shares_queries, packed);
             let (keys, values) = packed.split_at(sides.key_words());
