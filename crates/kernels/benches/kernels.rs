@@ -3,6 +3,7 @@
 //! `cargo bench -p mixbit-kernels [-- FILTER...]`, on a quiet machine; names that contain all filters are run. Judge the ratio to the peak and compare
 //! within one run: absolute numbers move with the machine.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use half::f16;
@@ -327,6 +328,31 @@ fn bench_passes(report: &Report) {
     report.bytes("Silu of 16384", 8 * tiny.len(), || unary(UnaryOp::Silu, &tiny, &mut tiny_out));
 }
 
+/// The time that a cache line takes from one thread to another and back: several times as long where they run on cores that share
+/// no cache. What one thread made and another reads then comes late too.
+fn bench_handover(report: &Report) {
+    const TURNS: usize = 20_000;
+    let name = "a cache line to another thread and back";
+    if !report.asks_for(name) {
+        return;
+    }
+    let turn = AtomicUsize::new(0);
+    let play = |first: usize| {
+        for mine in (first..2 * TURNS).step_by(2) {
+            while turn.load(Ordering::Acquire) != mine {
+                std::hint::spin_loop();
+            }
+            turn.store(mine + 1, Ordering::Release);
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| play(1));
+        play(0);
+    });
+    println!("{name:<44} {:>9.0} ns", start.elapsed().as_secs_f64() / TURNS as f64 * 1e9);
+}
+
 fn main() {
     let filters = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let threads = std::env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
@@ -346,5 +372,6 @@ fn main() {
         bench_conv(&report);
         bench_attention(&report);
         bench_passes(&report);
+        bench_handover(&report);
     });
 }

@@ -25,7 +25,7 @@ use crate::gemm::tile::{
 };
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
-use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, pack_tasks, run_tasks, with_scratch};
+use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, run_tasks, with_scratch};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 
@@ -213,7 +213,7 @@ impl Attention<'_> {
         let value = self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed();
         let value = Dense::new(value, PackedSide::Left);
         let pack = |source: Source<'_>, side: &PackedShape, words: &mut [u32]| {
-            pack_tasks(&[source], side, 0..side.panels(), 0..side.depth, share, words);
+            side.pack_whole(&[source], 0..side.panels(), 0..side.depth, share, words);
         };
         pack(key.source(), &sides.keys, key_words);
         pack(value.source(), &sides.values, value_words);

@@ -92,7 +92,8 @@ impl PackedShape {
     }
 
     /// Packs panels of all images over a range of the depth that consists of blocks: for each block one panel after the
-    /// other. See [`pack_tasks`].
+    /// other. There is one source for each image, all of one shape, and panels are numbered image after image. If that is worth
+    /// sharing, a thread packs whole blocks where there are some: more often than panels they are what it made itself.
     pub(crate) fn pack(
         &self,
         sources: &[Source<'_>],
@@ -101,12 +102,92 @@ impl PackedShape {
         share: bool,
         mut out: &mut [u32],
     ) {
+        let mut jobs = Vec::new();
         for depths in blocks(depths, depth_block(self.format, self.depth)) {
             let (block, rest) = out.split_at_mut(self.len_of(panels.len(), &depths));
-            pack_tasks(sources, self, panels.clone(), depths, share, block);
+            self.add_jobs(&panels, &depths, share, block, &mut jobs);
+            out = rest;
+        }
+        self.do_jobs(sources, share, &mut jobs);
+    }
+
+    /// [`pack`](Self::pack) over one range of the depth, whatever its blocks.
+    pub(crate) fn pack_whole(
+        &self,
+        sources: &[Source<'_>],
+        panels: Range<usize>,
+        depths: Range<usize>,
+        share: bool,
+        out: &mut [u32],
+    ) {
+        let mut jobs = Vec::new();
+        self.add_jobs(&panels, &depths, share, out, &mut jobs);
+        self.do_jobs(sources, share, &mut jobs);
+    }
+
+    fn add_jobs<'a>(
+        &self,
+        panels: &Range<usize>,
+        depths: &Range<usize>,
+        share: bool,
+        mut out: &'a mut [u32],
+        jobs: &mut Vec<Job<'a>>,
+    ) {
+        if depths.is_empty() || panels.is_empty() {
+            return;
+        }
+        let panel_len = self.format.panel_len(depths.len(), self.width);
+        let group = if share { PACK_GROUP } else { panels.len() };
+        for first in panels.clone().step_by(group) {
+            let panels = first..(first + group).min(panels.end);
+            let (words, rest) = out.split_at_mut(panels.len() * panel_len);
+            jobs.push(Job { panels, depths: depths.clone(), words });
             out = rest;
         }
     }
+
+    fn do_jobs(&self, sources: &[Source<'_>], share: bool, jobs: &mut [Job<'_>]) {
+        if share {
+            for_each_chunk_mut(jobs, 1, |_, jobs| jobs.iter_mut().for_each(|job| self.do_job(sources, job)));
+        } else {
+            jobs.iter_mut().for_each(|job| self.do_job(sources, job));
+        }
+    }
+
+    fn do_job(&self, sources: &[Source<'_>], job: &mut Job<'_>) {
+        let panel_len = self.format.panel_len(job.depths.len(), self.width);
+        let mut words = &mut *job.words;
+        let mut next = job.panels.start;
+        while next < job.panels.end {
+            let (image, panel) = (next / self.panels(), next % self.panels());
+            let count = match sources[image] {
+                Source::ByLane(_) => 1,
+                Source::ByDepth(_) if self.format.is_scaled() => SCALED_TOGETHER,
+                Source::ByDepth(_) => ROWS_TOGETHER,
+            };
+            let count = count.min(job.panels.end - next).min(self.panels() - panel);
+            let (some, rest) = words.split_at_mut(count * panel_len);
+            match sources[image] {
+                Source::ByLane(source) => {
+                    pack_lanes(source, self, self.lanes_of(panel), job.depths.clone(), some)
+                }
+                Source::ByDepth(source) => {
+                    pack_rows(source, self, panel..panel + count, job.depths.clone(), some)
+                }
+            }
+            (next, words) = (next + count, rest);
+        }
+    }
+}
+
+/// Panels handed to one packing task.
+const PACK_GROUP: usize = 4;
+
+/// Panels to be packed over a range of the depth, one after the other.
+struct Job<'a> {
+    panels: Range<usize>,
+    depths: Range<usize>,
+    words: &'a mut [u32],
 }
 
 impl PackedMatrix {
@@ -311,51 +392,6 @@ pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offse
             *word = words[lane * stride + k];
         }
     }
-}
-
-/// Panels handed to one packing task.
-const PACK_GROUP: usize = 4;
-
-/// Packs a range of panels over a range of the depth, one after the other; several to a task if that is worth sharing.
-/// There is one source for each image, all of one shape, and panels are numbered image after image.
-pub(crate) fn pack_tasks(
-    sources: &[Source<'_>],
-    shape: &PackedShape,
-    panels: Range<usize>,
-    depths: Range<usize>,
-    share: bool,
-    out: &mut [u32],
-) {
-    if depths.is_empty() || panels.is_empty() {
-        return;
-    }
-    let panel_len = shape.format.panel_len(depths.len(), shape.width);
-    let group = if share { PACK_GROUP } else { panels.len() };
-    for_each_chunk_mut(out, group * panel_len, |index, chunk| {
-        let first = panels.start + index * group;
-        let end = (first + group).min(panels.end);
-        let mut chunk = chunk;
-        let mut next = first;
-        while next < end {
-            let (image, panel) = (next / shape.panels(), next % shape.panels());
-            let count = match sources[image] {
-                Source::ByLane(_) => 1,
-                Source::ByDepth(_) if shape.format.is_scaled() => SCALED_TOGETHER,
-                Source::ByDepth(_) => ROWS_TOGETHER,
-            };
-            let count = count.min(end - next).min(shape.panels() - panel);
-            let (words, rest) = chunk.split_at_mut(count * panel_len);
-            match sources[image] {
-                Source::ByLane(source) => {
-                    pack_lanes(source, shape, shape.lanes_of(panel), depths.clone(), words)
-                }
-                Source::ByDepth(source) => {
-                    pack_rows(source, shape, panel..panel + count, depths.clone(), words)
-                }
-            }
-            (next, chunk) = (next + count, rest);
-        }
-    });
 }
 
 /// Bytes and words of a cache line. Vectors that lie across two are read and written at half the speed.
