@@ -104,7 +104,7 @@ pub struct Signature {
 pub struct Timing {
     /// The op, or the chain of ops that is one step.
     pub kind: String,
-    /// How many steps of a run are of this kind.
+    /// How many steps of the last run are of this kind.
     pub steps: usize,
     /// The time.
     pub time: Duration,

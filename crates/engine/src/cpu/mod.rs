@@ -224,7 +224,7 @@ impl Executable for CpuRun {
                 time: Duration::ZERO,
                 multiply_adds: 0,
             });
-            timing.steps += 1;
+            timing.steps += usize::from(times.last.is_some());
             timing.time += times.sum;
             timing.multiply_adds += u64::from(times.runs) * step.multiply_adds;
         }
