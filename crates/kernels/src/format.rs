@@ -16,8 +16,8 @@ pub(crate) enum Format {
     Rounded,
     /// Two bfloat16 of one lane, the first depth in the low half.
     Pairs,
-    /// An `f32` that is a small integer, to be scaled, where the CPU does not multiply bytes. Sums are exact: a block's
-    /// depth times 127 times 127 is below 2^24.
+    /// An `f32` that is a small integer, to be scaled, where the CPU does not multiply bytes. Sums up to 2^24 are exact: those of
+    /// a block 1280 deep may be larger only if nearly all that is multiplied is the largest there is.
     Integers,
     /// Four small integers of one lane, a byte each, the first depth in the lowest byte, to be scaled. On the right side,
     /// [`arch::INT8_OFFSET`] is added to each.
