@@ -20,6 +20,30 @@ fn spreads_codes() -> bool {
     is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
 }
 
+/// Where 64 codes are, by their bits, if the first begins with a byte.
+struct CodePlaces {
+    /// The bytes that each eight codes are spread to.
+    bytes: [[u8; GROUP]; MOST_BITS + 1],
+    /// Where in eight bytes each code begins.
+    shifts: [[u8; GROUP]; MOST_BITS + 1],
+}
+
+static CODE_PLACES: CodePlaces = {
+    let empty = [[0; GROUP]; MOST_BITS + 1];
+    let mut places = CodePlaces { bytes: empty, shifts: empty };
+    let mut bits = 1;
+    while bits <= MOST_BITS {
+        let mut index = 0;
+        while index < GROUP {
+            places.bytes[bits][index] = (index / 8 * bits + index % 8) as u8;
+            places.shifts[bits][index] = (index % 8 * bits) as u8;
+            index += 1;
+        }
+        bits += 1;
+    }
+    places
+};
+
 /// Makes bytes of codes.
 #[derive(Clone, Copy)]
 struct Spread {
@@ -36,16 +60,12 @@ impl Spread {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     fn new(codes: &Codes<'_>) -> Self {
         let bits = codes.bits;
-        let (mut places, mut shifts) = ([0_u8; GROUP], [0_u8; GROUP]);
-        for (index, (place, shift)) in places.iter_mut().zip(&mut shifts).enumerate() {
-            *place = (index / 8 * bits + index % 8) as u8;
-            *shift = (codes.element * bits % 8 + index % 8 * bits) as u8;
-        }
         // SAFETY: arrays of 64 bytes.
         unsafe {
+            let shifts = _mm512_loadu_si512(CODE_PLACES.shifts[bits].as_ptr().cast());
             Self {
-                places: _mm512_loadu_si512(places.as_ptr().cast()),
-                shifts: _mm512_loadu_si512(shifts.as_ptr().cast()),
+                places: _mm512_loadu_si512(CODE_PLACES.bytes[bits].as_ptr().cast()),
+                shifts: _mm512_add_epi8(shifts, _mm512_set1_epi8((codes.element * bits % 8) as i8)),
                 mask: _mm512_set1_epi8(((1 << bits) - 1) as i8),
             }
         }
