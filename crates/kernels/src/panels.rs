@@ -100,15 +100,9 @@ impl PackedShape {
         panels: Range<usize>,
         depths: Range<usize>,
         share: bool,
-        mut out: &mut [u32],
+        out: &mut [u32],
     ) {
-        let mut jobs = Vec::new();
-        for depths in blocks(depths, depth_block(self.format, self.depth)) {
-            let (block, rest) = out.split_at_mut(self.len_of(panels.len(), &depths));
-            self.add_jobs(&panels, &depths, share, block, &mut jobs);
-            out = rest;
-        }
-        self.do_jobs(sources, share, &mut jobs);
+        self.pack_by(depth_block(self.format, self.depth), sources, panels, depths, share, out);
     }
 
     /// [`pack`](Self::pack) over one range of the depth, whatever its blocks.
@@ -120,35 +114,37 @@ impl PackedShape {
         share: bool,
         out: &mut [u32],
     ) {
-        let mut jobs = Vec::new();
-        self.add_jobs(&panels, &depths, share, out, &mut jobs);
-        self.do_jobs(sources, share, &mut jobs);
+        self.pack_by(depths.len(), sources, panels, depths, share, out);
     }
 
-    fn add_jobs<'a>(
+    /// [`pack`](Self::pack) with blocks of a depth of `step`.
+    fn pack_by(
         &self,
-        panels: &Range<usize>,
-        depths: &Range<usize>,
+        step: usize,
+        sources: &[Source<'_>],
+        panels: Range<usize>,
+        depths: Range<usize>,
         share: bool,
-        mut out: &'a mut [u32],
-        jobs: &mut Vec<Job<'a>>,
+        mut out: &mut [u32],
     ) {
         if depths.is_empty() || panels.is_empty() {
             return;
         }
-        let panel_len = self.format.panel_len(depths.len(), self.width);
         let group = if share { PACK_GROUP } else { panels.len() };
-        for first in panels.clone().step_by(group) {
-            let panels = first..(first + group).min(panels.end);
-            let (words, rest) = out.split_at_mut(panels.len() * panel_len);
-            jobs.push(Job { panels, depths: depths.clone(), words });
-            out = rest;
+        let mut jobs = Vec::new();
+        for depths in blocks(depths, step) {
+            let panel_len = self.format.panel_len(depths.len(), self.width);
+            for first in panels.clone().step_by(group) {
+                let panels = first..(first + group).min(panels.end);
+                let (words, rest) = out.split_at_mut(panels.len() * panel_len);
+                jobs.push(Job { panels, depths: depths.clone(), words });
+                out = rest;
+            }
         }
-    }
-
-    fn do_jobs(&self, sources: &[Source<'_>], share: bool, jobs: &mut [Job<'_>]) {
         if share {
-            for_each_chunk_mut(jobs, 1, |_, jobs| jobs.iter_mut().for_each(|job| self.do_job(sources, job)));
+            for_each_chunk_mut(&mut jobs, 1, |_, jobs| {
+                jobs.iter_mut().for_each(|job| self.do_job(sources, job))
+            });
         } else {
             jobs.iter_mut().for_each(|job| self.do_job(sources, job));
         }
