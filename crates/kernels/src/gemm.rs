@@ -303,9 +303,7 @@ impl Part<'_> {
             body(Held { words, shape, count, panels: 0..count, depth: depths.start });
         });
     }
-}
 
-impl Part<'_> {
     /// What is to be packed of some panels, of one image, at the first of some depths.
     fn upcoming(&self, panels: Range<usize>, depths: Range<usize>, most: usize, tiles: usize) -> Upcoming {
         let (image, panel) = (panels.start / self.shape.panels(), panels.start % self.shape.panels());
@@ -372,7 +370,7 @@ impl Product<'_> {
         let is_gated = self.finish.gate.is_some();
         let depth_step = if is_gated { depth } else { block * (TASK_WORDS / group_len).max(1) };
         let streamed = &Part { share: false, ..*streamed };
-        let shared_step = (SHARE_UP_TO / panel_len.max(1)).next_multiple_of(shared.shape.unit());
+        let shared_step = (SHARE_UP_TO / panel_len.max(1)).max(1).next_multiple_of(shared.shape.unit());
         for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
             let tiles = group * shared_panels.len();

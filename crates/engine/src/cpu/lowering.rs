@@ -81,7 +81,7 @@ pub(super) struct Input {
 
 /// What a value depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Dependence {
+enum Dependence {
     /// No input.
     Constant,
     /// Steady inputs.
