@@ -25,7 +25,8 @@ use crate::gemm::tile::{
 };
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
-use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, run_tasks, with_scratch};
+use crate::memory::{Memory, with_scratch};
+use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, run_tasks};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 
@@ -47,11 +48,11 @@ const SHARE_FROM: usize = 1 << 18;
 
 thread_local! {
     /// A head's keys and values.
-    static PACKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static PACKED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     /// A panel of queries, and a block of weights in their format.
-    static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static WORDS: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     /// A block of weights, and sums.
-    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static FLOATS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
 }
 
 /// The sizes of an attention.

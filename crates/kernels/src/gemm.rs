@@ -14,11 +14,12 @@ use rten_simd::{Isa, SimdOp};
 use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
-use crate::panels::{PackedMatrix, PackedShape, PackedSide, Scratch, run_tasks, with_scratch};
+use crate::memory::{Memory, Scratch, with_scratch};
+use crate::panels::{PackedMatrix, PackedShape, PackedSide, run_tasks};
 use crate::precision::Precision;
 use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
-use ahead::{TileAhead, Upcoming};
+use ahead::{Stretch, TileAhead, Upcoming};
 use tile::{
     Beside, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, Tile, WIDE_MR, is_wide,
     store_tile,
@@ -96,8 +97,8 @@ pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
 }
 
 thread_local! {
-    static SHARED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static STREAMED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static SHARED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
+    static STREAMED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
 }
 
 /// One side of a product: packed as it is needed, or beforehand.
@@ -307,17 +308,28 @@ impl Part<'_> {
     /// What is to be packed of some panels, of one image, at the first of some depths.
     fn upcoming(&self, panels: Range<usize>, depths: Range<usize>, most: usize, tiles: usize) -> Upcoming {
         let (image, panel) = (panels.start / self.shape.panels(), panels.start % self.shape.panels());
-        let Some(Source::ByDepth(source)) = self.sides.get(image).and_then(Side::source) else {
-            return Upcoming::nothing();
+        let source = self.sides.get(image).and_then(Side::source);
+        let (Some(source), false) = (source, panels.is_empty() || depths.is_empty()) else {
+            return Upcoming::new([Stretch::NONE; 2], tiles);
         };
-        if panels.is_empty() || depths.is_empty() {
-            return Upcoming::nothing();
-        }
-        let last = (panel + panels.len()).min(self.shape.panels()) - 1;
-        let lanes = self.shape.lanes_of(panel).start..self.shape.lanes_of(last).end;
-        let row = |depth: usize| source.stored(lanes.clone(), depth.min(depths.end - 1));
-        let rows = [row(depths.start), row(depths.start + 1)];
-        Upcoming::rows(rows, depths.len().min(most), tiles)
+        let unit = self.shape.unit();
+        let last = (panel + panels.len()).min(self.shape.panels()) - unit;
+        let depths = depths.start..depths.end.min(depths.start + most);
+        let stretch = |half: usize| {
+            let lanes = self.shape.lanes_of(panel + half).start..self.shape.lanes_of(last + half).end;
+            match source {
+                Source::ByDepth(source) => {
+                    let row = |depth: usize| source.stored(lanes.clone(), depth.min(depths.end - 1));
+                    Stretch::new([row(depths.start), row(depths.start + 1)], depths.len())
+                }
+                Source::ByLane(source) => {
+                    let run = |lane: usize| source.stored(lane.min(lanes.end - 1), &depths);
+                    Stretch::new([run(lanes.start), run(lanes.start + 1)], lanes.len())
+                }
+            }
+        };
+        let gates = if unit == 2 { stretch(1) } else { Stretch::NONE };
+        Upcoming::new([stretch(0), gates], tiles)
     }
 }
 
@@ -373,7 +385,7 @@ impl Product<'_> {
         let shared_step = (SHARE_UP_TO / panel_len.max(1)).max(1).next_multiple_of(shared.shape.unit());
         for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
-            let tiles = group * shared_panels.len();
+            let tiles = group * shared_panels.len() * depth_step.min(depth).div_ceil(block);
             shared.with_panels(shared_panels, 0..depth, &SHARED, |shared| {
                 run_tasks(*share, streamed.panels().div_ceil(group), |task| {
                     let panels = |task: usize| task * group..((task + 1) * group).min(streamed.panels());

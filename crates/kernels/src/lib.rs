@@ -67,6 +67,7 @@ mod isa;
 mod layout;
 mod math;
 mod matrix;
+mod memory;
 mod norm;
 mod panels;
 pub mod peak;
@@ -94,6 +95,7 @@ pub use layout::{
     upsample_nearest,
 };
 pub use matrix::{Elements, Mat, MatMut, MatRef, Operand, WeightSlice};
+pub use memory::Memory;
 pub use norm::{AxisShape, GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
 pub use panels::{PackedMatrix, PackedSide};
 pub use pool::ThreadPool;

@@ -6,13 +6,13 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::thread::LocalKey;
 
 use crate::arch;
 use crate::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
 use crate::gemm::tile::tile_shape;
 use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
 use crate::matrix::Operand;
+use crate::memory::{Memory, with_scratch};
 use crate::pool::{for_each_chunk_mut, parallel_for};
 use crate::precision::Precision;
 use crate::source::{ByDepth, ByLane, Source};
@@ -31,10 +31,8 @@ pub enum PackedSide {
 /// Worth its memory for small models, whose weights are packed again in every call otherwise.
 #[derive(Debug)]
 pub struct PackedMatrix {
-    /// For each block of the depth, one panel after the other, in `len` words from `start` on: where a cache line begins.
-    data: Vec<u32>,
-    start: usize,
-    len: usize,
+    /// For each block of the depth, one panel after the other.
+    words: Memory<u32>,
     pub(crate) shape: PackedShape,
 }
 
@@ -211,33 +209,32 @@ impl PackedMatrix {
         let PackedShape { depth, side, .. } = shape;
         let all = 0..depth;
         let len = shape.len_of(shape.panels(), &all);
-        let mut data = vec![0; len + LINE_WORDS];
-        let start = start_of_line(&data);
+        let mut words = Memory::zeros(len).expect("memory for a packed matrix");
         with_side(matrix, side, |matrix| match matrix {
             Side::Source(source) => {
-                shape.pack(&[source], 0..shape.panels(), all, true, &mut data[start..][..len]);
+                shape.pack(&[source], 0..shape.panels(), all, true, &mut words);
             }
             Side::Packed(..) => panic!("the matrix is packed already"),
         });
-        Self { data, start, len, shape }
+        Self { words, shape }
     }
 
     /// The words.
     pub(crate) fn words(&self) -> &[u32] {
-        &self.data[self.start..][..self.len]
+        &self.words
     }
 
     /// The memory that it takes, in bytes.
     pub fn size_in_bytes(&self) -> usize {
-        size_of_val(self.data.as_slice())
+        size_of_val(self.words())
     }
 }
 
 thread_local! {
     /// Rows, or the runs of a few lanes, before they are words.
-    static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static ROWS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
     /// The words of a few lanes before they are transposed.
-    static LANES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static LANES: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
 }
 
 /// Lanes that are transposed at once.
@@ -346,7 +343,7 @@ fn pack_lanes(
                 let count = GROUP.min(lanes.end - first);
                 let offset = first - lanes.start;
                 for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
-                    source.prefetch(first + index + AHEAD, &depths);
+                    arch::prefetch(source.stored(first + index + AHEAD, &depths));
                     if format == Format::Single {
                         source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
                         continue;
@@ -388,38 +385,6 @@ pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offse
             *word = words[lane * stride + k];
         }
     }
-}
-
-/// Bytes and words of a cache line. Vectors that lie across two are read and written at half the speed.
-const LINE: usize = 64;
-const LINE_WORDS: usize = LINE / 4;
-
-/// Where the first cache line of some memory begins, which has one line to spare.
-fn start_of_line<T>(data: &[T]) -> usize {
-    data.as_ptr().align_offset(LINE).min(LINE / size_of::<T>())
-}
-
-/// A scratch buffer that a thread keeps from call to call.
-pub(crate) type Scratch<T> = LocalKey<RefCell<Vec<T>>>;
-
-/// Lends `len` elements of unspecified content from this thread's `scratch`, from the beginning of a cache line on.
-///
-/// The buffer is taken out while it is lent, so that a kernel that another one waits for on the same thread
-/// gets a buffer of its own.
-pub(crate) fn with_scratch<T: Copy + Default, R>(
-    scratch: &'static Scratch<T>,
-    len: usize,
-    body: impl FnOnce(&mut [T]) -> R,
-) -> R {
-    let mut buffer = scratch.take();
-    let room = len + LINE / size_of::<T>();
-    if buffer.len() < room {
-        buffer = vec![T::default(); room];
-    }
-    let start = start_of_line(&buffer);
-    let result = body(&mut buffer[start..][..len]);
-    scratch.replace(buffer);
-    result
 }
 
 /// Runs tasks on the pool, or here when they are too small to share.

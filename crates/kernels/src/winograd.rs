@@ -28,7 +28,8 @@ use crate::gemm::tile::{
     is_wide, tile_shape,
 };
 use crate::isa;
-use crate::panels::{PackedSide, run_tasks, with_scratch};
+use crate::memory::{Memory, with_scratch};
+use crate::panels::{PackedSide, run_tasks};
 use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
 use tiles::{MadePiece, PackTiles, Stretch, Tiles, TransformTiles};
@@ -60,14 +61,14 @@ const AHEAD: usize = 4;
 const WIDEST: usize = 32;
 
 thread_local! {
-    static WEIGHTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static TILES: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static WEIGHTS: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
+    static TILES: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     /// What all tasks of a call share.
-    static SHARED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    static PRODUCTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SHARED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
+    static PRODUCTS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
     /// A few channels between transformation and encoding.
-    static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static WORDS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    static FLOATS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
+    static WORDS: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
 }
 
 /// What panels hold in a convolution of the given precision; `None` if it cannot be done this way, or is not faster so.

@@ -4,6 +4,9 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytemuck::Pod;
+use kernels::Memory;
+
 use super::lowering::{Buffer, Io, Place, Step};
 use crate::{Data, Error};
 
@@ -18,43 +21,54 @@ static PROMISED: AtomicU64 = AtomicU64::new(0);
 const SMALL: u64 = 1 << 24;
 
 /// A stretch of zeros that is counted as long as it lives.
-pub(super) struct Counted<T> {
-    values: Vec<T>,
+pub(super) struct Counted<T: Pod> {
+    values: Memory<T>,
 }
 
-impl<T: Clone + Default> Counted<T> {
+impl<T: Pod> Counted<T> {
     /// `len` zeros.
     ///
     /// The system often promises memory that it does not have, and ends the process when it is used: what is more than
     /// the machine has left, all arenas together, is refused.
     pub(super) fn zeros(len: usize) -> Result<Self, Error> {
-        let bytes = Self::check(len)?;
-        PROMISED.fetch_add(bytes, Ordering::Relaxed);
-        // Zeros straight from the allocator: their pages are not touched.
-        Ok(Counted { values: vec![T::default(); len] })
+        Self::check(len)?;
+        let values = Memory::zeros(len).ok_or_else(|| refusal(promised_with::<T>(len)))?;
+        PROMISED.fetch_add(bytes_of::<T>(len), Ordering::Relaxed);
+        Ok(Counted { values })
     }
 
-    /// The bytes of a stretch of `len` elements, or the error that [`zeros`](Self::zeros) would give.
-    fn check(len: usize) -> Result<u64, Error> {
-        let bytes = len.saturating_mul(size_of::<T>()) as u64;
-        let promised = PROMISED.load(Ordering::Relaxed).saturating_add(bytes);
-        let refused = || Error::Memory { needed: promised as f64 / 1e9 };
-        if bytes > SMALL && available().is_some_and(|available| promised > available) {
-            return Err(refused());
-        }
+    /// Fails where [`zeros`](Self::zeros) would for want of memory.
+    fn check(len: usize) -> Result<(), Error> {
+        let promised = promised_with::<T>(len);
+        let is_refused = || available().is_some_and(|available| promised > available);
         // Asked for once to learn whether it is there.
-        Vec::<T>::new().try_reserve_exact(len).map_err(|_| refused())?;
-        Ok(bytes)
+        if bytes_of::<T>(len) > SMALL && (is_refused() || Memory::<T>::zeros(len).is_none()) {
+            return Err(refusal(promised));
+        }
+        Ok(())
     }
 }
 
-impl<T> Drop for Counted<T> {
+fn bytes_of<T>(len: usize) -> u64 {
+    len.saturating_mul(size_of::<T>()) as u64
+}
+
+/// The bytes that are promised when `len` elements more are.
+fn promised_with<T>(len: usize) -> u64 {
+    PROMISED.load(Ordering::Relaxed).saturating_add(bytes_of::<T>(len))
+}
+
+fn refusal(promised: u64) -> Error {
+    Error::Memory { needed: promised as f64 / 1e9 }
+}
+
+impl<T: Pod> Drop for Counted<T> {
     fn drop(&mut self) {
         PROMISED.fetch_sub(size_of_val(&*self.values) as u64, Ordering::Relaxed);
     }
 }
 
-impl<T> Deref for Counted<T> {
+impl<T: Pod> Deref for Counted<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -62,7 +76,7 @@ impl<T> Deref for Counted<T> {
     }
 }
 
-impl<T> DerefMut for Counted<T> {
+impl<T: Pod> DerefMut for Counted<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values
     }

@@ -10,7 +10,8 @@ use crate::gemm::ranges;
 use crate::gemm::tile::tile_shape;
 use crate::isa;
 use crate::matrix::WeightSlice;
-use crate::panels::{GROUP, Lanes, PackedSide, transpose, with_scratch};
+use crate::memory::with_scratch;
+use crate::panels::{GROUP, Lanes, PackedSide, transpose};
 use crate::pool::for_each_chunk_mut;
 
 /// The weight of a convolution.
