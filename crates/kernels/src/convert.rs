@@ -7,7 +7,9 @@ use half::{bf16, f16};
 use rten_simd::{Isa, SimdOp};
 
 use crate::arch;
+use crate::format::{Format, LaneScale, encode_lane};
 use crate::isa;
+use crate::panels::PackedSide;
 use crate::pool::{GRAIN, for_each_chunk_mut};
 
 /// A storage type of matrix elements.
@@ -17,6 +19,11 @@ pub(crate) trait Element: bytemuck::Pod + Send + Sync {
 
     /// The values of a slice into an equally long one, on this thread.
     fn widen_slice(src: &[Self], dst: &mut [f32]);
+
+    /// Writes a lane's run as words of a format, if that is faster without its values in between.
+    fn encode(_run: &[Self], _format: Format, _side: PackedSide, _words: &mut [u32]) -> Option<LaneScale> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -33,6 +40,10 @@ impl Element for f32 {
             _ => dst.copy_from_slice(src),
         }
     }
+
+    fn encode(run: &[f32], format: Format, side: PackedSide, words: &mut [u32]) -> Option<LaneScale> {
+        Some(encode_lane(format, side, run, words))
+    }
 }
 
 impl Element for f16 {
@@ -44,6 +55,10 @@ impl Element for f16 {
     fn widen_slice(src: &[f16], dst: &mut [f32]) {
         let done = arch::widen_f16(src, dst);
         src[done..].convert_to_f32_slice(&mut dst[done..]);
+    }
+
+    fn encode(run: &[f16], format: Format, _side: PackedSide, words: &mut [u32]) -> Option<LaneScale> {
+        (format == Format::Pairs && arch::pair_up_f16(run, words)).then_some(LaneScale::NONE)
     }
 }
 
@@ -66,6 +81,21 @@ impl Element for bf16 {
         }
         assert_eq!(src.len(), dst.len());
         isa::dispatch(Widen(src, dst));
+    }
+
+    fn encode(run: &[bf16], format: Format, _side: PackedSide, words: &mut [u32]) -> Option<LaneScale> {
+        let (pairs, rest) = run.as_chunks::<2>();
+        let word = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
+        if format != Format::Pairs {
+            return None;
+        }
+        for ([low, high], out) in pairs.iter().zip(words.iter_mut()) {
+            *out = word(*low, *high);
+        }
+        if let ([last], Some(out)) = (rest, words.last_mut()) {
+            *out = word(*last, bf16::ZERO);
+        }
+        Some(LaneScale::NONE)
     }
 }
 

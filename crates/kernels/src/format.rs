@@ -75,6 +75,11 @@ pub(crate) struct LaneScale {
     pub(crate) start: i32,
 }
 
+impl LaneScale {
+    /// What stands for a scale of a format without.
+    pub(crate) const NONE: LaneScale = LaneScale { scale: 1.0, start: 0 };
+}
+
 /// Writes a lane's `run` as words. For a format without scales, the result has no meaning.
 pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: &mut [u32]) -> LaneScale {
     struct Encode<'a>(Format, PackedSide, &'a [f32], &'a mut [u32]);
@@ -84,7 +89,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
         #[inline(always)]
         fn eval<I: Isa>(self, _isa: I) -> LaneScale {
             let Encode(format, side, run, words) = self;
-            let mut lane = LaneScale { scale: 1.0, start: 0 };
+            let mut lane = LaneScale::NONE;
             match format {
                 Format::Single => run.iter().zip(words).for_each(|(x, word)| *word = x.to_bits()),
                 Format::Rounded => {

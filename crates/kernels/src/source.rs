@@ -32,8 +32,10 @@ pub(crate) trait ByLane: Sync {
         None
     }
 
-    /// Asks for what [`read`](Self::read) would read, some time before it does. The lane may be beyond the last.
-    fn prefetch(&self, _lane: usize, _depths: &Range<usize>) {}
+    /// The memory of some depths of a lane, if they lie together. The lane may be beyond the last.
+    fn stored(&self, _lane: usize, _depths: &Range<usize>) -> &[u8] {
+        &[]
+    }
 }
 
 /// A side whose depths each have their lanes together.
@@ -116,6 +118,17 @@ impl<T: Element> Runs for &[T] {
     fn floats(&self) -> Option<&[f32]> {
         (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| bytemuck::cast_slice(self))
     }
+
+    fn encode_run(
+        &self,
+        start: usize,
+        len: usize,
+        format: Format,
+        side: PackedSide,
+        words: &mut [u32],
+    ) -> Option<LaneScale> {
+        T::encode(&self[start..start + len], format, side, words)
+    }
 }
 
 /// A strided matrix as one side of a product.
@@ -169,9 +182,10 @@ impl<R: Runs> ByLane for Dense<R> {
         (self.depth_stride == 1).then(|| self.data.encode_run(start, depths.len(), format, side, words))?
     }
 
-    fn prefetch(&self, lane: usize, depths: &Range<usize>) {
-        if self.depth_stride == 1 {
-            arch::prefetch(self.data.stored(lane * self.lane_stride + depths.start, depths.len()));
+    fn stored(&self, lane: usize, depths: &Range<usize>) -> &[u8] {
+        match self.depth_stride {
+            1 => self.data.stored(lane * self.lane_stride + depths.start, depths.len()),
+            _ => &[],
         }
     }
 }

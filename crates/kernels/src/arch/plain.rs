@@ -9,6 +9,10 @@ pub(crate) fn pair_up(_run: &[f32], _words: &mut [u32]) -> bool {
     false
 }
 
+pub(crate) fn pair_up_f16(_run: &[half::f16], _words: &mut [u32]) -> bool {
+    false
+}
+
 pub(crate) fn pair_rows(_rows: &Rows<'_>, _width: usize, _words: &mut [u32]) -> bool {
     false
 }

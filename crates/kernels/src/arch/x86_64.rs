@@ -300,6 +300,30 @@ pub(crate) fn pair_up(run: &[f32], words: &mut [u32]) -> bool {
     true
 }
 
+/// [`pair_up`] of half-precision elements.
+pub(crate) fn pair_up_f16(run: &[half::f16], words: &mut [u32]) -> bool {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn groups(run: &[half::f16], words: &mut [u32]) {
+        for (pairs, words) in run.chunks(32).zip(words.chunks_mut(16)) {
+            let (low, high) = pairs.split_at(pairs.len().min(16));
+            // SAFETY: elements and words that there are.
+            unsafe {
+                let low = _mm256_maskz_loadu_epi16(first_lanes(low.len()), low.as_ptr().cast());
+                let high = _mm256_maskz_loadu_epi16(first_lanes(high.len()), high.as_ptr().cast());
+                let both = _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(high), _mm512_cvtph_ps(low));
+                let count = first_lanes(words.len());
+                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), count, as_words(both));
+            }
+        }
+    }
+    if !has_bf16() {
+        return false;
+    }
+    // SAFETY: the CPU has the features: bfloat16's on top of vectors of any length.
+    unsafe { groups(run, words) };
+    true
+}
+
 /// The first lanes of sixteen, at most so many.
 #[inline(always)]
 fn first_lanes(count: usize) -> __mmask16 {

@@ -65,53 +65,66 @@ impl Ahead for TileAhead<'_> {
     }
 }
 
-/// Rows that will be packed next: a few cache lines are asked for at a time.
+/// Runs of memory that will be packed next: a few cache lines are asked for at a time.
 pub(crate) struct Upcoming {
-    start: *const u8,
-    /// Bytes from one row to the next.
-    stride: isize,
-    /// A row is as many lines as two to this power.
-    row_lines: u32,
-    lines: usize,
-    next: Cell<usize>,
+    stretches: [Stretch; 2],
+    /// The stretch, run and line to go on with.
+    next: Cell<[usize; 3]>,
     at_once: usize,
+}
+
+/// Runs that begin equally far apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch {
+    start: *const u8,
+    /// Bytes from one run to the next.
+    stride: isize,
+    runs: usize,
+    /// Cache lines of a run.
+    lines: usize,
 }
 
 /// Elements of a cache line.
 pub(crate) const LINE: usize = 16;
 const LINE_BYTES: usize = 64;
 
-impl Upcoming {
-    /// Nothing.
-    pub(crate) fn nothing() -> Self {
-        Self::rows([&[]; 2], 0, 0)
-    }
+impl Stretch {
+    /// No runs.
+    pub(crate) const NONE: Stretch = Stretch { start: std::ptr::null(), stride: 0, runs: 0, lines: 0 };
 
-    /// So many rows, given the first two, in the time of so many tiles.
-    pub(crate) fn rows([first, second]: [&[u8]; 2], rows: usize, tiles: usize) -> Self {
-        let row_lines = first.len().div_ceil(LINE_BYTES).next_power_of_two().trailing_zeros();
-        let lines = if first.is_empty() { 0 } else { rows << row_lines };
-        Self {
-            start: first.as_ptr(),
-            stride: second.as_ptr().addr().wrapping_sub(first.as_ptr().addr()) as isize,
-            row_lines,
-            lines,
-            next: Cell::new(0),
-            at_once: lines.div_ceil((tiles * TILE_PARTS).max(1)),
+    /// So many runs, given the first two.
+    pub(crate) fn new([first, second]: [&[u8]; 2], runs: usize) -> Self {
+        if first.is_empty() {
+            return Self::NONE;
         }
+        let stride = second.as_ptr().addr().wrapping_sub(first.as_ptr().addr()) as isize;
+        Stretch { start: first.as_ptr(), stride, runs, lines: first.len().div_ceil(LINE_BYTES) }
+    }
+}
+
+impl Upcoming {
+    /// Two stretches, one after the other, in the time of so many tiles.
+    pub(crate) fn new(stretches: [Stretch; 2], tiles: usize) -> Self {
+        let lines: usize = stretches.iter().map(|stretch| stretch.runs * stretch.lines).sum();
+        let at_once = lines.div_ceil((tiles * TILE_PARTS).max(1));
+        Self { stretches, next: Cell::new([0; 3]), at_once }
     }
 
     #[inline(always)]
     fn ask(&self) {
-        let first = self.next.get();
-        if first >= self.lines {
-            return;
+        let [mut index, mut run, mut line] = self.next.get();
+        for _ in 0..self.at_once {
+            let Some(stretch) = self.stretches.get(index) else { return };
+            let offset = run as isize * stretch.stride + (line * LINE_BYTES) as isize;
+            arch::prefetch_to_l2(stretch.start.wrapping_offset(offset));
+            line += 1;
+            if line >= stretch.lines {
+                (run, line) = (run + 1, 0);
+            }
+            if run >= stretch.runs {
+                (index, run) = (index + 1, 0);
+            }
         }
-        for line in first..first + self.at_once {
-            let (row, line) = (line >> self.row_lines, line & ((1 << self.row_lines) - 1));
-            let offset = row as isize * self.stride + (line * LINE_BYTES) as isize;
-            arch::prefetch_to_l2(self.start.wrapping_offset(offset));
-        }
-        self.next.set(first + self.at_once);
+        self.next.set([index, run, line]);
     }
 }

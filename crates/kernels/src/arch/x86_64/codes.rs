@@ -138,7 +138,7 @@ pub(crate) fn look_up_pairs(codes: &Codes<'_>, len: usize, words: &mut [u32]) ->
     assert!(words.len() >= len.div_ceil(2));
     // SAFETY: the CPU has the features.
     unsafe { run(codes, len, words) };
-    Some(LaneScale { scale: 1.0, start: 0 })
+    Some(LaneScale::NONE)
 }
 
 /// Writes codes as a lane of quads of bytes, with `flip` turned over in each word. `None`: nothing is done, for the CPU or the
