@@ -61,6 +61,10 @@ pub(crate) struct Arguments {
     /// What mixbit computes in
     #[arg(long, value_enum, value_delimiter = ',', default_value = "f32,bf16")]
     ours: Vec<Ours>,
+    /// Let mixbit keep the text's keys and values from step to step, as `generate` does; without it, it computes all that the
+    /// peers compute
+    #[arg(long)]
+    keep_text: bool,
     /// Who it is compared with; all are in memory at once
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., default_value = "openvino-bf16,torch-bf16")]
     peers: Vec<Peer>,
@@ -263,6 +267,9 @@ impl Bench<'_> {
         command.args(["--part", &name_of(arguments.part), "--size", &format!("{width}x{height}")]);
         command.args(["--batch", &arguments.samples().to_string(), "--threads", &self.threads.to_string()]);
         command.arg("--scratch").arg(&arguments.scratch);
+        if arguments.keep_text {
+            command.arg("--keep-text");
+        }
         Contender::start(
             &format!("mixbit-{}", name_of(ours)),
             command,
@@ -549,6 +556,7 @@ fn serve(arguments: &Arguments, ours: Ours) -> anyhow::Result<()> {
     let options = Options {
         arithmetic: ours.arithmetic(),
         full_precision: network.full_precision().clone(),
+        steady_inputs: arguments.keep_text.then(|| "encoder_hidden_states".to_string()).into_iter().collect(),
         ..Options::default()
     };
     let mut compiled = Cpu::new(arguments.threads)?.compile(&graph, &options)?;

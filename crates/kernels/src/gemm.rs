@@ -86,7 +86,7 @@ const DOT_ROWS: usize = 4;
 pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
     let (block, single) = match format {
         Format::Single | Format::Rounded => (256, 384),
-        Format::Pairs => (768, 1280),
+        Format::Pairs => (1280, 1280),
         // Scales are shared by what is in a block: smaller ones are more accurate.
         Format::Integers | Format::Quads => (512, 1280),
     };
