@@ -81,8 +81,8 @@ const SHARE_FROM: usize = 1 << 19;
 /// Output rows up to which dot products along the weight's rows beat packing the weight.
 const DOT_ROWS: usize = 4;
 
-/// The depth of a block. When there are several, a right panel of it stays in the L1 cache; two are worse than one, for the
-/// output is read and written twice.
+/// The depth of a block. Where there are several, a right panel of single words stays in the L1 cache; narrower ones come from the
+/// L2 cache in time, and long blocks mean that the output is read and written less often.
 pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
     let (block, single) = match format {
         Format::Single | Format::Rounded => (256, 384),
