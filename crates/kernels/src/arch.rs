@@ -7,11 +7,12 @@ mod cpu;
 #[cfg(not(target_arch = "x86_64"))]
 mod plain;
 
+use crate::memory::LINE_BYTES;
 pub(crate) use cpu::*;
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use plain::*;
 
 /// Asks for the cache lines of some memory.
 pub(crate) fn prefetch(bytes: &[u8]) {
-    bytes.chunks(64).for_each(|line| prefetch_line(line.as_ptr().cast()));
+    bytes.chunks(LINE_BYTES).for_each(|line| prefetch_line(line.as_ptr().cast()));
 }

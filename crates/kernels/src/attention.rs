@@ -214,7 +214,7 @@ impl Attention<'_> {
         let value = self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed();
         let value = Dense::new(value, PackedSide::Left);
         let pack = |source: Source<'_>, side: &PackedShape, words: &mut [u32]| {
-            side.pack_whole(&[source], 0..side.panels(), 0..side.depth, share, words);
+            side.pack_by(side.depth, &[source], 0..side.panels(), 0..side.depth, share, words);
         };
         pack(key.source(), &sides.keys, key_words);
         pack(value.source(), &sides.values, value_words);

@@ -21,9 +21,7 @@ pub(crate) trait Element: bytemuck::Pod + Send + Sync {
     fn widen_slice(src: &[Self], dst: &mut [f32]);
 
     /// Writes a lane's run as words of a format, if that is faster without its values in between.
-    fn encode(_run: &[Self], _format: Format, _side: PackedSide, _words: &mut [u32]) -> Option<LaneScale> {
-        None
-    }
+    fn encode(run: &[Self], format: Format, side: PackedSide, words: &mut [u32]) -> Option<LaneScale>;
 }
 
 impl Element for f32 {
@@ -58,7 +56,7 @@ impl Element for f16 {
     }
 
     fn encode(run: &[f16], format: Format, _side: PackedSide, words: &mut [u32]) -> Option<LaneScale> {
-        (format == Format::Pairs && arch::pair_up_f16(run, words)).then_some(LaneScale::NONE)
+        (format == Format::Pairs && arch::pair_up(run, words)).then_some(LaneScale::NONE)
     }
 }
 

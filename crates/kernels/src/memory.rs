@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use memmap2::MmapMut;
 
 /// Bytes of a cache line. Vectors that lie across two are read and written at half the speed.
-const LINE: usize = 64;
+pub(crate) const LINE_BYTES: usize = 64;
 
 /// Bytes of a large page of x86-64 and of AArch64 with small pages of 4 KiB. What is at least as large is mapped on
 /// them where the system can.
@@ -35,8 +35,8 @@ impl<T: Pod> Memory<T> {
     pub fn zeros(len: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
         if bytes < LARGE_PAGE {
-            let values = vec![T::zeroed(); len + LINE / size_of::<T>()];
-            let start = values.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+            let values = vec![T::zeroed(); len + LINE_BYTES / size_of::<T>()];
+            let start = values.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / size_of::<T>());
             return Some(Memory { storage: Storage::Small(values, start), len });
         }
         let map = MmapMut::map_anon(bytes.checked_next_multiple_of(LARGE_PAGE)?).ok()?;
@@ -116,7 +116,7 @@ mod tests {
         for len in [0, 1, 15, 16, 17, 1000, LARGE_PAGE / 4 - 1, LARGE_PAGE / 4, LARGE_PAGE / 4 + 1, 1 << 20] {
             let mut memory = Memory::<f32>::zeros(len).unwrap();
             assert_eq!(memory.len(), len);
-            assert_eq!(memory.as_ptr() as usize % LINE, 0, "{len}");
+            assert_eq!(memory.as_ptr() as usize % LINE_BYTES, 0, "{len}");
             assert!(memory.iter().all(|&value| value == 0.0));
             memory.fill(1.0);
             assert_eq!(memory.iter().sum::<f32>(), len as f32);

@@ -103,20 +103,8 @@ impl PackedShape {
         self.pack_by(depth_block(self.format, self.depth), sources, panels, depths, share, out);
     }
 
-    /// [`pack`](Self::pack) over one range of the depth, whatever its blocks.
-    pub(crate) fn pack_whole(
-        &self,
-        sources: &[Source<'_>],
-        panels: Range<usize>,
-        depths: Range<usize>,
-        share: bool,
-        out: &mut [u32],
-    ) {
-        self.pack_by(depths.len(), sources, panels, depths, share, out);
-    }
-
     /// [`pack`](Self::pack) with blocks of a depth of `step`.
-    fn pack_by(
+    pub(crate) fn pack_by(
         &self,
         step: usize,
         sources: &[Source<'_>],

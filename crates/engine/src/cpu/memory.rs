@@ -31,35 +31,19 @@ impl<T: Pod> Counted<T> {
     /// The system often promises memory that it does not have, and ends the process when it is used: what is more than
     /// the machine has left, all arenas together, is refused.
     pub(super) fn zeros(len: usize) -> Result<Self, Error> {
-        Self::check(len)?;
-        let values = Memory::zeros(len).ok_or_else(|| refusal(promised_with::<T>(len)))?;
-        PROMISED.fetch_add(bytes_of::<T>(len), Ordering::Relaxed);
+        let values = Self::ask(len)?;
+        PROMISED.fetch_add(size_of_val(&*values) as u64, Ordering::Relaxed);
         Ok(Counted { values })
     }
 
-    /// Fails where [`zeros`](Self::zeros) would for want of memory.
-    fn check(len: usize) -> Result<(), Error> {
-        let promised = promised_with::<T>(len);
-        let is_refused = || available().is_some_and(|available| promised > available);
-        // Asked for once to learn whether it is there.
-        if bytes_of::<T>(len) > SMALL && (is_refused() || Memory::<T>::zeros(len).is_none()) {
-            return Err(refusal(promised));
-        }
-        Ok(())
+    /// `len` zeros that are not counted.
+    fn ask(len: usize) -> Result<Memory<T>, Error> {
+        let bytes = len.saturating_mul(size_of::<T>()) as u64;
+        let promised = PROMISED.load(Ordering::Relaxed).saturating_add(bytes);
+        let is_there = bytes <= SMALL || available().is_none_or(|available| promised <= available);
+        let values = if is_there { Memory::zeros(len) } else { None };
+        values.ok_or(Error::Memory { needed: promised as f64 / 1e9 })
     }
-}
-
-fn bytes_of<T>(len: usize) -> u64 {
-    len.saturating_mul(size_of::<T>()) as u64
-}
-
-/// The bytes that are promised when `len` elements more are.
-fn promised_with<T>(len: usize) -> u64 {
-    PROMISED.load(Ordering::Relaxed).saturating_add(bytes_of::<T>(len))
-}
-
-fn refusal(promised: u64) -> Error {
-    Error::Memory { needed: promised as f64 / 1e9 }
 }
 
 impl<T: Pod> Drop for Counted<T> {
@@ -106,8 +90,8 @@ impl Arenas {
 
     /// Fails as [`new`](Self::new) would, and takes nothing.
     pub(super) fn check(regions: &Regions) -> Result<(), Error> {
-        Counted::<f32>::check(regions.floats)?;
-        Counted::<i32>::check(regions.ints)?;
+        Counted::<f32>::ask(regions.floats)?;
+        Counted::<i32>::ask(regions.ints)?;
         Ok(())
     }
 }

@@ -5,11 +5,7 @@ use crate::format::{LaneScale, Rows};
 use crate::panels::Lanes;
 use crate::winograd::tiles::{MadePiece, PackTiles};
 
-pub(crate) fn pair_up(_run: &[f32], _words: &mut [u32]) -> bool {
-    false
-}
-
-pub(crate) fn pair_up_f16(_run: &[half::f16], _words: &mut [u32]) -> bool {
+pub(crate) fn pair_up<T>(_run: &[T], _words: &mut [u32]) -> bool {
     false
 }
 

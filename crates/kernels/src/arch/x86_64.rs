@@ -276,43 +276,46 @@ fn pairs(low: __m512, high: __m512) -> __m512i {
     _mm512_permutexvar_epi16(places, as_words(_mm512_cvtne2ps_pbh(high, low)))
 }
 
-/// Rounds elements to bfloat16 and writes every two of them as a word; a last one goes with a zero. Says whether it did: not
-/// where the CPU lacks the instruction.
-pub(crate) fn pair_up(run: &[f32], words: &mut [u32]) -> bool {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn groups(run: &[f32], words: &mut [u32]) {
-        for (pairs, words) in run.chunks(32).zip(words.chunks_mut(16)) {
-            let (low, high) = pairs.split_at(pairs.len().min(16));
-            // SAFETY: elements and words that there are.
-            unsafe {
-                let low = _mm512_maskz_loadu_ps(first_lanes(low.len()), low.as_ptr());
-                let high = _mm512_maskz_loadu_ps(first_lanes(high.len()), high.as_ptr());
-                let both = as_words(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), first_lanes(words.len()), both);
-            }
-        }
-    }
-    if !has_bf16() {
-        return false;
-    }
-    // SAFETY: the CPU has the features.
-    unsafe { groups(run, words) };
-    true
+/// Elements that become sixteen `f32` in a load.
+pub(crate) trait Loaded: Sized {
+    /// The elements of the lanes in `mask`, and zeros.
+    ///
+    /// # Safety
+    /// The CPU has the features, and the elements are there.
+    unsafe fn load(mask: __mmask16, place: *const Self) -> __m512;
 }
 
-/// [`pair_up`] of half-precision elements.
-pub(crate) fn pair_up_f16(run: &[half::f16], words: &mut [u32]) -> bool {
+impl Loaded for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load(mask: __mmask16, place: *const f32) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_maskz_loadu_ps(mask, place) }
+    }
+}
+
+impl Loaded for half::f16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load(mask: __mmask16, place: *const half::f16) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, place.cast())) }
+    }
+}
+
+/// Rounds elements to bfloat16 and writes every two of them as a word; a last one goes with a zero. Says whether it did: not
+/// where the CPU lacks the instruction.
+pub(crate) fn pair_up<T: Loaded>(run: &[T], words: &mut [u32]) -> bool {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn groups(run: &[half::f16], words: &mut [u32]) {
+    unsafe fn groups<T: Loaded>(run: &[T], words: &mut [u32]) {
         for (pairs, words) in run.chunks(32).zip(words.chunks_mut(16)) {
             let (low, high) = pairs.split_at(pairs.len().min(16));
             // SAFETY: elements and words that there are.
             unsafe {
-                let low = _mm256_maskz_loadu_epi16(first_lanes(low.len()), low.as_ptr().cast());
-                let high = _mm256_maskz_loadu_epi16(first_lanes(high.len()), high.as_ptr().cast());
-                let both = _mm512_cvtne2ps_pbh(_mm512_cvtph_ps(high), _mm512_cvtph_ps(low));
-                let count = first_lanes(words.len());
-                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), count, as_words(both));
+                let low = T::load(first_lanes(low.len()), low.as_ptr());
+                let high = T::load(first_lanes(high.len()), high.as_ptr());
+                let both = as_words(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), first_lanes(words.len()), both);
             }
         }
     }

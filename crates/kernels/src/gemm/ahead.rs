@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::tile::{Corner, Finish, Target, WIDE_MR};
 use crate::arch;
+use crate::memory::LINE_BYTES;
 
 /// Memory that will be needed when a product is done.
 pub(crate) trait Ahead: Copy {
@@ -85,8 +86,7 @@ pub(crate) struct Stretch {
 }
 
 /// Elements of a cache line.
-pub(crate) const LINE: usize = 16;
-const LINE_BYTES: usize = 64;
+pub(crate) const LINE: usize = LINE_BYTES / 4;
 
 impl Stretch {
     /// No runs.
