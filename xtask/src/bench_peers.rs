@@ -577,7 +577,11 @@ fn serve(arguments: &Arguments, ours: Ours) -> anyhow::Result<()> {
                 fs::write(output_path(arguments, &name_of(ours)), npy(result.as_f32().unwrap_or_default()))?;
                 println!("saved");
             }
-            "quit" => return Ok(()),
+            "quit" => {
+                if std::env::var("PROFILE").is_ok() { for t in compiled.profile() { eprintln!("{:28} {:4} {:9.3} ms {:.1} GFLOP/s", t.kind, t.steps, t.time.as_secs_f64()*1e3/std::env::var("PROFILE").unwrap().parse::<f64>().unwrap(), 2e-9*t.multiply_adds as f64/t.time.as_secs_f64()); }
+                if std::env::var("DESCRIBE").is_ok() { eprintln!("{}", compiled.describe()); } }
+                return Ok(())
+            }
             other => bail!("{other:?} is no request"),
         }
     }

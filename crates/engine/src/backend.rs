@@ -45,6 +45,10 @@ pub struct Options {
     /// Names of inputs that are often the same in one run after the other: what depends on them and on no other input is kept
     /// from run to run, and computed again when they change. It has memory of its own.
     pub steady_inputs: BTreeSet<String>,
+    /// Whether dense weights are packed for the kernels in every run. Without it, from the second run on, layers of few rows keep
+    /// them packed, besides as they are stored, until the packed weights of all models are a quarter of the memory that the machine
+    /// has left.
+    pub packs_every_run: bool,
     /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
     pub stop: Option<Arc<AtomicBool>>,
 }
@@ -199,8 +203,8 @@ impl Model {
         self.executable.release_arena();
     }
 
-    /// Bytes of the constants in the form in which the model reads them: compressed, as stored, or packed for the kernels;
-    /// mapped from a file or held in memory.
+    /// Bytes of the constants in the form in which the model reads them: compressed or as stored, mapped from a file or held in
+    /// memory, and what the model keeps packed besides.
     pub fn weight_bytes(&self) -> usize {
         self.executable.weight_bytes()
     }

@@ -272,6 +272,7 @@ fn bench_attention(report: &Report) {
                 value: Heads { data: &key, layout: key_layout },
                 scale: 1.0 / (dim as f32).sqrt(),
                 mask: None,
+                by_image: false,
             };
             let name = format!("attention {queries}x{keys} {heads} heads of {dim}{suffix}");
             for precision in [Precision::F32, Precision::Bf16] {

@@ -20,13 +20,12 @@ use rten_simd::ops::{BitOps, FloatOps, MaskOps, NumOps};
 use crate::arch;
 use crate::format::{Format, encode_rows};
 use crate::gemm::Panels;
-use crate::gemm::tile::{
-    self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile, WIDE_MR, is_wide, tile_shape,
-};
+use crate::gemm::tile::{self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile, best_height, is_wide};
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
 use crate::memory::{Memory, with_scratch};
-use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, run_tasks};
+use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, Work, run_tasks};
+use crate::pool::{for_each_chunk_mut, rows_per_task};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 
@@ -47,6 +46,8 @@ const SOME_HEADS: usize = 8;
 const SHARE_FROM: usize = 1 << 18;
 
 thread_local! {
+    /// What is added to the scores.
+    static MASK: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
     /// A head's keys and values.
     static PACKED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     /// A panel of queries, and a block of weights in their format.
@@ -156,6 +157,9 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// `[queries, keys]`, added to every head's scores; negative infinity hides a key.
     pub mask: Option<MatRef<'a>>,
+    /// Whether threads take images, and not heads of all images, even if there are more channels than tokens: products with
+    /// [packed](crate::PackedMatrix) weights leave them so.
+    pub by_image: bool,
 }
 
 /// The panels of an attention's sides.
@@ -172,9 +176,9 @@ impl Sides {
         // One format for all, also where there is nothing to multiply.
         let format = if keys * dim == 0 { Format::Single } else { format };
         let side = |lanes, depth, side| PackedShape::new(lanes, depth, side, format);
-        let with_height = |shape: PackedShape, lanes, heights: &[usize]| {
-            let width = if tile_shape().mr == WIDE_MR { best_height(lanes, heights) } else { shape.width };
-            PackedShape { width, ..shape }
+        let with_height = |shape: PackedShape, lanes, heights: &[usize]| PackedShape {
+            width: best_height(lanes, heights),
+            ..shape
         };
         Self {
             keys: with_height(side(keys, dim, PackedSide::Left), keys, &SCORE_HEIGHTS),
@@ -199,22 +203,41 @@ impl Sides {
     }
 }
 
-/// The tile height that wastes least time on missing rows and on the tiles' ends, each worth half a row.
-fn best_height(rows: usize, heights: &[usize]) -> usize {
-    let cost = |height: usize| rows.div_ceil(height) * (2 * height + 1);
-    heights.iter().copied().min_by_key(|height| cost(*height)).expect("there are heights")
-}
-
 impl Attention<'_> {
+    /// From one key's row of the laid out mask to the next: whole panels of queries, one if all queries have the same mask.
+    fn mask_stride(&self, sides: &Sides) -> usize {
+        match self.mask {
+            Some(Mat { row_stride: 0, .. }) => sides.queries.width,
+            _ => self.shape.queries.next_multiple_of(sides.queries.width),
+        }
+    }
+
+    /// Writes the mask as tiles of scores have it: key by key, in their unit.
+    fn lay_out_mask(&self, sides: &Sides, rows: &mut [f32]) {
+        let Some(mask) = self.mask else { return };
+        let (stride, inverse) = (self.mask_stride(sides), 1.0 / unit(sides.keys.format));
+        for_each_chunk_mut(rows, stride * rows_per_task(stride), |task, rows| {
+            for (row, key) in rows.chunks_exact_mut(stride).zip(task * rows_per_task(stride)..) {
+                row.fill(0.0);
+                for (place, query) in row.iter_mut().zip(0..self.shape.queries) {
+                    let masked = mask.data[query * mask.row_stride + key * mask.col_stride];
+                    // What is finite stays so: a query that only sees the lowest number sees all keys alike.
+                    let limit = if masked.is_finite() { f32::MAX } else { f32::INFINITY };
+                    *place = (masked * inverse).clamp(-limit, limit);
+                }
+            }
+        });
+    }
+
     /// Packs a head's keys and values.
-    fn pack(&self, image: usize, head: usize, sides: &Sides, share: bool, packed: &mut [u32]) {
+    fn pack(&self, image: usize, head: usize, sides: &Sides, work: Work, packed: &mut [u32]) {
         let AttentionShape { keys, dim, value_dim, .. } = self.shape;
         let (key_words, value_words) = packed.split_at_mut(sides.key_words());
         let key = Dense::new(self.key.layout.matrix(self.key.data, image, head, keys, dim), PackedSide::Left);
         let value = self.value.layout.matrix(self.value.data, image, head, keys, value_dim).transposed();
         let value = Dense::new(value, PackedSide::Left);
         let pack = |source: Source<'_>, side: &PackedShape, words: &mut [u32]| {
-            side.pack_by(side.depth, &[source], 0..side.panels(), 0..side.depth, share, words);
+            side.pack_by(side.depth, &[source], 0..side.panels(), 0..side.depth, work, words);
         };
         pack(key.source(), &sides.keys, key_words);
         pack(value.source(), &sides.values, value_words);
@@ -257,20 +280,24 @@ pub fn attention(args: &Attention<'_>, precision: Precision, out: &mut [f32], la
         work >= if heads < SOME_HEADS { SHARE_QUERIES_OF_FEW_FROM } else { SHARE_QUERIES_FROM };
     // In the order in which a product is likely to have made them, and on the same threads: by images, or by channels where
     // there are more of these than tokens of all images ([`crate::gemm`] shares the longer side).
-    let by_head = shape.queries * shape.batch < shape.heads * shape.dim;
-    let attend = |index: usize| {
-        let (image, head) = match by_head {
-            true => (index % shape.batch, index / shape.batch),
-            false => (index / shape.heads, index % shape.heads),
+    let by_head = !args.by_image && shape.queries * shape.batch < shape.heads * shape.dim;
+    with_scratch(&MASK, args.mask.map_or(0, |_| shape.keys * args.mask_stride(&sides)), |mask| {
+        args.lay_out_mask(&sides, mask);
+        let attend = |index: usize| {
+            let (image, head) = match by_head {
+                true => (index % shape.batch, index / shape.batch),
+                false => (index / shape.heads, index % shape.heads),
+            };
+            with_scratch(&PACKED, sides.key_words() + sides.value_words(), |packed| {
+                let who = if shares_queries { Work::Shared { parts: 1 } } else { Work::Alone };
+                args.pack(image, head, &sides, who, packed);
+                let (keys, values) = packed.split_at(sides.key_words());
+                let head = Head { args, image, head, sides: &sides, keys, values, mask, out: &out };
+                run_tasks(shares_queries, panels, |panel| head.run(panel));
+            });
         };
-        with_scratch(&PACKED, sides.key_words() + sides.value_words(), |packed| {
-            args.pack(image, head, &sides, shares_queries, packed);
-            let (keys, values) = packed.split_at(sides.key_words());
-            let head = Head { args, image, head, sides: &sides, keys, values, out: &out };
-            run_tasks(shares_queries, panels, |panel| head.run(panel));
-        });
-    };
-    run_tasks(!shares_queries && work * heads >= SHARE_FROM, heads, attend);
+        run_tasks(!shares_queries && work * heads >= SHARE_FROM, heads, attend);
+    });
 }
 
 /// The output, shared by tasks that write disjoint queries of it.
@@ -291,6 +318,8 @@ struct Head<'a> {
     sides: &'a Sides,
     keys: &'a [u32],
     values: &'a [u32],
+    /// See [`Attention::lay_out_mask`].
+    mask: &'a [f32],
     out: &'a Output,
 }
 
@@ -311,11 +340,9 @@ impl Head<'_> {
             let sums_len = (self.sides.value_panels() * values.width).next_multiple_of(GROUP) * nr;
             let sums_len = sums_len.max(GROUP * depth);
             let weights_len = KEY_BLOCK.max(depth) * nr;
-            let scores_len = self.sides.keys.width * nr;
-            with_scratch(&FLOATS, scores_len + weights_len + sums_len, |scratch| {
-                let (scores, scratch) = scratch.split_at_mut(scores_len);
+            with_scratch(&FLOATS, weights_len + sums_len, |scratch| {
                 let (weights, sums) = scratch.split_at_mut(weights_len);
-                let panel = QueryPanel { head: self, first, count, query, scores, weights, words, sums };
+                let panel = QueryPanel { head: self, first, count, query, weights, words, sums };
                 match format {
                     Format::Pairs => arch::attend_pairs(panel),
                     _ => tile::dispatch(format, panel),
@@ -337,8 +364,6 @@ pub(crate) struct QueryPanel<'a> {
     count: usize,
     /// `dim` by `nr`, scaled.
     query: &'a mut [u32],
-    /// Room for a tile of scores.
-    scores: &'a mut [f32],
     /// `[KEY_BLOCK][nr]`: weights but where [`Weigh::GIVES_WORDS`]. Before and after those, what is on its way from the
     /// queries or to the output.
     weights: &'a mut [f32],
@@ -548,30 +573,18 @@ impl QueryPanel<'_> {
     fn mask<I: Isa, const MR: usize>(&mut self, isa: I, first_key: usize, scores: &mut Tile<I, MR>) {
         let ops = isa.f32();
         let nr = TILE_VECTORS * ops.len();
-        let args = self.head.args;
-        let inverse = 1.0 / unit(self.head.sides.keys.format);
-        // Of a length that the compiler knows, so that tiles without need of this stay in registers.
-        let rows = &mut self.scores[..MR * nr];
-        for (scores, row) in scores.iter().zip(rows.chunks_exact_mut(nr)) {
-            for (score, place) in scores.iter().zip(row.chunks_exact_mut(ops.len())) {
-                ops.store(*score, place);
-            }
-        }
-        for (row, key) in rows.chunks_exact_mut(nr).zip(first_key..) {
+        let Head { args, sides, mask, .. } = self.head;
+        let stride = args.mask_stride(sides);
+        // The first panel is everybody's if there is one only.
+        let first = self.first % stride;
+        for (scores, key) in scores.iter_mut().zip(first_key..) {
             if key >= args.shape.keys {
-                row.fill(f32::NEG_INFINITY);
-            } else if let Some(mask) = args.mask {
-                for (score, query) in row.iter_mut().zip(self.first..self.first + self.count) {
-                    let masked = mask.data[query * mask.row_stride + key * mask.col_stride];
-                    // What is finite stays so: a query that only sees the lowest number sees all keys alike.
-                    let limit = if masked.is_finite() { f32::MAX } else { f32::INFINITY };
-                    *score += (masked * inverse).clamp(-limit, limit);
+                *scores = [ops.splat(f32::NEG_INFINITY); TILE_VECTORS];
+            } else if args.mask.is_some() {
+                let row = &mask[key * stride + first..][..nr];
+                for (score, masked) in scores.iter_mut().zip(row.chunks_exact(ops.len())) {
+                    *score = ops.add(*score, ops.load(masked));
                 }
-            }
-        }
-        for (scores, row) in scores.iter_mut().zip(rows.chunks_exact(nr)) {
-            for (score, place) in scores.iter_mut().zip(row.chunks_exact(ops.len())) {
-                *score = ops.load(place);
             }
         }
     }

@@ -15,14 +15,15 @@ use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
 use crate::memory::{Memory, Scratch, with_scratch};
-use crate::panels::{PackedMatrix, PackedShape, PackedSide, run_tasks};
+use crate::panels::{PackedMatrix, PackedShape, PackedSide, Work, run_tasks};
+use crate::pool::threads;
 use crate::precision::Precision;
 use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
 use ahead::{Stretch, TileAhead, Upcoming};
 use tile::{
-    Beside, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, Tile, WIDE_MR, is_wide,
-    store_tile,
+    Beside, Corner, Finish, LOWER_MR, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, Tile, WIDE_MR,
+    is_wide, store_tile,
 };
 
 pub use tile::Bias;
@@ -76,6 +77,8 @@ const TASK_WORDS: usize = 96 << 10;
 const LEAST_TASKS: usize = 32;
 /// Lanes of the shared side whose sums with a task's panels stay in the L2 cache from one block of the depth to the next.
 const SHARED_LANES: usize = 512;
+/// Lanes of the shared side that are worth a part of their own.
+const PART_LANES: usize = 64;
 /// Multiply-adds below which a product stays on the calling thread.
 const SHARE_FROM: usize = 1 << 19;
 /// Output rows up to which dot products along the weight's rows beat packing the weight.
@@ -263,8 +266,8 @@ pub(crate) fn run(
         return;
     }
     let share = target.rows * target.cols * right.len() * depth.max(1) >= SHARE_FROM;
-    let left = Part { sides: &[left], shape: left_shape, share };
-    let right = Part { sides: right, shape: right_shape, share };
+    let left = Part { sides: &[left], shape: left_shape };
+    let right = Part { sides: right, shape: right_shape };
     let finish = &Finish { coarse: format != Format::Single, ..*finish };
     Product { target, left, right, share, finish, gates: finish.gates(target) }.run();
 }
@@ -273,8 +276,6 @@ pub(crate) fn run(
 struct Part<'a> {
     sides: &'a [Side<'a>],
     shape: PackedShape,
-    /// Whether packing is worth sharing.
-    share: bool,
 }
 
 impl Part<'_> {
@@ -283,11 +284,16 @@ impl Part<'_> {
         self.shape.panels() * self.sides.len()
     }
 
+    fn is_packed(&self) -> bool {
+        matches!(self.sides, [Side::Packed(..)])
+    }
+
     /// Calls `body` with the given panels over a range of the depth that consists of blocks.
     fn with_panels(
         &self,
         panels: Range<usize>,
         depths: Range<usize>,
+        work: Work,
         scratch: &'static Scratch<u32>,
         body: impl FnOnce(Held<'_>),
     ) {
@@ -299,7 +305,7 @@ impl Part<'_> {
         let sources: Vec<Source<'_>> = self.sides.iter().filter_map(Side::source).collect();
         assert_eq!(sources.len(), self.sides.len(), "a packed side has one image");
         with_scratch(scratch, shape.len_of(panels.len(), &depths), |words| {
-            shape.pack(&sources, panels.clone(), depths.clone(), self.share, words);
+            shape.pack(&sources, panels.clone(), depths.clone(), work, words);
             let count = panels.len();
             body(Held { words, shape, count, panels: 0..count, depth: depths.start });
         });
@@ -366,7 +372,9 @@ struct Product<'a> {
 
 impl Product<'_> {
     /// One side, the smaller, is packed first. Each task then packs a few panels of the other and multiplies them by all of
-    /// that, so that they are used while they are in its cache, and nobody waits for anybody else's.
+    /// that, so that they are used while they are in its cache, and nobody waits for anybody else's. Panels that are packed
+    /// already are free to take: tasks multiply them by a part of the smaller side, the part that the same thread packed, and
+    /// the next product's, too.
     fn run(&self) {
         let Self { left, right, share, .. } = self;
         let depth = left.shape.depth;
@@ -377,29 +385,37 @@ impl Product<'_> {
         while streamed.panels().div_ceil(group) < LEAST_TASKS && group > streamed.shape.unit() {
             group /= 2;
         }
+        let groups = streamed.panels().div_ceil(group);
         let block = depth_block(left.shape.format, depth);
         let group_len = group * streamed.shape.format.panel_len(block, streamed.shape.width);
         let is_gated = self.finish.gate.is_some();
         let depth_step = if is_gated { depth } else { block * (TASK_WORDS / group_len).max(1) };
-        let streamed = &Part { share: false, ..*streamed };
         let shared_step = (SHARE_UP_TO / panel_len.max(1)).max(1).next_multiple_of(shared.shape.unit());
         for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
-            let tiles = group * shared_panels.len() * depth_step.min(depth).div_ceil(block);
-            shared.with_panels(shared_panels, 0..depth, &SHARED, |shared| {
-                run_tasks(*share, streamed.panels().div_ceil(group), |task| {
+            let lanes = shared_panels.len() / shared.shape.unit() * shared.shape.width;
+            let parts = if streamed.is_packed() { (lanes / PART_LANES).clamp(1, threads()) } else { 1 };
+            let parts: Vec<_> = shared.shape.parts(shared_panels.clone(), parts).collect();
+            let work = if *share { Work::Shared { parts: parts.len() } } else { Work::Alone };
+            shared.with_panels(shared_panels, 0..depth, work, &SHARED, |shared| {
+                run_tasks(*share, parts.len() * groups, |task| {
+                    let (part, task) = (&parts[task / groups], task % groups);
+                    let before = shared.panels.start + part.start - first;
+                    let shared = Held { panels: before..before + part.len(), ..shared };
+                    let tiles = group * part.len() * depth_step.min(depth).div_ceil(block);
                     let panels = |task: usize| task * group..((task + 1) * group).min(streamed.panels());
                     for depths in blocks(0..depth, depth_step) {
                         let upcoming = match depths.end < depth {
                             true => streamed.upcoming(panels(task), depths.end..depth, depths.len(), tiles),
                             false => streamed.upcoming(panels(task + 1), 0..depth, depth_step, tiles),
                         };
-                        streamed.with_panels(panels(task), depths.clone(), &STREAMED, |streamed| {
-                            let firsts = [first, panels(task).start];
+                        let work = Work::Alone;
+                        streamed.with_panels(panels(task), depths.clone(), work, &STREAMED, |streamed| {
+                            let firsts = [part.start, panels(task).start];
                             let (left, right, [left_first, right_first]) = if shares_left {
                                 (&shared, &streamed, firsts)
                             } else {
-                                (&streamed, &shared, [firsts[1], first])
+                                (&streamed, &shared, [firsts[1], firsts[0]])
                             };
                             let upcoming = &upcoming;
                             let tiles = Tiles {
@@ -470,10 +486,10 @@ impl PanelOp for Tiles<'_> {
 
     #[inline(always)]
     fn eval<I: Isa, K: Microkernel<I>>(self, isa: I) {
-        if is_wide(isa) {
-            self.tiles::<I, K, WIDE_MR>(isa);
-        } else {
-            self.tiles::<I, K, NARROW_MR>(isa);
+        match (is_wide(isa), self.product.left.shape.width) {
+            (true, LOWER_MR) => self.tiles::<I, K, LOWER_MR>(isa),
+            (true, _) => self.tiles::<I, K, WIDE_MR>(isa),
+            (false, _) => self.tiles::<I, K, NARROW_MR>(isa),
         }
     }
 }

@@ -121,6 +121,25 @@ pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     ops.mul(x, ops.mul_add(near, poly, ops.splat(0.5)))
 }
 
+/// `x / (1 + exp(-slope * x))` with a relative error of at most 1e-5, for what is rounded to eight bits afterwards.
+#[inline(always)]
+pub(crate) fn coarse_swish<I: Isa>(isa: I, x: I::F32, slope: f32) -> I::F32 {
+    let (ops, ints) = (isa.f32(), isa.i32());
+    let (low, high) = (ops.splat(-126.0), ops.splat(126.0));
+    let power = ops.mul(x, ops.splat(-slope * std::f32::consts::LOG2_E));
+    // In this order, NaN stays NaN.
+    let near = ops.select(low, power, ops.lt(power, low));
+    let whole = ops.round_ties_even(near);
+    let rest = ops.sub(near, whole);
+    let mut poly = ops.splat(0.009_570_101);
+    for coefficient in [0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3] {
+        poly = ops.mul_add(poly, rest, ops.splat(coefficient));
+    }
+    let bits = ints.shift_left::<23>(ints.add(ops.to_int_trunc(whole), ints.splat(127)));
+    let result = ops.div(x, ops.mul_add(poly, bits.reinterpret_cast(), ops.one()));
+    ops.select(ops.zero(), result, ops.gt(power, high))
+}
+
 /// The error function.
 #[inline(always)]
 pub(crate) fn erf<I: Isa>(isa: I, x: I::F32) -> I::F32 {

@@ -228,14 +228,14 @@ pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out
         return;
     }
     if shape.inner == 1 {
-        let rows = rows_per_task(shape.axis);
+        // An element is read three times.
+        let rows = rows_per_task(3 * shape.axis);
         for_each_chunk_mut(out, rows * shape.axis, |task, chunk| {
-            let start = task * rows * shape.axis;
-            chunk.copy_from_slice(&input[start..start + chunk.len()]);
-            for row in chunk.chunks_exact_mut(shape.axis) {
-                let (mean, variance) = moments(row);
+            let input = &input[task * rows * shape.axis..][..chunk.len()];
+            for (input, row) in input.chunks_exact(shape.axis).zip(chunk.chunks_exact_mut(shape.axis)) {
+                let (mean, variance) = moments(input);
                 let inverse = 1.0 / (variance + params.epsilon).sqrt();
-                isa::dispatch(NormalizeRow { row, mean, inverse, params });
+                isa::dispatch(NormalizeRow { input, row, mean, inverse, params });
             }
         });
         return;
@@ -247,6 +247,7 @@ pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out
 
 /// `(row - mean) * inverse * gamma + beta`, element by element.
 struct NormalizeRow<'a> {
+    input: &'a [f32],
     row: &'a mut [f32],
     mean: f32,
     inverse: f32,
@@ -258,16 +259,16 @@ impl SimdOp for NormalizeRow<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) {
-        let Self { row, mean, inverse, params } = self;
+        let Self { input, row, mean, inverse, params } = self;
         match (params.gamma, params.beta) {
             (Some(gamma), Some(beta)) => {
-                for ((x, gamma), beta) in row.iter_mut().zip(gamma).zip(beta) {
-                    *x = (*x - mean) * (inverse * gamma) + beta;
+                for (((out, x), gamma), beta) in row.iter_mut().zip(input).zip(gamma).zip(beta) {
+                    *out = (x - mean) * (inverse * gamma) + beta;
                 }
             }
             _ => {
-                for (index, x) in row.iter_mut().enumerate() {
-                    *x = (*x - mean) * (inverse * params.gamma(index)) + params.beta(index);
+                for (index, (out, x)) in row.iter_mut().zip(input).enumerate() {
+                    *out = (x - mean) * (inverse * params.gamma(index)) + params.beta(index);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::arch;
 use crate::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
-use crate::gemm::tile::tile_shape;
+use crate::gemm::tile::panel_width;
 use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
 use crate::matrix::Operand;
 use crate::memory::{Memory, with_scratch};
@@ -53,7 +53,7 @@ impl PackedShape {
     pub(crate) fn new(lanes: usize, depth: usize, side: PackedSide, format: Format) -> Self {
         // Without depth there is nothing to take a scale of.
         let format = if depth == 0 { Format::Single } else { format };
-        Self { lanes, depth, width: tile_shape().width(side), side, format, is_gated: false }
+        Self { lanes, depth, width: panel_width(side, lanes), side, format, is_gated: false }
     }
 
     /// Of values and gates.
@@ -90,17 +90,16 @@ impl PackedShape {
     }
 
     /// Packs panels of all images over a range of the depth that consists of blocks: for each block one panel after the
-    /// other. There is one source for each image, all of one shape, and panels are numbered image after image. If that is worth
-    /// sharing, a thread packs whole blocks where there are some: more often than panels they are what it made itself.
+    /// other. There is one source for each image, all of one shape, and panels are numbered image after image.
     pub(crate) fn pack(
         &self,
         sources: &[Source<'_>],
         panels: Range<usize>,
         depths: Range<usize>,
-        share: bool,
+        work: Work,
         out: &mut [u32],
     ) {
-        self.pack_by(depth_block(self.format, self.depth), sources, panels, depths, share, out);
+        self.pack_by(depth_block(self.format, self.depth), sources, panels, depths, work, out);
     }
 
     /// [`pack`](Self::pack) with blocks of a depth of `step`.
@@ -110,30 +109,45 @@ impl PackedShape {
         sources: &[Source<'_>],
         panels: Range<usize>,
         depths: Range<usize>,
-        share: bool,
+        work: Work,
         mut out: &mut [u32],
     ) {
         if depths.is_empty() || panels.is_empty() {
             return;
         }
-        let group = if share { PACK_GROUP } else { panels.len() };
+        let (parts, group) = match work {
+            Work::Alone => (1, panels.len()),
+            Work::Shared { parts } => (parts, PACK_GROUP),
+        };
         let mut jobs = Vec::new();
         for depths in blocks(depths, step) {
             let panel_len = self.format.panel_len(depths.len(), self.width);
-            for first in panels.clone().step_by(group) {
-                let panels = first..(first + group).min(panels.end);
-                let (words, rest) = out.split_at_mut(panels.len() * panel_len);
-                jobs.push(Job { panels, depths: depths.clone(), words });
-                out = rest;
+            for (part, panels) in self.parts(panels.clone(), parts).enumerate() {
+                for first in panels.clone().step_by(group) {
+                    let panels = first..(first + group).min(panels.end);
+                    let (words, rest) = out.split_at_mut(panels.len() * panel_len);
+                    jobs.push(Job { part, panels, depths: depths.clone(), words });
+                    out = rest;
+                }
             }
         }
-        if share {
-            for_each_chunk_mut(&mut jobs, 1, |_, jobs| {
+        jobs.sort_by_key(|job| job.part);
+        match work {
+            Work::Alone => jobs.iter_mut().for_each(|job| self.do_job(sources, job)),
+            Work::Shared { .. } => for_each_chunk_mut(&mut jobs, 1, |_, jobs| {
                 jobs.iter_mut().for_each(|job| self.do_job(sources, job))
-            });
-        } else {
-            jobs.iter_mut().for_each(|job| self.do_job(sources, job));
+            }),
         }
+    }
+
+    /// Panels cut into so many parts, as long as there are enough.
+    pub(crate) fn parts(
+        &self,
+        panels: Range<usize>,
+        parts: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = panels.len().div_ceil(parts.max(1)).next_multiple_of(self.unit()).max(1);
+        panels.clone().step_by(len).map(move |start| start..(start + len).min(panels.end))
     }
 
     fn do_job(&self, sources: &[Source<'_>], job: &mut Job<'_>) {
@@ -165,8 +179,19 @@ impl PackedShape {
 /// Panels handed to one packing task.
 const PACK_GROUP: usize = 4;
 
+/// Who packs.
+#[derive(Clone, Copy)]
+pub(crate) enum Work {
+    /// This thread.
+    Alone,
+    /// All threads: some pack the first of so many [parts](PackedShape::parts), others the next one. Of a part they pack whole
+    /// blocks where there are some: more often than panels they are what a thread made itself.
+    Shared { parts: usize },
+}
+
 /// Panels to be packed over a range of the depth, one after the other.
 struct Job<'a> {
+    part: usize,
     panels: Range<usize>,
     depths: Range<usize>,
     words: &'a mut [u32],
@@ -200,7 +225,7 @@ impl PackedMatrix {
         let mut words = Memory::zeros(len).expect("memory for a packed matrix");
         with_side(matrix, side, |matrix| match matrix {
             Side::Source(source) => {
-                shape.pack(&[source], 0..shape.panels(), all, true, &mut words);
+                shape.pack(&[source], 0..shape.panels(), all, Work::Shared { parts: 1 }, &mut words);
             }
             Side::Packed(..) => panic!("the matrix is packed already"),
         });

@@ -311,6 +311,11 @@ fn watch(came: impl Fn() -> bool) -> bool {
     came()
 }
 
+/// The number of threads that share a loop of this thread.
+pub(crate) fn threads() -> usize {
+    team_for(usize::MAX).map_or(1, |team| team.threads)
+}
+
 /// The team for a loop of `tasks` tasks; `None` if it should stay on the calling thread.
 fn team_for(tasks: usize) -> Option<Arc<Team>> {
     #[cfg(test)]

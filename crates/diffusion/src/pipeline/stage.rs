@@ -44,6 +44,7 @@ impl<'m> Stage<'m> {
             arithmetic: precision.arithmetic(),
             full_precision: network.full_precision().clone(),
             steady_inputs: [TEXT.to_string()].into(),
+            packs_every_run: request.reduce_memory,
             stop: request.stop.clone(),
         };
         Ok(Self::of_graph(network, backend, graph, options))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kernels::{ConvShape, Precision};
 use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
+use super::packing::Packing;
 use super::weight::stays_compressed;
 use super::{ConvKernel, LinearKernel, Weight};
 use crate::backend::holds_floats;
@@ -97,8 +98,9 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) inputs: Vec<Input>,
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
-    /// Bytes of all constants, mapped or held.
+    /// Bytes of all constants as they are stored, mapped or held.
     pub(super) weight_bytes: usize,
+    pub(super) packing: Arc<Packing>,
 }
 
 impl Plan {
@@ -154,15 +156,11 @@ impl Plan {
     }
 }
 
-/// Weights of up to this many elements in all are packed when a function is compiled: 64 MB. Larger ones stay in their
-/// files, as they are stored, and are packed whenever they are used. So do compressed ones of any size.
-const PACK_UP_TO: usize = 1 << 24;
-
 /// A plan in the making.
 pub(crate) struct Lowering<'f> {
     function: &'f Function,
     options: &'f Options,
-    packs_weights: bool,
+    packing: Arc<Packing>,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
     plan: Plan,
@@ -177,15 +175,11 @@ impl<'f> Lowering<'f> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             weight_bytes: 0,
+            packing: Arc::default(),
         };
         let places = vec![None; function.values().len()];
-        let weights = function.values().iter().filter_map(|value| match &value.def {
-            Def::Const(constant) => Some(constant.ty().count()),
-            _ => None,
-        });
-        let packs_weights = weights.fold(0, usize::saturating_add) <= PACK_UP_TO;
-        let mut lowering =
-            Lowering { function, options, packs_weights, shared: Arc::new(function.clone()), places, plan };
+        let (shared, packing) = (Arc::new(function.clone()), Arc::default());
+        let mut lowering = Lowering { function, options, packing, shared, places, plan };
         for &id in function.inputs() {
             let is_steady = options.steady_inputs.contains(&function.value(id).name);
             let buffer = lowering.make(id);
@@ -194,17 +188,12 @@ impl<'f> Lowering<'f> {
         lowering
     }
 
-    /// Leaves all weights as they are stored: for a plan that is not run.
-    pub(super) fn without_packing(mut self) -> Self {
-        self.packs_weights = false;
-        self
-    }
-
     pub(super) fn finish(mut self) -> Result<Plan, Error> {
         for &id in self.function.outputs() {
             let place = self.place(id)?;
             self.plan.outputs.push((place, self.function.value(id).ty.shape.clone()));
         }
+        self.plan.packing = self.packing;
         Ok(self.plan)
     }
 
@@ -290,6 +279,11 @@ impl<'f> Lowering<'f> {
         }
     }
 
+    /// The model's packed weights.
+    pub(crate) fn packing(&self) -> Arc<Packing> {
+        self.packing.clone()
+    }
+
     /// The precision of products without a constant weight.
     pub(crate) fn precision(&self) -> Precision {
         self.options.precision(None)
@@ -311,20 +305,21 @@ impl<'f> Lowering<'f> {
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packs_weights);
+        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packing());
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
 
-    /// The constant weight [outs, depth] of a linear layer, as that of a convolution.
+    /// The constant weight [outs, depth] of a linear layer that multiplies so many rows, as that of a convolution.
     pub(crate) fn linear_kernel(
         &mut self,
         id: ValueId,
         gated: bool,
         size: [usize; 2],
+        rows: usize,
     ) -> Result<Option<LinearKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = LinearKernel::new(weight, gated, size, self.weight_precision(id), self.packs_weights);
+        let kernel = LinearKernel::new(weight, gated, size, rows, self.weight_precision(id), self.packing());
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }

@@ -67,7 +67,7 @@ impl<T: Pod> DerefMut for Counted<T> {
 }
 
 /// The bytes of memory that the machine has left, where it says so.
-fn available() -> Option<u64> {
+pub(super) fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

@@ -4,6 +4,7 @@ mod encoded;
 mod fuse;
 mod lowering;
 mod memory;
+mod packing;
 mod weight;
 
 use std::collections::BTreeMap;
@@ -83,7 +84,7 @@ impl Backend for Cpu {
 
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         let function = simplified(function)?;
-        let planned = plan(&function, Lowering::new(&function, options).without_packing(), options)?;
+        let planned = plan(&function, Lowering::new(&function, options), options)?;
         Ok(planned.regions.bytes())
     }
 }
@@ -188,6 +189,9 @@ impl Executable for CpuRun {
             Ok::<(), Error>(())
         })?;
         *holds_steady = true;
+        if !options.packs_every_run {
+            plan.packing.begin();
+        }
         let output = |(place, shape): &(Place, Vec<usize>)| {
             let data = match *place {
                 Place::Const(index) => plan.constants[index].clone(),
@@ -211,7 +215,7 @@ impl Executable for CpuRun {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.plan.weight_bytes
+        self.plan.weight_bytes + self.plan.packing.bytes()
     }
 
     fn profile(&self) -> Vec<Timing> {
@@ -303,6 +307,37 @@ mod tests {
             let results = model.run(&[("x", &x)]).unwrap();
             assert_eq!(results[0].as_f32().unwrap(), [0.0, 1.0, 4.0]);
             model.release_arena();
+        }
+    }
+
+    #[test]
+    fn dense_weights_stay_packed_from_the_second_run_on() {
+        let (rows, depth, outs) = (5, 33, 21);
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F32, [rows, depth])).unwrap();
+        let weight = |count: usize| (0..count).map(|i| f16::from_f32((i as f32).sin())).collect::<Vec<_>>();
+        let bytes =
+            mil::Bytes::new(bytemuck::allocation::pod_collect_to_vec::<f16, u8>(&weight(outs * depth)));
+        let weight = mil::WeightRef::new("w", TensorType::new(DType::F16, [outs, depth]), bytes).unwrap();
+        let weight = b.weight(weight.cast(DType::F32));
+        let y = b.op("linear").arg("x", x).arg("weight", weight).named("y").add().unwrap();
+        let function = b.finish(&[y]).unwrap();
+        let values = (0..rows * depth).map(|i| (i as f32).cos()).collect();
+        let x = Tensor::from_f32(&[rows, depth], values).unwrap();
+        let cpu = Cpu::new(Some(1)).unwrap();
+        for arithmetic in [Arithmetic::Wide, Arithmetic::Bf16, Arithmetic::Int8] {
+            let options = Options { arithmetic, ..Options::default() };
+            let mut model = cpu.compile(&function, &options).unwrap();
+            let mut lean =
+                cpu.compile(&function, &Options { packs_every_run: true, ..options.clone() }).unwrap();
+            let [mut packed, mut stored] = [Vec::new(), Vec::new()];
+            for _ in 0..3 {
+                assert_eq!(model.run(&[("x", &x)]).unwrap(), lean.run(&[("x", &x)]).unwrap());
+                packed.push(model.weight_bytes());
+                stored.push(lean.weight_bytes());
+            }
+            assert!(packed[0] < packed[1] && packed[1] == packed[2], "{arithmetic:?}: {packed:?}");
+            assert!(stored.iter().all(|bytes| *bytes == packed[0]), "{arithmetic:?}: {stored:?}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
+use std::sync::{Arc, OnceLock};
+
 use half::{bf16, f16};
 use kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
@@ -7,6 +9,7 @@ use kernels::{
 use mil::{DType, WeightRef};
 
 use super::encoded::EncodedWeight;
+use super::packing::{PACK_UP_TO_ROWS, Packing};
 use crate::{Error, Tensor};
 
 /// Compressed constants of fewer elements are held decoded: no palette is worth its trouble for them.
@@ -105,33 +108,49 @@ impl Weight {
     }
 }
 
-/// The weight of a convolution: packed beforehand, or whenever it is used.
+/// A layer's weight: as stored, and packed where it stays so.
+struct Layer<P> {
+    weight: Weight,
+    /// `None` inside: memory does not allow it.
+    packed: OnceLock<Option<P>>,
+    /// `None` for a weight that is packed in every run: it would be dense otherwise, or it has too many rows to be worth it.
+    packing: Option<Arc<Packing>>,
+}
+
+impl<P> Layer<P> {
+    fn new(weight: Weight, rows: usize, packing: Arc<Packing>) -> Self {
+        let is_worth_it = rows <= PACK_UP_TO_ROWS && !weight.is_compressed();
+        let packing = is_worth_it.then_some(packing);
+        Layer { weight, packed: OnceLock::new(), packing }
+    }
+
+    /// The packed weight, if it stays so.
+    fn packed(&self, pack: impl FnOnce(&Weight) -> P, size: impl Fn(&P) -> usize) -> Option<&P> {
+        let packing = self.packing.as_ref().filter(|packing| packing.is_due())?;
+        let pack = || packing.pack(self.weight.bytes(), || pack(&self.weight), size);
+        self.packed.get_or_init(pack).as_ref()
+    }
+}
+
+/// The weight of a convolution.
 pub(crate) struct ConvKernel {
-    held: Held<PackedConvWeight>,
+    layer: Layer<PackedConvWeight>,
+    shape: ConvShape,
+    gated: bool,
     precision: Precision,
 }
 
-enum Held<P> {
-    Stored(Weight),
-    Packed(P),
-}
-
 impl ConvKernel {
-    /// `gated` says that the outputs are values and then as many gates. `packs` asks for packing, which a compressed weight is
-    /// never worth: it would be dense, in `f32`.
+    /// `gated` says that the outputs are values and then as many gates. `packing` is the model's.
     pub(super) fn new(
         weight: Weight,
         gated: bool,
         shape: &ConvShape,
         precision: Precision,
-        packs: bool,
+        packing: Arc<Packing>,
     ) -> Self {
-        let pack = if gated { kernels::pack_gated_conv_weight } else { kernels::pack_conv_weight };
-        let held = match packs && !weight.is_compressed() {
-            true => Held::Packed(pack(shape, weight.held(), precision)),
-            false => Held::Stored(weight),
-        };
-        ConvKernel { held, precision }
+        let pixels = shape.batch * shape.out_size().iter().product::<usize>();
+        ConvKernel { layer: Layer::new(weight, pixels, packing), shape: *shape, gated, precision }
     }
 
     /// The precision of the products.
@@ -141,46 +160,39 @@ impl ConvKernel {
 
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
-        Ok(match &self.held {
-            Held::Stored(weight) => ConvWeight::Stored(weight.slice(room)?),
-            Held::Packed(packed) => ConvWeight::Packed(packed),
+        let pack = if self.gated { kernels::pack_gated_conv_weight } else { kernels::pack_conv_weight };
+        let packed = |weight: &Weight| pack(&self.shape, weight.held(), self.precision);
+        Ok(match self.layer.packed(packed, PackedConvWeight::size_in_bytes) {
+            Some(packed) => ConvWeight::Packed(packed),
+            None => ConvWeight::Stored(self.layer.weight.slice(room)?),
         })
     }
 
+    /// The memory that the stored weight takes.
     pub(super) fn bytes(&self) -> usize {
-        match &self.held {
-            Held::Stored(weight) => weight.bytes(),
-            Held::Packed(packed) => packed.size_in_bytes(),
-        }
+        self.layer.weight.bytes()
     }
 }
 
-/// The weight [outs, depth] of a linear layer: packed beforehand, or whenever it is used.
+/// The weight [outs, depth] of a linear layer.
 pub(crate) struct LinearKernel {
-    held: Held<PackedMatrix>,
+    layer: Layer<PackedMatrix>,
     size: [usize; 2],
+    gated: bool,
     precision: Precision,
 }
 
 impl LinearKernel {
-    /// As [`ConvKernel::new`].
+    /// As [`ConvKernel::new`], for a product of so many rows.
     pub(super) fn new(
         weight: Weight,
         gated: bool,
         size: [usize; 2],
+        rows: usize,
         precision: Precision,
-        packs: bool,
+        packing: Arc<Packing>,
     ) -> Self {
-        let pack = if gated { PackedMatrix::gated } else { PackedMatrix::new };
-        let [outs, depth] = size;
-        let held = match packs && !weight.is_compressed() {
-            true => {
-                let matrix = weight.held().transposed_matrix(outs, depth);
-                Held::Packed(pack(matrix, PackedSide::Right, precision))
-            }
-            false => Held::Stored(weight),
-        };
-        LinearKernel { held, size, precision }
+        LinearKernel { layer: Layer::new(weight, rows, packing), size, gated, precision }
     }
 
     /// The precision of the products.
@@ -191,17 +203,19 @@ impl LinearKernel {
     /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
         let [outs, depth] = self.size;
-        Ok(match &self.held {
-            Held::Stored(weight) => weight.slice(room)?.transposed_matrix(outs, depth),
-            Held::Packed(matrix) => Operand::Packed(matrix),
+        let pack = if self.gated { PackedMatrix::gated } else { PackedMatrix::new };
+        let packed = |weight: &Weight| {
+            pack(weight.held().transposed_matrix(outs, depth), PackedSide::Right, self.precision)
+        };
+        Ok(match self.layer.packed(packed, PackedMatrix::size_in_bytes) {
+            Some(packed) => Operand::Packed(packed),
+            None => self.layer.weight.slice(room)?.transposed_matrix(outs, depth),
         })
     }
 
+    /// The memory that the stored weight takes.
     pub(super) fn bytes(&self) -> usize {
-        match &self.held {
-            Held::Stored(weight) => weight.bytes(),
-            Held::Packed(matrix) => matrix.size_in_bytes(),
-        }
+        self.layer.weight.bytes()
     }
 }
 

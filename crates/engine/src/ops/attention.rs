@@ -105,6 +105,7 @@ fn attend(
         value: Heads { data: &inputs[2][part(keys, value_dim)], layout: layout(keys, value_dim) },
         scale: 1.0 / (dim as f32).sqrt(),
         mask,
+        by_image: false,
     };
     kernels::attention(&args, precision, &mut out[part(queries, value_dim)], layout(queries, value_dim));
 }

@@ -103,11 +103,11 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
 /// Adds the step of a linear layer and what follows it.
 pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
-    let Some(weight) = plan.linear_kernel(op.value("weight")?, false, [outs, depth])? else {
+    let rows = rows(op)?;
+    let Some(weight) = plan.linear_kernel(op.value("weight")?, false, [outs, depth], rows)? else {
         return plan.by_reference(op, linear);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let rows = rows(op)?;
     let reads = ending.reads(op.value("x")?);
     plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
         let (_, residual) = ending.operands(io);
@@ -128,7 +128,7 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
 pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
     let (rows, width) = (rows(op)?, outs / 2);
-    let weight = plan.linear_kernel(op.value("weight")?, true, [outs, depth])?;
+    let weight = plan.linear_kernel(op.value("weight")?, true, [outs, depth], rows)?;
     let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;

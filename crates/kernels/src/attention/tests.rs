@@ -146,6 +146,7 @@ fn every_shape_layout_and_mask() {
             value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
             scale: 1.0 / (s.dim as f32).sqrt(),
             mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
+            by_image: false,
         };
         let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
         // A score's absolute error is its weight's relative error, and it grows with the scores' magnitude.
@@ -174,6 +175,7 @@ fn narrow_precisions() {
                 value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
                 scale: 1.0 / (s.dim as f32).sqrt(),
                 mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
+                by_image: false,
             };
             let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
             check(&oracle(&args, out_layout), Tolerance::OfLargest(8e-3), |out| {
@@ -198,7 +200,7 @@ fn nan_reaches_the_output() {
             let [query, key, value] = [query, key, value].map(|data| Heads { data, layout });
             let mask = Some(Mat::new(&mask[..], queries, keys));
             let shape = shape(1, 1, queries, keys, dim, dim);
-            let args = Attention { shape, query, key, value, scale: 1.0, mask };
+            let args = Attention { shape, query, key, value, scale: 1.0, mask, by_image: false };
             let mut out = vec![0.0; queries * dim];
             attention(&args, precision, &mut out, layout);
             for (query, row) in out.chunks_exact(dim).enumerate() {
@@ -246,6 +248,7 @@ fn scores_may_climb() {
                 value: Heads { data: &value, layout: HeadLayout::token_major(1, 300, 5) },
                 scale,
                 mask: None,
+                by_image: false,
             };
             let layout = HeadLayout::token_major(1, queries, 5);
             check(&oracle(&args, layout), Tolerance::OfLargest(limit), |out| {
@@ -269,6 +272,7 @@ fn overlapping_output_is_refused() {
         value: heads,
         scale: 1.0,
         mask: None,
+        by_image: false,
     };
     attention(&args, Precision::F32, &mut [0.0; 64], HeadLayout { token: 4, ..layout });
 }

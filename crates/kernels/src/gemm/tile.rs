@@ -11,24 +11,10 @@ use crate::matrix::MatMut;
 use crate::panels::PackedSide;
 use crate::unary::{UnaryOp, coarse_on_this_thread, unary_on_this_thread};
 
-/// The micro-kernel's tile: rows and columns of the output in registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TileShape {
-    pub(crate) mr: usize,
-    pub(crate) nr: usize,
-}
-
-impl TileShape {
-    pub(crate) fn width(self, side: PackedSide) -> usize {
-        match side {
-            PackedSide::Left => self.mr,
-            PackedSide::Right => self.nr,
-        }
-    }
-}
-
 /// Rows of the tile where 32 registers are known to exist, and elsewhere.
 pub(crate) const WIDE_MR: usize = 12;
+/// The same of products whose rows fit better: two sequences of 77 tokens.
+pub(crate) const LOWER_MR: usize = 11;
 pub(crate) const NARROW_MR: usize = 6;
 /// Vectors in a tile row.
 pub(crate) const TILE_VECTORS: usize = 2;
@@ -37,6 +23,13 @@ pub(crate) const TILE_VECTORS: usize = 2;
 #[inline(always)]
 pub(crate) fn is_wide<I: Isa>(isa: I) -> bool {
     isa.f32().len() == 16
+}
+
+/// The micro-kernel's tile: rows and columns of the output in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TileShape {
+    pub(crate) mr: usize,
+    pub(crate) nr: usize,
 }
 
 /// The tile shape of this CPU's instruction set.
@@ -51,6 +44,28 @@ pub(crate) fn tile_shape() -> TileShape {
         }
     }
     isa::dispatch(Shape)
+}
+
+/// Rows of the tiles of a product, where there are registers for [`WIDE_MR`].
+const PRODUCT_HEIGHTS: [usize; 2] = [LOWER_MR, WIDE_MR];
+
+/// The lanes of a panel of so many.
+pub(crate) fn panel_width(side: PackedSide, lanes: usize) -> usize {
+    match side {
+        PackedSide::Left => best_height(lanes, &PRODUCT_HEIGHTS),
+        PackedSide::Right => tile_shape().nr,
+    }
+}
+
+/// The tile height, of those given where there are registers for them, that wastes least time on missing rows and on the tiles'
+/// ends, each worth half a row.
+pub(crate) fn best_height(rows: usize, heights: &[usize]) -> usize {
+    let mr = tile_shape().mr;
+    if mr != WIDE_MR {
+        return mr;
+    }
+    let cost = |height: usize| rows.div_ceil(height) * (2 * height + 1);
+    heights.iter().copied().min_by_key(|height| cost(*height)).unwrap_or(mr)
 }
 
 /// A tile of sums in registers.

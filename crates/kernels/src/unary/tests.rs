@@ -179,3 +179,20 @@ fn a_coarse_gelu_is_close_to_the_exact_one() {
     coarse_on_this_thread(UnaryOp::Gelu, &mut far);
     assert!(far[0].abs() < 2.4e-6 && far[1..3] == [1e30, f32::INFINITY] && far[3].is_nan(), "{far:?}");
 }
+
+#[test]
+fn a_coarse_swish_is_close_to_the_exact_one() {
+    let inputs: Vec<f32> = (-50_000..50_000).map(|i| i as f32 / 1000.0).collect();
+    for (op, slope) in [(UnaryOp::Silu, 1.0), (UnaryOp::Swish { slope: 1.702 }, 1.702_f32)] {
+        let exact = |x: f64| x / (1.0 + (-f64::from(slope) * x).exp());
+        let expected: Vec<f64> = inputs.iter().map(|x| exact(f64::from(*x))).collect();
+        check(&expected, Tolerance::OfEach(1e-5), |out| {
+            out.copy_from_slice(&inputs);
+            coarse_on_this_thread(op, out);
+        })
+        .unwrap();
+        let mut far = [-1e30, f32::NEG_INFINITY, 1e30, f32::INFINITY, f32::NAN];
+        coarse_on_this_thread(op, &mut far);
+        assert!(far[..4] == [0.0, 0.0, 1e30, f32::INFINITY] && far[4].is_nan(), "{far:?}");
+    }
+}

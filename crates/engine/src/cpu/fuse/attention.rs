@@ -4,6 +4,7 @@ use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
 use mil::ValueId;
 
 use super::graph::Graph;
+use super::heads::{merged, tokens_behind};
 use super::{Chain, Lowering, Verdict, label};
 
 /// ```text
@@ -14,7 +15,8 @@ use super::{Chain, Lowering, Verdict, label};
 /// y = matmul(p, v)   or   matmul(v, p)   or   einsum("bchk,bkhq->bchq", v, p)
 /// ```
 ///
-/// Transposed operands are layouts of the kernel's; casts between floats on the way are nothing in wide arithmetic.
+/// Transposed operands are layouts of the kernel's, and so are heads that lie beside each other before and after ([`super::heads`]);
+/// casts between floats on the way are nothing in wide arithmetic.
 pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
     let mut ops = vec![softmax];
     let Some(input) = graph.view(softmax).get("x") else { return Ok(None) };
@@ -37,7 +39,7 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
         ["einsum", "einsum"] => einsums(graph, [scores, product], graph.output(probabilities)),
         _ => return Ok(None),
     };
-    let Some(parts) = parts? else { return Ok(None) };
+    let Some(mut parts) = parts? else { return Ok(None) };
     let view = graph.view(softmax);
     let rank = graph.shape(input).len();
     let axis = view.int("axis").ok().and_then(|axis| view.axis(axis, rank).ok());
@@ -48,7 +50,10 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
         return Err("a part of it is used elsewhere");
     }
     let mask = mask.map(|mask| parts.mask(graph, mask)).transpose()?;
-    Ok(Some(parts.chain(ops, scale, mask, graph.output(product))))
+    if kinds == ["matmul"; 2] {
+        parts.take_tokens(graph, product, &mut ops);
+    }
+    Ok(Some(parts.chain(ops, scale, mask)))
 }
 
 /// Looks through an `add` of a mask.
@@ -80,7 +85,9 @@ struct Parts {
     query: (ValueId, HeadLayout),
     key: (ValueId, HeadLayout),
     value: (ValueId, HeadLayout),
-    out: HeadLayout,
+    out: (ValueId, HeadLayout),
+    /// What the scores are multiplied by.
+    scale: f32,
     /// The axis of the scores that the keys are along.
     key_axis: usize,
 }
@@ -135,7 +142,8 @@ fn matmuls(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
         query: (query, query_layout),
         key: (key, key_layout),
         value: (value, value_layout),
-        out,
+        out: (graph.output(product), out),
+        scale: 1.0,
         key_axis: rank - 1,
     }))
 }
@@ -166,7 +174,8 @@ fn einsums(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
         query: (query, HeadLayout::channel_major(1, queries, dim)),
         key: (key, HeadLayout::token_major(1, keys, dim)),
         value: (value, HeadLayout::channel_major(1, keys, value_dim)),
-        out: HeadLayout::channel_major(1, queries, value_dim),
+        out: (graph.output(product), HeadLayout::channel_major(1, queries, value_dim)),
+        scale: 1.0,
         key_axis: 1,
     }))
 }
@@ -194,21 +203,57 @@ impl Parts {
         Ok(Mask { value, strides })
     }
 
-    fn chain(self, ops: Vec<usize>, scale: f32, mask: Option<Mask>, output: ValueId) -> Chain {
-        let Parts { shape, query, key, value, out, .. } = self;
+    /// Reads operands, and writes the output, where heads lie beside each other, with the transposes in between as part of the
+    /// attention.
+    fn take_tokens(&mut self, graph: &Graph, product: usize, ops: &mut Vec<usize>) {
+        let AttentionShape { heads: all, queries, keys, dim, value_dim, .. } = self.shape;
+        let sizes = [[queries, dim], [keys, dim], [keys, value_dim]];
+        let mut operands = [self.query, self.key, self.value];
+        let found = [0, 1, 2].map(|index| {
+            let [tokens, width] = sizes[index];
+            let is_head_major = operands[index].1 == HeadLayout::head_major(all, tokens, width);
+            is_head_major.then(|| tokens_behind(graph, operands[index].0, index < 2)).flatten()
+        });
+        let Some([batch, heads]) = found.iter().flatten().map(|tokens| [tokens.batch, tokens.heads]).next()
+        else {
+            return;
+        };
+        (self.shape.batch, self.shape.heads) = (batch, heads);
+        for ((operand, found), [tokens, width]) in operands.iter_mut().zip(found).zip(sizes) {
+            operand.1.batch = heads * operand.1.head;
+            if let Some(found) = found.filter(|found| [found.batch, found.heads] == [batch, heads]) {
+                *operand = (found.value, HeadLayout::token_major(heads, tokens, width));
+                self.scale *= found.scale;
+                ops.extend(found.ops);
+            }
+        }
+        [self.query, self.key, self.value] = operands;
+        self.out.1.batch = heads * self.out.1.head;
+        if self.out.1 == HeadLayout::head_major(heads, queries, value_dim)
+            && let Some((value, after)) = merged(graph, product, [batch, heads])
+        {
+            self.out = (value, HeadLayout::token_major(heads, queries, value_dim));
+            ops.extend(after);
+        }
+    }
+
+    fn chain(self, ops: Vec<usize>, scale: f32, mask: Option<Mask>) -> Chain {
+        let Parts { shape, query, key, value, out: (output, out), .. } = self;
+        let scale = self.scale * scale;
         let reads: Vec<ValueId> =
             [query.0, key.0, value.0].into_iter().chain(mask.as_ref().map(|mask| mask.value)).collect();
         let strides = mask.map(|mask| mask.strides);
         let lower = move |plan: &mut Lowering| {
             let label = label(plan, "attention", output);
-            let precision = plan.precision();
+            let (precision, packing) = (plan.precision(), plan.packing());
             plan.step(label, &reads, &[output], move |io| {
                 let heads = |index: usize, layout| Heads { data: io.floats[index], layout };
                 let mask = strides.map(|[row, column]| {
                     Mat::with_strides(io.floats[3], shape.queries, shape.keys, row, column)
                 });
                 let (query, key, value) = (heads(0, query.1), heads(1, key.1), heads(2, value.1));
-                let args = Attention { shape, query, key, value, scale, mask };
+                let by_image = packing.is_due();
+                let args = Attention { shape, query, key, value, scale, mask, by_image };
                 kernels::attention(&args, precision, io.out[0], out);
                 Ok(())
             })

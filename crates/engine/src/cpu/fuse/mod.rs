@@ -5,6 +5,7 @@ mod epilogue;
 mod geglu;
 mod graph;
 mod group_norm;
+mod heads;
 mod layer_norm;
 
 use mil::{Function, Op, ValueId};

@@ -1,0 +1,83 @@
+//! Heads that transposes take out of the channels of linear layers, and put back.
+
+use mil::ValueId;
+
+use super::graph::Graph;
+
+/// Tokens whose heads lie beside each other, `[batch, tokens, heads, width]`, and the ops between them and an attention.
+pub(super) struct Tokens {
+    pub(super) value: ValueId,
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    /// What they are multiplied by on the way.
+    pub(super) scale: f32,
+    pub(super) ops: Vec<usize>,
+}
+
+/// The tokens behind an operand of an attention, if nobody else uses what is made of them; `may_scale` says whether they may be
+/// multiplied on the way:
+/// ```text
+/// x = mul(x, scale)                                   where there is one
+/// x = reshape(x, [batch, tokens, heads, width])       as far as something is to be found behind it
+/// x = mul(x, scale)                                   where there is one
+/// x = transpose(x, [0, 2, 1, 3])
+/// x = reshape(x, [batch * heads, tokens, width])      where there is one
+/// ```
+pub(super) fn tokens_behind(graph: &Graph, operand: ValueId, may_scale: bool) -> Option<Tokens> {
+    let mut ops = Vec::new();
+    let mut value = operand;
+    let mut step = |value: &mut ValueId, kind: &str, is_it: &dyn Fn(usize) -> bool| {
+        let op = graph.maker(*value, kind).filter(|&op| graph.only_user(op).is_some() && is_it(op))?;
+        ops.push(op);
+        *value = graph.view(op).get("x")?;
+        Some(op)
+    };
+    step(&mut value, "reshape", &|op| keeps_tokens(graph, op));
+    step(&mut value, "transpose", &|op| swaps(graph, op))?;
+    let &[batch, _, heads, _] = graph.shape(value) else { return None };
+    let found = |value: ValueId, ops: Vec<usize>, scale: f32| Tokens { value, batch, heads, scale, ops };
+    let scaled = |value: ValueId| {
+        let mul = graph.maker(value, "mul").filter(|&op| may_scale && graph.only_user(op).is_some())?;
+        let (scale, value) = graph.scalar_and_value(mul)?;
+        Some((mul, scale, value))
+    };
+    if let Some((mul, scale, value)) = scaled(value) {
+        ops.push(mul);
+        return Some(found(value, ops, scale));
+    }
+    let reshape = graph.maker(value, "reshape").filter(|&op| graph.only_user(op).is_some());
+    let before = reshape.and_then(|op| Some((op, scaled(graph.view(op).get("x")?)?)));
+    match before {
+        Some((reshape, (mul, scale, value))) => {
+            ops.extend([reshape, mul]);
+            Some(found(value, ops, scale))
+        }
+        None => Some(found(value, ops, 1.0)),
+    }
+}
+
+/// What is made of an attention's output alone, which lies head by head: the heads of each image beside each other. With the ops
+/// that make it.
+pub(super) fn merged(
+    graph: &Graph,
+    product: usize,
+    [batch, heads]: [usize; 2],
+) -> Option<(ValueId, Vec<usize>)> {
+    let split = graph.only_user_of(product, "reshape").filter(|&op| keeps_tokens(graph, op));
+    let transpose =
+        graph.only_user_of(split.unwrap_or(product), "transpose").filter(|&op| swaps(graph, op))?;
+    let merged = graph.output(transpose);
+    let is_whole = matches!(*graph.shape(merged), [images, _, count, _] if [images, count] == [batch, heads]);
+    is_whole.then(|| (merged, split.into_iter().chain([transpose]).collect()))
+}
+
+/// Whether a transpose exchanges heads and tokens.
+fn swaps(graph: &Graph, op: usize) -> bool {
+    graph.view(op).ints("perm").is_ok_and(|perm| perm.iter().map(|axis| axis.rem_euclid(4)).eq([0, 2, 1, 3]))
+}
+
+/// Whether a reshape leaves matrices of tokens as they are.
+fn keeps_tokens(graph: &Graph, op: usize) -> bool {
+    let of = graph.view(op).get("x").and_then(|x| graph.shape(x).last_chunk::<2>());
+    of.is_some() && of == graph.shape(graph.output(op)).last_chunk::<2>()
+}

@@ -1,0 +1,85 @@
+//! Weights that stay packed.
+//!
+//! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few rows, as text encoders
+//! and the inner layers of a UNet have it. A model that runs more than once keeps those weights packed, as far as memory allows: in
+//! the first run it takes as much as in any other way, and nothing is packed for a run that does not come.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use super::memory::available;
+
+/// Rows, or pixels, of a product up to which packing its weight is worth avoiding: of more, it is less than a hundredth of the work.
+pub(super) const PACK_UP_TO_ROWS: usize = 1024;
+
+/// The part of the memory that is left, one of so many, that the packed weights of all models may take.
+const SHARE_OF_MEMORY: u64 = 4;
+/// What is taken for the memory that is left where the system does not tell.
+const USUAL_MEMORY: u64 = 1 << 30;
+
+/// Bytes of all models' packed weights.
+static PACKED: AtomicU64 = AtomicU64::new(0);
+
+/// A model's packed weights.
+#[derive(Debug, Default)]
+pub(crate) struct Packing {
+    is_due: AtomicBool,
+    bytes: AtomicUsize,
+}
+
+impl Packing {
+    /// Whether weights are to be packed, or are packed already.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_due.load(Ordering::Relaxed)
+    }
+
+    /// From now on weights are packed to stay.
+    pub(super) fn begin(&self) {
+        self.is_due.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes of the model's packed weights.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Packs a weight of so many bytes, if memory allows.
+    pub(super) fn pack<P>(
+        &self,
+        bytes: usize,
+        pack: impl FnOnce() -> P,
+        size: impl Fn(&P) -> usize,
+    ) -> Option<P> {
+        let all = PACKED.load(Ordering::Relaxed);
+        let memory = available().map_or(USUAL_MEMORY, |available| available.saturating_add(all));
+        if all.saturating_add(bytes as u64) > memory / SHARE_OF_MEMORY {
+            return None;
+        }
+        let packed = pack();
+        self.bytes.fetch_add(size(&packed), Ordering::Relaxed);
+        PACKED.fetch_add(size(&packed) as u64, Ordering::Relaxed);
+        Some(packed)
+    }
+}
+
+impl Drop for Packing {
+    fn drop(&mut self) {
+        PACKED.fetch_sub(self.bytes() as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_counted_while_their_model_lives() {
+        let packing = Packing::default();
+        assert!(!packing.is_due());
+        packing.begin();
+        assert!(packing.is_due());
+        assert_eq!(packing.pack(3, || vec![0u8; 5], Vec::len), Some(vec![0; 5]));
+        assert_eq!(packing.bytes(), 5);
+        assert!(PACKED.load(Ordering::Relaxed) >= 5);
+        assert!(packing.pack(usize::MAX, Vec::<u8>::new, Vec::len).is_none());
+    }
+}
