@@ -45,9 +45,9 @@ pub struct Options {
     /// Names of inputs that are often the same in one run after the other: what depends on them and on no other input is kept
     /// from run to run, and computed again when they change. It has memory of its own.
     pub steady_inputs: BTreeSet<String>,
-    /// Whether dense weights are packed for the kernels in every run. Without it, from the second run on, layers of few rows keep
-    /// them packed, besides as they are stored, until the packed weights of all models are a quarter of the memory that the machine
-    /// has left.
+    /// Whether dense weights are packed for the kernels in every run. Without it, after several runs, layers of few rows keep them
+    /// packed, besides as they are stored, until the packed weights of all models are a quarter of the memory that the machine has
+    /// left.
     pub packs_every_run: bool,
     /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
     pub stop: Option<Arc<AtomicBool>>,

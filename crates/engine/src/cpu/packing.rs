@@ -11,6 +11,9 @@ use super::memory::available;
 /// Rows, or pixels, of a product up to which packing its weight is worth avoiding: of more, it is less than a hundredth of the work.
 pub(super) const PACK_UP_TO_ROWS: usize = 1024;
 
+/// Runs after which a model is expected to run often. Fresh memory costs about as much as it saves in so many.
+const SEVERAL_RUNS: usize = 4;
+
 /// The part of the memory that is left, one of so many, that the packed weights of all models may take.
 const SHARE_OF_MEMORY: u64 = 4;
 /// What is taken for the memory that is left where the system does not tell.
@@ -22,19 +25,19 @@ static PACKED: AtomicU64 = AtomicU64::new(0);
 /// A model's packed weights.
 #[derive(Debug, Default)]
 pub(crate) struct Packing {
-    is_due: AtomicBool,
+    runs: AtomicUsize,
     bytes: AtomicUsize,
 }
 
 impl Packing {
     /// Whether weights are to be packed, or are packed already.
     pub(crate) fn is_due(&self) -> bool {
-        self.is_due.load(Ordering::Relaxed)
+        self.runs.load(Ordering::Relaxed) >= SEVERAL_RUNS
     }
 
-    /// From now on weights are packed to stay.
-    pub(super) fn begin(&self) {
-        self.is_due.store(true, Ordering::Relaxed);
+    /// Counts a run.
+    pub(super) fn count_run(&self) {
+        self.runs.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Bytes of the model's packed weights.
@@ -74,8 +77,10 @@ mod tests {
     #[test]
     fn weights_are_counted_while_their_model_lives() {
         let packing = Packing::default();
-        assert!(!packing.is_due());
-        packing.begin();
+        for _ in 0..SEVERAL_RUNS {
+            assert!(!packing.is_due());
+            packing.count_run();
+        }
         assert!(packing.is_due());
         assert_eq!(packing.pack(3, || vec![0u8; 5], Vec::len), Some(vec![0; 5]));
         assert_eq!(packing.bytes(), 5);

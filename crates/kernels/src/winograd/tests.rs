@@ -277,7 +277,7 @@ fn filters_of_codes_are_those_of_their_values() {
         encoded.widen(&mut values);
         for format in [Format::Single, Format::of(Precision::Bf16)] {
             let dense = Filters::new(&shape, WeightSlice::F32(&values), format);
-            if Filters::new(&shape, encoded, format).words != dense.words {
+            if *Filters::new(&shape, encoded, format).words != *dense.words {
                 return Err(format!("{format:?}"));
             }
         }

@@ -10,7 +10,7 @@ use crate::gemm::ranges;
 use crate::gemm::tile::tile_shape;
 use crate::isa;
 use crate::matrix::WeightSlice;
-use crate::memory::with_scratch;
+use crate::memory::{Memory, with_scratch};
 use crate::panels::{GROUP, Lanes, PackedSide, transpose};
 use crate::pool::for_each_chunk_mut;
 
@@ -26,7 +26,7 @@ pub(crate) enum Weights<'a> {
 #[derive(Debug)]
 pub(crate) struct Filters {
     /// Panel follows upon panel.
-    pub(super) words: Vec<u32>,
+    pub(super) words: Memory<u32>,
     pub(super) format: Format,
     /// Input and output channels.
     pub(super) channels: [usize; 2],
@@ -36,7 +36,7 @@ impl Filters {
     /// Transforms and packs a weight `[O, C, 3, 3]`.
     pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
         let source = Filtering::new(shape, weight, format);
-        let mut words = vec![0; source.panels * source.panel_len];
+        let mut words = Memory::zeros(source.panels * source.panel_len).expect("memory for a packed weight");
         source.transform(&mut words);
         Self { words, format, channels: [shape.in_channels, shape.out_channels] }
     }
@@ -46,7 +46,7 @@ impl Filters {
     }
 
     pub(crate) fn size_in_bytes(&self) -> usize {
-        size_of_val(self.words.as_slice())
+        size_of_val(&*self.words)
     }
 }
 
