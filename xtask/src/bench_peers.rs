@@ -578,8 +578,8 @@ fn serve(arguments: &Arguments, ours: Ours) -> anyhow::Result<()> {
                 println!("saved");
             }
             "quit" => {
-                if std::env::var("PROFILE").is_ok() { for t in compiled.profile() { eprintln!("{:28} {:4} {:9.3} ms {:.1} GFLOP/s", t.kind, t.steps, t.time.as_secs_f64()*1e3/std::env::var("PROFILE").unwrap().parse::<f64>().unwrap(), 2e-9*t.multiply_adds as f64/t.time.as_secs_f64()); }
-                if std::env::var("DESCRIBE").is_ok() { eprintln!("{}", compiled.describe()); } }
+                if std::env::var("PROFILE").is_ok() { let mut m = std::collections::BTreeMap::new(); for t in compiled.trace() { let e: &mut (usize, f64) = m.entry((t.kind, t.multiply_adds)).or_default(); e.0 += 1; e.1 += t.duration.as_secs_f64(); } for ((k, a), (n, t)) in m { eprintln!("{k:28} {a:10} {n:3} {:8.3} ms {:6.1} GFLOP/s", t*1e3, 2e-9 * a as f64 * n as f64 / t); } }
+                if std::env::var("DESCRIBE").is_ok() { eprintln!("{}", compiled.describe()); }
                 return Ok(())
             }
             other => bail!("{other:?} is no request"),

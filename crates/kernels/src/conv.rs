@@ -306,7 +306,7 @@ pub(crate) fn direct(
                         && (groups[group].shape.lanes, groups[group].shape.depth) == (rows, depth),
                     "packed weight differs from the shape"
                 );
-                run(&target, Side::from(&groups[group]), right, depth, format, &finish, None);
+                run(&target, Side::Packed(&groups[group]), right, depth, format, &finish, None);
             }
             Groups::Stored(weight) => {
                 let part = weight.slice(group * rows * depth..(group + 1) * rows * depth);
@@ -352,7 +352,7 @@ pub fn gated_conv2d(
     with_windows(shape, input, |right| match weight {
         ConvWeight::Packed(PackedConvWeight(Form::Groups(groups))) => {
             let [packed] = &groups[..] else { panic!("packed weight differs from the shape") };
-            run(&target, packed.into(), right, depth, format, &finish, gated);
+            run(&target, Side::Packed(packed), right, depth, format, &finish, gated);
         }
         ConvWeight::Packed(PackedConvWeight(Form::Filters(_))) => {
             panic!("the weight is not packed as one of values and gates")

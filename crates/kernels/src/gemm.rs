@@ -8,9 +8,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use half::{bf16, f16};
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
+use crate::encoded::Encoded;
 use crate::format::Format;
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
@@ -84,6 +86,11 @@ const SHARE_FROM: usize = 1 << 19;
 /// Output rows up to which dot products along the weight's rows beat packing the weight.
 const DOT_ROWS: usize = 4;
 
+/// Whether [`gemm`] packs a right side whose columns lie together, for so many rows of the left one.
+pub fn packs_columns(rows: usize) -> bool {
+    rows > DOT_ROWS
+}
+
 /// The depth of a block. Where there are several, a right panel of single words stays in the L1 cache; narrower ones come from the
 /// L2 cache in time, and long blocks mean that the output is read and written less often.
 pub(crate) fn depth_block(format: Format, depth: usize) -> usize {
@@ -108,11 +115,11 @@ thread_local! {
 #[derive(Clone, Copy)]
 pub(crate) enum Side<'a> {
     Source(Source<'a>),
-    Packed(&'a PackedShape, &'a [u32]),
+    Packed(&'a PackedMatrix),
 }
 
 impl<'a> Side<'a> {
-    fn source(&self) -> Option<Source<'a>> {
+    pub(crate) fn source(&self) -> Option<Source<'a>> {
         match self {
             Self::Source(source) => Some(*source),
             Self::Packed(..) => None,
@@ -122,14 +129,8 @@ impl<'a> Side<'a> {
     fn lanes(&self) -> usize {
         match self {
             Self::Source(source) => source.lanes(),
-            Self::Packed(shape, _) => shape.lanes,
+            Self::Packed(packed) => packed.shape.lanes,
         }
-    }
-}
-
-impl<'a> From<&'a PackedMatrix> for Side<'a> {
-    fn from(packed: &'a PackedMatrix) -> Self {
-        Self::Packed(&packed.shape, packed.words())
     }
 }
 
@@ -156,7 +157,7 @@ pub fn gemm(
     assert_eq!((out.rows, out.cols), (rows, cols), "output size differs from the product's");
     let finish = epilogue.finish(rows, cols);
     let target = Target::new(out);
-    if rows <= DOT_ROWS
+    if !packs_columns(rows)
         && let Operand::F32(left) = left
         && left.col_stride == 1
     {
@@ -231,15 +232,82 @@ pub(crate) fn sizes(operand: Operand<'_>, side: PackedSide) -> (usize, usize) {
     }
 }
 
+/// Multiplies `left[M, K]` by several `rights[K, N]`, all of one size, into as many matrices `out[M, N]`, one after the other:
+/// packs the left side once for all. A `bias` has `N` values for each of them. They may also be one operand that is
+/// [packed so](PackedMatrix::several).
+///
+/// # Panics
+///
+/// When sizes do not agree, the bias or `out` has the wrong length, or a packed operand was packed for the other side or another
+/// precision.
+pub fn gemm_several(
+    out: &mut [f32],
+    left: Operand<'_>,
+    rights: &[Operand<'_>],
+    precision: Precision,
+    bias: Option<&[f32]>,
+) {
+    let images = rights.iter().map(images_of).sum::<usize>();
+    let Some(&first) = rights.first() else { return assert!(out.is_empty(), "output length") };
+    let (rows, depth) = sizes(left, PackedSide::Left);
+    let (cols, _) = sizes(first, PackedSide::Right);
+    assert!(
+        rights.iter().all(|right| sizes(*right, PackedSide::Right) == (cols, depth)),
+        "sizes of the sides differ"
+    );
+    assert_eq!(out.len(), images * rows * cols, "output length differs from the products'");
+    assert!(bias.is_none_or(|bias| bias.len() == images * cols), "bias length differs from the columns");
+    if out.is_empty() {
+        return;
+    }
+    let finish =
+        Finish { bias: bias.map_or(Bias::None, Bias::PerColumn), bias_stride: cols, ..Finish::default() };
+    let target = Target::images(out, images, rows, cols, rows * cols);
+    with_side(left, PackedSide::Left, |left| {
+        with_sides(rights, PackedSide::Right, |rights| {
+            run(&target, left, rights, depth, Format::of(precision), &finish, None);
+        });
+    });
+}
+
+/// The matrices that an operand is.
+fn images_of(operand: &Operand<'_>) -> usize {
+    match operand {
+        Operand::Packed(packed) => packed.images,
+        _ => 1,
+    }
+}
+
 /// Calls `body` with the operand as a side of a product.
 pub(crate) fn with_side(operand: Operand<'_>, side: PackedSide, body: impl FnOnce(Side<'_>)) {
-    match operand {
-        Operand::F32(mat) => body(Side::Source(Dense::new(mat, side).source())),
-        Operand::F16(mat) => body(Side::Source(Dense::new(mat, side).source())),
-        Operand::Bf16(mat) => body(Side::Source(Dense::new(mat, side).source())),
-        Operand::Encoded(mat) => body(Side::Source(Dense::new(mat, side).source())),
-        Operand::Packed(packed) => body(packed.into()),
+    with_sides(&[operand], side, |sides| body(sides[0]));
+}
+
+/// Calls `body` with operands as sides of a product.
+pub(crate) fn with_sides(operands: &[Operand<'_>], side: PackedSide, body: impl FnOnce(&[Side<'_>])) {
+    enum Stored<'a> {
+        F32(Dense<&'a [f32]>),
+        F16(Dense<&'a [f16]>),
+        Bf16(Dense<&'a [bf16]>),
+        Encoded(Dense<Encoded<'a>>),
+        Packed(&'a PackedMatrix),
     }
+    let stored = operands.iter().map(|operand| match *operand {
+        Operand::F32(mat) => Stored::F32(Dense::new(mat, side)),
+        Operand::F16(mat) => Stored::F16(Dense::new(mat, side)),
+        Operand::Bf16(mat) => Stored::Bf16(Dense::new(mat, side)),
+        Operand::Encoded(mat) => Stored::Encoded(Dense::new(mat, side)),
+        Operand::Packed(packed) => Stored::Packed(packed),
+    });
+    let stored: Vec<Stored<'_>> = stored.collect();
+    let sides = stored.iter().map(|stored| match stored {
+        Stored::F32(dense) => Side::Source(dense.source()),
+        Stored::F16(dense) => Side::Source(dense.source()),
+        Stored::Bf16(dense) => Side::Source(dense.source()),
+        Stored::Encoded(dense) => Side::Source(dense.source()),
+        Stored::Packed(packed) => Side::Packed(packed),
+    });
+    body(&sides.collect::<Vec<_>>());
 }
 
 /// The blocked product of a left side and, for each image of the target, a right side of the target's columns. If the finish
@@ -265,9 +333,9 @@ pub(crate) fn run(
     if target.rows == 0 || target.cols == 0 {
         return;
     }
-    let share = target.rows * target.cols * right.len() * depth.max(1) >= SHARE_FROM;
     let left = Part { sides: &[left], shape: left_shape };
     let right = Part { sides: right, shape: right_shape };
+    let share = target.rows * target.cols * right.images() * depth.max(1) >= SHARE_FROM;
     let finish = &Finish { coarse: format != Format::Single, ..*finish };
     Product { target, left, right, share, finish, gates: finish.gates(target) }.run();
 }
@@ -279,13 +347,20 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// The panels of all images.
-    fn panels(&self) -> usize {
-        self.shape.panels() * self.sides.len()
+    fn packed(&self) -> Option<&PackedMatrix> {
+        match self.sides {
+            [Side::Packed(packed)] => Some(packed),
+            _ => None,
+        }
     }
 
-    fn is_packed(&self) -> bool {
-        matches!(self.sides, [Side::Packed(..)])
+    fn images(&self) -> usize {
+        self.packed().map_or(self.sides.len(), |packed| packed.images)
+    }
+
+    /// The panels of all images.
+    fn panels(&self) -> usize {
+        self.shape.panels() * self.images()
     }
 
     /// Calls `body` with the given panels over a range of the depth that consists of blocks.
@@ -298,12 +373,15 @@ impl Part<'_> {
         body: impl FnOnce(Held<'_>),
     ) {
         let shape = &self.shape;
-        if let [Side::Packed(packed, words)] = self.sides {
-            assert_eq!(*packed, shape, "the matrix was packed for another instruction set or precision");
-            return body(Held { words, shape, count: shape.panels(), panels, depth: 0 });
+        if let Some(packed) = self.packed() {
+            assert_eq!(
+                packed.shape, *shape,
+                "the matrix was packed for another instruction set or precision"
+            );
+            return body(Held { words: packed.words(), shape, count: self.panels(), panels, depth: 0 });
         }
         let sources: Vec<Source<'_>> = self.sides.iter().filter_map(Side::source).collect();
-        assert_eq!(sources.len(), self.sides.len(), "a packed side has one image");
+        assert_eq!(sources.len(), self.sides.len(), "sides are packed together, or not at all");
         with_scratch(scratch, shape.len_of(panels.len(), &depths), |words| {
             shape.pack(&sources, panels.clone(), depths.clone(), work, words);
             let count = panels.len();
@@ -378,7 +456,7 @@ impl Product<'_> {
     fn run(&self) {
         let Self { left, right, share, .. } = self;
         let depth = left.shape.depth;
-        let shares_left = left.shape.lanes < right.shape.lanes * right.sides.len();
+        let shares_left = left.shape.lanes < right.shape.lanes * right.images();
         let (shared, streamed) = if shares_left { (left, right) } else { (right, left) };
         let panel_len = shared.shape.len_of(1, &(0..depth));
         let mut group = TASK_PANELS;
@@ -394,7 +472,8 @@ impl Product<'_> {
         for shared_panels in ranges(shared.panels(), shared_step) {
             let first = shared_panels.start;
             let lanes = shared_panels.len() / shared.shape.unit() * shared.shape.width;
-            let parts = if streamed.is_packed() { (lanes / PART_LANES).clamp(1, threads()) } else { 1 };
+            let parts =
+                if streamed.packed().is_some() { (lanes / PART_LANES).clamp(1, threads()) } else { 1 };
             let parts: Vec<_> = shared.shape.parts(shared_panels.clone(), parts).collect();
             let work = if *share { Work::Shared { parts: parts.len() } } else { Work::Alone };
             shared.with_panels(shared_panels, 0..depth, work, &SHARED, |shared| {

@@ -89,7 +89,7 @@ pub use conv::{
     pack_gated_conv_weight,
 };
 pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
-pub use gemm::{Bias, Epilogue, gated_gemm, gemm};
+pub use gemm::{Bias, Epilogue, gated_gemm, gemm, gemm_several, packs_columns};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
     upsample_nearest,

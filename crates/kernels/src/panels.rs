@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::arch;
 use crate::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
 use crate::gemm::tile::panel_width;
-use crate::gemm::{Side, blocks, depth_block, sizes, with_side};
+use crate::gemm::{Side, blocks, depth_block, sizes, with_sides};
 use crate::matrix::Operand;
 use crate::memory::{Memory, with_scratch};
 use crate::pool::{for_each_chunk_mut, parallel_for};
@@ -34,6 +34,8 @@ pub struct PackedMatrix {
     /// For each block of the depth, one panel after the other.
     words: Memory<u32>,
     pub(crate) shape: PackedShape,
+    /// How many matrices of the shape there are, their panels numbered one matrix after the other.
+    pub(crate) images: usize,
 }
 
 /// What a packed matrix is.
@@ -205,7 +207,18 @@ impl PackedMatrix {
     /// When `matrix` is itself packed.
     pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
         let (lanes, depth) = sizes(matrix, side);
-        Self::of_shape(matrix, PackedShape::new(lanes, depth, side, Format::of(precision)))
+        Self::of_shape(&[matrix], PackedShape::new(lanes, depth, side, Format::of(precision)))
+    }
+
+    /// Packs matrices of one size for [`gemm_several`](crate::gemm_several).
+    ///
+    /// # Panics
+    ///
+    /// When there are none, one is itself packed, or sizes differ.
+    pub fn several(matrices: &[Operand], side: PackedSide, precision: Precision) -> Self {
+        let (lanes, depth) = sizes(matrices[0], side);
+        assert!(matrices.iter().all(|matrix| sizes(*matrix, side) == (lanes, depth)), "sizes differ");
+        Self::of_shape(matrices, PackedShape::new(lanes, depth, side, Format::of(precision)))
     }
 
     /// Packs a `matrix` whose lanes are values and then as many gates, for [`gated_gemm`](crate::gated_gemm).
@@ -215,21 +228,20 @@ impl PackedMatrix {
     /// When `matrix` is itself packed, or its lanes are not of an even number.
     pub fn gated(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
         let (lanes, depth) = sizes(matrix, side);
-        Self::of_shape(matrix, PackedShape::new(lanes, depth, side, Format::of(precision)).gated())
+        Self::of_shape(&[matrix], PackedShape::new(lanes, depth, side, Format::of(precision)).gated())
     }
 
-    fn of_shape(matrix: Operand<'_>, shape: PackedShape) -> Self {
-        let PackedShape { depth, side, .. } = shape;
-        let all = 0..depth;
-        let len = shape.len_of(shape.panels(), &all);
+    fn of_shape(matrices: &[Operand<'_>], shape: PackedShape) -> Self {
+        let (all, images) = (0..shape.depth, matrices.len());
+        let panels = 0..images * shape.panels();
+        let len = shape.len_of(panels.len(), &all);
         let mut words = Memory::zeros(len).expect("memory for a packed matrix");
-        with_side(matrix, side, |matrix| match matrix {
-            Side::Source(source) => {
-                shape.pack(&[source], 0..shape.panels(), all, Work::Shared { parts: 1 }, &mut words);
-            }
-            Side::Packed(..) => panic!("the matrix is packed already"),
+        with_sides(matrices, shape.side, |sides| {
+            let sources: Vec<Source<'_>> = sides.iter().filter_map(Side::source).collect();
+            assert_eq!(sources.len(), images, "a matrix is packed already");
+            shape.pack(&sources, panels, all, Work::Shared { parts: 1 }, &mut words);
         });
-        Self { words, shape }
+        Self { words, shape, images }
     }
 
     /// The words.

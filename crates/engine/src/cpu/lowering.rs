@@ -161,6 +161,8 @@ pub(crate) struct Lowering<'f> {
     function: &'f Function,
     options: &'f Options,
     packing: Arc<Packing>,
+    /// Multiply-adds of the present chain that steps before its last have.
+    counted: u64,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
     plan: Plan,
@@ -179,7 +181,7 @@ impl<'f> Lowering<'f> {
         };
         let places = vec![None; function.values().len()];
         let (shared, packing) = (Arc::new(function.clone()), Arc::default());
-        let mut lowering = Lowering { function, options, packing, shared, places, plan };
+        let mut lowering = Lowering { function, options, packing, counted: 0, shared, places, plan };
         for &id in function.inputs() {
             let is_steady = options.steady_inputs.contains(&function.value(id).name);
             let buffer = lowering.make(id);
@@ -319,7 +321,27 @@ impl<'f> Lowering<'f> {
         rows: usize,
     ) -> Result<Option<LinearKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = LinearKernel::new(weight, gated, size, rows, self.weight_precision(id), self.packing());
+        let kernel =
+            LinearKernel::new(vec![weight], gated, size, rows, self.weight_precision(id), self.packing());
+        self.plan.weight_bytes += kernel.bytes();
+        Ok(Some(kernel))
+    }
+
+    /// The constant weights, all [outs, depth], of linear layers that multiply the same rows; `None` if one is computed, or they are
+    /// of several precisions.
+    pub(super) fn linear_kernels(
+        &mut self,
+        ids: &[ValueId],
+        size: [usize; 2],
+        rows: usize,
+    ) -> Result<Option<LinearKernel>, Error> {
+        let precisions: Vec<Precision> = ids.iter().map(|&id| self.weight_precision(id)).collect();
+        let weights = ids.iter().map(|&id| self.weight(id)).collect::<Result<Option<Vec<_>>, _>>()?;
+        let (Some(weights), Some(&precision)) = (weights, precisions.first()) else { return Ok(None) };
+        if precisions.iter().any(|other| *other != precision) {
+            return Ok(None);
+        }
+        let kernel = LinearKernel::new(weights, false, size, rows, precision, self.packing());
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
@@ -358,22 +380,53 @@ impl<'f> Lowering<'f> {
         writes: &[ValueId],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
+        let buffers = writes.iter().map(|&id| self.make(id)).collect();
+        let types = writes.iter().map(|id| self.function.value(*id).ty.dtype).collect();
+        self.push_step(label.into(), reads, buffers, types, Box::new(run))
+    }
+
+    /// Adds a step that makes `writes`, all floats, in one buffer, one after the other. Whoever reads the first of them reads them all.
+    pub(super) fn step_of_one_buffer(
+        &mut self,
+        label: String,
+        reads: &[ValueId],
+        writes: &[ValueId],
+        run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        let len = writes.iter().map(|&id| self.function.value(id).ty.count()).sum();
+        let buffer = self.plan.buffers.len();
+        self.plan.buffers.push(Buffer { is_float: true, len });
+        writes.iter().for_each(|id| self.places[id.index()] = Some(Place::Buffer(buffer)));
+        self.push_step(label, reads, vec![buffer], vec![DType::F32], Box::new(run))
+    }
+
+    fn push_step(
+        &mut self,
+        label: String,
+        reads: &[ValueId],
+        writes: Vec<usize>,
+        write_types: Vec<DType>,
+        run: Run,
+    ) -> Result<(), Error> {
         let places = reads.iter().map(|&id| self.place(id)).collect::<Result<Vec<_>, _>>()?;
-        let dtype = |id: &ValueId| self.function.value(*id).ty.dtype;
-        let read_floats = reads.iter().map(|id| holds_floats(dtype(id))).collect();
-        let write_types = writes.iter().map(dtype).collect();
-        let writes = writes.iter().map(|&id| self.make(id)).collect();
-        let (label, run) = (label.into(), Box::new(run));
+        let read_floats = reads.iter().map(|&id| holds_floats(self.function.value(id).ty.dtype)).collect();
         let step = Step { label, reads: places, read_floats, writes, write_types, multiply_adds: 0, run };
         self.plan.steps.push(step);
         Ok(())
     }
 
-    /// Counts multiply-adds as the last step's.
+    /// Counts multiply-adds, of a chain's ops, as the last step's.
     pub(super) fn count(&mut self, multiply_adds: u64) {
         if let Some(step) = self.plan.steps.last_mut() {
             step.multiply_adds += multiply_adds;
+            self.counted += multiply_adds;
         }
+    }
+
+    /// Counts the rest of a chain's multiply-adds as the last step's.
+    pub(super) fn count_all(&mut self, multiply_adds: u64) {
+        self.count(multiply_adds - self.counted.min(multiply_adds));
+        self.counted = 0;
     }
 
     /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.

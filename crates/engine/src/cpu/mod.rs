@@ -110,7 +110,7 @@ fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Resul
     };
     for node in &fused.nodes {
         node.lower(&mut lowering)?;
-        lowering.count(node.multiply_adds(function));
+        lowering.count_all(node.multiply_adds(function));
     }
     let plan = lowering.finish()?;
     let regions = Regions::plan(&plan.buffers, &plan.lifetimes());

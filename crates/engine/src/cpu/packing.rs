@@ -4,7 +4,7 @@
 //! and the inner layers of a UNet have it. A model that runs more than once keeps those weights packed, as far as memory allows: in
 //! the first run it takes as much as in any other way, and nothing is packed for a run that does not come.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::memory::available;
 

@@ -108,27 +108,31 @@ impl Weight {
     }
 }
 
-/// A layer's weight: as stored, and packed where it stays so.
+/// A layer's weights, mostly one: as stored, and packed where they stay so.
 struct Layer<P> {
-    weight: Weight,
+    weights: Vec<Weight>,
     /// `None` inside: memory does not allow it.
     packed: OnceLock<Option<P>>,
-    /// `None` for a weight that is packed in every run: it would be dense otherwise, or it has too many rows to be worth it.
+    /// `None` for weights that are packed in every run: they would be dense otherwise, or have too many rows to be worth it.
     packing: Option<Arc<Packing>>,
 }
 
 impl<P> Layer<P> {
-    fn new(weight: Weight, rows: usize, packing: Arc<Packing>) -> Self {
-        let is_worth_it = rows <= PACK_UP_TO_ROWS && !weight.is_compressed();
-        let packing = is_worth_it.then_some(packing);
-        Layer { weight, packed: OnceLock::new(), packing }
+    fn new(weights: Vec<Weight>, rows: usize, packing: Arc<Packing>) -> Self {
+        let is_worth_it = rows <= PACK_UP_TO_ROWS && !weights.iter().any(Weight::is_compressed);
+        Layer { weights, packed: OnceLock::new(), packing: is_worth_it.then_some(packing) }
     }
 
-    /// The packed weight, if it stays so.
-    fn packed(&self, pack: impl FnOnce(&Weight) -> P, size: impl Fn(&P) -> usize) -> Option<&P> {
+    /// The packed weights, if they stay so.
+    fn packed(&self, pack: impl FnOnce(&[Weight]) -> P, size: impl Fn(&P) -> usize) -> Option<&P> {
         let packing = self.packing.as_ref().filter(|packing| packing.is_due())?;
-        let pack = || packing.pack(self.weight.bytes(), || pack(&self.weight), size);
+        let pack = || packing.pack(self.bytes(), || pack(&self.weights), size);
         self.packed.get_or_init(pack).as_ref()
+    }
+
+    /// The memory that the stored weights take.
+    fn bytes(&self) -> usize {
+        self.weights.iter().map(Weight::bytes).sum()
     }
 }
 
@@ -150,7 +154,7 @@ impl ConvKernel {
         packing: Arc<Packing>,
     ) -> Self {
         let pixels = shape.batch * shape.out_size().iter().product::<usize>();
-        ConvKernel { layer: Layer::new(weight, pixels, packing), shape: *shape, gated, precision }
+        ConvKernel { layer: Layer::new(vec![weight], pixels, packing), shape: *shape, gated, precision }
     }
 
     /// The precision of the products.
@@ -161,20 +165,20 @@ impl ConvKernel {
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
         let pack = if self.gated { kernels::pack_gated_conv_weight } else { kernels::pack_conv_weight };
-        let packed = |weight: &Weight| pack(&self.shape, weight.held(), self.precision);
+        let packed = |weights: &[Weight]| pack(&self.shape, weights[0].held(), self.precision);
         Ok(match self.layer.packed(packed, PackedConvWeight::size_in_bytes) {
             Some(packed) => ConvWeight::Packed(packed),
-            None => ConvWeight::Stored(self.layer.weight.slice(room)?),
+            None => ConvWeight::Stored(self.layer.weights[0].slice(room)?),
         })
     }
 
     /// The memory that the stored weight takes.
     pub(super) fn bytes(&self) -> usize {
-        self.layer.weight.bytes()
+        self.layer.bytes()
     }
 }
 
-/// The weight [outs, depth] of a linear layer.
+/// The weight [outs, depth] of a linear layer, or those of several that multiply the same rows.
 pub(crate) struct LinearKernel {
     layer: Layer<PackedMatrix>,
     size: [usize; 2],
@@ -183,16 +187,18 @@ pub(crate) struct LinearKernel {
 }
 
 impl LinearKernel {
-    /// As [`ConvKernel::new`], for a product of so many rows.
+    /// As [`ConvKernel::new`], for a product of so many rows. Only a single weight may be gated.
     pub(super) fn new(
-        weight: Weight,
+        weights: Vec<Weight>,
         gated: bool,
         size: [usize; 2],
         rows: usize,
         precision: Precision,
         packing: Arc<Packing>,
     ) -> Self {
-        LinearKernel { layer: Layer::new(weight, rows, packing), size, gated, precision }
+        // For few rows, one weight by itself is not packed at all.
+        let rows = if kernels::packs_columns(rows) { rows } else { usize::MAX };
+        LinearKernel { layer: Layer::new(weights, rows, packing), size, gated, precision }
     }
 
     /// The precision of the products.
@@ -200,22 +206,32 @@ impl LinearKernel {
         self.precision
     }
 
-    /// The transposed weight, for the right side of a product; for `room` see [`Weight::slice`].
-    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<Operand<'a>, Error> {
+    /// The transposed weights, for the right side of a product: each by itself, or all packed as one. For `rooms`, one for each, see
+    /// [`Weight::slice`].
+    pub(crate) fn operands<'a>(
+        &'a self,
+        rooms: &'a mut Vec<Option<Weight>>,
+    ) -> Result<Vec<Operand<'a>>, Error> {
         let [outs, depth] = self.size;
-        let pack = if self.gated { PackedMatrix::gated } else { PackedMatrix::new };
-        let packed = |weight: &Weight| {
-            pack(weight.held().transposed_matrix(outs, depth), PackedSide::Right, self.precision)
+        let packed = |weights: &[Weight]| {
+            let matrices: Vec<Operand<'_>> =
+                weights.iter().map(|weight| weight.held().transposed_matrix(outs, depth)).collect();
+            match matrices[..] {
+                [matrix] if self.gated => PackedMatrix::gated(matrix, PackedSide::Right, self.precision),
+                _ => PackedMatrix::several(&matrices, PackedSide::Right, self.precision),
+            }
         };
-        Ok(match self.layer.packed(packed, PackedMatrix::size_in_bytes) {
-            Some(packed) => Operand::Packed(packed),
-            None => self.layer.weight.slice(room)?.transposed_matrix(outs, depth),
-        })
+        if let Some(packed) = self.layer.packed(packed, PackedMatrix::size_in_bytes) {
+            return Ok(vec![Operand::Packed(packed)]);
+        }
+        rooms.resize_with(self.layer.weights.len(), || None);
+        let stored = self.layer.weights.iter().zip(rooms);
+        stored.map(|(weight, room)| Ok(weight.slice(room)?.transposed_matrix(outs, depth))).collect()
     }
 
-    /// The memory that the stored weight takes.
+    /// The memory that the stored weights take.
     pub(super) fn bytes(&self) -> usize {
-        self.layer.weight.bytes()
+        self.layer.bytes()
     }
 }
 

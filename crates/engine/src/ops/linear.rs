@@ -117,8 +117,8 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
             activation: ending.activation,
         };
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
-        let mut room = None;
-        let right = weight.operand(&mut room)?;
+        let mut rooms = Vec::new();
+        let right = weight.operands(&mut rooms)?[0];
         kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
         Ok(())
     })
@@ -134,8 +134,8 @@ pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated)
     let Gated { label, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[output], move |io| {
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
-        let mut room = None;
-        let right = weight.operand(&mut room)?;
+        let mut rooms = Vec::new();
+        let right = weight.operands(&mut rooms)?[0];
         let out = MatMut::new(io.out[0], rows, width);
         kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
         Ok(())

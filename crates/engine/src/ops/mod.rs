@@ -69,7 +69,7 @@ pub(crate) struct Ending {
 
 impl Ending {
     /// Nothing follows.
-    fn of(op: &OpView) -> Self {
+    pub(crate) fn of(op: &OpView) -> Self {
         let output = op.op().outputs[0];
         Ending { label: op.label(), output, shift: None, residual: None, activation: None }
     }

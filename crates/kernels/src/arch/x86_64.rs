@@ -234,6 +234,8 @@ impl Microkernel<Avx512Isa> for Quads {
             for part in 0..A::PARTS {
                 ahead.ask(part);
                 for _ in A::words(part, words) {
+                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12 + 16).cast());
                     let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
                     for (vector, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(right.add(16 * vector).cast());

@@ -338,6 +338,51 @@ fn every_precision_rounds_its_operands_and_nothing_else() {
 }
 
 #[test]
+fn several_products_of_one_left_side() {
+    let mut cases = Vec::new();
+    for precision in Precision::ALL {
+        for size in [[5, 1, 1], [13, 40, 33], [77, 65, 96], [154, 1300, 70], [300, 64, 31]] {
+            cases.push((precision, size, false));
+            cases.push((precision, size, true));
+        }
+    }
+    check_cases(&cases, |&(precision, [m, k, n], has_bias)| {
+        let left = Owned::new(1, m, k, Storage::F32, PackedSide::Left);
+        let storages = [Storage::F32Columns, Storage::F16, Storage::F32];
+        let right = |(seed, storage)| Owned::new(seed, k, n, storage, PackedSide::Right);
+        let rights: Vec<Owned> = (2..).zip(storages).map(right).collect();
+        let bias = has_bias.then(|| random(9, 3 * n));
+        let mut expected = Vec::new();
+        for (index, right) in rights.iter().enumerate() {
+            let product = match precision {
+                Precision::F32 => oracle(&left, right),
+                _ => rounded_oracle(precision, &left, right),
+            };
+            let bias = |at: usize| bias.as_ref().map_or(0.0, |bias| f64::from(bias[index * n + at % n]));
+            expected.extend(product.iter().enumerate().map(|(at, value)| value + bias(at)));
+        }
+        let rights: Vec<Operand<'_>> = rights.iter().map(Owned::operand).collect();
+        let product = |out: &mut [f32], is_packed: bool| {
+            if is_packed {
+                let packed = PackedMatrix::several(&rights, PackedSide::Right, precision);
+                let rights = [Operand::Packed(&packed)];
+                return gemm_several(out, left.operand(), &rights, precision, bias.as_deref());
+            }
+            gemm_several(out, left.operand(), &rights, precision, bias.as_deref());
+        };
+        for is_packed in [false, true] {
+            check(&expected, Tolerance::OfLargest(6e-6), |out| product(out, is_packed))?;
+        }
+        let [stored, packed] = [false, true].map(|is_packed| {
+            let mut out = vec![f32::NAN; expected.len()];
+            product(&mut out, is_packed);
+            out
+        });
+        if stored == packed { Ok(()) } else { Err("packed weights give other bytes".into()) }
+    });
+}
+
+#[test]
 fn few_rows_are_exact_in_every_precision() {
     let (left, right) = (
         Owned::new(1, 4, 300, Storage::F32, PackedSide::Left),

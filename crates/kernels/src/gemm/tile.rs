@@ -372,7 +372,10 @@ impl Finish<'_> {
                 let bias = self.row_bias(image, row);
                 values.iter_mut().for_each(|x| *x += bias);
             }
-            Bias::PerColumn(bias) => values.iter_mut().zip(&bias[col..]).for_each(|(x, bias)| *x += bias),
+            Bias::PerColumn(bias) => {
+                let bias = &bias[image * self.bias_stride + col..];
+                values.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+            }
         }
         if let Some(residual) = &self.residual {
             let residual = residual.row(image, row, col, values.len());
@@ -400,7 +403,8 @@ impl Finish<'_> {
             }
             Bias::PerColumn(bias) => {
                 let mut columns = [ops.zero(); TILE_VECTORS];
-                for (column, bias) in columns.iter_mut().zip(bias[col..].chunks_exact(len)) {
+                let bias = &bias[image * self.bias_stride + col..];
+                for (column, bias) in columns.iter_mut().zip(bias.chunks_exact(len)) {
                     *column = ops.load(bias);
                 }
                 for sums in sums.iter_mut() {

@@ -5,6 +5,7 @@ use mil::ValueId;
 
 use super::graph::Graph;
 use super::heads::{merged, tokens_behind};
+use super::projections::Projections;
 use super::{Chain, Lowering, Verdict, label};
 
 /// ```text
@@ -53,7 +54,9 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
     if kinds == ["matmul"; 2] {
         parts.take_tokens(graph, product, &mut ops);
     }
-    Ok(Some(parts.chain(ops, scale, mask)))
+    let values = [parts.query.0, parts.key.0, parts.value.0];
+    let projections = Projections::find(graph, values, &mut ops);
+    Ok(Some(parts.chain(ops, scale, mask, projections)))
 }
 
 /// Looks through an `add` of a mask.
@@ -237,23 +240,47 @@ impl Parts {
         }
     }
 
-    fn chain(self, ops: Vec<usize>, scale: f32, mask: Option<Mask>) -> Chain {
+    fn chain(
+        self,
+        ops: Vec<usize>,
+        scale: f32,
+        mask: Option<Mask>,
+        projections: Option<Projections>,
+    ) -> Chain {
         let Parts { shape, query, key, value, out: (output, out), .. } = self;
         let scale = self.scale * scale;
-        let reads: Vec<ValueId> =
-            [query.0, key.0, value.0].into_iter().chain(mask.as_ref().map(|mask| mask.value)).collect();
-        let strides = mask.map(|mask| mask.strides);
         let lower = move |plan: &mut Lowering| {
+            let together = match &projections {
+                Some(projections) => projections.lower(plan)?,
+                None => false,
+            };
+            let operands = if together { vec![query.0] } else { vec![query.0, key.0, value.0] };
+            let reads: Vec<ValueId> =
+                operands.into_iter().chain(mask.as_ref().map(|mask| mask.value)).collect();
+            let strides = mask.as_ref().map(|mask| mask.strides);
             let label = label(plan, "attention", output);
             let (precision, packing) = (plan.precision(), plan.packing());
             plan.step(label, &reads, &[output], move |io| {
-                let heads = |index: usize, layout| Heads { data: io.floats[index], layout };
-                let mask = strides.map(|[row, column]| {
-                    Mat::with_strides(io.floats[3], shape.queries, shape.keys, row, column)
-                });
-                let (query, key, value) = (heads(0, query.1), heads(1, key.1), heads(2, value.1));
-                let by_image = packing.is_due();
-                let args = Attention { shape, query, key, value, scale, mask, by_image };
+                let (operands, mask) = io.floats.split_at(io.floats.len() - usize::from(strides.is_some()));
+                let [queries, keys, values] = match *operands {
+                    [queries, keys, values] => [queries, keys, values],
+                    // One after the other, equally long.
+                    _ => [0, 1, 2].map(|index| {
+                        let len = operands[0].len() / 3;
+                        &operands[0][index * len..][..len]
+                    }),
+                };
+                let mask = strides
+                    .map(|[row, column]| Mat::with_strides(mask[0], shape.queries, shape.keys, row, column));
+                let args = Attention {
+                    shape,
+                    query: Heads { data: queries, layout: query.1 },
+                    key: Heads { data: keys, layout: key.1 },
+                    value: Heads { data: values, layout: value.1 },
+                    scale,
+                    mask,
+                    by_image: packing.is_due(),
+                };
                 kernels::attention(&args, precision, io.out[0], out);
                 Ok(())
             })

@@ -7,6 +7,7 @@ mod graph;
 mod group_norm;
 mod heads;
 mod layer_norm;
+mod projections;
 
 use mil::{Function, Op, ValueId};
 

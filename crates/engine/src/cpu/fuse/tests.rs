@@ -539,3 +539,129 @@ fn what_follows_a_product_is_part_of_its_step() {
     }
     failures.finish();
 }
+
+/// How a text encoder attends to itself.
+#[derive(Clone, Copy)]
+struct SelfAttention {
+    /// Images, tokens, heads, channels of a head.
+    sizes: [usize; 4],
+    has_bias: bool,
+    masked: bool,
+    /// Whether queries are scaled before they are taken apart, or after it; or not at all.
+    scaled: Option<bool>,
+    /// Whether heads become part of the batch axis.
+    flat: bool,
+    /// Whether keys are of another value than queries.
+    crossed: bool,
+    /// A value that is a result, too.
+    leak: Option<&'static str>,
+}
+
+impl SelfAttention {
+    const BASE: Self = Self {
+        sizes: [2, 7, 3, 5],
+        has_bias: true,
+        masked: true,
+        scaled: Some(false),
+        flat: false,
+        crossed: false,
+        leak: None,
+    };
+
+    fn build(self) -> Result<Function, mil::Error> {
+        let [batch, tokens, heads, width] = self.sizes;
+        let channels = heads * width;
+        let mut b = Builder::new("main", Opset::Ios16);
+        let [x, y] = ["x", "y"]
+            .map(|name| b.input(name, TensorType::new(DType::F32, [batch, tokens, channels])).unwrap());
+        let numbers = |count: usize, seed: f32| -> Vec<f64> {
+            wave(count, seed).into_iter().map(|value| f64::from(value) * 0.3).collect()
+        };
+        let mut made = vec![];
+        let mut operands = vec![];
+        for (index, name) in ["query", "key", "value"].into_iter().enumerate() {
+            let weight = floats(&mut b, &[channels, channels], &numbers(channels * channels, index as f32));
+            let bias = floats(&mut b, &[channels], &numbers(channels, 7.0 + index as f32));
+            let source = if self.crossed && index == 1 { y } else { x };
+            let op = b.op("linear").arg("x", source).arg("weight", weight);
+            let mut value = if self.has_bias { op.arg("bias", bias) } else { op }.add()?;
+            made.push((name, value));
+            let scale = |b: &mut Builder, value| b.op("mul").arg("x", value).arg("y", 0.4).add();
+            if index == 0 && self.scaled == Some(true) {
+                value = scale(&mut b, value)?;
+            }
+            let split = [batch as i32, -1, heads as i32, width as i32];
+            value = b.op("reshape").arg("x", value).arg("shape", split).add()?;
+            if index == 0 && self.scaled == Some(false) {
+                value = scale(&mut b, value)?;
+            }
+            value = b.op("transpose").arg("x", value).arg("perm", [0, 2, 1, 3]).add()?;
+            made.push((["query heads", "key heads", "value heads"][index], value));
+            if self.flat {
+                let flat = [(batch * heads) as i32, -1, width as i32];
+                value = b.op("reshape").arg("x", value).arg("shape", flat).add()?;
+            }
+            operands.push(value);
+        }
+        let op = b.op("matmul").arg("x", operands[0]).arg("y", operands[1]).arg("transpose_y", true);
+        let mut scores = op.add()?;
+        if self.masked {
+            let mut values = vec![0.0; tokens * tokens];
+            (0..tokens).for_each(|row| values[row * tokens + row + 1..(row + 1) * tokens].fill(-1e4));
+            let shape: &[usize] = if self.flat { &[1, tokens, tokens] } else { &[1, 1, tokens, tokens] };
+            let mask = floats(&mut b, shape, &values);
+            scores = b.op("add").arg("x", scores).arg("y", mask).add()?;
+        }
+        let probabilities = b.op("softmax").arg("x", scores).arg("axis", -1).add()?;
+        let mut out = b.op("matmul").arg("x", probabilities).arg("y", operands[2]).add()?;
+        if self.flat {
+            let split = [batch as i32, heads as i32, -1, width as i32];
+            out = b.op("reshape").arg("x", out).arg("shape", split).add()?;
+        }
+        made.push(("attended", out));
+        out = b.op("transpose").arg("x", out).arg("perm", [0, 2, 1, 3]).add()?;
+        out = b.op("reshape").arg("x", out).arg("shape", [batch as i32, -1, channels as i32]).add()?;
+        Ok(finish(b, out, &made, self.leak))
+    }
+}
+
+#[test]
+fn self_attention_is_a_chain_with_its_projections() {
+    let mut failures = Failures::new("self-attention");
+    let base = SelfAttention::BASE;
+    // The last reshape is nothing but another shape.
+    let whole = 2;
+    let cases: Vec<(&str, SelfAttention, usize)> = vec![
+        ("as it is", base, whole),
+        ("of one image", SelfAttention { sizes: [1, 7, 3, 5], ..base }, whole),
+        ("of two texts", SelfAttention { sizes: [2, 77, 4, 16], ..base }, whole),
+        ("scaled first", SelfAttention { scaled: Some(true), ..base }, whole),
+        ("not scaled", SelfAttention { scaled: None, ..base }, whole),
+        ("flat", SelfAttention { flat: true, ..base }, whole),
+        ("without mask and bias", SelfAttention { masked: false, has_bias: false, ..base }, whole),
+        // Linear layers and reshapes by themselves.
+        ("of two values", SelfAttention { crossed: true, ..base }, whole + 6),
+        ("a projection that is a result", SelfAttention { leak: Some("key"), ..base }, whole + 6),
+        ("heads that are a result", SelfAttention { leak: Some("value heads"), ..base }, whole + 7),
+        ("an output that is a result", SelfAttention { leak: Some("attended"), ..base }, whole + 1),
+    ];
+    for (name, look, count) in cases {
+        failures.case(name, || check(&look.build()?, Expect::Nodes(count)));
+    }
+    failures.finish();
+}
+
+#[test]
+fn projections_stay_the_same_when_their_weights_are_packed() -> Outcome {
+    let function = SelfAttention { sizes: [2, 77, 2, 32], ..SelfAttention::BASE }.build()?;
+    let [x, y] = [0.0, 1.0].map(|seed| Tensor::from_f32(&[2, 77, 64], wave(2 * 77 * 64, seed)).unwrap());
+    for threads in [1, 2, 3] {
+        let mut model = Cpu::new(Some(threads))?.compile(&function, &Options::default())?;
+        let mut run = || model.run(&[("x", &x), ("y", &y)]);
+        let first = run()?;
+        for _ in 0..6 {
+            assert_eq!(run()?, first);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Queries, keys and values of the same tokens: one product.
+
+use kernels::Mat;
+use mil::ValueId;
+
+use super::graph::Graph;
+use super::{Lowering, label};
+use crate::Error;
+use crate::ops::{Ending, lower_linear};
+
+/// The layers that make an attention's operands of one value.
+pub(super) struct Projections {
+    x: ValueId,
+    /// The positions of the layers, and what the attention reads of each.
+    linears: [usize; 3],
+    values: [ValueId; 3],
+    /// Rows, depth and outputs of each.
+    size: [usize; 3],
+}
+
+impl Projections {
+    /// ```text
+    /// v = linear(x, w, b)                of three values, with weights of one shape
+    /// v = reshape(v)                     where there is one
+    /// ```
+    /// Pushes the ops that they are to `ops`, if nobody else uses what they make.
+    pub(super) fn find(graph: &Graph, values: [ValueId; 3], ops: &mut Vec<usize>) -> Option<Self> {
+        let mut found = Vec::new();
+        let layer = |value: ValueId, found: &mut Vec<usize>| {
+            let own =
+                |id: ValueId, kind: &str| graph.maker(id, kind).filter(|&op| graph.only_user(op).is_some());
+            let reshape = own(value, "reshape");
+            let made = reshape.map_or(Some(value), |op| graph.view(op).get("x"))?;
+            let linear = own(made, "linear")?;
+            found.extend(reshape.into_iter().chain([linear]));
+            let view = graph.view(linear);
+            let weight = view.get("weight").filter(|&id| graph.is_constant(id))?;
+            Some((linear, view.get("x")?, graph.shape(weight), view.get("bias").is_some()))
+        };
+        let mut layers = Vec::new();
+        for value in values {
+            layers.push(layer(value, &mut found)?);
+        }
+        let &(_, x, weight, has_bias) = layers.first()?;
+        let &[outs, depth] = weight else { return None };
+        let is_like_it =
+            |layer: &(usize, ValueId, &[usize], bool)| (layer.1, layer.2, layer.3) == (x, weight, has_bias);
+        if !layers.iter().all(is_like_it) {
+            return None;
+        }
+        let linears = [0, 1, 2].map(|index| layers[index].0);
+        let rows = graph.shape(x).iter().rev().skip(1).product();
+        ops.extend(found);
+        Some(Projections { x, linears, values, size: [rows, depth, outs] })
+    }
+
+    /// Adds the step, if the layers can be one; if not, a step for each. Says whether the values lie one after the other where the
+    /// first is.
+    pub(super) fn lower(&self, plan: &mut Lowering) -> Result<bool, Error> {
+        let function = plan.function();
+        let views = self.linears.map(|index| function.view(&function.ops()[index]));
+        let [rows, depth, outs] = self.size;
+        let weights = views.iter().map(|view| view.value("weight")).collect::<Result<Vec<_>, _>>()?;
+        let Some(kernel) = plan.linear_kernels(&weights, [outs, depth], rows)? else {
+            for (view, value) in views.iter().zip(self.values) {
+                lower_linear(view, plan, Ending::of(view))?;
+                plan.alias(view.op().outputs[0], value)?;
+                plan.count(mil::multiply_adds(view));
+            }
+            return Ok(false);
+        };
+        let mut bias = Vec::new();
+        for id in views.iter().filter_map(|view| view.get("bias")) {
+            bias.extend(plan.constant_floats(id)?);
+        }
+        let label = label(plan, "linear+linear+linear", self.values[0]);
+        plan.step_of_one_buffer(label, &[self.x], &self.values, move |io| {
+            let left = Mat::new(io.floats[0], rows, depth).into();
+            let mut rooms = Vec::new();
+            let rights = kernel.operands(&mut rooms)?;
+            let bias = (!bias.is_empty()).then_some(&bias[..]);
+            kernels::gemm_several(io.out[0], left, &rights, kernel.precision(), bias);
+            Ok(())
+        })?;
+        plan.count(views.iter().map(mil::multiply_adds).sum());
+        Ok(true)
+    }
+}
