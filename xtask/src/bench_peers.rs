@@ -34,6 +34,9 @@ const PROMPT: &str = "a lighthouse on a cliff above the sea, in the evening";
 /// How long the machine rests between two steps, so that no threads of the last one still spin.
 const REST: Duration = Duration::from_millis(300);
 
+/// A contender takes steps for at least so long before the first round, and at least one: short ones change in the first few.
+const WARM_UP: Duration = Duration::from_secs(1);
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// A checkpoint in the diffusers layout, such as `cargo xtask synth sd15 DIR` writes: what the peers load
@@ -200,15 +203,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         contenders.push(bench.peer(peer)?);
     }
     for contender in &mut contenders {
-        let seconds = contender.step()?;
-        eprintln!("warm-up: {} {seconds:.2} s", contender.name);
+        let begin = Instant::now();
+        while {
+            let seconds = contender.step()?;
+            eprintln!("warm-up: {} {seconds:.3} s", contender.name);
+            begin.elapsed() < WARM_UP
+        } {}
     }
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     for round in 1..=arguments.rounds {
         for contender in &mut contenders {
             thread::sleep(REST);
             let seconds = contender.step()?;
-            eprintln!("round {round}: {} {seconds:.2} s", contender.name);
+            eprintln!("round {round}: {} {seconds:.3} s", contender.name);
             contender.seconds.push(seconds);
         }
     }
@@ -577,11 +584,7 @@ fn serve(arguments: &Arguments, ours: Ours) -> anyhow::Result<()> {
                 fs::write(output_path(arguments, &name_of(ours)), npy(result.as_f32().unwrap_or_default()))?;
                 println!("saved");
             }
-            "quit" => {
-                if std::env::var("PROFILE").is_ok() { let mut m = std::collections::BTreeMap::new(); for t in compiled.trace() { let e: &mut (usize, f64) = m.entry((t.kind, t.multiply_adds)).or_default(); e.0 += 1; e.1 += t.duration.as_secs_f64(); } for ((k, a), (n, t)) in m { eprintln!("{k:28} {a:10} {n:3} {:8.3} ms {:6.1} GFLOP/s", t*1e3, 2e-9 * a as f64 * n as f64 / t); } }
-                if std::env::var("DESCRIBE").is_ok() { eprintln!("{}", compiled.describe()); }
-                return Ok(())
-            }
+            "quit" => return Ok(()),
             other => bail!("{other:?} is no request"),
         }
     }

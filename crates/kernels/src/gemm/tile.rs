@@ -257,6 +257,12 @@ impl Target {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 
+    /// Where an element is, if there is one.
+    #[inline(always)]
+    fn place(&self, Corner { image, row, col }: Corner) -> *mut f32 {
+        self.data.wrapping_add(image * self.image_stride + row * self.row_stride + col)
+    }
+
     /// Whether all rows and columns of a tile are inside the output.
     #[inline(always)]
     fn has_whole(&self, Corner { row, col, .. }: Corner, [mr, nr]: [usize; 2]) -> bool {
@@ -265,8 +271,8 @@ impl Target {
 
     /// Asks for `nr` elements of a row some time before they are stored: rows lie on as many pages, and often not in any cache.
     #[inline(always)]
-    pub(crate) fn prefetch_row(&self, Corner { image, row, col }: Corner, nr: usize) {
-        let place = self.data.wrapping_add(image * self.image_stride + row * self.row_stride + col);
+    pub(crate) fn prefetch_row(&self, corner: Corner, nr: usize) {
+        let place = self.place(corner);
         for line in (0..nr).step_by(LINE) {
             arch::prefetch_to_write(place.wrapping_add(line));
         }
@@ -503,10 +509,9 @@ pub(crate) fn store_tile<I: Isa, const MR: usize>(
         let mut tile = Spilled::of::<I, MR>(isa, &sums);
         return store_part::<MR>(&mut tile, nr, target, corner, accumulate, finish, gates);
     }
-    let place = |row: usize, vector: usize| {
-        let at = corner.image * target.image_stride + (corner.row + row) * target.row_stride + corner.col;
-        target.data.wrapping_add(at + vector * len)
-    };
+    // Read once: as far as the compiler knows, stores could change them.
+    let (first, row_stride) = (target.place(corner), target.row_stride);
+    let place = |row: usize, vector: usize| first.wrapping_add(row * row_stride + vector * len);
     if accumulate {
         for (row, sums) in sums.iter_mut().enumerate() {
             for (vector, sum) in sums.iter_mut().enumerate() {
