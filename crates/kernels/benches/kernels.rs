@@ -31,8 +31,17 @@ fn precisions() -> impl Iterator<Item = Precision> {
     Precision::ALL.into_iter().filter(|precision| precision.is_native())
 }
 
-fn data(len: usize) -> Vec<f32> {
-    (0..len).map(|index| ((index * 7919) % 2048) as f32 / 1024.0 - 1.0).collect()
+/// Values on memory as the engine's, which begins with a cache line.
+fn data(len: usize) -> Memory<f32> {
+    let mut values = zeros(len);
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = ((index * 7919) % 2048) as f32 / 1024.0 - 1.0;
+    }
+    values
+}
+
+fn zeros(len: usize) -> Memory<f32> {
+    Memory::zeros(len).expect("memory")
 }
 
 struct Report {
@@ -85,7 +94,7 @@ fn bench_gemm(report: &Report) {
         [77, 768, 768],
         [2, 1280, 1280],
     ] {
-        let (left, weight, mut out) = (data(m * k), data(k * n), vec![0.0; m * n]);
+        let (left, weight, mut out) = (data(m * k), data(k * n), zeros(m * n));
         let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
         let flops = 2.0 * (m * k * n) as f64;
         let mut run = |name: &str, precision: Precision, right: Operand<'_>| {
@@ -108,7 +117,7 @@ fn bench_gemm(report: &Report) {
 struct Palette {
     codes: Vec<u8>,
     bits: usize,
-    tables: Vec<f32>,
+    tables: Memory<f32>,
     grid: BlockGrid,
     len: usize,
     scales: Option<(Vec<f16>, BlockGrid)>,
@@ -154,7 +163,7 @@ fn palettes(rows: usize, columns: usize) -> Vec<(String, Palette)> {
 /// What decoding costs: each form against half precision in turn, so that the machine's drift hits both.
 fn bench_encoded(report: &Report) {
     for [pixels, depth, outs] in [[4096, 2880, 320], [1024, 5760, 640], [256, 1280, 1280], [2, 1280, 1280]] {
-        let (tokens, mut out) = (data(pixels * depth), vec![0.0; pixels * outs]);
+        let (tokens, mut out) = (data(pixels * depth), zeros(pixels * outs));
         let halves: Vec<f16> = data(outs * depth).iter().map(|x| f16::from_f32(*x)).collect();
         for precision in
             [Precision::F32, Precision::Bf16].into_iter().filter(|precision| precision.is_native())
@@ -224,7 +233,7 @@ fn bench_conv(report: &Report) {
         let depth = channels * kernel * kernel;
         let (input, weight) = (data(2 * channels * size * size), data(out_channels * depth));
         let halves: Vec<f16> = weight.iter().map(|x| f16::from_f32(*x)).collect();
-        let mut out = vec![0.0; shape.out_len()];
+        let mut out = zeros(shape.out_len());
         let flops = 2.0 * (out.len() * depth) as f64;
         for precision in precisions() {
             let packed = pack_conv_weight(&shape, WeightSlice::F32(&weight), precision);
@@ -260,7 +269,7 @@ fn bench_attention(report: &Report) {
     ] {
         let shape = AttentionShape { batch: 1, heads, queries, keys, dim, value_dim: dim };
         let (query, key) = (data(heads * queries * dim), data(heads * keys * dim));
-        let mut out = vec![0.0; query.len()];
+        let mut out = zeros(query.len());
         let flops = 4.0 * (heads * queries * keys * dim) as f64;
         for (suffix, layout_of) in layouts {
             let layout = layout_of(heads, queries, dim);
@@ -285,7 +294,7 @@ fn bench_attention(report: &Report) {
 fn bench_passes(report: &Report) {
     let len = 320 * 64 * 64 * 2;
     let (input, other) = (data(len), data(len));
-    let mut out = vec![0.0; len];
+    let mut out = zeros(len);
     let bytes = 2 * 4 * len;
     let group = GroupNormShape { batch: 2, channels: 320, spatial: 4096, groups: 32 };
     let scale = data(320);
@@ -320,12 +329,12 @@ fn bench_passes(report: &Report) {
     report.bytes("permute [2,64,64,8,40] to heads", bytes, || {
         permute(&input, &[2, 4096, 8, 40], &[0, 2, 1, 3], &mut out);
     });
-    let (small, mut large) = (data(len / 4), vec![0.0; len]);
+    let (small, mut large) = (data(len / 4), zeros(len));
     report.bytes("upsample 2x2", 5 * len, || upsample_nearest(&small, 640, [32, 32], [2, 2], &mut large));
     let mut halves = vec![f16::ZERO; len];
     report.bytes("f32 to f16", 6 * len, || convert::f32_to_f16(&input, &mut halves));
     report.bytes("f16 to f32", 6 * len, || convert::f16_to_f32(&halves, &mut out));
-    let (tiny, mut tiny_out) = (data(64 * 256), vec![0.0; 64 * 256]);
+    let (tiny, mut tiny_out) = (data(64 * 256), zeros(64 * 256));
     report.bytes("Silu of 16384", 8 * tiny.len(), || unary(UnaryOp::Silu, &tiny, &mut tiny_out));
 }
 
