@@ -71,8 +71,9 @@ impl<'a> Epilogue<'a> {
 
 /// Words of the shared side that are packed at once: 16 MB.
 const SHARE_UP_TO: usize = 1 << 22;
-/// Panels of the other side in a task.
+/// Panels of the other side in a task, and how few may be if they are too long to stay in the L2 cache.
 const TASK_PANELS: usize = 8;
+const SOME_PANELS: usize = 4;
 /// Words of the other side that a task packs at once; they stay in the L2 cache.
 const TASK_WORDS: usize = 96 << 10;
 /// Tasks that a product is cut into at least, as long as they are not tiny.
@@ -459,13 +460,16 @@ impl Product<'_> {
         let shares_left = left.shape.lanes < right.shape.lanes * right.images();
         let (shared, streamed) = if shares_left { (left, right) } else { (right, left) };
         let panel_len = shared.shape.len_of(1, &(0..depth));
+        let block = depth_block(left.shape.format, depth);
+        let block_len = streamed.shape.format.panel_len(block, streamed.shape.width);
         let mut group = TASK_PANELS;
-        while streamed.panels().div_ceil(group) < LEAST_TASKS && group > streamed.shape.unit() {
+        while (streamed.panels().div_ceil(group) < LEAST_TASKS && group > streamed.shape.unit())
+            || (group * block_len > TASK_WORDS && group > SOME_PANELS)
+        {
             group /= 2;
         }
         let groups = streamed.panels().div_ceil(group);
-        let block = depth_block(left.shape.format, depth);
-        let group_len = group * streamed.shape.format.panel_len(block, streamed.shape.width);
+        let group_len = group * block_len;
         let is_gated = self.finish.gate.is_some();
         let depth_step = if is_gated { depth } else { block * (TASK_WORDS / group_len).max(1) };
         let shared_step = (SHARE_UP_TO / panel_len.max(1)).max(1).next_multiple_of(shared.shape.unit());
