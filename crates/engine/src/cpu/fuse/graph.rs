@@ -52,6 +52,11 @@ impl<'f> Graph<'f> {
         self.makers[id.index()].filter(|&index| self.function.ops()[index].def.name == kind)
     }
 
+    /// The op of type `kind` that makes a value for one other op alone.
+    pub(super) fn own_maker(&self, id: ValueId, kind: &str) -> Option<usize> {
+        self.maker(id, kind).filter(|&index| self.only_user(index).is_some())
+    }
+
     /// The op of type `kind` that makes what is bound to an input of an op, if it has such an input.
     pub(super) fn maker_of(&self, op: usize, input: &str, kind: &str) -> Option<usize> {
         let view = self.view(op);

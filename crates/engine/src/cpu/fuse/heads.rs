@@ -26,34 +26,30 @@ pub(super) struct Tokens {
 pub(super) fn tokens_behind(graph: &Graph, operand: ValueId, may_scale: bool) -> Option<Tokens> {
     let mut ops = Vec::new();
     let mut value = operand;
-    let mut step = |value: &mut ValueId, kind: &str, is_it: &dyn Fn(usize) -> bool| {
-        let op = graph.maker(*value, kind).filter(|&op| graph.only_user(op).is_some() && is_it(op))?;
-        ops.push(op);
-        *value = graph.view(op).get("x")?;
-        Some(op)
-    };
-    step(&mut value, "reshape", &|op| keeps_tokens(graph, op));
-    step(&mut value, "transpose", &|op| swaps(graph, op))?;
+    if let Some(flat) = graph.own_maker(value, "reshape").filter(|&op| keeps_tokens(graph, op)) {
+        ops.push(flat);
+        value = graph.view(flat).get("x")?;
+    }
+    let transpose = graph.own_maker(value, "transpose").filter(|&op| swaps(graph, op))?;
+    ops.push(transpose);
+    value = graph.view(transpose).get("x")?;
     let &[batch, _, heads, _] = graph.shape(value) else { return None };
-    let found = |value: ValueId, ops: Vec<usize>, scale: f32| Tokens { value, batch, heads, scale, ops };
     let scaled = |value: ValueId| {
-        let mul = graph.maker(value, "mul").filter(|&op| may_scale && graph.only_user(op).is_some())?;
+        let mul = graph.own_maker(value, "mul").filter(|_| may_scale)?;
         let (scale, value) = graph.scalar_and_value(mul)?;
         Some((mul, scale, value))
     };
-    if let Some((mul, scale, value)) = scaled(value) {
+    let mut scale = 1.0;
+    if let Some((mul, by, of)) = scaled(value) {
         ops.push(mul);
-        return Some(found(value, ops, scale));
+        (scale, value) = (by, of);
+    } else if let Some(split) = graph.own_maker(value, "reshape")
+        && let Some((mul, by, of)) = scaled(graph.view(split).get("x")?)
+    {
+        ops.extend([split, mul]);
+        (scale, value) = (by, of);
     }
-    let reshape = graph.maker(value, "reshape").filter(|&op| graph.only_user(op).is_some());
-    let before = reshape.and_then(|op| Some((op, scaled(graph.view(op).get("x")?)?)));
-    match before {
-        Some((reshape, (mul, scale, value))) => {
-            ops.extend([reshape, mul]);
-            Some(found(value, ops, scale))
-        }
-        None => Some(found(value, ops, 1.0)),
-    }
+    Some(Tokens { value, batch, heads, scale, ops })
 }
 
 /// What is made of an attention's output alone, which lies head by head: the heads of each image beside each other. With the ops

@@ -26,20 +26,15 @@ impl Projections {
     /// Pushes the ops that they are to `ops`, if nobody else uses what they make.
     pub(super) fn find(graph: &Graph, values: [ValueId; 3], ops: &mut Vec<usize>) -> Option<Self> {
         let mut found = Vec::new();
-        let layer = |value: ValueId, found: &mut Vec<usize>| {
-            let own =
-                |id: ValueId, kind: &str| graph.maker(id, kind).filter(|&op| graph.only_user(op).is_some());
-            let reshape = own(value, "reshape");
-            let made = reshape.map_or(Some(value), |op| graph.view(op).get("x"))?;
-            let linear = own(made, "linear")?;
-            found.extend(reshape.into_iter().chain([linear]));
-            let view = graph.view(linear);
-            let weight = view.get("weight").filter(|&id| graph.is_constant(id))?;
-            Some((linear, view.get("x")?, graph.shape(weight), view.get("bias").is_some()))
-        };
         let mut layers = Vec::new();
         for value in values {
-            layers.push(layer(value, &mut found)?);
+            let reshape = graph.own_maker(value, "reshape");
+            let made = reshape.map_or(Some(value), |op| graph.view(op).get("x"))?;
+            let linear = graph.own_maker(made, "linear")?;
+            let view = graph.view(linear);
+            let weight = view.get("weight").filter(|&id| graph.is_constant(id))?;
+            layers.push((linear, view.get("x")?, graph.shape(weight), view.get("bias").is_some()));
+            found.extend(reshape.into_iter().chain([linear]));
         }
         let &(_, x, weight, has_bias) = layers.first()?;
         let &[outs, depth] = weight else { return None };
