@@ -74,51 +74,81 @@ pub struct GroupNormShape {
 /// Elements that are summed in `f32` before the sum goes to `f64`.
 const STRETCH: usize = 1024;
 /// Independent `f32` sums of a stretch.
-const LANES: usize = 32;
+const LANES: usize = 64;
 
-/// The sum of `(x - centre)` or of its square.
-struct Sum<'a> {
-    data: &'a [f32],
-    centre: f32,
-    power: Power,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Power {
-    One,
-    Two,
-}
+/// The sum of a slice.
+struct Sum<'a>(&'a [f32]);
 
 impl SimdOp for Sum<'_> {
     type Output = f64;
 
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) -> f64 {
-        let term = |x: f32| {
-            let x = x - self.centre;
-            if self.power == Power::Two { x * x } else { x }
-        };
         let mut total = 0.0;
-        for stretch in self.data.chunks(STRETCH) {
+        for stretch in self.0.chunks(STRETCH) {
             let mut sums = [0.0_f32; LANES];
             let mut vectors = stretch.chunks_exact(LANES);
             for vector in &mut vectors {
                 for (sum, x) in sums.iter_mut().zip(vector) {
-                    *sum += term(*x);
+                    *sum += x;
                 }
             }
             for (sum, x) in sums.iter_mut().zip(vectors.remainder()) {
-                *sum += term(*x);
+                *sum += x;
             }
-            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+            total += total_of(&sums);
         }
         total
     }
 }
 
+/// The sums of what a slice has more than a number, and of its squares.
+struct Differences<'a>(&'a [f32], f32);
+
+impl SimdOp for Differences<'_> {
+    type Output = [f64; 2];
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, _isa: I) -> [f64; 2] {
+        let mut totals = [0.0; 2];
+        for stretch in self.0.chunks(STRETCH) {
+            let (mut sums, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            let mut vectors = stretch.chunks_exact(LANES);
+            for vector in &mut vectors {
+                for ((sum, square), x) in sums.iter_mut().zip(&mut squares).zip(vector) {
+                    let x = x - self.1;
+                    *sum += x;
+                    *square += x * x;
+                }
+            }
+            for ((sum, square), x) in sums.iter_mut().zip(&mut squares).zip(vectors.remainder()) {
+                let x = x - self.1;
+                *sum += x;
+                *square += x * x;
+            }
+            totals[0] += total_of(&sums);
+            totals[1] += total_of(&squares);
+        }
+        totals
+    }
+}
+
+/// The sum of a stretch's sums, by halves.
+#[inline(always)]
+fn total_of(sums: &[f32; LANES]) -> f64 {
+    let mut wide = sums.map(f64::from);
+    let mut len = LANES / 2;
+    while len > 0 {
+        let (low, high) = wide.split_at_mut(len);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+        len /= 2;
+    }
+    wide[0]
+}
+
 /// The sum of a slice, accurate to about 1e-7 of the sum of magnitudes.
 pub(crate) fn sum(data: &[f32]) -> f64 {
-    isa::dispatch(Sum { data, centre: 0.0, power: Power::One })
+    isa::dispatch(Sum(data))
 }
 
 /// Mean and (biased) variance of a slice.
@@ -126,8 +156,7 @@ fn moments(data: &[f32]) -> (f32, f32) {
     let count = data.len() as f64;
     let centre = (sum(data) / count) as f32;
     // The mean's rounding to f32 is made good by the mean of the differences.
-    let rest = isa::dispatch(Sum { data, centre, power: Power::One }) / count;
-    let squares = isa::dispatch(Sum { data, centre, power: Power::Two }) / count;
+    let [rest, squares] = isa::dispatch(Differences(data, centre)).map(|sum| sum / count);
     ((f64::from(centre) + rest) as f32, (squares - rest * rest).max(0.0) as f32)
 }
 

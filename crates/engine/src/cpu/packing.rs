@@ -1,8 +1,8 @@
 //! Weights that stay packed.
 //!
 //! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few rows, as text encoders
-//! and the inner layers of a UNet have it. A model that runs more than once keeps those weights packed, as far as memory allows: in
-//! the first run it takes as much as in any other way, and nothing is packed for a run that does not come.
+//! and the inner layers of a UNet have them. A model that has run a few times keeps such weights packed, as far as memory allows.
+//! The first runs pay nothing for it: a prompt is encoded once, and some images take four steps.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
