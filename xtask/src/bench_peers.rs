@@ -204,11 +204,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     for contender in &mut contenders {
         let begin = Instant::now();
-        while {
+        loop {
             let seconds = contender.step()?;
             eprintln!("warm-up: {} {seconds:.3} s", contender.name);
-            begin.elapsed() < WARM_UP
-        } {}
+            if begin.elapsed() >= WARM_UP {
+                break;
+            }
+        }
     }
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     for round in 1..=arguments.rounds {

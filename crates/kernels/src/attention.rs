@@ -570,7 +570,7 @@ impl QueryPanel<'_> {
 
     /// Adds the mask to the scores of a tile, and hides keys that are not there.
     #[inline(always)]
-    fn mask<I: Isa, const MR: usize>(&mut self, isa: I, first_key: usize, scores: &mut Tile<I, MR>) {
+    fn mask<I: Isa, const MR: usize>(&self, isa: I, first_key: usize, scores: &mut Tile<I, MR>) {
         let ops = isa.f32();
         let nr = TILE_VECTORS * ops.len();
         let Head { args, sides, mask, .. } = self.head;

@@ -6,12 +6,19 @@ use rten_simd::{Isa, Simd};
 /// Below this, `exp` is not a normal number any more.
 const EXP_LOWEST: f32 = -87.3;
 
+/// `2^whole` for a whole number, if that is a normal one.
+#[inline(always)]
+fn power_of_two<I: Isa>(isa: I, whole: I::F32) -> I::F32 {
+    let (ops, ints) = (isa.f32(), isa.i32());
+    ints.shift_left::<23>(ints.add(ops.to_int_trunc(whole), ints.splat(127))).reinterpret_cast()
+}
+
 /// `exp(x)` for `x <= 0`, and right up to 88; zero where the result would be subnormal; NaN stays NaN.
 ///
 /// Relative error at most 1.5e-7: `2^round(x / ln 2)` times a degree-6 polynomial on the remainder.
 #[inline(always)]
 pub(crate) fn exp_nonpositive<I: Isa>(isa: I, x: I::F32) -> I::F32 {
-    let (ops, ints) = (isa.f32(), isa.i32());
+    let ops = isa.f32();
     let exponent = ops.round_ties_even(ops.mul(x, ops.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits so that its products are exact.
     let rest = ops.mul_add(exponent, ops.splat(-0.693_359_4), x);
@@ -20,9 +27,7 @@ pub(crate) fn exp_nonpositive<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     for coefficient in [0.008_363_205, 0.041_666_463, 0.166_665_76, 0.5, 1.0, 1.0] {
         poly = ops.mul_add(poly, rest, ops.splat(coefficient));
     }
-    let bits = ints.shift_left::<23>(ints.add(ops.to_int_trunc(exponent), ints.splat(127)));
-    let power: I::F32 = bits.reinterpret_cast();
-    let result = ops.mul(poly, power);
+    let result = ops.mul(poly, power_of_two(isa, exponent));
     ops.select(ops.zero(), result, ops.lt(x, ops.splat(EXP_LOWEST)))
 }
 
@@ -124,7 +129,7 @@ pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
 /// `x / (1 + exp(-slope * x))` with a relative error of at most 1e-5, for what is rounded to eight bits afterwards.
 #[inline(always)]
 pub(crate) fn coarse_swish<I: Isa>(isa: I, x: I::F32, slope: f32) -> I::F32 {
-    let (ops, ints) = (isa.f32(), isa.i32());
+    let ops = isa.f32();
     let (low, high) = (ops.splat(-126.0), ops.splat(126.0));
     let power = ops.mul(x, ops.splat(-slope * std::f32::consts::LOG2_E));
     // In this order, NaN stays NaN.
@@ -135,8 +140,7 @@ pub(crate) fn coarse_swish<I: Isa>(isa: I, x: I::F32, slope: f32) -> I::F32 {
     for coefficient in [0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3] {
         poly = ops.mul_add(poly, rest, ops.splat(coefficient));
     }
-    let bits = ints.shift_left::<23>(ints.add(ops.to_int_trunc(whole), ints.splat(127)));
-    let result = ops.div(x, ops.mul_add(poly, bits.reinterpret_cast(), ops.one()));
+    let result = ops.div(x, ops.mul_add(poly, power_of_two(isa, whole), ops.one()));
     ops.select(ops.zero(), result, ops.gt(power, high))
 }
 

@@ -80,25 +80,15 @@ const LANES: usize = 64;
 struct Sum<'a>(&'a [f32]);
 
 impl SimdOp for Sum<'_> {
-    type Output = f64;
+    type Output = [f64; 1];
 
     #[inline(always)]
-    fn eval<I: Isa>(self, _isa: I) -> f64 {
-        let mut total = 0.0;
-        for stretch in self.0.chunks(STRETCH) {
-            let mut sums = [0.0_f32; LANES];
-            let mut vectors = stretch.chunks_exact(LANES);
-            for vector in &mut vectors {
-                for (sum, x) in sums.iter_mut().zip(vector) {
-                    *sum += x;
-                }
-            }
-            for (sum, x) in sums.iter_mut().zip(vectors.remainder()) {
-                *sum += x;
-            }
-            total += total_of(&sums);
-        }
-        total
+    fn eval<I: Isa>(self, _isa: I) -> [f64; 1] {
+        sums_of(
+            self.0,
+            #[inline(always)]
+            |x| [x],
+        )
     }
 }
 
@@ -110,27 +100,42 @@ impl SimdOp for Differences<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, _isa: I) -> [f64; 2] {
-        let mut totals = [0.0; 2];
-        for stretch in self.0.chunks(STRETCH) {
-            let (mut sums, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-            let mut vectors = stretch.chunks_exact(LANES);
-            for vector in &mut vectors {
-                for ((sum, square), x) in sums.iter_mut().zip(&mut squares).zip(vector) {
-                    let x = x - self.1;
-                    *sum += x;
-                    *square += x * x;
+        sums_of(
+            self.0,
+            #[inline(always)]
+            |x| {
+                let x = x - self.1;
+                [x, x * x]
+            },
+        )
+    }
+}
+
+/// The sums of some terms of every element.
+#[inline(always)]
+fn sums_of<const N: usize>(data: &[f32], terms: impl Fn(f32) -> [f32; N]) -> [f64; N] {
+    let mut totals = [0.0; N];
+    for stretch in data.chunks(STRETCH) {
+        let mut sums = [[0.0_f32; LANES]; N];
+        let mut vectors = stretch.chunks_exact(LANES);
+        for vector in &mut vectors {
+            for (lane, x) in vector.iter().enumerate() {
+                let terms = terms(*x);
+                for (sums, term) in sums.iter_mut().zip(terms) {
+                    sums[lane] += term;
                 }
             }
-            for ((sum, square), x) in sums.iter_mut().zip(&mut squares).zip(vectors.remainder()) {
-                let x = x - self.1;
-                *sum += x;
-                *square += x * x;
-            }
-            totals[0] += total_of(&sums);
-            totals[1] += total_of(&squares);
         }
-        totals
+        for (lane, x) in vectors.remainder().iter().enumerate() {
+            for (sums, term) in sums.iter_mut().zip(terms(*x)) {
+                sums[lane] += term;
+            }
+        }
+        for (total, sums) in totals.iter_mut().zip(&sums) {
+            *total += total_of(sums);
+        }
     }
+    totals
 }
 
 /// The sum of a stretch's sums, by halves.
@@ -148,7 +153,8 @@ fn total_of(sums: &[f32; LANES]) -> f64 {
 
 /// The sum of a slice, accurate to about 1e-7 of the sum of magnitudes.
 pub(crate) fn sum(data: &[f32]) -> f64 {
-    isa::dispatch(Sum(data))
+    let [sum] = isa::dispatch(Sum(data));
+    sum
 }
 
 /// Mean and (biased) variance of a slice.

@@ -206,8 +206,7 @@ impl PackedMatrix {
     ///
     /// When `matrix` is itself packed.
     pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
-        let (lanes, depth) = sizes(matrix, side);
-        Self::of_shape(&[matrix], PackedShape::new(lanes, depth, side, Format::of(precision)))
+        Self::several(&[matrix], side, precision)
     }
 
     /// Packs matrices of one size for [`gemm_several`](crate::gemm_several).
@@ -215,7 +214,7 @@ impl PackedMatrix {
     /// # Panics
     ///
     /// When there are none, one is itself packed, or sizes differ.
-    pub fn several(matrices: &[Operand], side: PackedSide, precision: Precision) -> Self {
+    pub fn several(matrices: &[Operand<'_>], side: PackedSide, precision: Precision) -> Self {
         let (lanes, depth) = sizes(matrices[0], side);
         assert!(matrices.iter().all(|matrix| sizes(*matrix, side) == (lanes, depth)), "sizes differ");
         Self::of_shape(matrices, PackedShape::new(lanes, depth, side, Format::of(precision)))

@@ -160,9 +160,6 @@ impl Plan {
 pub(crate) struct Lowering<'f> {
     function: &'f Function,
     options: &'f Options,
-    packing: Arc<Packing>,
-    /// Multiply-adds of the present chain that steps before its last have.
-    counted: u64,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
     plan: Plan,
@@ -180,8 +177,7 @@ impl<'f> Lowering<'f> {
             packing: Arc::default(),
         };
         let places = vec![None; function.values().len()];
-        let (shared, packing) = (Arc::new(function.clone()), Arc::default());
-        let mut lowering = Lowering { function, options, packing, counted: 0, shared, places, plan };
+        let mut lowering = Lowering { function, options, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let is_steady = options.steady_inputs.contains(&function.value(id).name);
             let buffer = lowering.make(id);
@@ -195,7 +191,6 @@ impl<'f> Lowering<'f> {
             let place = self.place(id)?;
             self.plan.outputs.push((place, self.function.value(id).ty.shape.clone()));
         }
-        self.plan.packing = self.packing;
         Ok(self.plan)
     }
 
@@ -216,16 +211,19 @@ impl<'f> Lowering<'f> {
 
     fn make(&mut self, id: ValueId) -> usize {
         let ty = &self.function.value(id).ty;
-        let buffer = self.plan.buffers.len();
-        self.plan.buffers.push(Buffer { is_float: holds_floats(ty.dtype), len: ty.count() });
+        let buffer = self.take_buffer(holds_floats(ty.dtype), ty.count());
         self.places[id.index()] = Some(Place::Buffer(buffer));
         buffer
     }
 
+    fn take_buffer(&mut self, is_float: bool, len: usize) -> usize {
+        self.plan.buffers.push(Buffer { is_float, len });
+        self.plan.buffers.len() - 1
+    }
+
     /// Adds a step that decodes a large constant. Each use has its own, so that the arena is free in between.
     fn decode(&mut self, weight: &WeightRef) -> Result<Place, Error> {
-        let buffer = self.plan.buffers.len();
-        self.plan.buffers.push(Buffer { is_float: true, len: weight.ty().count() });
+        let buffer = self.take_buffer(true, weight.ty().count());
         let label = format!("decode `{}`", weight.name());
         let dtype = weight.ty().dtype;
         let weight = Weight::new(weight)?;
@@ -234,15 +232,7 @@ impl<'f> Lowering<'f> {
             weight.slice(&mut None)?.widen(io.out[0]);
             Ok(())
         };
-        self.plan.steps.push(Step {
-            label,
-            reads: Vec::new(),
-            read_floats: Vec::new(),
-            writes: vec![buffer],
-            write_types: vec![dtype],
-            multiply_adds: 0,
-            run: Box::new(run),
-        });
+        self.push_step(label, &[], vec![buffer], vec![dtype], Box::new(run))?;
         Ok(Place::Buffer(buffer))
     }
 
@@ -283,7 +273,7 @@ impl<'f> Lowering<'f> {
 
     /// The model's packed weights.
     pub(crate) fn packing(&self) -> Arc<Packing> {
-        self.packing.clone()
+        self.plan.packing.clone()
     }
 
     /// The precision of products without a constant weight.
@@ -312,26 +302,12 @@ impl<'f> Lowering<'f> {
         Ok(Some(kernel))
     }
 
-    /// The constant weight [outs, depth] of a linear layer that multiplies so many rows, as that of a convolution.
+    /// The constant weights, all [outs, depth], of linear layers that multiply the same rows, mostly of one, whose outputs may be
+    /// values and then as many gates; `None` if one is computed, or they are of several precisions.
     pub(crate) fn linear_kernel(
         &mut self,
-        id: ValueId,
-        gated: bool,
-        size: [usize; 2],
-        rows: usize,
-    ) -> Result<Option<LinearKernel>, Error> {
-        let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel =
-            LinearKernel::new(vec![weight], gated, size, rows, self.weight_precision(id), self.packing());
-        self.plan.weight_bytes += kernel.bytes();
-        Ok(Some(kernel))
-    }
-
-    /// The constant weights, all [outs, depth], of linear layers that multiply the same rows; `None` if one is computed, or they are
-    /// of several precisions.
-    pub(super) fn linear_kernels(
-        &mut self,
         ids: &[ValueId],
+        gated: bool,
         size: [usize; 2],
         rows: usize,
     ) -> Result<Option<LinearKernel>, Error> {
@@ -341,7 +317,7 @@ impl<'f> Lowering<'f> {
         if precisions.iter().any(|other| *other != precision) {
             return Ok(None);
         }
-        let kernel = LinearKernel::new(weights, false, size, rows, precision, self.packing());
+        let kernel = LinearKernel::new(weights, gated, size, rows, precision, self.packing());
         self.plan.weight_bytes += kernel.bytes();
         Ok(Some(kernel))
     }
@@ -394,8 +370,7 @@ impl<'f> Lowering<'f> {
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         let len = writes.iter().map(|&id| self.function.value(id).ty.count()).sum();
-        let buffer = self.plan.buffers.len();
-        self.plan.buffers.push(Buffer { is_float: true, len });
+        let buffer = self.take_buffer(true, len);
         writes.iter().for_each(|id| self.places[id.index()] = Some(Place::Buffer(buffer)));
         self.push_step(label, reads, vec![buffer], vec![DType::F32], Box::new(run))
     }
@@ -415,18 +390,22 @@ impl<'f> Lowering<'f> {
         Ok(())
     }
 
-    /// Counts multiply-adds, of a chain's ops, as the last step's.
+    /// The number of steps so far.
+    pub(super) fn steps(&self) -> usize {
+        self.plan.steps.len()
+    }
+
+    /// Counts multiply-adds as the last step's.
     pub(super) fn count(&mut self, multiply_adds: u64) {
         if let Some(step) = self.plan.steps.last_mut() {
             step.multiply_adds += multiply_adds;
-            self.counted += multiply_adds;
         }
     }
 
-    /// Counts the rest of a chain's multiply-adds as the last step's.
-    pub(super) fn count_all(&mut self, multiply_adds: u64) {
-        self.count(multiply_adds - self.counted.min(multiply_adds));
-        self.counted = 0;
+    /// Counts as the last step's what steps from `first` on have not of a chain's multiply-adds.
+    pub(super) fn count_rest(&mut self, first: usize, multiply_adds: u64) {
+        let counted: u64 = self.plan.steps[first..].iter().map(|step| step.multiply_adds).sum();
+        self.count(multiply_adds.saturating_sub(counted));
     }
 
     /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.

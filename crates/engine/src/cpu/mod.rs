@@ -109,8 +109,9 @@ fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Resul
         Arithmetic::Declared => fuse::single_ops(function),
     };
     for node in &fused.nodes {
+        let first = lowering.steps();
         node.lower(&mut lowering)?;
-        lowering.count_all(node.multiply_adds(function));
+        lowering.count_rest(first, node.multiply_adds(function));
     }
     let plan = lowering.finish()?;
     let regions = Regions::plan(&plan.buffers, &plan.lifetimes());

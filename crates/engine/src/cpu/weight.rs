@@ -118,9 +118,9 @@ struct Layer<P> {
 }
 
 impl<P> Layer<P> {
-    fn new(weights: Vec<Weight>, rows: usize, packing: Arc<Packing>) -> Self {
-        let is_worth_it = rows <= PACK_UP_TO_ROWS && !weights.iter().any(Weight::is_compressed);
-        Layer { weights, packed: OnceLock::new(), packing: is_worth_it.then_some(packing) }
+    fn new(weights: Vec<Weight>, is_worth_it: bool, packing: Arc<Packing>) -> Self {
+        let may_stay = is_worth_it && !weights.iter().any(Weight::is_compressed);
+        Layer { weights, packed: OnceLock::new(), packing: may_stay.then_some(packing) }
     }
 
     /// The packed weights, if they stay so.
@@ -154,7 +154,8 @@ impl ConvKernel {
         packing: Arc<Packing>,
     ) -> Self {
         let pixels = shape.batch * shape.out_size().iter().product::<usize>();
-        ConvKernel { layer: Layer::new(vec![weight], pixels, packing), shape: *shape, gated, precision }
+        let layer = Layer::new(vec![weight], pixels <= PACK_UP_TO_ROWS, packing);
+        ConvKernel { layer, shape: *shape, gated, precision }
     }
 
     /// The precision of the products.
@@ -196,9 +197,9 @@ impl LinearKernel {
         precision: Precision,
         packing: Arc<Packing>,
     ) -> Self {
-        // For few rows, one weight by itself is not packed at all.
-        let rows = if kernels::packs_columns(rows) { rows } else { usize::MAX };
-        LinearKernel { layer: Layer::new(weights, rows, packing), size, gated, precision }
+        // For very few rows, one weight by itself is not packed at all.
+        let is_worth_it = kernels::packs_columns(rows) && rows <= PACK_UP_TO_ROWS;
+        LinearKernel { layer: Layer::new(weights, is_worth_it, packing), size, gated, precision }
     }
 
     /// The precision of the products.

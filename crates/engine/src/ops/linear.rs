@@ -36,7 +36,7 @@ fn linear(op: &Operands) -> Result<Vec<Tensor>, Error> {
 }
 
 /// The rows of a `linear`: all axes of x but the last.
-fn rows(op: &OpView) -> Result<usize, Error> {
+pub(crate) fn rows(op: &OpView) -> Result<usize, Error> {
     let shape = &op.ty("x")?.shape;
     Ok(shape.iter().rev().skip(1).product())
 }
@@ -104,7 +104,7 @@ fn matmul(op: &Operands) -> Result<Vec<Tensor>, Error> {
 pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_reference(op, linear) };
     let rows = rows(op)?;
-    let Some(weight) = plan.linear_kernel(op.value("weight")?, false, [outs, depth], rows)? else {
+    let Some(weight) = plan.linear_kernel(&[op.value("weight")?], false, [outs, depth], rows)? else {
         return plan.by_reference(op, linear);
     };
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
@@ -128,7 +128,7 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
 pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
     let (rows, width) = (rows(op)?, outs / 2);
-    let weight = plan.linear_kernel(op.value("weight")?, true, [outs, depth], rows)?;
+    let weight = plan.linear_kernel(&[op.value("weight")?], true, [outs, depth], rows)?;
     let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;

@@ -18,7 +18,7 @@ use mil::{OpView, ValueId};
 
 pub(crate) use activation::activation;
 pub(crate) use convolution::{lower_conv, lower_gated_conv};
-pub(crate) use linear::{lower_gated_linear, lower_linear};
+pub(crate) use linear::{lower_gated_linear, lower_linear, rows};
 
 use crate::cpu::{Io, Lowering};
 use crate::reference::Operands;

@@ -86,6 +86,16 @@ pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
     unsafe { run(isa, op) }
 }
 
+/// Asks for the row of a right panel that is multiplied so many rows later: the panel streams from the L2 cache.
+#[inline(always)]
+fn ask_for_rows(right: *const u32) {
+    const ROWS: usize = 12;
+    const WIDTH: usize = TILE_VECTORS * 16;
+    for vector in 0..TILE_VECTORS {
+        prefetch_line(right.wrapping_add(WIDTH * ROWS + 16 * vector).cast());
+    }
+}
+
 /// The micro-kernel of [`crate::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
 struct Pairs;
 
@@ -107,8 +117,7 @@ impl Microkernel<Avx512Isa> for Pairs {
             for part in 0..A::PARTS {
                 ahead.ask(part);
                 for _ in A::words(part, words) {
-                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12 + 16).cast());
+                    ask_for_rows(right);
                     let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
                     for (vector, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(right.add(16 * vector).cast());
@@ -234,8 +243,7 @@ impl Microkernel<Avx512Isa> for Quads {
             for part in 0..A::PARTS {
                 ahead.ask(part);
                 for _ in A::words(part, words) {
-                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(WIDTH * 12 + 16).cast());
+                    ask_for_rows(right);
                     let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
                     for (vector, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(right.add(16 * vector).cast());

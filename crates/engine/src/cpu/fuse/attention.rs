@@ -54,9 +54,10 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
     if kinds == ["matmul"; 2] {
         parts.take_tokens(graph, product, &mut ops);
     }
+    parts.scale *= scale;
     let values = [parts.query.0, parts.key.0, parts.value.0];
     let projections = Projections::find(graph, values, &mut ops);
-    Ok(Some(parts.chain(ops, scale, mask, projections)))
+    Ok(Some(parts.chain(ops, mask, projections)))
 }
 
 /// Looks through an `add` of a mask.
@@ -240,15 +241,8 @@ impl Parts {
         }
     }
 
-    fn chain(
-        self,
-        ops: Vec<usize>,
-        scale: f32,
-        mask: Option<Mask>,
-        projections: Option<Projections>,
-    ) -> Chain {
-        let Parts { shape, query, key, value, out: (output, out), .. } = self;
-        let scale = self.scale * scale;
+    fn chain(self, ops: Vec<usize>, mask: Option<Mask>, projections: Option<Projections>) -> Chain {
+        let Parts { shape, query, key, value, out: (output, out), scale, .. } = self;
         let lower = move |plan: &mut Lowering| {
             let together = match &projections {
                 Some(projections) => projections.lower(plan)?,

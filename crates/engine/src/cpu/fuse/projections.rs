@@ -6,16 +6,13 @@ use mil::ValueId;
 use super::graph::Graph;
 use super::{Lowering, label};
 use crate::Error;
-use crate::ops::{Ending, lower_linear};
+use crate::ops::{Ending, lower_linear, rows};
 
 /// The layers that make an attention's operands of one value.
 pub(super) struct Projections {
-    x: ValueId,
     /// The positions of the layers, and what the attention reads of each.
     linears: [usize; 3],
     values: [ValueId; 3],
-    /// Rows, depth and outputs of each.
-    size: [usize; 3],
 }
 
 impl Projections {
@@ -37,16 +34,14 @@ impl Projections {
             found.extend(reshape.into_iter().chain([linear]));
         }
         let &(_, x, weight, has_bias) = layers.first()?;
-        let &[outs, depth] = weight else { return None };
         let is_like_it =
             |layer: &(usize, ValueId, &[usize], bool)| (layer.1, layer.2, layer.3) == (x, weight, has_bias);
-        if !layers.iter().all(is_like_it) {
+        if weight.len() != 2 || !layers.iter().all(is_like_it) {
             return None;
         }
         let linears = [0, 1, 2].map(|index| layers[index].0);
-        let rows = graph.shape(x).iter().rev().skip(1).product();
         ops.extend(found);
-        Some(Projections { x, linears, values, size: [rows, depth, outs] })
+        Some(Projections { linears, values })
     }
 
     /// Adds the step, if the layers can be one; if not, a step for each. Says whether the values lie one after the other where the
@@ -54,9 +49,12 @@ impl Projections {
     pub(super) fn lower(&self, plan: &mut Lowering) -> Result<bool, Error> {
         let function = plan.function();
         let views = self.linears.map(|index| function.view(&function.ops()[index]));
-        let [rows, depth, outs] = self.size;
+        let (x, rows) = (views[0].value("x")?, rows(&views[0])?);
+        let &[outs, depth] = &views[0].ty("weight")?.shape[..] else {
+            return Err(views[0].invalid("not of rank 2").into());
+        };
         let weights = views.iter().map(|view| view.value("weight")).collect::<Result<Vec<_>, _>>()?;
-        let Some(kernel) = plan.linear_kernels(&weights, [outs, depth], rows)? else {
+        let Some(kernel) = plan.linear_kernel(&weights, false, [outs, depth], rows)? else {
             for (view, value) in views.iter().zip(self.values) {
                 lower_linear(view, plan, Ending::of(view))?;
                 plan.alias(view.op().outputs[0], value)?;
@@ -69,7 +67,7 @@ impl Projections {
             bias.extend(plan.constant_floats(id)?);
         }
         let label = label(plan, "linear+linear+linear", self.values[0]);
-        plan.step_of_one_buffer(label, &[self.x], &self.values, move |io| {
+        plan.step_of_one_buffer(label, &[x], &self.values, move |io| {
             let left = Mat::new(io.floats[0], rows, depth).into();
             let mut rooms = Vec::new();
             let rights = kernel.operands(&mut rooms)?;
