@@ -2,16 +2,16 @@
 //! valid, and schedulers that are built stay finite.
 #![no_main]
 
-use diffusion::arch::text_encoder::{self, Outputs};
-use diffusion::arch::{
+use mixbit_diffusion::arch::text_encoder::{self, Outputs};
+use mixbit_diffusion::arch::{
     ARCHITECTURES, ArchError, AttentionImplementation, Config, GraphOptions, required_tensors,
     safety_checker, unet, vae,
 };
-use diffusion::random::TorchSource;
-use diffusion::scheduler::{SCHEDULERS, SchedulerConfig, StepInput};
-use formats::Diffusers;
+use mixbit_diffusion::random::TorchSource;
+use mixbit_diffusion::scheduler::{SCHEDULERS, SchedulerConfig, StepInput};
+use mixbit_formats::Diffusers;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use mil::{Bytes, DType, Function, Weights, verify};
+use mixbit_mil::{Bytes, DType, Function, Weights, verify};
 use serde_json::{Value, json};
 
 /// More layers than this only take longer.

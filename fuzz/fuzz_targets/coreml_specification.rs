@@ -2,9 +2,9 @@
 //! be read and decoded in full.
 #![no_main]
 
-use formats::coreml::from_files;
+use mixbit_formats::coreml::from_files;
 use libfuzzer_sys::fuzz_target;
-use mil::{Bytes, Constant, Def};
+use mixbit_mil::{Bytes, Constant, Def};
 
 const WEIGHTS: &[u8] = include_bytes!(
     "../../fixtures/coreml/encodings/ios18_palette4_groups8_scaled.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
@@ -16,8 +16,8 @@ fuzz_target!(|file: &[u8]| {
     let files = files.map(|(name, bytes)| (name.to_string(), Bytes::new(bytes.to_vec())));
     let Ok(model) = from_files("fuzz", files) else { return };
     for function in &model.program.functions {
-        mil::verify(function).expect("what is read is valid");
-        let Ok(decoded) = mil::constexpr::decoded(function) else { continue };
+        mixbit_mil::verify(function).expect("what is read is valid");
+        let Ok(decoded) = mixbit_mil::constexpr::decoded(function) else { continue };
         for value in decoded.values() {
             // A small file may describe a large result of a sparse or empty encoding.
             if let Def::Const(Constant::Weight(weight)) = &value.def

@@ -1,9 +1,9 @@
 //! Any bytes as the weight file of a package: no panic, and what is accepted is as long as its type says.
 #![no_main]
 
-use formats::coreml::from_files;
+use mixbit_formats::coreml::from_files;
 use libfuzzer_sys::fuzz_target;
-use mil::{Bytes, Constant, Def};
+use mixbit_mil::{Bytes, Constant, Def};
 
 const SPECIFICATION: &[u8] = include_bytes!(
     "../../fixtures/coreml/encodings/ios18_palette4_groups8_scaled.mlpackage/Data/com.apple.CoreML/model.mlmodel"

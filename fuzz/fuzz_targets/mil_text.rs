@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mil::text::{Blob, parse};
-use mil::{Bytes, WeightRef};
+use mixbit_mil::text::{Blob, parse};
+use mixbit_mil::{Bytes, WeightRef};
 
 /// Zeros of at most a megabyte for every weight, under the name that a displayed program gives it.
 fn zeros(blob: Blob) -> Result<WeightRef, String> {
@@ -15,7 +15,7 @@ fn zeros(blob: Blob) -> Result<WeightRef, String> {
 fuzz_target!(|file: &[u8]| {
     let Ok(text) = std::str::from_utf8(file) else { return };
     let Ok(program) = parse(text, &mut zeros) else { return };
-    program.functions.iter().for_each(|function| mil::verify(function).expect("what is parsed is valid"));
+    program.functions.iter().for_each(|function| mixbit_mil::verify(function).expect("what is parsed is valid"));
     let printed = program.to_string();
     let again = parse(&printed, &mut zeros).expect("what is printed parses");
     assert_eq!(again.to_string(), printed);

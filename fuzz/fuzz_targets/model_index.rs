@@ -1,9 +1,9 @@
 //! Any bytes as `model_index.json` and as a shard index: no panic.
 #![no_main]
 
-use formats::Diffusers;
+use mixbit_formats::Diffusers;
 use libfuzzer_sys::fuzz_target;
-use mil::Bytes;
+use mixbit_mil::Bytes;
 
 fuzz_target!(|file: &[u8]| {
     let names = ["model_index.json", "unet/diffusion_pytorch_model.safetensors.index.json"];

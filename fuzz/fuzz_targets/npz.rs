@@ -1,9 +1,9 @@
 //! Any bytes as an `.npz` archive and as an `.npy` array: no panic, and what is accepted is as long as its type says.
 #![no_main]
 
-use formats::npy::{Npz, parse_npy};
+use mixbit_formats::npy::{Npz, parse_npy};
 use libfuzzer_sys::fuzz_target;
-use mil::{Bytes, Weights};
+use mixbit_mil::{Bytes, Weights};
 
 fuzz_target!(|file: &[u8]| {
     let bytes = Bytes::new(file.to_vec());

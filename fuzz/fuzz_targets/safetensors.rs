@@ -1,9 +1,9 @@
 //! Any bytes as a safetensors file: no panic, and what is accepted can be read in full and is as long as its type says.
 #![no_main]
 
-use formats::SafeTensors;
+use mixbit_formats::SafeTensors;
 use libfuzzer_sys::fuzz_target;
-use mil::{Bytes, Weights};
+use mixbit_mil::{Bytes, Weights};
 
 fuzz_target!(|file: &[u8]| {
     let Ok(weights) = SafeTensors::from_bytes(Bytes::new(file.to_vec())) else { return };

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use engine::Cpu;
 use mixbit::analyze::{
     Analysis, EFFORTS, Effort, Fitted, Goal, METHODS, Method, Observer, Options, Outcome, Point, Setting,
     Shard, analyze, psnr, schemes_of_recipes,
 };
 use mixbit::model;
+use mixbit_engine::Cpu;
 
 use crate::repository;
 
@@ -130,7 +130,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 struct Bench<'a> {
     arguments: &'a Arguments,
-    model: diffusion::model::DiffusionModel,
+    model: mixbit_diffusion::model::DiffusionModel,
     backend: Cpu,
     setting: Setting,
     stop: Arc<AtomicBool>,

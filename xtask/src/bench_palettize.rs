@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use mil::Weights;
 use mixbit::recipe::RecipeFile;
+use mixbit_mil::Weights;
 use serde_json::{Map, json};
 
 use crate::bench_convert::{build, peak_memory};
@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Writes a recipe of random bits, always the same, and gives its layers.
 fn seeded(model: &Path, path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
-    let weights = formats::Diffusers::open(model)?.weights("unet", None)?;
+    let weights = mixbit_formats::Diffusers::open(model)?.weights("unet", None)?;
     let mut state = 93u64;
     let mut layers = Vec::new();
     for name in weights.names() {

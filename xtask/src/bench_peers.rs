@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use diffusion::arch::GraphOptions;
-use diffusion::model::{DiffusionModel, Network};
-use diffusion::random::{NoiseSource, TorchSource};
-use engine::{Arithmetic, Backend, Cpu, Options, Tensor};
-use formats::safetensors::{self, TensorSpec};
-use mil::{DType, Function, TensorType, Weights};
 use mixbit::model;
 use mixbit::psnr::{mean_square, peak, psnr};
+use mixbit_diffusion::arch::GraphOptions;
+use mixbit_diffusion::model::{DiffusionModel, Network};
+use mixbit_diffusion::random::{NoiseSource, TorchSource};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit_formats::safetensors::{self, TensorSpec};
+use mixbit_mil::{DType, Function, TensorType, Weights};
 
 use crate::repository;
 
@@ -401,7 +401,7 @@ impl Contender {
     fn save(&mut self) -> anyhow::Result<Vec<f32>> {
         let answer = self.ask("save")?;
         ensure!(answer == "saved", "{} said {answer:?}", self.name);
-        let bytes = formats::npy::open_npy(&self.output)?.cast(DType::F32).read()?.to_vec();
+        let bytes = mixbit_formats::npy::open_npy(&self.output)?.cast(DType::F32).read()?.to_vec();
         Ok(floats(&bytes))
     }
 
@@ -727,7 +727,7 @@ mod tests {
     fn vectors_are_read_back_from_numpy_files() -> Result<(), Box<dyn std::error::Error>> {
         for count in [0, 3, 1000] {
             let values: Vec<f32> = (0..count).map(|index| index as f32 - 0.5).collect();
-            let read = formats::npy::parse_npy("values", mil::Bytes::new(npy(&values)))?;
+            let read = mixbit_formats::npy::parse_npy("values", mixbit_mil::Bytes::new(npy(&values)))?;
             assert_eq!(read.ty().shape, [count]);
             assert_eq!(floats(&read.read()?), values);
         }

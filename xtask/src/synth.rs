@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use mil::DType;
 use mixbit::synthetic::{MODELS, PublishedModel};
+use mixbit_mil::DType;
 
 /// What to write.
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use mil::{Constant, Function, ValueId, WeightRef};
+use mixbit_mil::{Constant, Function, ValueId, WeightRef};
 use rayon::prelude::*;
 
 use crate::{Error, Layer, Scheme, layers};
@@ -23,7 +23,7 @@ impl From<Scheme> for Choice<'_> {
 /// The function with layers compressed as `choose` says; those for which it says nothing stay as they are.
 ///
 /// Palettes are fitted on all threads, and `progress` is told of each layer that is done; indices are computed when they
-/// are read. The compressed constants become ops when [`mil::constexpr::encoded`] is applied.
+/// are read. The compressed constants become ops when [`mixbit_mil::constexpr::encoded`] is applied.
 ///
 /// # Errors
 /// [`Error::Layer`] for a weight that can't be compressed.

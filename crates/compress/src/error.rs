@@ -45,11 +45,11 @@ pub enum Error {
     },
     /// A constant that can't be made.
     #[error(transparent)]
-    Mil(#[from] mil::Error),
+    Mil(#[from] mixbit_mil::Error),
 }
 
-impl From<mil::WeightError> for Error {
-    fn from(error: mil::WeightError) -> Self {
+impl From<mixbit_mil::WeightError> for Error {
+    fn from(error: mixbit_mil::WeightError) -> Self {
         Error::Mil(error.into())
     }
 }

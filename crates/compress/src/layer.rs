@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use mil::{Constant, Def, Function, TensorType, ValueId, WeightRef};
+use mixbit_mil::{Constant, Def, Function, TensorType, ValueId, WeightRef};
 
 /// The ops whose weights are layers, as `nn.Conv2d` and `nn.Linear` are.
 const OPS: [&str; 2] = ["conv", "linear"];
@@ -29,7 +29,7 @@ impl Layer {
 }
 
 /// The layers of a function in the order of their first use: weights of convolutions and linear layers, compressed or
-/// not. Constexpr ops must be decoded ([`mil::constexpr::decoded`]).
+/// not. Constexpr ops must be decoded ([`mixbit_mil::constexpr::decoded`]).
 pub fn layers(function: &Function) -> Vec<Layer> {
     let mut seen = HashSet::new();
     let ops = function.ops().iter().filter(|op| OPS.contains(&op.def.name));

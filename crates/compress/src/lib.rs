@@ -5,8 +5,8 @@
 //! - [`layers`] lists the weights of a function that can be compressed; [`apply`] compresses those that are chosen.
 //!
 //! ```
-//! use compress::{Scheme, apply, layers};
-//! use mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef};
+//! use mixbit_compress::{Scheme, apply, layers};
+//! use mixbit_mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef};
 //!
 //! let ty = TensorType::new(DType::F16, [8, 16]);
 //! let weight = WeightRef::new("mid.proj.weight", ty, Bytes::new(vec![0x3c; 256]))?;
@@ -22,7 +22,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The crate knows no files and no executor: it works on [`mil::Function`]s.
+//! The crate knows no files and no executor: it works on [`mixbit_mil::Function`]s.
 #![forbid(unsafe_code)]
 
 mod allocate;

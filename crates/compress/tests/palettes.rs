@@ -1,9 +1,9 @@
 //! Palettes beside coremltools' (`tools/reference/palettes.py`): never worse, at every width.
 
-use compress::{Histogram, Palette, Width};
 use half::f16;
+use mixbit_compress::{Histogram, Palette, Width};
+use mixbit_testkit::{Failures, Fixture};
 use serde_json::Value;
-use testkit::{Failures, Fixture};
 
 #[test]
 fn palettes_are_never_worse_than_coremltools() {

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use diffusion::arch::text_encoder::Outputs;
-use diffusion::arch::{
+use mixbit_diffusion::arch::text_encoder::Outputs;
+use mixbit_diffusion::arch::{
     self, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
 };
-use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
-use formats::Checkpoint;
-use mil::{Function, Weights, verify};
-use testkit::{Array, ErrorStats, Failures, Fixture};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_formats::Checkpoint;
+use mixbit_mil::{Function, Weights, verify};
+use mixbit_testkit::{Array, ErrorStats, Failures, Fixture};
 
 /// The greatest error, relative to the greatest value of the tensor.
 const TOLERANCE: f64 = 1e-4;
@@ -117,7 +117,7 @@ fn half_precision_unets_stay_close() {
             let weights = Checkpoint::open(&weights_file(&fixture.path(name)))?;
             let (options, inputs) = unet_inputs(&config, &inputs)?;
             let function =
-                unet::build(&config, &weights, &GraphOptions { dtype: mil::DType::F16, ..options })?;
+                unet::build(&config, &weights, &GraphOptions { dtype: mixbit_mil::DType::F16, ..options })?;
             let expected = tensors[&format!("{label}/outputs/sample")].f32s();
             let given: Vec<(&str, &Tensor)> =
                 inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use diffusion::random::{NoiseSource, NumpySource, random_source};
 use half::f16;
+use mixbit_diffusion::random::{NoiseSource, NumpySource, random_source};
+use mixbit_testkit::{Array, Failures, Fixture};
 use serde_json::Value;
-use testkit::{Array, Failures, Fixture};
 
 type Error = Box<dyn std::error::Error>;
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use diffusion::random::NoiseSource;
-use diffusion::scheduler::{SCHEDULERS, Scheduler, SchedulerConfig, StepInput};
+use mixbit_diffusion::random::NoiseSource;
+use mixbit_diffusion::scheduler::{SCHEDULERS, Scheduler, SchedulerConfig, StepInput};
+use mixbit_testkit::{Array, ErrorStats, Failures, Fixture};
 use serde_json::Value;
-use testkit::{Array, ErrorStats, Failures, Fixture};
 
 /// The greatest error, relative to the greatest value of the tensor.
 const TOLERANCE: f64 = 1e-5;

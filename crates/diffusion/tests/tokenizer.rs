@@ -1,8 +1,8 @@
 //! CLIP's tokenizer against transformers: every prompt of `fixtures/tokenizer/` with every configuration.
 
-use diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_testkit::{Failures, Fixture};
 use serde_json::Value;
-use testkit::{Failures, Fixture};
 
 /// More tokens than any prompt of the fixture has.
 const UNCUT: usize = 4096;

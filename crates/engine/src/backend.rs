@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kernels::Precision;
-use mil::{DType, Function, TensorType};
+use mixbit_kernels::Precision;
+use mixbit_mil::{DType, Function, TensorType};
 
 use crate::{Data, Error, Tensor};
 
@@ -20,8 +20,8 @@ pub enum Arithmetic {
     /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`Wide`](Self::Wide).
     Bf16,
     /// As [`Wide`](Self::Wide), but what convolutions and linear layers with constant weights multiply is quantized to eight
-    /// bits ([`kernels::Precision::Int8`], which says what is not); other products are computed in the fastest precision of floats
-    /// ([`kernels::Precision::fastest`]), and so are layers whose weight is one of [`Options::full_precision`]. The reference
+    /// bits ([`mixbit_kernels::Precision::Int8`], which says what is not); other products are computed in the fastest precision of floats
+    /// ([`mixbit_kernels::Precision::fastest`]), and so are layers whose weight is one of [`Options::full_precision`]. The reference
     /// backend computes as for [`Wide`](Self::Wide).
     Int8,
     /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
@@ -112,7 +112,7 @@ pub struct Timing {
     pub steps: usize,
     /// The time.
     pub time: Duration,
-    /// The multiply-adds of convolutions and products in that time ([`mil::multiply_adds`]).
+    /// The multiply-adds of convolutions and products in that time ([`mixbit_mil::multiply_adds`]).
     pub multiply_adds: u64,
 }
 
@@ -123,7 +123,7 @@ pub struct TracedStep {
     pub label: String,
     /// The op, or the chain of ops that is one step.
     pub kind: String,
-    /// Its multiply-adds, as [`mil::multiply_adds`] counts them.
+    /// Its multiply-adds, as [`mixbit_mil::multiply_adds`] counts them.
     pub multiply_adds: u64,
     /// When it began, from the beginning of the run.
     pub start: Duration,
@@ -168,8 +168,8 @@ pub(crate) trait Executable: Send {
 
 impl Model {
     pub(crate) fn new(function: &Function, executable: Box<dyn Executable>) -> Self {
-        let signature = |ids: &[mil::ValueId]| {
-            let one = |&id: &mil::ValueId| Signature {
+        let signature = |ids: &[mixbit_mil::ValueId]| {
+            let one = |&id: &mixbit_mil::ValueId| Signature {
                 name: function.value(id).name.clone(),
                 ty: function.value(id).ty.clone(),
             };

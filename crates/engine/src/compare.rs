@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mil::{Function, ValueId};
+use mixbit_mil::{Function, ValueId};
 
 use crate::reference::numbers;
 use crate::{Backend, Error, Options, Tensor};
@@ -39,7 +39,7 @@ pub fn compare(
     inputs: &[(&str, &Tensor)],
     chosen: impl Fn(&str) -> bool,
 ) -> Result<Vec<OpDifference>, Error> {
-    let function = mil::constexpr::decoded(function)?;
+    let function = mixbit_mil::constexpr::decoded(function)?;
     let made = function.ops().iter().flat_map(|op| {
         let label = function.view(op).label();
         op.outputs.iter().map(move |&id| (id, label.clone()))
@@ -87,7 +87,7 @@ fn range(values: &[f64]) -> (f64, f64) {
 
 #[cfg(test)]
 mod tests {
-    use mil::{Builder, DType, Opset, TensorType};
+    use mixbit_mil::{Builder, DType, Opset, TensorType};
 
     use super::*;
     use crate::{Cpu, Model, Reference};

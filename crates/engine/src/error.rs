@@ -1,6 +1,6 @@
 //! What can go wrong when a program is compiled or run.
 
-use mil::TensorType;
+use mixbit_mil::TensorType;
 use thiserror::Error;
 
 /// Why a program can't be compiled or run.
@@ -8,7 +8,7 @@ use thiserror::Error;
 pub enum Error {
     /// The program is not valid.
     #[error(transparent)]
-    Program(#[from] mil::Error),
+    Program(#[from] mixbit_mil::Error),
     /// The backend does not run an op of the program, or not in this form.
     #[error("{backend} can't run {op}: {what}")]
     Unsupported {

@@ -1,12 +1,12 @@
 //! Compiles and runs MIL functions.
 //!
-//! - [`Backend`] turns a [`mil::Function`] into a [`Model`].
+//! - [`Backend`] turns a [`mixbit_mil::Function`] into a [`Model`].
 //! - [`Reference`] runs every op naively and is the oracle; [`Cpu`] fuses, plans memory and calls fast kernels.
 //! - [`Tensor`] is what goes in and comes out.
 //!
 //! ```
-//! use engine::{Backend, Cpu, Options, Tensor};
-//! use mil::{Builder, DType, Opset, TensorType};
+//! use mixbit_engine::{Backend, Cpu, Options, Tensor};
+//! use mixbit_mil::{Builder, DType, Opset, TensorType};
 //!
 //! let mut b = Builder::new("main", Opset::Ios16);
 //! let x = b.input("x", TensorType::new(DType::F32, [2, 3]))?;
@@ -20,7 +20,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The engine knows no models' names and reads no files: weights come through [`mil::WeightRef`].
+//! The engine knows no models' names and reads no files: weights come through [`mixbit_mil::WeightRef`].
 #![forbid(unsafe_code)]
 
 mod backend;

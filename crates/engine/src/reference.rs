@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
+use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
 
 use crate::backend::{Executable, holds_floats};
 use crate::ops::{Binding, binding};
@@ -20,8 +20,8 @@ impl Backend for Reference {
     }
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
-        mil::verify(function)?;
-        let function = mil::constexpr::decoded(function)?;
+        mixbit_mil::verify(function)?;
+        let function = mixbit_mil::constexpr::decoded(function)?;
         let bindings = function
             .ops()
             .iter()
@@ -75,7 +75,9 @@ impl Executable for ReferenceRun {
         let output = |&id: &ValueId| match (&values[id.index()], &function.value(id).def) {
             (Some(tensor), _) => Ok(tensor.clone()),
             (None, Def::Const(constant)) => Tensor::of_constant(constant),
-            (None, _) => Err(mil::Error::Graph(format!("`{}` was not made", function.value(id).name)).into()),
+            (None, _) => {
+                Err(mixbit_mil::Error::Graph(format!("`{}` was not made", function.value(id).name)).into())
+            }
         };
         function.outputs().iter().map(output).collect()
     }
@@ -95,7 +97,7 @@ impl Executable for ReferenceRun {
     }
 
     fn describe(&self) -> String {
-        mil::Program::new(self.function.clone()).to_string()
+        mixbit_mil::Program::new(self.function.clone()).to_string()
     }
 }
 

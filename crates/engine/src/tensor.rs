@@ -1,7 +1,7 @@
 //! Dense run-time tensors.
 
 use half::f16;
-use mil::{Constant, DType, Literal, TensorType, WeightRef};
+use mixbit_mil::{Constant, DType, Literal, TensorType, WeightRef};
 
 use crate::Error;
 
@@ -118,7 +118,7 @@ impl Tensor {
     }
 
     fn of_weight(weight: &WeightRef) -> Result<Self, Error> {
-        let bytes = weight.read().map_err(mil::Error::from)?;
+        let bytes = weight.read().map_err(mixbit_mil::Error::from)?;
         if !weight.ty().dtype.is_float() {
             let literal = Literal::from_bytes(weight.ty().clone(), bytes.into_owned());
             return Self::of_literal(&literal.ok_or_else(|| Error::ElementType { ty: weight.ty().clone() })?);

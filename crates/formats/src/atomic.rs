@@ -19,10 +19,10 @@ use crate::Error;
 /// ```
 /// use std::io::Write;
 /// let path = std::env::temp_dir().join(format!("mixbit-doc-{}.txt", std::process::id()));
-/// formats::write_atomically(&path, |file| file.write_all(b"whole or not at all"))?;
+/// mixbit_formats::write_atomically(&path, |file| file.write_all(b"whole or not at all"))?;
 /// assert_eq!(std::fs::read(&path).unwrap(), b"whole or not at all");
 /// # std::fs::remove_file(&path).unwrap();
-/// # Ok::<(), formats::Error>(())
+/// # Ok::<(), mixbit_formats::Error>(())
 /// ```
 pub fn write_atomically<T>(
     path: &Path,
@@ -103,7 +103,7 @@ impl Drop for Temporary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     #[test]
     fn a_failure_leaves_the_old_file_and_no_other() {

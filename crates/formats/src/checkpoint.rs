@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use mil::{WeightRef, Weights};
+use mixbit_mil::{WeightRef, Weights};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
@@ -168,7 +168,7 @@ impl<'de> Deserialize<'de> for WeightMap {
 mod tests {
     use super::*;
     use crate::safetensors::tests::file;
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     const INDEX: &str = "model.safetensors.index.json";
 
@@ -219,7 +219,7 @@ mod tests {
             (r#"{"a": 3}"#, "the shard index is malformed"),
             (r#"[]"#, "the shard index is malformed"),
         ];
-        let mut failures = testkit::Failures::new("shard indexes");
+        let mut failures = mixbit_testkit::Failures::new("shard indexes");
         for (weight_map, expected) in cases {
             failures.case(weight_map, || {
                 let message =

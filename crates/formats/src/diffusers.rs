@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mil::Bytes;
+use mixbit_mil::Bytes;
 use serde_json::{Map, Value};
 
 use crate::error::shown;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mil::Bytes;
+use mixbit_mil::Bytes;
 
 use crate::map::read_file;
 use crate::{Error, map_file};
@@ -92,7 +92,7 @@ pub(crate) fn is_plain(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     #[test]
     fn a_directory_and_memory_look_the_same() {

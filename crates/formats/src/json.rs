@@ -61,8 +61,8 @@ fn string_len(text: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use mixbit_testkit::Failures;
     use serde_json::json;
-    use testkit::Failures;
 
     use super::*;
 

@@ -7,18 +7,18 @@
 //! - [`Checkpoint`]: the weights of one model, one file or many shards;
 //! - [`Diffusers`]: a model directory as diffusers saves it, or the same tree in memory.
 //!
-//! The first two are [`mil::Weights`]. [`coreml`] reads and writes Core ML models, [`npy`] reads NumPy's files, [`write_atomically`] writes any file whole or not at all.
+//! The first two are [`mixbit_mil::Weights`]. [`coreml`] reads and writes Core ML models, [`npy`] reads NumPy's files, [`write_atomically`] writes any file whole or not at all.
 //!
 //! ```
-//! use formats::{SafeTensors, safetensors::{self, TensorSpec}};
-//! use mil::{DType, TensorType, Weights};
+//! use mixbit_formats::{SafeTensors, safetensors::{self, TensorSpec}};
+//! use mixbit_mil::{DType, TensorType, Weights};
 //!
 //! let mut file = Vec::new();
 //! let tensors = [TensorSpec { name: "bias".to_string(), ty: TensorType::new(DType::F32, [2]) }];
 //! safetensors::write_to(&mut file, &Default::default(), &tensors, |_, writer| {
 //!     [1.0f32, 2.0].iter().try_for_each(|value| writer.write_all(&value.to_le_bytes()))
 //! })?;
-//! let weights = SafeTensors::from_bytes(mil::Bytes::new(file))?;
+//! let weights = SafeTensors::from_bytes(mixbit_mil::Bytes::new(file))?;
 //! assert_eq!(weights.require("bias", &[2])?.read()?.len(), 8);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
-use mil::{Bytes, Owner};
+use mixbit_mil::{Bytes, Owner};
 
 use crate::Error;
 
@@ -93,7 +93,7 @@ fn read_error(path: &Path, cause: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     #[test]
     fn files_are_mapped_and_read() {

@@ -8,7 +8,7 @@ mod zip;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mil::{Bytes, DType, TensorType, WeightRef, Weights};
+use mixbit_mil::{Bytes, DType, TensorType, WeightRef, Weights};
 use thiserror::Error;
 
 use crate::error::shown;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use mil::{Bytes, DType, TensorType, WeightRef, Weights};
+use mixbit_mil::{Bytes, DType, TensorType, WeightRef, Weights};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use thiserror::Error;

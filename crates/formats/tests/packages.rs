@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
-use formats::coreml::{self, Model};
-use formats::npy::Npz;
-use mil::{Constant, DType, Def, Weights};
-use testkit::{ErrorStats, Failures, Fixture, Scratch};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_formats::coreml::{self, Model};
+use mixbit_formats::npy::Npz;
+use mixbit_mil::{Constant, DType, Def, Weights};
+use mixbit_testkit::{ErrorStats, Failures, Fixture, Scratch};
 
 /// The floats of an archive by name, with their shapes.
 fn arrays(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
@@ -172,13 +172,13 @@ fn packages_agree_with_pytorch_on_both_executors() {
 }
 
 /// The model with its compressed constants as plain ones.
-fn decompressed(model: &Model) -> mil::Function {
-    let mut function = mil::constexpr::decoded(model.program.main().unwrap()).unwrap();
+fn decompressed(model: &Model) -> mixbit_mil::Function {
+    let mut function = mixbit_mil::constexpr::decoded(model.program.main().unwrap()).unwrap();
     let replace = |_, constant: &Constant| {
         let Constant::Weight(weight) = constant else { return Ok(None) };
-        let bytes = mil::Bytes::new(weight.read()?.into_owned());
-        let plain = mil::WeightRef::new(weight.name(), weight.ty().clone(), bytes)?;
-        Ok::<_, mil::WeightError>(Some(Constant::Weight(plain)))
+        let bytes = mixbit_mil::Bytes::new(weight.read()?.into_owned());
+        let plain = mixbit_mil::WeightRef::new(weight.name(), weight.ty().clone(), bytes)?;
+        Ok::<_, mixbit_mil::WeightError>(Some(Constant::Weight(plain)))
     };
     function.map_constants(replace).unwrap();
     function
@@ -202,8 +202,10 @@ fn compressed_weights_compute_as_decompressed_ones() {
         // A part of a network takes its inputs from the one before.
         for (name, path) in case.package.split('+').zip(packages) {
             let model = coreml::read(&path).unwrap();
-            let plain =
-                Model { program: mil::Program::new(decompressed(&model)), ..coreml::read(&path).unwrap() };
+            let plain = Model {
+                program: mixbit_mil::Program::new(decompressed(&model)),
+                ..coreml::read(&path).unwrap()
+            };
             seen += 1;
             let mut made = Vec::new();
             for backend in [&Reference as &dyn Backend, &cpu] {
@@ -238,9 +240,9 @@ fn every_encoding_decodes_as_coremltools_does() {
         let package = case["package"].as_str().unwrap();
         let model = coreml::read(&fixture.path(package)).unwrap();
         let main = model.program.main().unwrap();
-        mil::verify(main).unwrap();
+        mixbit_mil::verify(main).unwrap();
         kinds.extend(main.ops().iter().map(|op| op.def.name).filter(|name| name.starts_with("constexpr")));
-        let decoded = mil::constexpr::decoded(main).unwrap();
+        let decoded = mixbit_mil::constexpr::decoded(main).unwrap();
         let constants: BTreeMap<&str, &Constant> = decoded
             .values()
             .iter()
@@ -332,7 +334,7 @@ fn the_models_of_a_pipeline_become_one() {
     let fixture = Fixture::open("coreml");
     let single = coreml::read(&fixture.path("encodings/ios16_palette4.mlpackage")).unwrap();
     let pipeline = coreml::read(&fixture.path("pipeline.mlpackage")).unwrap();
-    mil::verify(pipeline.program.main().unwrap()).unwrap();
+    mixbit_mil::verify(pipeline.program.main().unwrap()).unwrap();
     let values = (0..32 * 4).map(|index| (index as f32 * 0.37).sin()).collect();
     let inputs = [("x".to_string(), (vec![1, 32, 2, 2], values))].into();
     let [y] = &run(&single, &inputs, &Reference, Arithmetic::Wide)[..] else { panic!("one output") };

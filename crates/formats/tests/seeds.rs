@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use formats::npy::{Npz, open_npy};
-use formats::{Diffusers, Error, SafeTensors};
-use mil::{DType, TensorType, WeightRef, Weights};
+use mixbit_formats::npy::{Npz, open_npy};
+use mixbit_formats::{Diffusers, Error, SafeTensors};
+use mixbit_mil::{DType, TensorType, WeightRef, Weights};
 
 fn seed(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name)
@@ -58,7 +58,7 @@ fn files_of_numpy_are_read() {
 
 #[test]
 fn a_pipeline_index_is_read() {
-    let bytes = mil::Bytes::new(std::fs::read(seed("model_index/pipeline")).unwrap());
+    let bytes = mixbit_mil::Bytes::new(std::fs::read(seed("model_index/pipeline")).unwrap());
     let model = Diffusers::from_files("seed", [("model_index.json".to_string(), bytes)]).unwrap();
     assert_eq!(model.component("unet").unwrap().class, "UNet2DConditionModel");
     assert_eq!(model.components()["safety_checker"], None);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use half::f16;
-use kernels::*;
+use mixbit_kernels::*;
 
 /// Least time that a measurement repeats its body for, in seconds.
 const LEAST: f64 = 0.3;

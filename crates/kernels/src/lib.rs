@@ -11,7 +11,7 @@
 //! - [`ThreadPool`]: kernels run on the pool they are called in.
 //!
 //! ```
-//! use kernels::{Bias, Epilogue, Mat, MatMut, Precision, ThreadPool, WeightSlice, gemm};
+//! use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Precision, ThreadPool, WeightSlice, gemm};
 //!
 //! // A linear layer: tokens[2, 3] times the transposed weight[2, 3], plus a bias for each output channel.
 //! let tokens = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];

@@ -29,8 +29,8 @@ type Loop = fn(usize) -> f64;
 /// both with AVX-512.
 ///
 /// ```
-/// let pool = kernels::ThreadPool::new(Some(1)).expect("a thread");
-/// let peak = kernels::peak::measure(kernels::Precision::F32, &pool);
+/// let pool = mixbit_kernels::ThreadPool::new(Some(1)).expect("a thread");
+/// let peak = mixbit_kernels::peak::measure(mixbit_kernels::Precision::F32, &pool);
 /// assert!(peak.is_some_and(|rate| rate > 1e8));
 /// ```
 pub fn measure(precision: Precision, pool: &ThreadPool) -> Option<f64> {

@@ -8,7 +8,7 @@ use crate::{Arg, Constant, DType, Def, Error, Function, Literal, Op, Opset, Tens
 /// Builds a [`Function`].
 ///
 /// ```
-/// use mil::{Builder, DType, Opset, TensorType};
+/// use mixbit_mil::{Builder, DType, Opset, TensorType};
 ///
 /// let mut b = Builder::new("main", Opset::Ios16);
 /// let x = b.input("x", TensorType::new(DType::F32, [1, 4]))?;
@@ -16,7 +16,7 @@ use crate::{Arg, Constant, DType, Def, Error, Function, Literal, Op, Opset, Tens
 /// let y = b.op("reshape").arg("x", doubled).arg("shape", [2, 2]).named("y").add()?;
 /// let function = b.finish(&[y])?;
 /// assert_eq!(function.value(y).ty.shape, [2, 2]);
-/// # Ok::<(), mil::Error>(())
+/// # Ok::<(), mixbit_mil::Error>(())
 /// ```
 pub struct Builder {
     function: Function,

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
-use formats::coreml;
-use mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
+use mixbit_diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
+use mixbit_formats::coreml;
+use mixbit_mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
 use serde_json::Value;
 
 use crate::package::{PARTS, Part, SAFETY_CHECKER, keys};

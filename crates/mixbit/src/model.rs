@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use diffusion::model::{DiffusionModel, FileError, ModelFiles};
-use formats::Diffusers;
-use mil::Weights;
+use mixbit_diffusion::model::{DiffusionModel, FileError, ModelFiles};
+use mixbit_formats::Diffusers;
+use mixbit_mil::Weights;
 use serde_json::Value;
 
 use crate::bundle::Bundle;
@@ -48,7 +48,7 @@ impl DiffusersModel {
     ///
     /// # Errors
     /// If it holds no model.
-    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, formats::Error> {
+    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, mixbit_formats::Error> {
         let files = Diffusers::open(path)?;
         Ok(DiffusersModel { files, name: directory_name(path), variant: variant.map(str::to_string) })
     }
@@ -57,7 +57,7 @@ impl DiffusersModel {
     ///
     /// # Errors
     /// If its files are malformed.
-    pub fn demo() -> Result<Option<Self>, formats::Error> {
+    pub fn demo() -> Result<Option<Self>, mixbit_formats::Error> {
         demo::files()
             .map(|files| {
                 let files = Diffusers::from_files("the demo model", files)?;
@@ -124,7 +124,7 @@ impl NamedComponent {
     ///
     /// # Errors
     /// If it has no `config.json` that says its class.
-    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, formats::Error> {
+    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, mixbit_formats::Error> {
         let (files, folder) = Diffusers::open_component(path)?;
         let name = name.unwrap_or(&folder).to_string();
         Ok(NamedComponent { files, folder, name })
@@ -169,7 +169,7 @@ impl ModelFiles for NamedComponent {
 
 #[cfg(not(feature = "demo-model"))]
 mod demo {
-    use mil::Bytes;
+    use mixbit_mil::Bytes;
 
     pub(super) fn files() -> Option<Vec<(String, Bytes)>> {
         None
@@ -178,7 +178,7 @@ mod demo {
 
 #[cfg(feature = "demo-model")]
 mod demo {
-    use mil::Bytes;
+    use mixbit_mil::Bytes;
 
     macro_rules! files {
         ($($path:literal),* $(,)?) => {

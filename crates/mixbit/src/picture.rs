@@ -5,8 +5,8 @@ use std::io::{self, BufReader};
 use std::path::Path;
 
 use anyhow::Context;
-use diffusion::pipeline::Image;
-use formats::write_atomically;
+use mixbit_diffusion::pipeline::Image;
+use mixbit_formats::write_atomically;
 
 /// The keyword of the text chunk, the web UI's.
 const KEYWORD: &str = "parameters";

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use compress::Scheme;
-use diffusion::model::DiffusionModel;
-use engine::Cpu;
 use mixbit::analyze::{
     Analysis, EFFORTS, Goal, METHODS, Method, Observer, Options, Outcome, Setting, Shard, analyze,
     schemes_of_recipes,
 };
 use mixbit::recipe::RecipeFile;
-use testkit::{Scratch, fixture_root};
+use mixbit_compress::Scheme;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_engine::Cpu;
+use mixbit_testkit::{Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -191,7 +191,7 @@ fn layers_that_integers_harm_stay_in_floats_in_the_package_too() -> Result<(), E
         .output()?;
     assert!(palettized.status.success(), "{}", text(&palettized));
     let package = text(&palettized).trim().to_string();
-    let metadata = formats::coreml::read(Path::new(&package))?.metadata.user_defined;
+    let metadata = mixbit_formats::coreml::read(Path::new(&package))?.metadata.user_defined;
     assert_eq!(metadata.get("mixbit.full_precision"), Some(&int8.full_precision.join(" ")));
     Ok(())
 }

@@ -8,11 +8,11 @@ use std::{
     process::Stdio,
 };
 
-use diffusion::pipeline::{Part, Request, Role, Text, Tiling};
-use diffusion::random::random_source;
-use engine::Cpu;
+use mixbit_diffusion::pipeline::{Part, Request, Role, Text, Tiling};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::Cpu;
+use mixbit_testkit::{Scratch, fixture_root};
 use serde_json::Value;
-use testkit::{Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

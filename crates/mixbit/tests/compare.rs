@@ -5,8 +5,8 @@ use std::io::BufReader;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use mixbit_testkit::Scratch;
 use serde_json::Value;
-use testkit::Scratch;
 
 type Error = Box<dyn std::error::Error>;
 

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
-use diffusion::random::random_source;
-use engine::{Backend, Cpu, Options, Reference, Tensor};
-use formats::coreml;
 use mixbit::model::load;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::{Backend, Cpu, Options, Reference, Tensor};
+use mixbit_formats::coreml;
+use mixbit_testkit::{ErrorStats, Failures, Fixture, Scratch, fixture_root};
 use serde_json::{Value, json};
-use testkit::{ErrorStats, Failures, Fixture, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mixbit_testkit::{Failures, Scratch, fixture_root};
 use serde_json::Value;
-use testkit::{Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use mixbit_testkit::{Failures, Scratch, fixture_root};
 use serde_json::{Value, json};
-use testkit::{Failures, Scratch, fixture_root};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -158,12 +158,12 @@ fn json_is_one_object_and_nothing_else() -> Outcome {
 fn every_scheduler_and_random_source_draws() {
     let scratch = Scratch::new();
     let mut failures = Failures::new("schedulers and sources");
-    for entry in diffusion::scheduler::SCHEDULERS {
+    for entry in mixbit_diffusion::scheduler::SCHEDULERS {
         failures.case(entry.name, || {
             draw(scratch.path(), &["--scheduler", entry.name, "--steps", "4", "-o", "x.png"]).map(drop)
         });
     }
-    for entry in diffusion::random::RANDOM_SOURCES {
+    for entry in mixbit_diffusion::random::RANDOM_SOURCES {
         failures.case(entry.name, || draw(scratch.path(), &["--rng", entry.name, "-o", "x.png"]).map(drop));
     }
     for precision in ["f32", "f16"] {
@@ -177,7 +177,7 @@ fn every_scheduler_and_random_source_draws() {
 fn help_and_completions_are_there() -> Outcome {
     let scratch = Scratch::new();
     let help = run(scratch.path(), &["generate", "--help"])?;
-    for entry in diffusion::scheduler::SCHEDULERS {
+    for entry in mixbit_diffusion::scheduler::SCHEDULERS {
         assert!(help.contains(entry.name), "{} is not in the help", entry.name);
     }
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use mixbit_testkit::{Failures, Scratch, fixture_root};
 use serde_json::Value;
-use testkit::{Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

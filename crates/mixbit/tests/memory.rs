@@ -1,8 +1,8 @@
 //! What palettized weights take in memory.
 
-use compress::{Scheme, Width, apply, layers};
-use diffusion::arch::GraphOptions;
-use engine::{Backend, Cpu, Options, Reference};
+use mixbit_compress::{Scheme, Width, apply, layers};
+use mixbit_diffusion::arch::GraphOptions;
+use mixbit_engine::{Backend, Cpu, Options, Reference};
 
 #[test]
 fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use compress::{Layer, Scheme, Width, layers};
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Pipeline, Request, Start, Text};
-use diffusion::random::random_source;
-use engine::Cpu;
-use formats::coreml;
-use mil::{Constant, constexpr};
 use mixbit::model::load;
+use mixbit_compress::{Layer, Scheme, Width, layers};
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::Cpu;
+use mixbit_formats::coreml;
+use mixbit_mil::{Constant, constexpr};
+use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};
 use serde_json::{Map, Value, json};
-use testkit::{ErrorStats, Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 

@@ -1,13 +1,13 @@
 //! Whole runs of tiny models against the final latents of diffusers' own pipelines.
 
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{MicroConditioning, Pipeline, Request, Start, Text};
-use diffusion::random::NoiseSource;
-use diffusion::scheduler::SchedulerConfig;
-use engine::{Backend, Cpu, Reference};
 use mixbit::model::DiffusersModel;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{MicroConditioning, Pipeline, Request, Start, Text};
+use mixbit_diffusion::random::NoiseSource;
+use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_engine::{Backend, Cpu, Reference};
+use mixbit_testkit::{ErrorStats, Failures, Fixture};
 use serde_json::Value;
-use testkit::{ErrorStats, Failures, Fixture};
 
 type Error = Box<dyn std::error::Error>;
 

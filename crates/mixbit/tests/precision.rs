@@ -1,10 +1,10 @@
 //! How far the demo model's UNet comes off in each precision, at several steps of a drawing.
 
-use diffusion::pipeline::{Pipeline, Request, Start, Text};
-use diffusion::random::random_source;
-use engine::{Arithmetic, Backend, Cpu, Options, Tensor};
 use mixbit::model::load;
-use testkit::{ErrorStats, Failures};
+use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit_testkit::{ErrorStats, Failures};
 
 type Error = Box<dyn std::error::Error>;
 

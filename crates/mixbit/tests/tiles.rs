@@ -1,10 +1,10 @@
 //! Images that are decoded in tiles, beside the same decoded whole.
 
-use diffusion::pipeline::{Pipeline, Request, Start, Text, Tiling};
-use diffusion::random::random_source;
-use engine::Cpu;
 use mixbit::psnr::{mean_square, psnr};
-use testkit::Failures;
+use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text, Tiling};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::Cpu;
+use mixbit_testkit::Failures;
 
 type Error = Box<dyn std::error::Error>;
 

@@ -9,7 +9,7 @@
 //! - [`Failures`]: a table test's result; it runs every case and then lists each one that failed.
 //!
 //! ```
-//! use testkit::{ErrorStats, Failures};
+//! use mixbit_testkit::{ErrorStats, Failures};
 //!
 //! let mut failures = Failures::new("doubling");
 //! for (input, expected) in [(1.0_f32, 2.0_f32), (3.0, 6.0)] {

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Image, Pipeline, Request, Start, Text};
-use diffusion::random::random_source;
-use engine::{Backend, Cpu};
 use mixbit::model::DiffusersModel;
 use mixbit::parameters::Parameters;
 use mixbit::picture;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Image, Pipeline, Request, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::{Backend, Cpu};
 
 use crate::repository;
 use measure::{Verdict, measure};

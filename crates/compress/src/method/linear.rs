@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use half::f16;
-use mil::constexpr::blockwise_shift_scale;
-use mil::{Computed, DType, Opset, TensorType, WeightRef};
+use mixbit_mil::constexpr::blockwise_shift_scale;
+use mixbit_mil::{Computed, DType, Opset, TensorType, WeightRef};
 
 use super::palette::{constant, halves};
 use super::{Method, divisor, elements, row_importance, row_len};

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::f16;
-use mil::{DType, Opset, TensorType, WeightRef};
+use mixbit_mil::{DType, Opset, TensorType, WeightRef};
 
 use crate::{Error, Width};
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use mil::constexpr::{blockwise_shift_scale, lut_to_dense};
-use mil::{Bytes, Computed, DType, Opset, TensorType, WeightRef};
+use mixbit_mil::constexpr::{blockwise_shift_scale, lut_to_dense};
+use mixbit_mil::{Bytes, Computed, DType, Opset, TensorType, WeightRef};
 
 use super::{Method, divisor, elements, row_importance, row_len};
 use crate::pack::pack;

@@ -1,6 +1,6 @@
 //! Every method over edge sizes: what is stored decodes to the nearest of what can be stored.
 
-use mil::{Builder, Bytes, Constant, Def, Function, constexpr};
+use mixbit_mil::{Builder, Bytes, Constant, Def, Function, constexpr};
 
 use super::*;
 use crate::{Choice, apply, layers};
@@ -50,7 +50,7 @@ fn every_scheme_is_written_as_it_decodes() {
             let function = adds(&source, scheme.since());
             let compressed = apply(&function, &|_| Some(scheme.into()), &|_| ()).unwrap();
             let written = constexpr::encoded(&compressed).unwrap();
-            mil::verify(&written).unwrap();
+            mixbit_mil::verify(&written).unwrap();
             let read = constexpr::decoded(&written).unwrap();
             let found = &layers(&read)[0];
             assert_eq!(found.name, "mid.conv");

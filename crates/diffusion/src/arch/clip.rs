@@ -1,6 +1,6 @@
 //! What CLIP's text and image encoders share.
 
-use mil::{ValueId, identifier};
+use mixbit_mil::{ValueId, identifier};
 
 use super::ArchError;
 use super::layers::{Activation, Bias, Net};

@@ -31,18 +31,18 @@ pub enum ArchError {
     },
     /// A tensor is missing, or of another shape than the configuration asks for.
     #[error(transparent)]
-    Weight(#[from] mil::WeightError),
+    Weight(#[from] mixbit_mil::WeightError),
     /// A tensor's element type is not a float.
     #[error("tensor `{name}` has elements of type {dtype}, not floats")]
     WeightType {
         /// The tensor's name.
         name: String,
         /// The element type in the file.
-        dtype: mil::DType,
+        dtype: mixbit_mil::DType,
     },
     /// The graph could not be built from what the configuration and the options ask for.
     #[error(transparent)]
-    Graph(#[from] mil::Error),
+    Graph(#[from] mixbit_mil::Error),
 }
 
 impl ArchError {

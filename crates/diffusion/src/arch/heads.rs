@@ -1,6 +1,6 @@
 //! Multi-head attention of (batch, channels, 1, tokens), between the projections, in each of Apple's forms.
 
-use mil::{DType, ValueId};
+use mixbit_mil::{DType, ValueId};
 
 use super::layers::{Net, int};
 use super::{ArchError, AttentionImplementation};

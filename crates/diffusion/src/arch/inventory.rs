@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights};
+use mixbit_mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights};
 
 use super::{ArchError, Config, GraphOptions, safety_checker, text_encoder, unet, vae};
 

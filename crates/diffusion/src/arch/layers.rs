@@ -2,7 +2,7 @@
 //!
 //! Every weight is looked up under its PyTorch module path; results are named after the path, dots as underscores.
 
-use mil::{
+use mixbit_mil::{
     Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId, WeightRef, Weights, identifier,
 };
 
@@ -108,7 +108,7 @@ impl<'w> Net<'w> {
         values: &[f64],
     ) -> Result<ValueId, ArchError> {
         let literal = Literal::floats(dtype, shape, values).ok_or_else(|| {
-            mil::Error::Graph(format!("{} values for a {dtype} constant {shape:?}", values.len()))
+            mixbit_mil::Error::Graph(format!("{} values for a {dtype} constant {shape:?}", values.len()))
         })?;
         Ok(self.b.literal(literal))
     }
@@ -552,7 +552,7 @@ impl Activation {
 /// A MIL integer.
 pub(super) fn int(value: usize) -> Result<i32, ArchError> {
     i32::try_from(value)
-        .map_err(|_| mil::Error::Graph(format!("{value} is too large for a MIL integer")).into())
+        .map_err(|_| mixbit_mil::Error::Graph(format!("{value} is too large for a MIL integer")).into())
 }
 
 /// MIL integers.
@@ -561,5 +561,5 @@ pub(super) fn ints(values: &[usize]) -> Result<Vec<i32>, ArchError> {
 }
 
 fn not_an_image(path: &str) -> ArchError {
-    mil::Error::Graph(format!("`{path}` is applied to a value of another rank")).into()
+    mixbit_mil::Error::Graph(format!("`{path}` is applied to a value of another rank")).into()
 }

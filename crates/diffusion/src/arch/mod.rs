@@ -1,7 +1,7 @@
 //! Stable Diffusion's networks as MIL graphs.
 //!
 //! A network is built from two things: its `config.json`, read into a `Config`, and a source of weights
-//! ([`mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config` and `build` functions;
+//! ([`mixbit_mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config` and `build` functions;
 //! [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's converter writes for the same network
 //! (its `ORIGINAL` attention), so what is run here can be written to a Core ML package as it is.
 //!
@@ -25,7 +25,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use mil::{Constant, DType, Def, Function, Opset, Weights};
+use mixbit_mil::{Constant, DType, Def, Function, Opset, Weights};
 use serde_json::Value;
 
 pub use error::ArchError;

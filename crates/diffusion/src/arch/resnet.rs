@@ -1,6 +1,6 @@
 //! The residual block that the UNet and the autoencoder share: diffusers' `ResnetBlock2D`.
 
-use mil::{ValueId, identifier};
+use mixbit_mil::{ValueId, identifier};
 
 use super::ArchError;
 use super::layers::{Activation, Bias, Conv, Groups, Net};

@@ -4,7 +4,7 @@
 //! As in Apple's converter, and unlike in diffusers, scores are not rounded to three digits before they are judged, and
 //! the caller chooses the adjustment.
 
-use mil::{DType, Function, ValueId, Weights, identifier};
+use mixbit_mil::{DType, Function, ValueId, Weights, identifier};
 use serde_json::{Value, json};
 
 use super::clip::{self, Layers};

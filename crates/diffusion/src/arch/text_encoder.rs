@@ -1,6 +1,6 @@
 //! CLIP text encoders: `CLIPTextModel` and `CLIPTextModelWithProjection`.
 
-use mil::{DType, Function, Literal, ValueId, Weights, identifier};
+use mixbit_mil::{DType, Function, Literal, ValueId, Weights, identifier};
 use serde_json::Value;
 
 use super::clip::{self, Layers};

@@ -1,6 +1,6 @@
 //! The image autoencoder: `AutoencoderKL`.
 
-use mil::{Function, ValueId, Weights, identifier};
+use mixbit_mil::{Function, ValueId, Weights, identifier};
 use serde_json::Value;
 
 use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
-use mil::Weights;
+use mixbit_mil::Weights;
 use serde_json::Value;
 
 /// Why a file of a model can't be used; the message names the file.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use mil::{Constant, DType, Def, Function, Weights};
+use mixbit_mil::{Constant, DType, Def, Function, Weights};
 use serde_json::Value;
 
 pub use error::ModelError;

@@ -1,6 +1,6 @@
 //! What the UNet is told besides the latents: text states, sizes, guidance.
 
-use engine::{Backend, Signature, Tensor};
+use mixbit_engine::{Backend, Signature, Tensor};
 
 use super::{Inputs, PipelineError, Request, Stage, check_finite, graph_options, guidance, tensor};
 use crate::arch::GraphOptions;

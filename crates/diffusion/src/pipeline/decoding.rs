@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use engine::{Backend, Tensor, Timing, TracedStep};
-use mil::{Function, ValueId, cut_after, waists};
+use mixbit_engine::{Backend, Tensor, Timing, TracedStep};
+use mixbit_mil::{Function, ValueId, cut_after, waists};
 
 use super::stage::{self, Stage};
 use super::tiles::{Grid, Mosaic, crop};
@@ -169,7 +169,7 @@ const IMAGE: &str = "image";
 fn needed(planned: &Result<usize, PipelineError>) -> usize {
     match planned {
         Ok(bytes) => *bytes,
-        Err(PipelineError::Engine { source: engine::Error::Memory { needed }, .. }) => {
+        Err(PipelineError::Engine { source: mixbit_engine::Error::Memory { needed }, .. }) => {
             (needed * 1e9) as usize
         }
         Err(_) => 0,

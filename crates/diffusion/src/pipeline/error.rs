@@ -40,11 +40,11 @@ pub enum PipelineError {
         /// The network.
         network: String,
         /// Why.
-        source: engine::Error,
+        source: mixbit_engine::Error,
     },
     /// A tensor that does not have as many values as its shape.
     #[error(transparent)]
-    Tensor(engine::Error),
+    Tensor(mixbit_engine::Error),
     /// A network lacks an output.
     #[error("{network}: it has no output `{output}` of floats")]
     Output {

@@ -1,11 +1,11 @@
 //! Text to image: prompts to text states, the denoising loop with classifier-free guidance, latents to pixels.
 //!
 //! ```no_run
-//! # fn files() -> Box<dyn diffusion::model::ModelFiles> { unimplemented!() }
-//! use diffusion::{model::DiffusionModel, pipeline::{Pipeline, Request, Start, Text}, random::random_source};
+//! # fn files() -> Box<dyn mixbit_diffusion::model::ModelFiles> { unimplemented!() }
+//! use mixbit_diffusion::{model::DiffusionModel, pipeline::{Pipeline, Request, Start, Text}, random::random_source};
 //!
 //! let model = DiffusionModel::from_files(&*files())?;
-//! let backend = engine::Cpu::new(None)?;
+//! let backend = mixbit_engine::Cpu::new(None)?;
 //! let request = Request::new(&model, Text::new("a red circle"));
 //! let mut pipeline = Pipeline::new(&model, &backend, request)?;
 //! let mut noise = random_source("torch")?.seeded(93)?;
@@ -33,8 +33,8 @@ mod tiles;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use engine::{Arithmetic, Backend, Tensor};
-use mil::DType;
+use mixbit_engine::{Arithmetic, Backend, Tensor};
+use mixbit_mil::DType;
 
 pub use conditioning::{DroppedWords, MicroConditioning, Text};
 pub use decoding::Tiling;
@@ -265,7 +265,7 @@ impl<'m> Pipeline<'m> {
     }
 
     /// The graph of the UNet as it is run.
-    pub fn unet_graph(&self) -> &mil::Function {
+    pub fn unet_graph(&self) -> &mixbit_mil::Function {
         self.unet.graph()
     }
 
@@ -347,7 +347,7 @@ impl<'m> Pipeline<'m> {
     }
 
     /// Where the time of the UNet and of the decoder went, by network.
-    pub fn profile(&self) -> Vec<(&str, Vec<engine::Timing>)> {
+    pub fn profile(&self) -> Vec<(&str, Vec<mixbit_engine::Timing>)> {
         let DiffusionModel { unet, decoder, .. } = self.model;
         vec![
             (unet.network.component(), self.unet.profile()),
@@ -434,7 +434,7 @@ impl Precision {
 
     /// The fastest on this CPU of those that keep the quality of images.
     pub fn fastest() -> Self {
-        match engine::Arithmetic::fastest() {
+        match mixbit_engine::Arithmetic::fastest() {
             Arithmetic::Bf16 => Precision::Bf16,
             _ => Precision::F32,
         }
@@ -463,9 +463,9 @@ impl Precision {
     }
 }
 
-fn engine_error(network: &Network, source: engine::Error) -> PipelineError {
+fn engine_error(network: &Network, source: mixbit_engine::Error) -> PipelineError {
     match source {
-        engine::Error::Stopped => PipelineError::Stopped,
+        mixbit_engine::Error::Stopped => PipelineError::Stopped,
         source => PipelineError::Engine { network: network.component().to_string(), source },
     }
 }

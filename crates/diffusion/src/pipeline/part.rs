@@ -1,7 +1,7 @@
 //! The networks of a pipeline by themselves, to measure them.
 
-use engine::{Backend, Tensor, Timing, TracedStep};
-use mil::Function;
+use mixbit_engine::{Backend, Tensor, Timing, TracedStep};
+use mixbit_mil::Function;
 
 use super::conditioning::{self, has_guidance, prompts};
 use super::decoding::{self, Decoding};

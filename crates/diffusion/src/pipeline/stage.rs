@@ -1,7 +1,7 @@
 //! A network of a pipeline, with memory only while it is at work.
 
-use engine::{Backend, Options, Signature, Tensor, Timing, TracedStep};
-use mil::{Constant, Def, Function, TensorType};
+use mixbit_engine::{Backend, Options, Signature, Tensor, Timing, TracedStep};
+use mixbit_mil::{Constant, Def, Function, TensorType};
 
 use super::{PipelineError, Precision, Request, engine_error};
 use crate::arch::GraphOptions;
@@ -19,7 +19,7 @@ pub(super) struct Stage<'m> {
     backend: &'m dyn Backend,
     graph: Function,
     options: Options,
-    model: Option<engine::Model>,
+    model: Option<mixbit_engine::Model>,
     is_at_rest: bool,
     /// The time of models that were released.
     spent: Vec<Timing>,
@@ -89,7 +89,7 @@ impl<'m> Stage<'m> {
     }
 
     /// Compiles the network, unless it is.
-    pub(super) fn load(&mut self) -> Result<&mut engine::Model, PipelineError> {
+    pub(super) fn load(&mut self) -> Result<&mut mixbit_engine::Model, PipelineError> {
         match &mut self.model {
             Some(model) => Ok(model),
             empty => {
@@ -163,7 +163,7 @@ impl<'m> Stage<'m> {
 
     /// Where the time of all runs went.
     pub(super) fn profile(&self) -> Vec<Timing> {
-        let running = self.model.iter().flat_map(engine::Model::profile);
+        let running = self.model.iter().flat_map(mixbit_engine::Model::profile);
         sum(self.spent.iter().cloned().chain(running), usize::max)
     }
 

@@ -7,12 +7,12 @@
 //! platform's mathematical library no say but in rare halfway cases.
 //!
 //! ```
-//! use diffusion::random::{NoiseSource, random_source};
+//! use mixbit_diffusion::random::{NoiseSource, random_source};
 //!
 //! let mut source = random_source("torch")?.seeded(93)?;
 //! let mut latents = vec![0.0; 4 * 64 * 64];
 //! source.fill(&mut latents);
-//! # Ok::<(), diffusion::random::RandomError>(())
+//! # Ok::<(), mixbit_diffusion::random::RandomError>(())
 //! ```
 
 mod mersenne_twister;

@@ -5,8 +5,8 @@
 //! Trajectories equal those of diffusers 0.42 within 1e-5.
 //!
 //! ```
-//! use diffusion::random::{NoiseSource, random_source};
-//! use diffusion::scheduler::{SchedulerConfig, StepInput};
+//! use mixbit_diffusion::random::{NoiseSource, random_source};
+//! use mixbit_diffusion::scheduler::{SchedulerConfig, StepInput};
 //!
 //! let file = serde_json::json!({
 //!     "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,

@@ -26,7 +26,7 @@ fn names_aliases_and_fields_are_unique() {
 
 #[test]
 fn every_entry_runs_with_its_defaults() {
-    let mut failures = testkit::Failures::new("defaults");
+    let mut failures = mixbit_testkit::Failures::new("defaults");
     for entry in SCHEDULERS {
         failures.case(entry.name, || {
             let mut scheduler = SchedulerConfig::new(entry).build(6).map_err(|error| error.to_string())?;
@@ -138,7 +138,7 @@ fn refusals_name_the_field_and_the_value() {
             "LCMScheduler cannot run 20 steps: `original_inference_steps` is 10",
         ),
     ];
-    let mut failures = testkit::Failures::new("refusals");
+    let mut failures = mixbit_testkit::Failures::new("refusals");
     for (config, expected) in cases {
         let message = refusal(config.clone());
         failures.case(&config.to_string(), || if message == expected { Ok(()) } else { Err(message) });

@@ -1,5 +1,5 @@
+use mixbit_testkit::Failures;
 use serde_json::{Value, json};
-use testkit::Failures;
 
 use super::*;
 

@@ -1,8 +1,8 @@
 //! Compressed weights in the form that the kernels decode while they multiply.
 
 use half::f16;
-use kernels::{Affine, BlockGrid, Encoded, Scaling, WeightSlice};
-use mil::{DType, Encoding, WeightRef};
+use mixbit_kernels::{Affine, BlockGrid, Encoded, Scaling, WeightSlice};
+use mixbit_mil::{DType, Encoding, WeightRef};
 
 /// A compressed weight: its codes stay packed, in their file's memory map where they lie in one. Tables are small, and
 /// held decoded.
@@ -50,7 +50,7 @@ impl EncodedWeight {
                 };
                 let shape = &data.ty().shape;
                 let blocked = |operand: &WeightRef| {
-                    Some((mil::constexpr::numbers(operand), grid(shape, &operand.ty().shape)?))
+                    Some((mixbit_mil::constexpr::numbers(operand), grid(shape, &operand.ty().shape)?))
                 };
                 let scale = blocked(scale)?;
                 let offset = match offset {
@@ -79,7 +79,7 @@ impl EncodedWeight {
         if row != [1 << bits, 1] {
             return None;
         }
-        let (tables, grid) = (mil::constexpr::numbers(lut), grid(shape, blocks)?);
+        let (tables, grid) = (mixbit_mil::constexpr::numbers(lut), grid(shape, blocks)?);
         Self::unscaled(indices, *bits, shape.iter().product(), (tables, grid))
     }
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kernels::{ConvShape, Precision};
-use mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
+use mixbit_kernels::{ConvShape, Precision};
+use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use super::packing::Packing;
 use super::weight::stays_compressed;
@@ -242,7 +242,9 @@ impl<'f> Lowering<'f> {
         }
         let value = self.function.value(id);
         let Def::Const(constant) = &value.def else {
-            return Err(mil::Error::Graph(format!("`{}` is used before it is made", value.name)).into());
+            return Err(
+                mixbit_mil::Error::Graph(format!("`{}` is used before it is made", value.name)).into()
+            );
         };
         if let Constant::Weight(weight) = constant
             && stays_compressed(weight)
@@ -334,7 +336,7 @@ impl<'f> Lowering<'f> {
     pub(crate) fn constant_floats(&mut self, id: ValueId) -> Result<Vec<f32>, Error> {
         let value = self.function.value(id);
         let Def::Const(constant) = &value.def else {
-            return Err(mil::Error::Graph(format!("`{}` must be a constant", value.name)).into());
+            return Err(mixbit_mil::Error::Graph(format!("`{}` must be a constant", value.name)).into());
         };
         let floats = Tensor::of_constant(constant)?.into_f32();
         let floats = floats.ok_or_else(|| Error::ElementType { ty: value.ty.clone() })?;

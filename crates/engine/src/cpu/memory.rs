@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
-use kernels::Memory;
+use mixbit_kernels::Memory;
 
 use super::lowering::{Buffer, Io, Place, Step};
 use crate::{Data, Error};

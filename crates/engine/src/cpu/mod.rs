@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
-use kernels::{Precision, ThreadPool};
-use mil::{DType, Function};
+use mixbit_kernels::{Precision, ThreadPool};
+use mixbit_mil::{DType, Function};
 
 pub(crate) use lowering::{Io, Lowering};
 use weight::{ConvKernel, LinearKernel, Weight};
@@ -48,14 +48,14 @@ impl Cpu {
 
     /// The rate of multiply-adds in registers on all threads, in operations per second: measured, in about a quarter of a
     /// second. A multiplication and an addition are two operations. `None` where the CPU has no instruction for it, or
-    /// [`kernels::peak`] does not know it.
+    /// [`mixbit_kernels::peak`] does not know it.
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         let precision = match arithmetic {
             Arithmetic::Wide | Arithmetic::Declared => Precision::F32,
             Arithmetic::Bf16 => Precision::Bf16,
             Arithmetic::Int8 => Precision::Int8,
         };
-        kernels::peak::measure(precision, &self.pool)
+        mixbit_kernels::peak::measure(precision, &self.pool)
     }
 }
 
@@ -91,8 +91,8 @@ impl Backend for Cpu {
 
 /// A function that is verified, without what is not used and with compressed constants that know their encoding.
 fn simplified(function: &Function) -> Result<Function, Error> {
-    mil::verify(function)?;
-    Ok(mil::passes::DEAD_CODE.run(&mil::constexpr::decoded(function)?))
+    mixbit_mil::verify(function)?;
+    Ok(mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?))
 }
 
 /// A lowered function whose arenas are planned, and fit in the memory that is left.
@@ -284,7 +284,7 @@ fn round_results(step: &Step, io: &mut Io) {
 
 #[cfg(test)]
 mod tests {
-    use mil::{Builder, Opset, TensorType};
+    use mixbit_mil::{Builder, Opset, TensorType};
 
     use super::*;
 
@@ -317,9 +317,11 @@ mod tests {
         let mut b = Builder::new("main", Opset::Ios16);
         let x = b.input("x", TensorType::new(DType::F32, [rows, depth])).unwrap();
         let weight = |count: usize| (0..count).map(|i| f16::from_f32((i as f32).sin())).collect::<Vec<_>>();
-        let bytes =
-            mil::Bytes::new(bytemuck::allocation::pod_collect_to_vec::<f16, u8>(&weight(outs * depth)));
-        let weight = mil::WeightRef::new("w", TensorType::new(DType::F16, [outs, depth]), bytes).unwrap();
+        let bytes = mixbit_mil::Bytes::new(bytemuck::allocation::pod_collect_to_vec::<f16, u8>(&weight(
+            outs * depth,
+        )));
+        let weight =
+            mixbit_mil::WeightRef::new("w", TensorType::new(DType::F16, [outs, depth]), bytes).unwrap();
         let weight = b.weight(weight.cast(DType::F32));
         let y = b.op("linear").arg("x", x).arg("weight", weight).named("y").add().unwrap();
         let function = b.finish(&[y]).unwrap();

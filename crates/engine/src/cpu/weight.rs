@@ -3,10 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
-use kernels::{
+use mixbit_kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
 };
-use mil::{DType, WeightRef};
+use mixbit_mil::{DType, WeightRef};
 
 use super::encoded::EncodedWeight;
 use super::packing::{PACK_UP_TO_ROWS, Packing};
@@ -56,7 +56,7 @@ impl Weight {
         if exact && matches!(read.read_stored(), std::borrow::Cow::Borrowed(_)) && slice(&read).is_some() {
             return Ok(Weight::Mapped(read));
         }
-        let bytes = read.read().map_err(mil::Error::from)?;
+        let bytes = read.read().map_err(mixbit_mil::Error::from)?;
         match read.ty().dtype {
             DType::F32 => Ok(Weight::F32(bytemuck::allocation::pod_collect_to_vec(&bytes))),
             DType::F16 => Ok(Weight::F16(bytemuck::allocation::pod_collect_to_vec(&bytes))),
@@ -165,7 +165,11 @@ impl ConvKernel {
 
     /// The weight; for `room` see [`Weight::slice`].
     pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
-        let pack = if self.gated { kernels::pack_gated_conv_weight } else { kernels::pack_conv_weight };
+        let pack = if self.gated {
+            mixbit_kernels::pack_gated_conv_weight
+        } else {
+            mixbit_kernels::pack_conv_weight
+        };
         let packed = |weights: &[Weight]| pack(&self.shape, weights[0].held(), self.precision);
         Ok(match self.layer.packed(packed, PackedConvWeight::size_in_bytes) {
             Some(packed) => ConvWeight::Packed(packed),
@@ -198,7 +202,7 @@ impl LinearKernel {
         packing: Arc<Packing>,
     ) -> Self {
         // For very few rows, one weight by itself is not packed at all.
-        let is_worth_it = kernels::packs_columns(rows) && rows <= PACK_UP_TO_ROWS;
+        let is_worth_it = mixbit_kernels::packs_columns(rows) && rows <= PACK_UP_TO_ROWS;
         LinearKernel { layer: Layer::new(weights, is_worth_it, packing), size, gated, precision }
     }
 
@@ -249,7 +253,7 @@ fn slice(weight: &WeightRef) -> Option<WeightSlice<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use mil::{Bytes, TensorType};
+    use mixbit_mil::{Bytes, TensorType};
 
     use super::*;
 

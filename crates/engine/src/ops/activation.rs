@@ -1,7 +1,7 @@
 //! Activations and softmax.
 
-use kernels::{AxisShape, UnaryOp};
-use mil::OpView;
+use mixbit_kernels::{AxisShape, UnaryOp};
+use mixbit_mil::OpView;
 
 use super::unary::{erf, lower, map};
 use super::{Binding, around, maximum};
@@ -86,7 +86,7 @@ fn lower_softmax(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let x = op.ty("x")?;
     let [outer, axis, inner] = around(&x.shape, op.axis(op.int("axis")?, x.rank())?);
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::softmax(&AxisShape { outer, axis, inner }, io.floats[0], io.out[0]);
+        mixbit_kernels::softmax(&AxisShape { outer, axis, inner }, io.floats[0], io.out[0]);
         Ok(())
     })
 }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef, Precision};
-use mil::OpView;
+use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef, Precision};
+use mixbit_mil::OpView;
 
 use super::{broadcast_strides, offsets};
 use crate::cpu::Lowering;
@@ -107,7 +107,12 @@ fn attend(
         mask,
         by_image: false,
     };
-    kernels::attention(&args, precision, &mut out[part(queries, value_dim)], layout(queries, value_dim));
+    mixbit_kernels::attention(
+        &args,
+        precision,
+        &mut out[part(queries, value_dim)],
+        layout(queries, value_dim),
+    );
 }
 
 pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! Element-wise ops of two or three inputs.
 
-use kernels::{BinaryOp, Strided};
-use mil::OpView;
+use mixbit_kernels::{BinaryOp, Strided};
+use mixbit_mil::OpView;
 
 use super::{Binding, broadcast_strides, maximum, minimum, offsets};
 use crate::backend::holds_floats;
@@ -102,13 +102,13 @@ fn lower(
         broadcast_strides(own, &shape).into_iter().map(isize::unsigned_abs).collect()
     };
     let (x_strides, y_strides) = (strides(plan.shape(x)), strides(plan.shape(y)));
-    if shape.len() > kernels::MAX_RANK {
+    if shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_reference(op, reference);
     }
     plan.step(op.label(), &[x, y], &op.op().outputs, move |io| {
         let x = Strided { data: io.floats[0], strides: &x_strides };
         let y = Strided { data: io.floats[1], strides: &y_strides };
-        kernels::binary(kernel, x, y, &shape, io.out[0]);
+        mixbit_kernels::binary(kernel, x, y, &shape, io.out[0]);
         Ok(())
     })
 }

@@ -1,7 +1,7 @@
-//! Compressed constants. Both backends decode them by `mil::constexpr::decoded` before they bind ops; these bindings
+//! Compressed constants. Both backends decode them by `mixbit_mil::constexpr::decoded` before they bind ops; these bindings
 //! are the same definition for one op by itself.
 
-use mil::Constant;
+use mixbit_mil::Constant;
 
 use super::Binding;
 use crate::reference::Operands;
@@ -20,6 +20,6 @@ const fn decoded(op: &'static str) -> Binding {
 }
 
 fn decode(op: &Operands) -> Result<Vec<Tensor>, Error> {
-    let weight = mil::constexpr::decoded_op(&op.view, &|_| None)?;
+    let weight = mixbit_mil::constexpr::decoded_op(&op.view, &|_| None)?;
     Ok(vec![Tensor::of_constant(&Constant::Weight(weight))?])
 }

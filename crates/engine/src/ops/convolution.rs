@@ -1,8 +1,8 @@
 //! Convolution, padding and resizing.
 
-use kernels::{ConvEpilogue, ConvShape, Padding};
-use mil::OpView;
-use mil::ops::ConvGeometry;
+use mixbit_kernels::{ConvEpilogue, ConvShape, Padding};
+use mixbit_mil::OpView;
+use mixbit_mil::ops::ConvGeometry;
 
 use super::{Binding, Ending, Gated, offsets, strides};
 use crate::cpu::Lowering;
@@ -97,7 +97,7 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut Lowering, ending: Ending) -> Re
         };
         let mut room = None;
         let operand = weight.operand(&mut room)?;
-        kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
+        mixbit_kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
         Ok(())
     })
 }
@@ -116,7 +116,7 @@ pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut Lowering, gated: Gated) -
         let (mut room, bias) = (None, bias.as_deref());
         let operand = weight.operand(&mut room)?;
         let (x, precision) = (io.floats[0], weight.precision());
-        kernels::gated_conv2d(&shape, x, operand, precision, bias, activation, io.out[0]);
+        mixbit_kernels::gated_conv2d(&shape, x, operand, precision, bias, activation, io.out[0]);
         Ok(())
     })
 }
@@ -154,11 +154,11 @@ fn lower_pad(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let (before, after) = margins(op)?;
     let shape = op.ty("x")?.shape.clone();
     let value = op.float("constant_val")? as f32;
-    if shape.len() > kernels::MAX_RANK {
+    if shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_reference(op, pad);
     }
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::pad(io.floats[0], &shape, &before, &after, value, io.out[0]);
+        mixbit_kernels::pad(io.floats[0], &shape, &before, &after, value, io.out[0]);
         Ok(())
     })
 }
@@ -185,7 +185,7 @@ fn lower_upsample(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let planes = shape[..rank - 2].iter().product();
     let scale = [op.float("scale_factor_height")? as usize, op.float("scale_factor_width")? as usize];
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::upsample_nearest(io.floats[0], planes, size, scale, io.out[0]);
+        mixbit_kernels::upsample_nearest(io.floats[0], planes, size, scale, io.out[0]);
         Ok(())
     })
 }
@@ -197,7 +197,7 @@ fn lower_resize(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let columns: Vec<usize> = (0..out_width).map(|column| column * width / out_width).collect();
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let x = io.floats[0];
-        kernels::pool::for_each_chunk_mut(io.out[0], out_height * out_width, |plane, out| {
+        mixbit_kernels::pool::for_each_chunk_mut(io.out[0], out_height * out_width, |plane, out| {
             for (row, out) in out.chunks_exact_mut(out_width).enumerate() {
                 let start = (plane * height + row * height / out_height) * width;
                 let source = &x[start..start + width];

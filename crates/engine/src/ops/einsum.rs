@@ -1,8 +1,8 @@
 //! Einsum of two operands.
 
-use kernels::{Epilogue, Mat, MatMut, Operand};
-use mil::OpView;
-use mil::ops::Equation;
+use mixbit_kernels::{Epilogue, Mat, MatMut, Operand};
+use mixbit_mil::OpView;
+use mixbit_mil::ops::Equation;
 
 use super::{offsets, strides};
 use crate::backend::holds_floats;
@@ -192,7 +192,13 @@ pub(super) fn lower(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
                 rows.strides[2].max(1),
                 columns.strides[2].max(1),
             );
-            kernels::gemm(out, Operand::F32(left), Operand::F32(right), precision, &Epilogue::default());
+            mixbit_kernels::gemm(
+                out,
+                Operand::F32(left),
+                Operand::F32(right),
+                precision,
+                &Epilogue::default(),
+            );
         }
         Ok(())
     })

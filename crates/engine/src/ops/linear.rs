@@ -1,7 +1,7 @@
 //! Matrix products; `einsum` and `attention` have files of their own.
 
-use kernels::{Bias, Epilogue, Mat, MatMut, Operand};
-use mil::OpView;
+use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Operand};
+use mixbit_mil::OpView;
 
 use super::{Binding, Ending, Gated, attention, broadcast_strides, einsum, offsets};
 use crate::backend::holds_floats;
@@ -119,7 +119,7 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut Lowering, ending: Ending) -> 
         let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
         let mut rooms = Vec::new();
         let right = weight.operands(&mut rooms)?[0];
-        kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
+        mixbit_kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
         Ok(())
     })
 }
@@ -137,7 +137,7 @@ pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut Lowering, gated: Gated)
         let mut rooms = Vec::new();
         let right = weight.operands(&mut rooms)?[0];
         let out = MatMut::new(io.out[0], rows, width);
-        kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
+        mixbit_kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
         Ok(())
     })
 }
@@ -157,7 +157,13 @@ fn lower_matmul(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
             let left = Operand::F32(Mat::with_strides(&x[x_start..], rows, depth, row, column));
             let [row, column] = products.y_steps;
             let right = Operand::F32(Mat::with_strides(&y[y_start..], depth, columns, row, column));
-            kernels::gemm(MatMut::new(out, rows, columns), left, right, precision, &Epilogue::default());
+            mixbit_kernels::gemm(
+                MatMut::new(out, rows, columns),
+                left,
+                right,
+                precision,
+                &Epilogue::default(),
+            );
         }
         Ok(())
     })

@@ -13,8 +13,8 @@ mod scatter_gather;
 mod shape;
 mod unary;
 
-use kernels::{AxisShape, UnaryOp};
-use mil::{OpView, ValueId};
+use mixbit_kernels::{AxisShape, UnaryOp};
+use mixbit_mil::{OpView, ValueId};
 
 pub(crate) use activation::activation;
 pub(crate) use convolution::{lower_conv, lower_gated_conv};
@@ -34,7 +34,7 @@ pub(crate) struct Binding {
     pub(crate) lower: fn(&OpView, &mut Lowering) -> Result<(), Error>,
 }
 
-/// Every op that the engine runs, by family, as in [`mil::ops::OPS`].
+/// Every op that the engine runs, by family, as in [`mixbit_mil::ops::OPS`].
 static BINDINGS: &[&[Binding]] = &[
     activation::BINDINGS,
     binary::BINDINGS,
@@ -185,11 +185,11 @@ mod tests {
 
     #[test]
     fn every_op_of_the_table_is_bound() {
-        for def in mil::ops::OPS.iter().flat_map(|family| family.iter()) {
+        for def in mixbit_mil::ops::OPS.iter().flat_map(|family| family.iter()) {
             assert!(binding(def.name).is_some(), "`{}` has no binding", def.name);
         }
         for bound in BINDINGS.iter().flat_map(|family| family.iter()) {
-            assert!(mil::ops::lookup(bound.op).is_some(), "`{}` is not in the table", bound.op);
+            assert!(mixbit_mil::ops::lookup(bound.op).is_some(), "`{}` is not in the table", bound.op);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Normalizations.
 
-use kernels::{AxisShape, GroupNormShape, NormParams};
-use mil::OpView;
+use mixbit_kernels::{AxisShape, GroupNormShape, NormParams};
+use mixbit_mil::OpView;
 
 use super::{Binding, around, axes, neighbours, offsets, walks};
 use crate::cpu::Lowering;
@@ -107,7 +107,7 @@ fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     };
     let constants = Constants::of(op, plan)?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::layer_norm(&axis, io.floats[0], &constants.params(), io.out[0]);
+        mixbit_kernels::layer_norm(&axis, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
     })
 }
@@ -121,7 +121,7 @@ fn lower_instance_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     }
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
         let shape = GroupNormShape { batch, channels, spatial, groups: channels };
-        kernels::group_norm(&shape, io.floats[0], &constants.params(), io.out[0]);
+        mixbit_kernels::group_norm(&shape, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
     })
 }
@@ -132,7 +132,7 @@ fn lower_batch_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let variance = plan.constant_floats(op.value("variance")?)?;
     let constants = Constants::of(op, plan)?;
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::batch_norm(
+        mixbit_kernels::batch_norm(
             &AxisShape { outer, axis, inner },
             io.floats[0],
             &mean,

@@ -1,7 +1,7 @@
 //! Reductions.
 
-use kernels::ReduceOp;
-use mil::OpView;
+use mixbit_kernels::ReduceOp;
+use mixbit_mil::OpView;
 
 use super::{Binding, around, axes, maximum, minimum, neighbours, offsets, walks};
 use crate::backend::holds_floats;
@@ -60,7 +60,7 @@ fn lower(
         return plan.by_reference(op, reference);
     };
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
+        mixbit_kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
         Ok(())
     })
 }

@@ -1,6 +1,6 @@
 //! Gathering by index.
 
-use mil::OpView;
+use mixbit_mil::OpView;
 
 use super::{Binding, around};
 use crate::cpu::Lowering;
@@ -84,7 +84,7 @@ fn lower_gather(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         let view = function.view(&node);
         let rows = io.ints[0].iter().map(|&index| resolve(&view, index, extent));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
-        kernels::gather_weight_rows(table.slice(&mut None)?, width, &rows, io.out[0]);
+        mixbit_kernels::gather_weight_rows(table.slice(&mut None)?, width, &rows, io.out[0]);
         Ok(())
     })
 }

@@ -1,8 +1,8 @@
 //! Rearranging, joining and splitting.
 
-use kernels::{ConcatInput, Strided};
-use mil::OpView;
-use mil::ops::{AxisSlice, permutation};
+use mixbit_kernels::{ConcatInput, Strided};
+use mixbit_mil::OpView;
+use mixbit_mil::ops::{AxisSlice, permutation};
 
 use super::unary::alias;
 use super::{Binding, around, offsets, strides};
@@ -44,7 +44,7 @@ fn pick(tensor: &Tensor, places: &[usize], shape: &[usize]) -> Result<Tensor, Er
 fn joined(op: &OpView, out: &[usize]) -> Result<(usize, Vec<usize>), Error> {
     let axis = op.axis(op.int("axis")?, out.len())?;
     let outer: usize = out[..axis].iter().product();
-    let count = |id: &mil::ValueId| op.function().value(*id).ty.count();
+    let count = |id: &mixbit_mil::ValueId| op.function().value(*id).ty.count();
     let runs = op.arg("values").values().iter().map(|id| count(id).checked_div(outer).unwrap_or(0));
     Ok((outer, runs.collect()))
 }
@@ -79,7 +79,7 @@ fn lower_concat(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     plan.step(op.label(), op.arg("values").values(), &[out], move |io| {
         let inputs: Vec<_> =
             io.floats.iter().zip(&runs).map(|(&data, &axis)| ConcatInput { data, axis }).collect();
-        kernels::concat(&inputs, outer, 1, io.out[0]);
+        mixbit_kernels::concat(&inputs, outer, 1, io.out[0]);
         Ok(())
     })
 }
@@ -104,13 +104,12 @@ fn lower_slice(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let forward: Option<Vec<usize>> = steps.iter().map(|&step| usize::try_from(step).ok()).collect();
     let floats = holds_floats(op.ty("x")?.dtype);
     match forward {
-        Some(steps) if floats && counts.len() <= kernels::MAX_RANK && !counts.contains(&0) => {
-            plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+        Some(steps) if floats && counts.len() <= mixbit_kernels::MAX_RANK && !counts.contains(&0) => plan
+            .step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
                 let input = Strided { data: &io.floats[0][start..], strides: &steps };
-                kernels::copy_strided(input, &counts, io.out[0]);
+                mixbit_kernels::copy_strided(input, &counts, io.out[0]);
                 Ok(())
-            })
-        }
+            }),
         _ => plan.by_reference(op, slice),
     }
 }
@@ -149,7 +148,7 @@ fn lower_split(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
         plan.step(op.label(), &[op.value("x")?], &[out], move |io| {
             if len * inner > 0 {
                 let input = Strided { data: &io.floats[0][start * inner..], strides: &[extent * inner, 1] };
-                kernels::copy_strided(input, &[outer, len * inner], io.out[0]);
+                mixbit_kernels::copy_strided(input, &[outer, len * inner], io.out[0]);
             }
             Ok(())
         })?;
@@ -166,11 +165,11 @@ fn transpose(op: &Operands) -> Result<Vec<Tensor>, Error> {
 
 fn lower_transpose(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     let (shape, axes) = (op.ty("x")?.shape.clone(), permutation(op)?);
-    if !holds_floats(op.ty("x")?.dtype) || shape.len() > kernels::MAX_RANK {
+    if !holds_floats(op.ty("x")?.dtype) || shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_reference(op, transpose);
     }
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::permute(io.floats[0], &shape, &axes, io.out[0]);
+        mixbit_kernels::permute(io.floats[0], &shape, &axes, io.out[0]);
         Ok(())
     })
 }
@@ -193,12 +192,12 @@ fn lower_tile(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
     // An axis that is longer than 1 and repeated is two axes of the walk.
     let axes =
         shape.iter().filter(|&&extent| extent != 1).count() + repeats.iter().filter(|&&n| n != 1).count();
-    if !holds_floats(op.ty("x")?.dtype) || axes > kernels::MAX_RANK || out.contains(&0) {
+    if !holds_floats(op.ty("x")?.dtype) || axes > mixbit_kernels::MAX_RANK || out.contains(&0) {
         return plan.by_reference(op, tile);
     }
     let shape = shape.clone();
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::tile(io.floats[0], &shape, &repeats, io.out[0]);
+        mixbit_kernels::tile(io.floats[0], &shape, &repeats, io.out[0]);
         Ok(())
     })
 }

@@ -1,7 +1,7 @@
 //! Element-wise ops of one input.
 
-use kernels::UnaryOp;
-use mil::{DType, OpView};
+use mixbit_kernels::UnaryOp;
+use mixbit_mil::{DType, OpView};
 
 use super::{Binding, maximum, minimum};
 use crate::backend::holds_floats;
@@ -96,7 +96,7 @@ pub(super) fn lower(op: &OpView, plan: &mut Lowering, kernel: UnaryOp) -> Result
         return reference.map_or(Ok(()), |reference| plan.by_reference(op, reference));
     }
     plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        kernels::unary(kernel, io.floats[0], io.out[0]);
+        mixbit_kernels::unary(kernel, io.floats[0], io.out[0]);
         Ok(())
     })
 }

@@ -1,6 +1,6 @@
 //! Element-wise ops of two or three inputs.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

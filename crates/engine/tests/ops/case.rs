@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use engine::Tensor;
 use half::{bf16, f16};
-use mil::{Builder, Bytes, DType, Function, Opset, Source, TensorType, WeightRef};
+use mixbit_engine::Tensor;
+use mixbit_mil::{Builder, Bytes, DType, Function, Opset, Source, TensorType, WeightRef};
 
 /// An op with its operands and attributes.
 #[derive(Clone)]
@@ -191,10 +191,10 @@ impl Case {
     }
 
     /// The function with all floats of type `element`, and what it is run on.
-    pub(crate) fn function(&self, element: DType) -> Result<(Function, Feeds), mil::Error> {
+    pub(crate) fn function(&self, element: DType) -> Result<(Function, Feeds), mixbit_mil::Error> {
         let mut b = Builder::new("main", self.opset);
         let mut feeds = Feeds::new();
-        let mut bound: Vec<(&'static str, Vec<mil::ValueId>)> = Vec::new();
+        let mut bound: Vec<(&'static str, Vec<mixbit_mil::ValueId>)> = Vec::new();
         let mut last = None;
         for (index, operand) in self.operands.iter().enumerate() {
             let name = format!("operand{index}");
@@ -225,7 +225,7 @@ impl Case {
         }
         let results = op.add_all()?;
         let function = b.finish(&results)?;
-        mil::verify(&function)?;
+        mixbit_mil::verify(&function)?;
         Ok((function, feeds))
     }
 }

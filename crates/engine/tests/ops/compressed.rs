@@ -1,10 +1,10 @@
 //! Ops on compressed constants that are large enough to stay compressed, in every form of iOS 16 and 18: both backends
 //! agree, and the CPU gives the bits that it gives for the decoded constants.
 
-use engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
 use half::f16;
-use mil::{Builder, Bytes, Constant, DType, Function, Opset, TensorType, ValueId, WeightRef};
-use testkit::Failures;
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_mil::{Builder, Bytes, Constant, DType, Function, Opset, TensorType, ValueId, WeightRef};
+use mixbit_testkit::Failures;
 
 use crate::case::{Feeds, noise};
 use crate::{compare, run, same_bits};
@@ -80,7 +80,7 @@ fn halves(b: &mut Builder, name: &str, shape: &[usize], seed: u64) -> ValueId {
 
 impl Form {
     /// Adds the ops that decode a constant of `shape`.
-    fn weight(self, b: &mut Builder, shape: &[usize]) -> Result<ValueId, mil::Error> {
+    fn weight(self, b: &mut Builder, shape: &[usize]) -> Result<ValueId, mixbit_mil::Error> {
         let count: usize = shape.iter().product();
         let blocks = |groups: [usize; 2]| {
             let mut blocks = vec![1; shape.len()];
@@ -195,7 +195,7 @@ const READERS: [Reader; 9] = [
 const SIZE: [usize; 2] = [36, 80];
 
 impl Reader {
-    fn function(self, opset: Opset, form: Form) -> Result<(Function, Feeds), mil::Error> {
+    fn function(self, opset: Opset, form: Form) -> Result<(Function, Feeds), mixbit_mil::Error> {
         let mut b = Builder::new("main", opset);
         let mut feeds = Feeds::new();
         let mut input = |b: &mut Builder, shape: &[usize]| {
@@ -244,14 +244,14 @@ impl Reader {
             }
         };
         let function = b.finish(&[y])?;
-        mil::verify(&function)?;
+        mixbit_mil::verify(&function)?;
         Ok((function, feeds))
     }
 }
 
 /// The function with its constants decoded.
 fn dense(function: &Function) -> Function {
-    let mut decoded = mil::constexpr::decoded(function).expect("constants decode");
+    let mut decoded = mixbit_mil::constexpr::decoded(function).expect("constants decode");
     let replace = |_, constant: &Constant| {
         let Constant::Weight(weight) = constant else { return Ok(None) };
         let bytes = Bytes::new(weight.read()?.into_owned());

@@ -1,6 +1,6 @@
 //! Compressed constants, decoded by hand. `formats` proves packages of Apple's own making.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

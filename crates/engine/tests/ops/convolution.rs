@@ -1,6 +1,6 @@
 //! Convolution, padding and resizing.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

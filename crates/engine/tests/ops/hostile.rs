@@ -1,8 +1,8 @@
 //! Runs with inputs that don't fit: each is refused with the name of what is wrong, and the model stays usable.
 
-use engine::{Arithmetic, Backend, Cpu, Error, Model, Options, Reference, Tensor};
-use mil::{Builder, DType, Opset, TensorType};
-use testkit::Failures;
+use mixbit_engine::{Arithmetic, Backend, Cpu, Error, Model, Options, Reference, Tensor};
+use mixbit_mil::{Builder, DType, Opset, TensorType};
+use mixbit_testkit::Failures;
 
 /// What a run is given.
 type Inputs = Vec<(&'static str, Tensor)>;

@@ -1,6 +1,6 @@
 //! Sizes from which kernels share their work among threads and walk over blocks.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

@@ -1,6 +1,6 @@
 //! Matrix products, einsum and attention.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

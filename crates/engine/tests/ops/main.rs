@@ -23,9 +23,9 @@ mod scatter_gather;
 mod shape;
 mod unary;
 
-use engine::{Arithmetic, Backend, Cpu, Data, Error, Options, Reference, Tensor};
-use mil::DType;
-use testkit::{ErrorStats, Failures};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Data, Error, Options, Reference, Tensor};
+use mixbit_mil::DType;
+use mixbit_testkit::{ErrorStats, Failures};
 
 use case::{Case, Feeds};
 
@@ -54,7 +54,7 @@ fn cpus() -> [Cpu; 3] {
 
 fn run(
     backend: &dyn Backend,
-    function: &mil::Function,
+    function: &mixbit_mil::Function,
     arithmetic: Arithmetic,
     feeds: &Feeds,
 ) -> Result<Vec<Tensor>, Error> {
@@ -151,7 +151,7 @@ fn check_known(found: &[Tensor], known: &[Vec<f64>], element: DType) -> Result<(
 #[test]
 fn every_op_of_the_table_has_cases() {
     let cases = cases();
-    let without: Vec<&str> = mil::ops::OPS
+    let without: Vec<&str> = mixbit_mil::ops::OPS
         .iter()
         .flat_map(|family| family.iter())
         .map(|def| def.name)

@@ -1,8 +1,8 @@
 //! The reference, and with it the CPU, against PyTorch and coremltools: `fixtures/ops`.
 
-use engine::{Arithmetic, Reference};
-use mil::{DType, Literal, Source};
-use testkit::{Failures, Fixture};
+use mixbit_engine::{Arithmetic, Reference};
+use mixbit_mil::{DType, Literal, Source};
+use mixbit_testkit::{Failures, Fixture};
 
 use crate::case::{Case, case};
 
@@ -14,7 +14,7 @@ struct Recorded {
 
 /// MIL's own string for the name of an op's input.
 fn input_name(op: &str, name: &str) -> &'static str {
-    let def = mil::ops::lookup(op).unwrap_or_else(|| panic!("`{op}` is not in the table"));
+    let def = mixbit_mil::ops::lookup(op).unwrap_or_else(|| panic!("`{op}` is not in the table"));
     def.params.iter().find(|param| param.name == name).unwrap_or_else(|| panic!("{op} has no `{name}`")).name
 }
 

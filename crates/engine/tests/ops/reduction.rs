@@ -1,6 +1,6 @@
 //! Reductions.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

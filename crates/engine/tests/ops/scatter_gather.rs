@@ -1,6 +1,6 @@
 //! Gathering by index.
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::case::{Case, case};
 

@@ -1,6 +1,6 @@
 //! Rearranging, joining and splitting.
 
-use mil::{DType, Literal};
+use mixbit_mil::{DType, Literal};
 
 use crate::case::{Case, case};
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mil::DType;
+use mixbit_mil::DType;
 
 use crate::activation::SHAPES;
 use crate::case::{Case, case};

@@ -10,7 +10,7 @@
 
 use std::io::{self, Write};
 
-use mil::{Bytes, DType, TensorType};
+use mixbit_mil::{Bytes, DType, TensorType};
 
 const ALIGNMENT: u64 = 64;
 const VERSION: u32 = 2;

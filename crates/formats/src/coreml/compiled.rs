@@ -8,8 +8,8 @@
 
 use std::path::Path;
 
-use mil::text::{Blob, Dialect, Style};
-use mil::{Function, ValueId, WeightRef};
+use mixbit_mil::text::{Blob, Dialect, Style};
+use mixbit_mil::{Function, ValueId, WeightRef};
 use serde_json::Value;
 
 use super::description::Description;
@@ -34,7 +34,7 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
     let text = files.text("model.mil")?;
     let mut weights = WeightFiles::new(files.clone(), "");
     let in_text = |error| in_model("model.mil", CoreMlError::Text(error));
-    let info = mil::text::build_info(&text).map_err(in_text)?;
+    let info = mixbit_mil::text::build_info(&text).map_err(in_text)?;
     let names = info.get(names::KEY).map(|text| Names::from_text(text)).transpose();
     let names = names.map_err(|problem| in_model("model.mil", problem))?.unwrap_or_default();
     let mut resolve = |blob: Blob| {
@@ -47,7 +47,7 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
         let weight = bytes.map_err(|error| error.to_string())?;
         WeightRef::new(name, blob.ty.clone(), weight).map_err(|error| error.to_string())
     };
-    let program = mil::text::parse(&text, &mut resolve).map_err(in_text)?;
+    let program = mixbit_mil::text::parse(&text, &mut resolve).map_err(in_text)?;
     specification::finish(version, generated_class(files).unwrap_or(class), description, program)
         .map_err(|problem| in_model("model.mil", problem))
 }
@@ -114,7 +114,7 @@ fn text(model: &Model, blobs: &Blobs, build_info: &[(&str, &str)]) -> Result<Str
     // A weight outside the weight file stands in the text.
     let program = encode::with_literals(model)?;
     let style = Style { dialect, build_info, place: &place };
-    mil::text::print(&mut out, &program, &style)
+    mixbit_mil::text::print(&mut out, &program, &style)
         .map_err(|_| CoreMlError::inconsistent("a weight has no place in the weight file"))?;
     Ok(out)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mil::{DType, TensorType};
+use mixbit_mil::{DType, TensorType};
 
 use super::wire::{Message, Writer};
 use super::{CoreMlError, Feature, Metadata};

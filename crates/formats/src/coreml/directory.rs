@@ -109,7 +109,7 @@ fn write_error(path: &Path, cause: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     #[test]
     fn a_directory_appears_whole_and_replaces_the_old_one() {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use mil::{
+use mixbit_mil::{
     Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, TensorType, ValueId, WeightRef,
 };
 
@@ -272,11 +272,12 @@ fn to_literal(constant: &Constant) -> Result<Literal, CoreMlError> {
     }
 }
 
-fn read_literal(weight: &WeightRef) -> Result<Literal, mil::Error> {
+fn read_literal(weight: &WeightRef) -> Result<Literal, mixbit_mil::Error> {
     let bytes = weight.read()?.into_owned();
     let found = bytes.len();
     Literal::from_bytes(weight.ty().clone(), bytes).ok_or_else(|| {
-        mil::WeightError::Size { name: weight.name().to_string(), ty: weight.ty().clone(), found }.into()
+        mixbit_mil::WeightError::Size { name: weight.name().to_string(), ty: weight.ty().clone(), found }
+            .into()
     })
 }
 

@@ -17,7 +17,7 @@ pub enum CoreMlError {
     },
     /// The text of a compiled program is not a program.
     #[error("{0}")]
-    Text(mil::text::ParseError),
+    Text(mixbit_mil::text::ParseError),
     /// A kind of model, feature or value that is not read.
     #[error("{what} is not supported")]
     Unsupported {
@@ -44,7 +44,7 @@ pub enum CoreMlError {
     },
     /// The program itself is not valid.
     #[error(transparent)]
-    Program(#[from] mil::Error),
+    Program(#[from] mixbit_mil::Error),
 }
 
 impl CoreMlError {

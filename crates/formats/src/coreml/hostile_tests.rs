@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mil::Bytes;
+use mixbit_mil::Bytes;
 
 use super::wire::Writer;
 use super::{Error, Model, from_files};
@@ -134,7 +134,7 @@ fn y(kind: &str, inputs: &[(&str, &str)]) -> Writer {
 /// A weight file with one blob of four floats at 64.
 fn weights() -> Vec<u8> {
     let mut layout = super::blob::Layout::new();
-    layout.add(&mil::TensorType::new(mil::DType::F32, [4])).unwrap();
+    layout.add(&mixbit_mil::TensorType::new(mixbit_mil::DType::F32, [4])).unwrap();
     let mut file = Vec::new();
     layout.write(&mut file, |_, writer| writer.write_all(&[0; 16])).unwrap();
     file
@@ -231,7 +231,7 @@ fn models_that_lie_are_refused() {
         ("another file", weight_in("@model_path/../../secret", 64), "does not lead to a file of the model"),
         ("an absolute file", weight_in("/etc/passwd", 64), "does not lead to a file of the model"),
     ];
-    let mut failures = testkit::Failures::new("lies");
+    let mut failures = mixbit_testkit::Failures::new("lies");
     for (name, specification, expected) in cases {
         failures.case(name, || match read(&specification, &weights()) {
             Ok(_) => Err("it was read".to_string()),
@@ -309,8 +309,8 @@ fn no_cut_and_no_changed_byte_panics() {
 #[test]
 fn compiled_models_that_lie_are_refused() {
     let sound: BTreeMap<&str, Vec<u8>> = {
-        let fixture =
-            testkit::Fixture::open("coreml").path("compiled/quantized-constexpr/expected-macos.mlmodelc");
+        let fixture = mixbit_testkit::Fixture::open("coreml")
+            .path("compiled/quantized-constexpr/expected-macos.mlmodelc");
         let names = ["coremldata.bin", "metadata.json", "model.mil", "weights/weights.bin"];
         names.into_iter().map(|name| (name, std::fs::read(fixture.join(name)).unwrap())).collect()
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mil::{Arg, DType, Def, Function, OpView, Opset, TensorType, ValueId};
+use mixbit_mil::{Arg, DType, Def, Function, OpView, Opset, TensorType, ValueId};
 use serde_json::{Map, Value, json};
 
 use super::{Feature, Model};
@@ -236,7 +236,7 @@ fn mixed(kinds: impl Iterator<Item = String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mil::{Builder, Literal};
+    use mixbit_mil::{Builder, Literal};
 
     use super::*;
 

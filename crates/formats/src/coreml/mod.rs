@@ -1,6 +1,6 @@
 //! Core ML models: `.mlpackage` directories and compiled `.mlmodelc` ones, read and written.
 //!
-//! [`read`] gives a [`Model`]: a [`mil::Program`] whose weights stay in the memory-mapped weight file, and what the model
+//! [`read`] gives a [`Model`]: a [`mixbit_mil::Program`] whose weights stay in the memory-mapped weight file, and what the model
 //! says about itself. [`write_package`] and [`write_compiled`] write one.
 //!
 //! Specification versions 6 to 9 (iOS 15 to 18) are read; the models of a pipeline become one program, flexible shapes
@@ -8,8 +8,8 @@
 //! programs, compiled pipelines, state, control flow, images and sequences as features, tensors of unknown rank.
 //!
 //! ```
-//! use formats::coreml::{self, Feature, Metadata, Model};
-//! use mil::{Builder, DType, Opset, Program, TensorType};
+//! use mixbit_formats::coreml::{self, Feature, Metadata, Model};
+//! use mixbit_mil::{Builder, DType, Opset, Program, TensorType};
 //!
 //! let ty = TensorType::new(DType::F32, [1, 4]);
 //! let mut b = Builder::new("main", Opset::Ios16);
@@ -59,7 +59,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mil::{Bytes, Program, TensorType};
+use mixbit_mil::{Bytes, Program, TensorType};
 
 pub use error::CoreMlError;
 

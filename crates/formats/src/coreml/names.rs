@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use mil::{Constant, Def, Function, Op, ValueId};
+use mixbit_mil::{Constant, Def, Function, Op, ValueId};
 
 use super::encode::Blobs;
 use super::{CoreMlError, Model};

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mil::ops::lookup;
-use mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType, ValueId};
+use mixbit_mil::ops::lookup;
+use mixbit_mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType, ValueId};
 
 use super::names::{self, Names, Site};
 use super::value::{Placed, constant, named_type, texts};
@@ -88,7 +88,7 @@ fn read_function<'a>(
     }
     let opset = OPSETS.iter().find(|(known, _)| *known == opset_text).map(|(_, opset)| *opset);
     let opset = opset.ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", shown(opset_text))))?;
-    if !mil::is_identifier(name) {
+    if !mixbit_mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
     }
     let mut reader =
@@ -177,7 +177,7 @@ impl<'a> Reader<'a, '_> {
             return self.constant(message, &outputs, &attributes);
         }
         // Before its inputs, so that the message is about the op.
-        lookup(kind).ok_or_else(|| mil::Error::UnknownOp(shown(kind)))?;
+        lookup(kind).ok_or_else(|| mixbit_mil::Error::UnknownOp(shown(kind)))?;
         let mut args = Vec::new();
         for (input, argument) in inputs {
             args.push((input, self.argument(argument, kind, first, input)?));
@@ -237,7 +237,7 @@ impl<'a> Reader<'a, '_> {
                         let name = field.text()?;
                         self.assembler.value(name).ok_or_else(|| {
                             let (output, input, name) = (shown(output), shown(input), shown(name));
-                            mil::Error::Graph(format!(
+                            mixbit_mil::Error::Graph(format!(
                                 "{kind} `{output}`: `{input}` is `{name}`, which is not made before it"
                             ))
                         })?

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mil::{Function, Program, ValueId};
+use mixbit_mil::{Function, Program, ValueId};
 
 use super::description::{Description, describes};
 use super::wire::Message;
@@ -103,7 +103,7 @@ impl<'a> Parts<'a> {
             let part = part.main().ok_or_else(|| model.malformed("there is no main function"))?;
             whole = Some(match whole {
                 None => part.clone(),
-                Some(before) => mil::join(&before, part)?,
+                Some(before) => mixbit_mil::join(&before, part)?,
             });
         }
         let whole = whole.ok_or_else(|| pipeline.malformed("the pipeline is empty"))?;

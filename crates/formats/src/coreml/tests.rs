@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
-use mil::{Builder, DType, Literal, Opset, WeightRef};
-use testkit::Failures;
+use mixbit_mil::{Builder, DType, Literal, Opset, WeightRef};
+use mixbit_testkit::Failures;
 
 use super::*;
-use testkit::Scratch;
+use mixbit_testkit::Scratch;
 
 fn fixtures() -> PathBuf {
-    testkit::Fixture::open("coreml").path("")
+    mixbit_testkit::Fixture::open("coreml").path("")
 }
 
 fn packages() -> Vec<PathBuf> {
@@ -84,7 +84,7 @@ fn packages_are_written_the_same_again() {
                 && again.metadata == original.metadata
                 && again.specification_version == original.specification_version;
             let (ours, theirs) = (again.program.main().unwrap(), original.program.main().unwrap());
-            mil::verify(ours).map_err(|error| error.to_string())?;
+            mixbit_mil::verify(ours).map_err(|error| error.to_string())?;
             if same && ours.ops().len() == theirs.ops().len() {
                 Ok(())
             } else {
@@ -143,7 +143,7 @@ fn model() -> Model {
 fn weight_names(model: &Model) -> Vec<(String, String)> {
     let values = model.program.main().unwrap().values().iter();
     let weights = values.filter_map(|value| match &value.def {
-        mil::Def::Const(mil::Constant::Weight(weight)) => {
+        mixbit_mil::Def::Const(mixbit_mil::Constant::Weight(weight)) => {
             Some((value.name.clone(), weight.name().to_string()))
         }
         _ => None,
@@ -224,7 +224,7 @@ fn compiled_models_of_apple_are_read_and_written_as_theirs() {
             let path = folder.join(name);
             let ours = scratch.path().join("ours.mlmodelc");
             let mut model = read(&path).map_err(|error| error.to_string())?;
-            mil::verify(model.program.main().unwrap()).map_err(|error| error.to_string())?;
+            mixbit_mil::verify(model.program.main().unwrap()).map_err(|error| error.to_string())?;
             if has_source {
                 let source = path.parent().unwrap().join("input.mlmodel");
                 model = read(&source).map_err(|error| error.to_string())?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mil::{Bytes, Constant, DType, Declared, Literal, TensorType, WeightRef};
+use mixbit_mil::{Bytes, Constant, DType, Declared, Literal, TensorType, WeightRef};
 
 use super::wire::Message;
 use super::{CoreMlError, WeightFiles, blob};
@@ -142,7 +142,7 @@ pub(super) fn constant<'a>(
         (None, Some(blob)) => {
             let (file, offset) = blob_place(blob)?;
             let bytes = weights.blob(file, offset, name, &ty)?;
-            let weight = WeightRef::new(name, ty, bytes).map_err(mil::Error::from)?;
+            let weight = WeightRef::new(name, ty, bytes).map_err(mixbit_mil::Error::from)?;
             Ok(Placed { constant: Constant::Weight(weight), place: Some((file, offset)) })
         }
         _ => Err(message.malformed("a value is neither immediate nor in a file")),

@@ -1,9 +1,9 @@
-use mil::Weights;
-use testkit::Failures;
+use mixbit_mil::Weights;
+use mixbit_testkit::Failures;
 
 use super::*;
 use crate::safetensors::tests::file;
-use testkit::Scratch;
+use mixbit_testkit::Scratch;
 
 const MODEL_INDEX: &str = r#"{
     "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.29.0",

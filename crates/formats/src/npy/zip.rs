@@ -2,7 +2,7 @@
 //!
 //! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.16 and 4.5.3.
 
-use mil::Bytes;
+use mixbit_mil::Bytes;
 
 use super::{NpyError, malformed};
 

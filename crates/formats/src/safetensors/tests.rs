@@ -1,7 +1,7 @@
-use testkit::Failures;
+use mixbit_testkit::Failures;
 
 use super::*;
-use testkit::Scratch;
+use mixbit_testkit::Scratch;
 
 /// A file of a header and data as they are given, valid or not.
 fn raw(header: &[u8], data: &[u8]) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use mil::TensorType;
+use mixbit_mil::TensorType;
 use serde_json::{Map, Value, json};
 
 use super::{DTYPES, HEADER_LIMIT, METADATA};

@@ -69,9 +69,9 @@ type Resolve<'a> = &'a mut dyn FnMut(Blob) -> Result<WeightRef, String>;
 ///             tensor<fp16, [1, 4]> y = mul(x = x, y = two);
 ///         } -> (y);
 /// }"#;
-/// let program = mil::text::parse(text, &mut |blob| Err(format!("no file {}", blob.path)))?;
+/// let program = mixbit_mil::text::parse(text, &mut |blob| Err(format!("no file {}", blob.path)))?;
 /// assert_eq!(program.functions[0].ops().len(), 1);
-/// # Ok::<(), mil::text::ParseError>(())
+/// # Ok::<(), mixbit_mil::text::ParseError>(())
 /// ```
 ///
 /// # Errors

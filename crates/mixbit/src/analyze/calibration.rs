@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Inputs, Pipeline, Request, Run, Start, Text};
-use diffusion::random::TorchSource;
-use engine::Cpu;
-use mil::Function;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Inputs, Pipeline, Request, Run, Start, Text};
+use mixbit_diffusion::random::TorchSource;
+use mixbit_engine::Cpu;
+use mixbit_mil::Function;
 use serde::{Deserialize, Serialize};
 
 /// The prompts that are measured on when nobody says others: by turns for calibration and for verification.

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use compress::{Candidate, Layer, Scheme, Target, allocate, predicted_psnr};
 use half::f16;
-use mil::{DType, WeightRef};
+use mixbit_compress::{Candidate, Layer, Scheme, Target, allocate, predicted_psnr};
+use mixbit_mil::{DType, WeightRef};
 use rayon::prelude::*;
 
 use super::journal::{Journal, Key};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use compress::{Layer, Scheme};
+use mixbit_compress::{Layer, Scheme};
 
 use super::journal::{Journal, Key};
 use super::measure::Distortion;

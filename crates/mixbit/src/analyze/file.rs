@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use compress::Scheme;
+use mixbit_compress::Scheme;
 
 use super::{Analysis, Curve, Setting, Verified};
 use crate::recipe::{

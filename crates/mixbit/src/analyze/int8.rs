@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use compress::{Candidate, Layer, Target, allocate, predicted_psnr};
+use mixbit_compress::{Candidate, Layer, Target, allocate, predicted_psnr};
 
 use super::journal::{Journal, Key};
 use super::measure::{Bench, Distortion};

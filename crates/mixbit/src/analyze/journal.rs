@@ -146,7 +146,7 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use testkit::Scratch;
+    use mixbit_testkit::Scratch;
 
     use super::*;
 

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
-use compress::{Layer, Scheme};
-use engine::Tensor;
-use mil::WeightRef;
+use mixbit_compress::{Layer, Scheme};
+use mixbit_engine::Tensor;
+use mixbit_mil::WeightRef;
 
 use super::calibration::Sample;
 use super::network::{Change, Network, Values};

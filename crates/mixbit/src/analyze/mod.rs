@@ -5,7 +5,7 @@
 //! - `exhaustive` is Apple's: every layer at every width alone, then all layers one after the other in the order of their
 //!   harm, and for each layer the fewest bits that stay above a threshold on the latter curve;
 //! - `estimate` measures each layer alone at few widths and states, infers the other widths from the errors that they
-//!   make in the layer's own output, and chooses by rate and distortion ([`compress::allocate`]). Palettes are fitted to
+//!   make in the layer's own output, and chooses by rate and distortion ([`mixbit_compress::allocate`]). Palettes are fitted to
 //!   what matters: an error counts by the mean square of the input channel that it meets.
 //!
 //! Measurements are kept as they are made, so that an analysis goes on after a kill, and several machines can share one.
@@ -29,9 +29,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::bail;
-use compress::{Layer, Scheme, Width};
-use diffusion::model::DiffusionModel;
-use engine::Cpu;
+use mixbit_compress::{Layer, Scheme, Width};
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_engine::Cpu;
 
 pub use calibration::{PROMPTS, Point, Setting};
 pub use int8::Int8;

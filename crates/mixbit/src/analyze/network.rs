@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use compress::{Layer, layers};
-use engine::{Arithmetic, Backend, Cpu, Model, Options, Tensor};
-use mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
+use mixbit_compress::{Layer, layers};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Model, Options, Tensor};
+use mixbit_mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
 
 /// Segments that a network is cut into.
 const SEGMENTS: usize = 32;
@@ -55,15 +55,17 @@ pub(super) struct Variant {
 
 impl<'b> Network<'b> {
     pub(super) fn new(function: &Function, backend: &'b Cpu, stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
-        let function = mil::passes::DEAD_CODE.run(&mil::constexpr::decoded(function)?);
+        let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
         let options = Options { stop: Some(stop.clone()), ..Options::default() };
         let segment = |function: Function| {
             let work = function.ops().iter().map(|op| multiply_adds(&function.view(op))).sum();
             let model = backend.compile(&function, &options)?;
             Ok(Segment { layers: layers(&function), model, work, function })
         };
-        let segments: Vec<Segment> =
-            segments(&function, SEGMENTS).into_iter().map(segment).collect::<Result<_, engine::Error>>()?;
+        let segments: Vec<Segment> = segments(&function, SEGMENTS)
+            .into_iter()
+            .map(segment)
+            .collect::<Result<_, mixbit_engine::Error>>()?;
         let mut places = HashMap::new();
         for (index, segment) in segments.iter().enumerate() {
             for layer in &segment.layers {
@@ -146,7 +148,7 @@ impl<'b> Network<'b> {
             }
             let mut function = segment.function.clone();
             function.map_constants(|id, _| {
-                Ok::<_, engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
+                Ok::<_, mixbit_engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
             })?;
             models.insert(index, self.backend.compile(&function, &options)?);
         }

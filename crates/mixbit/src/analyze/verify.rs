@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use compress::{Layer, Scheme};
-use diffusion::model::DiffusionModel;
-use engine::Cpu;
+use mixbit_compress::{Layer, Scheme};
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_engine::Cpu;
 
 use super::journal::Journal;
 use super::measure::{Bench, Distortion, Encoder};

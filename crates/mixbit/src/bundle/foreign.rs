@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use diffusion::arch::{ArchError, GraphOptions};
-use diffusion::model::{Decoder, Defaults, DiffusionModel, LatentFormat, Network, TextEncoder, Unet};
-use diffusion::scheduler::SchedulerConfig;
-use diffusion::tokenizer::{Tokenizer, TokenizerFiles};
-use mil::{Function, TensorType};
+use mixbit_diffusion::arch::{ArchError, GraphOptions};
+use mixbit_diffusion::model::{Decoder, Defaults, DiffusionModel, LatentFormat, Network, TextEncoder, Unet};
+use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_mil::{Function, TensorType};
 use serde_json::json;
 
 use super::{Bundle, Packaged};

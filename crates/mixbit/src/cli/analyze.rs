@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use compress::Scheme;
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Request, Text};
-use engine::Cpu;
+use mixbit_compress::Scheme;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Request, Text};
+use mixbit_engine::Cpu;
 
 use super::progress::{Counter, Progress};
 use super::{interrupt, print_line, values};
@@ -216,7 +216,7 @@ impl Arguments {
         files.into_iter().next().context("the report has no page")
     }
 
-    fn options(&self, defaults: &diffusion::model::Defaults) -> anyhow::Result<Options> {
+    fn options(&self, defaults: &mixbit_diffusion::model::Defaults) -> anyhow::Result<Options> {
         let method = METHODS.iter().find(|method| method.name == self.method);
         let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
         let goals = [

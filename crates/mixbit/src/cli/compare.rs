@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use compress::{Layer, Scheme};
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Request, Text};
-use engine::Cpu;
-use formats::write_atomically;
+use mixbit_compress::{Layer, Scheme};
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Request, Text};
+use mixbit_engine::Cpu;
+use mixbit_formats::write_atomically;
 use serde_json::json;
 
 use super::progress::Progress;

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use compress::{Scheme, Width};
-use diffusion::arch::AttentionImplementation;
-use diffusion::model::ModelFiles;
-use engine::Cpu;
-use formats::coreml;
+use mixbit_compress::{Scheme, Width};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::model::ModelFiles;
+use mixbit_engine::Cpu;
+use mixbit_formats::coreml;
 
 use super::parts::bits;
 use super::progress::Progress;

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
-use diffusion::random::{NoiseSource, random_source};
-use diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
-use engine::Cpu;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
+use mixbit_diffusion::random::{NoiseSource, random_source};
+use mixbit_diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
+use mixbit_engine::Cpu;
 use serde_json::json;
 
 use super::output::{Output, preview};
@@ -215,7 +215,7 @@ fn profile(pipeline: &Pipeline) -> String {
     for (network, timings) in pipeline.profile() {
         let total: f64 = timings.iter().map(|timing| timing.time.as_secs_f64()).sum();
         text += &format!("{network}: {total:.3} s\n");
-        for engine::Timing { kind, steps, time, .. } in timings {
+        for mixbit_engine::Timing { kind, steps, time, .. } in timings {
             let seconds = time.as_secs_f64();
             text += &format!("{seconds:10.3} s {:5.1} %  {kind} ({steps})\n", 100.0 * seconds / total);
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use mil::{Function, Program, ValueId};
+use mixbit_mil::{Function, Program, ValueId};
 use serde_json::{Value, json};
 
 use super::parts::{Form, Part, Tensor, bits, open, size};

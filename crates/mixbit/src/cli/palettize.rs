@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
-use compress::{Layer, Scheme, Width};
-use diffusion::arch::AttentionImplementation;
-use formats::coreml;
-use mil::{Function, constexpr};
+use mixbit_compress::{Layer, Scheme, Width};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_formats::coreml;
+use mixbit_mil::{Function, constexpr};
 
 use super::parts::{Form, is_checkpoint, is_package, open, size};
 use super::progress::Progress;
@@ -206,7 +206,7 @@ fn write_model(
     path: &Path,
     model: &coreml::Model,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(), formats::Error> {
+) -> Result<(), mixbit_formats::Error> {
     match path.extension().is_some_and(|extension| extension == "mlmodelc") {
         true => coreml::write_compiled(path, model, progress),
         false => coreml::write_package(path, model, progress),
@@ -354,7 +354,7 @@ fn network(models: &[&coreml::Model]) -> anyhow::Result<Function> {
     });
     match &functions.collect::<anyhow::Result<Vec<Function>>>()?[..] {
         [whole] => Ok(whole.clone()),
-        [first, second] => mil::join(first, second).context("the chunks are not of one network"),
+        [first, second] => mixbit_mil::join(first, second).context("the chunks are not of one network"),
         several => bail!("{} packages are the same part", several.len()),
     }
 }
@@ -440,7 +440,7 @@ impl Arguments {
                     items.push(Item::read(path, output)?);
                 } else if path.is_file() {
                     let text = fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
-                    formats::write_atomically(&output, |file| std::io::Write::write_all(file, &text))?;
+                    mixbit_formats::write_atomically(&output, |file| std::io::Write::write_all(file, &text))?;
                 }
             }
         }

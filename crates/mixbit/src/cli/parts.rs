@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use diffusion::arch::AttentionImplementation;
-use formats::{SafeTensors, coreml};
-use mil::{Arg, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_formats::{SafeTensors, coreml};
+use mixbit_mil::{Arg, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr};
 
 use crate::model::DiffusersModel;
 use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Source, plan};
@@ -147,7 +147,7 @@ fn packaged(path: &Path) -> anyhow::Result<Part> {
 
 /// Two packages that are halves of a network, as one; `None` if the second does not take what the first makes.
 pub(super) fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
-    let function = mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
+    let function = mixbit_mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
     Some(Part {
         name,
         tensors: packaged_tensors(&function).ok()?,
@@ -158,7 +158,7 @@ pub(super) fn joined(name: String, first: &Part, second: &Part) -> Option<Part> 
 }
 
 /// What of a package's constants was a table is not known any more.
-fn packaged_tensors(function: &Function) -> Result<Vec<Tensor>, mil::Error> {
+fn packaged_tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
     Ok(tensors(function)?.into_iter().map(|tensor| Tensor { is_table: false, ..tensor }).collect())
 }
 
@@ -206,7 +206,7 @@ fn weight_file(path: &Path) -> anyhow::Result<Part> {
 }
 
 /// The constant tensors that a function uses, in the order of their first use.
-fn tensors(function: &Function) -> Result<Vec<Tensor>, mil::Error> {
+fn tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
     let function = constexpr::decoded(function)?;
     let mut seen: HashSet<ValueId> = HashSet::new();
     let of_ops = function.ops().iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
@@ -310,7 +310,7 @@ pub(super) fn bits(count: usize, bytes: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use mil::{DType, TensorType};
+    use mixbit_mil::{DType, TensorType};
 
     use super::*;
 

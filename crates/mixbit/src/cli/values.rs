@@ -1,11 +1,11 @@
 //! How values on the command line are read.
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
-use compress::{Scheme, Width};
-use diffusion::arch::AttentionImplementation;
-use diffusion::pipeline::Precision;
-use diffusion::random::RANDOM_SOURCES;
-use diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_compress::{Scheme, Width};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::pipeline::Precision;
+use mixbit_diffusion::random::RANDOM_SOURCES;
+use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
 use crate::analyze::{EFFORTS, METHODS, Method};
 use crate::package::{DEPLOYMENT_TARGETS, PARTS};
@@ -52,7 +52,7 @@ pub(super) fn scheduler_help() -> String {
 
 /// Every random source.
 pub(super) fn random_sources() -> PossibleValuesParser {
-    let value = |entry: &diffusion::random::RandomSourceEntry| {
+    let value = |entry: &mixbit_diffusion::random::RandomSourceEntry| {
         PossibleValue::new(entry.name).aliases(entry.aliases).help(entry.about)
     };
     RANDOM_SOURCES.iter().map(value).collect::<Vec<_>>().into()

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use diffusion::random::{NoiseSource, TorchSource};
-use engine::{Arithmetic, Backend, Cpu, Options, Tensor};
-use formats::coreml;
-use mil::{Function, Value};
+use mixbit_diffusion::random::{NoiseSource, TorchSource};
+use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit_formats::coreml;
+use mixbit_mil::{Function, Value};
 
 use super::Package;
 use crate::psnr::{apple_psnr, mean_square, peak};

@@ -12,7 +12,7 @@ mod plan;
 mod vocabulary;
 mod write;
 
-use mil::Opset;
+use mixbit_mil::Opset;
 
 pub use check::check_output;
 pub use plan::{Options, PlanError, Source, plan};

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use diffusion::arch::{
+use mixbit_diffusion::arch::{
     ArchError, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
 };
-use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
-use mil::{DType, Function, Weights, bisect};
+use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
+use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 

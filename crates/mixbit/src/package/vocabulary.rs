@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS};
-use formats::write_atomically;
+use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS};
+use mixbit_formats::write_atomically;
 use serde_json::Value;
 
 /// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the same.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use formats::coreml::{self, Feature, Metadata};
-use mil::{Function, Program, ValueId};
+use mixbit_formats::coreml::{self, Feature, Metadata};
+use mixbit_mil::{Function, Program, ValueId};
 use thiserror::Error;
 
 use super::PlanError;
@@ -38,11 +38,11 @@ pub enum PackageError {
         /// The package's name.
         package: String,
         /// The rule.
-        source: mil::Error,
+        source: mixbit_mil::Error,
     },
     /// The files can't be written.
     #[error(transparent)]
-    Format(#[from] formats::Error),
+    Format(#[from] mixbit_formats::Error),
 }
 
 impl Package {
@@ -90,8 +90,8 @@ impl Package {
     /// # Errors
     /// [`PackageError`].
     pub fn model(&self) -> Result<coreml::Model, PackageError> {
-        let function = mil::passes::DEAD_CODE.run(&self.function()?);
-        mil::verify(&function)
+        let function = mixbit_mil::passes::DEAD_CODE.run(&self.function()?);
+        mixbit_mil::verify(&function)
             .map_err(|source| PackageError::Graph { package: self.name.clone(), source })?;
         let features = |ids: &[ValueId]| ids.iter().map(|&id| feature(&function, id)).collect();
         Ok(coreml::Model {

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use compress::Layer;
-use formats::coreml;
 use half::f16;
-use mil::{DType, WeightError};
+use mixbit_compress::Layer;
+use mixbit_formats::coreml;
+use mixbit_mil::{DType, WeightError};
 use rayon::prelude::*;
 use thiserror::Error;
 
@@ -42,7 +42,7 @@ pub struct LayerReport {
 pub enum CheckError {
     /// The model can't be read again.
     #[error(transparent)]
-    Format(#[from] formats::Error),
+    Format(#[from] mixbit_formats::Error),
     /// The model's graph can't be used.
     #[error(transparent)]
     Graph(#[from] PalettizeError),

@@ -9,9 +9,9 @@ mod check;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use compress::{Choice, Layer, Scheme, apply, layers};
-use formats::coreml;
-use mil::{Function, Opset, Program, constexpr};
+use mixbit_compress::{Choice, Layer, Scheme, apply, layers};
+use mixbit_formats::coreml;
+use mixbit_mil::{Function, Opset, Program, constexpr};
 use thiserror::Error;
 
 use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
@@ -103,10 +103,10 @@ pub enum PalettizeError {
     },
     /// A weight can't be compressed.
     #[error(transparent)]
-    Compress(#[from] compress::Error),
+    Compress(#[from] mixbit_compress::Error),
     /// The model's graph can't be used.
     #[error(transparent)]
-    Mil(#[from] mil::Error),
+    Mil(#[from] mixbit_mil::Error),
     /// The model has no function.
     #[error("it has no function `main`")]
     NoFunction,

@@ -1,5 +1,5 @@
-use mil::{Builder, Bytes, DType, TensorType, WeightRef};
-use testkit::Scratch;
+use mixbit_mil::{Builder, Bytes, DType, TensorType, WeightRef};
+use mixbit_testkit::Scratch;
 
 use super::*;
 

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use compress::Width;
+use mixbit_compress::Width;
 use thiserror::Error;
 
 use super::UNTOUCHED;
@@ -18,7 +18,7 @@ pub enum RecipeError {
     },
     /// The system can't read or write it.
     #[error(transparent)]
-    Io(#[from] formats::Error),
+    Io(#[from] mixbit_formats::Error),
     /// The text ends before the JSON does.
     #[error(
         "the text ends at line {line}, column {column}, in the middle of the JSON: it was cut short; copy it again"
@@ -66,7 +66,7 @@ pub enum RecipeError {
         /// The layer.
         layer: String,
         /// The forms that there are.
-        source: compress::Error,
+        source: mixbit_compress::Error,
     },
     /// The two places that say how a layer is stored disagree.
     #[error(

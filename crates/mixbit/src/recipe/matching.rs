@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use compress::{Layer, Scheme, layers};
-use mil::Function;
+use mixbit_compress::{Layer, Scheme, layers};
+use mixbit_mil::Function;
 use thiserror::Error;
 
 use super::structure::{Correspondence, correspondence};

@@ -26,8 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use compress::{Layer, Scheme};
 use half::f16;
+use mixbit_compress::{Layer, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -177,7 +177,7 @@ impl ModelIdentity {
             format!("{} {:?}\n", layer.name, &shape[..end.min(shape.len())])
         };
         let lines: BTreeSet<String> = layers.iter().map(line).collect();
-        let digest = formats::sha256(lines.into_iter().collect::<String>().as_bytes());
+        let digest = mixbit_formats::sha256(lines.into_iter().collect::<String>().as_bytes());
         let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let weights: u64 = layers.iter().map(|layer| layer.count() as u64).sum();
         ModelIdentity {
@@ -196,11 +196,15 @@ impl RecipeFile {
     /// # Errors
     /// [`RecipeError::File`], with what is wrong and where.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        let read = || -> Result<String, formats::Error> {
-            let error = |cause| formats::Error::Read { path: path.to_path_buf(), cause };
+        let read = || -> Result<String, mixbit_formats::Error> {
+            let error = |cause| mixbit_formats::Error::Read { path: path.to_path_buf(), cause };
             let len = fs::metadata(path).map_err(error)?.len();
             if len > LARGEST {
-                return Err(formats::Error::TooLarge { path: path.to_path_buf(), len, limit: LARGEST });
+                return Err(mixbit_formats::Error::TooLarge {
+                    path: path.to_path_buf(),
+                    len,
+                    limit: LARGEST,
+                });
             }
             fs::read_to_string(path).map_err(error)
         };
@@ -228,7 +232,7 @@ impl RecipeFile {
     pub fn write(&self, path: &Path) -> Result<(), RecipeError> {
         use std::io::Write;
         let text = self.to_text();
-        Ok(formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
+        Ok(mixbit_formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
     }
 
     /// The recipe of that name, or the only one whose name it is a part of.
@@ -261,7 +265,7 @@ impl Recipe {
             Some(scheme) => format!("{layer} {scheme}\n"),
             None => format!("{layer} {UNTOUCHED}\n"),
         };
-        let digest = formats::sha256(self.layers.iter().map(line).collect::<String>().as_bytes());
+        let digest = mixbit_formats::sha256(self.layers.iter().map(line).collect::<String>().as_bytes());
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use compress::{Scheme, Width};
 use half::f16;
+use mixbit_compress::{Scheme, Width};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

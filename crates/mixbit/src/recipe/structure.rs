@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use mil::{Arg, Constant, Def, Function, Op, OpView, ValueId};
+use mixbit_mil::{Arg, Constant, Def, Function, Op, OpView, ValueId};
 
 /// Ops that bring values together in an order that matters.
 const ORDERED: [&str; 3] = ["matmul", "einsum", "concat"];
@@ -24,7 +24,7 @@ pub struct Correspondence {
     pub only: (Vec<usize>, Vec<usize>),
 }
 
-/// Compares two networks. Constexpr ops must be decoded; layers are counted as [`compress::layers`] gives them.
+/// Compares two networks. Constexpr ops must be decoded; layers are counted as [`mixbit_compress::layers`] gives them.
 pub fn correspondence(network: &Function, named: &Function) -> Correspondence {
     let mut labels = Numbers::default();
     let skeletons = [Skeleton::of(network, &mut labels), Skeleton::of(named, &mut labels)];

@@ -1,5 +1,5 @@
-use mil::{Builder, Bytes, DType, Function, Opset, TensorType, WeightRef};
-use testkit::{Failures, Scratch};
+use mixbit_mil::{Builder, Bytes, DType, Function, Opset, TensorType, WeightRef};
+use mixbit_testkit::{Failures, Scratch};
 
 use super::*;
 
@@ -217,7 +217,8 @@ fn layers_are_known_by_their_names() {
         ["down.0.to_q.weight", "conv_in.weight", "other.weight"],
         ["down_0_to_q_weight_to_fp16", "conv_in_weight_to_fp16_palettized", "var_7_to_fp16"],
     ] {
-        let layers = compress::layers(&graph(&[(names[0], TO_Q), (names[1], CONV_IN), (names[2], TO_Q)]));
+        let layers =
+            mixbit_compress::layers(&graph(&[(names[0], TO_Q), (names[1], CONV_IN), (names[2], TO_Q)]));
         let found = assign(&file, recipe, &layers).unwrap();
         let said: Vec<(&str, Option<Scheme>)> =
             found.layers.values().map(|(name, scheme)| (name.as_str(), *scheme)).collect();
@@ -234,7 +235,7 @@ fn a_recipe_for_another_model_is_refused() {
     let mut file = RecipeFile::parse(APPLES).unwrap();
     let assign_to = |file: &RecipeFile, names: &[(&str, &[usize])]| {
         let (_, recipe) = file.select("4.50").unwrap();
-        assign(file, recipe, &compress::layers(&graph(names))).map_err(|error| error.to_string())
+        assign(file, recipe, &mixbit_compress::layers(&graph(names))).map_err(|error| error.to_string())
     };
     let error = assign_to(&file, &[("conv_in.weight", CONV_IN)]).unwrap_err();
     assert_eq!(
@@ -263,7 +264,7 @@ fn a_recipe_for_another_model_is_refused() {
 #[test]
 fn fine_tunes_are_the_same_model() {
     let names: [(&str, &[usize]); 2] = [("down.0.to_q.weight", TO_Q), ("conv_in.weight", CONV_IN)];
-    let layers = compress::layers(&graph(&names));
+    let layers = mixbit_compress::layers(&graph(&names));
     let mut file = RecipeFile::parse(APPLES).unwrap();
     let identity = ModelIdentity::of("demo", &layers);
     assert_eq!((identity.weights, identity.bytes), (136, 272));
@@ -272,6 +273,6 @@ fn fine_tunes_are_the_same_model() {
     assert_eq!(assign(&file, recipe, &layers).unwrap().is_same, Some(true));
     let reversed: Vec<Layer> = layers.iter().rev().cloned().collect();
     assert_eq!(ModelIdentity::of("demo", &reversed), identity);
-    let more = compress::layers(&graph(&[names[0], names[1], ("extra.weight", TO_Q)]));
+    let more = mixbit_compress::layers(&graph(&[names[0], names[1], ("extra.weight", TO_Q)]));
     assert_eq!(assign(&file, recipe, &more).unwrap().is_same, Some(false));
 }

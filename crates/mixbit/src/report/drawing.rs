@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use compress::{Layer, Scheme, layers};
-use diffusion::arch::ArchError;
-use diffusion::model::{DiffusionModel, ModelError, Network};
-use diffusion::pipeline::{Image, Pipeline, PipelineError, Request, Start};
-use diffusion::random::TorchSource;
-use engine::Cpu;
-use mil::{Constant, Function, WeightRef, constexpr};
+use mixbit_compress::{Layer, Scheme, layers};
+use mixbit_diffusion::arch::ArchError;
+use mixbit_diffusion::model::{DiffusionModel, ModelError, Network};
+use mixbit_diffusion::pipeline::{Image, Pipeline, PipelineError, Request, Start};
+use mixbit_diffusion::random::TorchSource;
+use mixbit_engine::Cpu;
+use mixbit_mil::{Constant, Function, WeightRef, constexpr};
 use rayon::prelude::*;
 
 use crate::palettize::{Choices, Chosen};
@@ -108,7 +108,7 @@ fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> anyhow:
     let new: Vec<Option<_>> = found.par_iter().map(encode).collect::<anyhow::Result<_>>()?;
     let new: HashMap<_, _> = new.into_iter().flatten().collect();
     function.map_constants(|id, _| {
-        Ok::<_, mil::Error>(new.get(&id).map(|weight| Constant::Weight(weight.clone())))
+        Ok::<_, mixbit_mil::Error>(new.get(&id).map(|weight| Constant::Weight(weight.clone())))
     })?;
     Ok(function)
 }

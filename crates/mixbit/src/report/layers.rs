@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use compress::Scheme;
+use mixbit_compress::Scheme;
 
 use super::figure::{Anchor, Figure, Ink, LINE};
 use crate::analyze::{Analysis, Candidate, Verified};

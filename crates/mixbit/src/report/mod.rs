@@ -19,10 +19,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Image, PipelineError, Request};
-use engine::Cpu;
-use formats::write_atomically;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Image, PipelineError, Request};
+use mixbit_engine::Cpu;
+use mixbit_formats::write_atomically;
 
 pub use drawing::{Choose, Picture, Recoded, draw};
 pub use grid::Grid;
@@ -59,7 +59,7 @@ pub struct Pictures {
 ///
 /// # Errors
 /// If one can't be written, with its path.
-pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, formats::Error> {
+pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixbit_formats::Error> {
     let plot = plot::plot(&plot::series(report.analysis));
     let paths = ["report.html", "psnr_vs_size.svg", "psnr_vs_size.png"].map(|name| directory.join(name));
     let [page, svg, png] = &paths;
@@ -71,7 +71,7 @@ pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, form
 
 /// How a recipe of an analysis stores layers.
 pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Choices {
-    let chosen = |(layer, scheme): (&String, &compress::Scheme)| {
+    let chosen = |(layer, scheme): (&String, &mixbit_compress::Scheme)| {
         (layer.clone(), Chosen { scheme: *scheme, importance: importance.get(layer).cloned() })
     };
     verified.layers.iter().map(chosen).collect()

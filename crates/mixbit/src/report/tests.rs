@@ -1,4 +1,4 @@
-use compress::{Scheme, Width};
+use mixbit_compress::{Scheme, Width};
 
 use super::figure::escaped;
 use super::*;
@@ -127,7 +127,7 @@ fn the_plot_has_every_point_but_the_original() {
 
 #[test]
 fn files_are_written_without_images() {
-    let directory = testkit::Scratch::new();
+    let directory = mixbit_testkit::Scratch::new();
     let analysis = Analysis { recipes: Vec::new(), ..analysis() };
     let paths = write(directory.path(), &Report { analysis: &analysis, name: "m", pictures: None }).unwrap();
     assert_balanced(&std::fs::read_to_string(&paths[0]).unwrap());

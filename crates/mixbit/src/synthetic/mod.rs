@@ -1,7 +1,7 @@
 //! Checkpoints of published sizes with random weights: what a model costs can be measured without having it.
 //!
 //! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the tensors are what
-//! [`diffusion::arch`] asks for when it builds the networks.
+//! [`mixbit_diffusion::arch`] asks for when it builds the networks.
 
 mod weights;
 
@@ -11,11 +11,11 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use diffusion::arch::{ARCHITECTURES, Architecture, Config};
-use formats::Diffusers;
-use formats::diffusers::Component;
-use formats::safetensors::{self, TensorSpec};
-use mil::{Bytes, DType, TensorType};
+use mixbit_diffusion::arch::{ARCHITECTURES, Architecture, Config};
+use mixbit_formats::Diffusers;
+use mixbit_formats::diffusers::Component;
+use mixbit_formats::safetensors::{self, TensorSpec};
+use mixbit_mil::{Bytes, DType, TensorType};
 
 use weights::Fill;
 
@@ -223,7 +223,7 @@ fn make_folder(path: &Path) -> anyhow::Result<()> {
 
 fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
     make_folder(path)?;
-    Ok(formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
+    Ok(mixbit_formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
 }
 
 /// Writes one file of weights; `written` is told how many parameters more are written.

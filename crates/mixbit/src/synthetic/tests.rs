@@ -1,9 +1,9 @@
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
-use diffusion::random::random_source;
-use diffusion::scheduler::SchedulerConfig;
-use diffusion::tokenizer::{Tokenizer, TokenizerFiles};
-use testkit::{Failures, Scratch, fixture_root};
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_testkit::{Failures, Scratch, fixture_root};
 
 use super::*;
 use crate::model::DiffusersModel;
@@ -163,7 +163,7 @@ fn an_error_of_the_listener_ends_the_writing() {
 
 fn draw(directory: &Path) -> anyhow::Result<()> {
     let model = DiffusionModel::from_files(&DiffusersModel::open(directory, None)?)?;
-    let backend = engine::Cpu::new(Some(1))?;
+    let backend = mixbit_engine::Cpu::new(Some(1))?;
     for precision in [Precision::F32, Precision::F16] {
         let request = Request {
             steps: 3,

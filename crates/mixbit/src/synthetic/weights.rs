@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use half::f16;
-use mil::DType;
+use mixbit_mil::DType;
 use rayon::prelude::*;
 
 /// Values that are made and written at a time.

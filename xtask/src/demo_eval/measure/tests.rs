@@ -1,4 +1,4 @@
-use testkit::Failures;
+use mixbit_testkit::Failures;
 
 use super::*;
 use crate::repository;

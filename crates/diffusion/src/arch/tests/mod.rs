@@ -6,7 +6,7 @@ mod structure;
 
 use std::collections::BTreeMap;
 
-use mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights, verify};
+use mixbit_mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Weights, verify};
 use serde_json::Value;
 
 use super::*;
@@ -83,8 +83,8 @@ fn histogram(function: &Function) -> BTreeMap<&'static str, usize> {
 }
 
 /// The names and shapes of the inputs, or outputs, of a function.
-fn signature(function: &Function, values: &[mil::ValueId]) -> Vec<(String, DType, Vec<usize>)> {
-    let one = |&id: &mil::ValueId| {
+fn signature(function: &Function, values: &[mixbit_mil::ValueId]) -> Vec<(String, DType, Vec<usize>)> {
+    let one = |&id: &mixbit_mil::ValueId| {
         let value = function.value(id);
         (value.name.clone(), value.ty.dtype, value.ty.shape.clone())
     };

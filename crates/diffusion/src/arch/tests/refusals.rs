@@ -1,7 +1,7 @@
 //! What is refused, and how.
 
+use mixbit_testkit::Failures;
 use serde_json::json;
-use testkit::Failures;
 
 use super::configs::{safety_checker, text_encoder, unet_sd15, unet_sdxl, vae};
 use super::text_encoder::Outputs;

@@ -1,7 +1,7 @@
 //! What graphs are made of.
 
+use mixbit_testkit::{Failures, Fixture};
 use serde_json::json;
-use testkit::{Failures, Fixture};
 
 use super::configs::{
     published, published_safety_checker, published_vae, safety_checker, text_encoder, unet_sd15, unet_sdxl,

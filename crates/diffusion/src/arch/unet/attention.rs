@@ -1,6 +1,6 @@
 //! The transformers of the UNet: `Transformer2DModel` with `BasicTransformerBlock`s.
 
-use mil::{ValueId, identifier};
+use mixbit_mil::{ValueId, identifier};
 
 use super::super::ArchError;
 use super::super::heads::Heads;

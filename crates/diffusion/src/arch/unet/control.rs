@@ -1,6 +1,6 @@
 //! ControlNets: `ControlNetModel`, the way down of a UNet that also sees an image of edges, depth or poses.
 
-use mil::{Function, ValueId, Weights, identifier};
+use mixbit_mil::{Function, ValueId, Weights, identifier};
 use serde_json::{Map, Value};
 
 use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};

@@ -1,6 +1,6 @@
 //! What the residual blocks are told besides the image: the timestep, and other conditions, as one vector.
 
-use mil::{DType, ValueId, identifier};
+use mixbit_mil::{DType, ValueId, identifier};
 
 use super::super::heads::Heads;
 use super::super::layers::{Activation, Bias, Net, int};

@@ -8,7 +8,7 @@ mod config;
 pub mod control;
 mod embedding;
 
-use mil::{Function, ValueId, Weights, identifier};
+use mixbit_mil::{Function, ValueId, Weights, identifier};
 
 pub use config::{Addition, Attention, ClassLabels, Config, Middle, Stage, TimeEmbedding};
 

@@ -1,7 +1,7 @@
 //! Attention, without its matrix of scores.
 
-use kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
-use mil::ValueId;
+use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 use super::heads::{merged, tokens_behind};
@@ -110,7 +110,7 @@ fn matmuls(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
     let (first, second) = (graph.view(scores), graph.view(product));
     let operands = (first.get("x"), first.get("y"), second.get("x"), second.get("y"));
     let (Some(query), Some(key), Some(left), Some(right)) = operands else { return Ok(None) };
-    let is_transposed = |view: &mil::OpView, input: &str| view.bool(input).unwrap_or(false);
+    let is_transposed = |view: &mixbit_mil::OpView, input: &str| view.bool(input).unwrap_or(false);
     // The probabilities are rows of queries on the left, or columns of them on the right.
     let (value, value_tokens_first, out_tokens_first) = match (left == probabilities, right == probabilities)
     {
@@ -275,7 +275,7 @@ impl Parts {
                     mask,
                     by_image: packing.is_due(),
                 };
-                kernels::attention(&args, precision, io.out[0], out);
+                mixbit_kernels::attention(&args, precision, io.out[0], out);
                 Ok(())
             })
         };

@@ -1,7 +1,7 @@
 //! What follows a linear layer or a convolution, done while its result is on the way from registers to memory.
 
-use kernels::UnaryOp;
-use mil::ValueId;
+use mixbit_kernels::UnaryOp;
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 use super::{Chain, Verdict, label};

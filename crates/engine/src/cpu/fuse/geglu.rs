@@ -1,6 +1,6 @@
 //! Gated GELU.
 
-use kernels::UnaryOp;
+use mixbit_kernels::UnaryOp;
 
 use super::graph::Graph;
 use super::{Chain, Verdict, label};
@@ -52,7 +52,7 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let lower = move |plan: &mut super::Lowering| {
         let label = label(plan, "geglu", output);
         plan.step(label, &[x], &[output], move |io| {
-            kernels::geglu(io.floats[0], width, io.out[0]);
+            mixbit_kernels::geglu(io.floats[0], width, io.out[0]);
             Ok(())
         })
     };

@@ -1,6 +1,6 @@
 //! Who makes and who uses each value.
 
-use mil::{Arg, Constant, DType, Def, Function, OpView, ValueId};
+use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, ValueId};
 
 use crate::Tensor;
 

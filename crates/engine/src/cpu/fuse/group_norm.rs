@@ -1,7 +1,7 @@
 //! Group norm, which MIL does not have: what coremltools writes for it.
 
-use kernels::{GroupNormShape, NormParams, UnaryOp};
-use mil::ValueId;
+use mixbit_kernels::{GroupNormShape, NormParams, UnaryOp};
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 use super::{Chain, Lowering, Verdict, label};
@@ -160,7 +160,7 @@ impl Core {
             let (gamma, beta) = (gamma.clone(), beta.clone());
             plan.step(label, &[input], &[output], move |io| {
                 let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation };
-                kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
+                mixbit_kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
                 Ok(())
             })
         };

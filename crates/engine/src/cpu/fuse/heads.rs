@@ -1,6 +1,6 @@
 //! Heads that transposes take out of the channels of linear layers, and put back.
 
-use mil::ValueId;
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 

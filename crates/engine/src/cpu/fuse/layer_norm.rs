@@ -1,7 +1,7 @@
 //! Layer norm as Apple's converter leaves it, over the channels of [N, C, 1, S].
 
-use kernels::{AxisShape, NormParams};
-use mil::ValueId;
+use mixbit_kernels::{AxisShape, NormParams};
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 use super::{Chain, Lowering, Verdict, label};
@@ -52,7 +52,7 @@ pub(super) fn find(graph: &Graph, rsqrt: usize) -> Verdict {
         let (gamma, beta) = (gamma.clone(), beta.clone());
         plan.step(label, &[input], &[output], move |io| {
             let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation: None };
-            kernels::layer_norm(&shape, io.floats[0], &params, io.out[0]);
+            mixbit_kernels::layer_norm(&shape, io.floats[0], &params, io.out[0]);
             Ok(())
         })
     };

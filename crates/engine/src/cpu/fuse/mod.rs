@@ -9,7 +9,7 @@ mod heads;
 mod layer_norm;
 mod projections;
 
-use mil::{Function, Op, ValueId};
+use mixbit_mil::{Function, Op, ValueId};
 
 use super::Lowering;
 use crate::Error;
@@ -117,7 +117,7 @@ pub(super) fn nodes(function: &Function) -> Fused<'_> {
 impl Node<'_> {
     /// The multiply-adds of the node's ops.
     pub(super) fn multiply_adds(&self, function: &Function) -> u64 {
-        let one = |op: &Op| mil::multiply_adds(&function.view(op));
+        let one = |op: &Op| mixbit_mil::multiply_adds(&function.view(op));
         match self {
             Node::Chain(ops, _) => ops.iter().map(|&op| one(&function.ops()[op])).sum(),
             Node::Op(op) => one(op),

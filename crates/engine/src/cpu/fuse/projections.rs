@@ -1,7 +1,7 @@
 //! Queries, keys and values of the same tokens: one product.
 
-use kernels::Mat;
-use mil::ValueId;
+use mixbit_kernels::Mat;
+use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 use super::{Lowering, label};
@@ -58,7 +58,7 @@ impl Projections {
             for (view, value) in views.iter().zip(self.values) {
                 lower_linear(view, plan, Ending::of(view))?;
                 plan.alias(view.op().outputs[0], value)?;
-                plan.count(mil::multiply_adds(view));
+                plan.count(mixbit_mil::multiply_adds(view));
             }
             return Ok(false);
         };
@@ -72,10 +72,10 @@ impl Projections {
             let mut rooms = Vec::new();
             let rights = kernel.operands(&mut rooms)?;
             let bias = (!bias.is_empty()).then_some(&bias[..]);
-            kernels::gemm_several(io.out[0], left, &rights, kernel.precision(), bias);
+            mixbit_kernels::gemm_several(io.out[0], left, &rights, kernel.precision(), bias);
             Ok(())
         })?;
-        plan.count(views.iter().map(mil::multiply_adds).sum());
+        plan.count(views.iter().map(mixbit_mil::multiply_adds).sum());
         Ok(true)
     }
 }

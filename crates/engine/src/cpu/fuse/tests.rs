@@ -1,7 +1,7 @@
 //! Chains against the reference, and chains that must not be.
 
-use mil::{Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId};
-use testkit::{ErrorStats, Failures};
+use mixbit_mil::{Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId};
+use mixbit_testkit::{ErrorStats, Failures};
 
 use super::*;
 use crate::{Backend, Cpu, Options, Reference, Tensor};
@@ -568,7 +568,7 @@ impl SelfAttention {
         leak: None,
     };
 
-    fn build(self) -> Result<Function, mil::Error> {
+    fn build(self) -> Result<Function, mixbit_mil::Error> {
         let [batch, tokens, heads, width] = self.sizes;
         let channels = heads * width;
         let mut b = Builder::new("main", Opset::Ios16);

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use diffusion::arch::AttentionImplementation;
-use diffusion::pipeline::{Part, PipelineError, Precision, Role};
-use engine::{Cpu, Timing, TracedStep};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::pipeline::{Part, PipelineError, Precision, Role};
+use mixbit_engine::{Cpu, Timing, TracedStep};
 
 use super::super::progress::Progress;
 
@@ -64,7 +64,7 @@ fn timed(work: impl FnOnce() -> Result<(), PipelineError>) -> Result<Duration, P
 }
 
 /// How attention is written in a graph: einsums are the split form's alone.
-fn attention(graph: &mil::Function) -> AttentionImplementation {
+fn attention(graph: &mixbit_mil::Function) -> AttentionImplementation {
     match graph.ops().iter().any(|op| graph.view(op).kind() == "einsum") {
         true => AttentionImplementation::SplitEinsum,
         false => AttentionImplementation::Original,

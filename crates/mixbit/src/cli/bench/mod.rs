@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
-use compress::Width;
-use diffusion::model::DiffusionModel;
-use diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, Start, Text};
-use diffusion::random::random_source;
-use engine::Cpu;
+use mixbit_compress::Width;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, Start, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_engine::Cpu;
 
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};

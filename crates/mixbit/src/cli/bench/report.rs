@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use diffusion::arch::AttentionImplementation;
-use diffusion::pipeline::{Precision, Request, Role};
-use engine::Timing;
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::pipeline::{Precision, Request, Role};
+use mixbit_engine::Timing;
 use serde_json::{Value, json};
 
 use super::super::table::{Side, Table};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use compress::{Scheme, Width};
-use diffusion::arch::AttentionImplementation;
-use formats::coreml;
-use mil::DType;
+use mixbit_compress::{Scheme, Width};
+use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_formats::coreml;
+use mixbit_mil::DType;
 
 use super::super::palettize::{Notes, is_for_all, palettized};
 use super::super::parts::size;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use mil::{Function, constexpr};
+use mixbit_mil::{Function, constexpr};
 
 use self::networks::{Networks, open_both};
 use self::report::Report;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::bail;
-use diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::arch::AttentionImplementation;
 
 use super::tensors::matched;
 use crate::bundle::{CHUNKS, WHOLE, is_named};

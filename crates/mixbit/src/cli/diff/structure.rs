@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use mil::{Arg, Constant, Def, Function, Literal, Op, OpView, ValueId};
+use mixbit_mil::{Arg, Constant, Def, Function, Literal, Op, OpView, ValueId};
 
 use crate::cli::parts::{Part, Tensor};
 
@@ -223,7 +223,7 @@ fn hash(value: impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mil::{Builder, Bytes, DType, Opset, Program, TensorType, WeightRef};
+    use mixbit_mil::{Builder, Bytes, DType, Opset, Program, TensorType, WeightRef};
 
     use super::*;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use mil::{Arg, Bytes, DType, Function, TensorType, WeightError, WeightRef, identifier};
+use mixbit_mil::{Arg, Bytes, DType, Function, TensorType, WeightError, WeightRef, identifier};
 
 use super::structure::has_same_ops;
 use crate::cli::parts::Tensor;

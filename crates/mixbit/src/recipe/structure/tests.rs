@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use compress::layers;
-use diffusion::arch::{AttentionImplementation, Config, GraphOptions, lookup, required_tensors, unet};
-use formats::coreml;
-use mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef, Weights, constexpr};
+use mixbit_compress::layers;
+use mixbit_diffusion::arch::{AttentionImplementation, Config, GraphOptions, lookup, required_tensors, unet};
+use mixbit_formats::coreml;
+use mixbit_mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef, Weights, constexpr};
+use mixbit_testkit::{Failures, fixture_root};
 use serde_json::{Value, json};
-use testkit::{Failures, fixture_root};
 
 use super::*;
 use crate::recipe::{MatchError, Recipe, RecipeFile, assign_by_structure};
