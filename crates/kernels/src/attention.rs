@@ -24,8 +24,8 @@ use crate::gemm::tile::{self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Til
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
 use crate::memory::{Memory, with_scratch};
-use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, Work, run_tasks};
-use crate::pool::{for_each_chunk_mut, rows_per_task};
+use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, Work};
+use crate::pool::{for_each_chunk_mut, rows_per_task, run_tasks};
 use crate::precision::Precision;
 use crate::source::{Dense, Source};
 

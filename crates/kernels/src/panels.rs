@@ -13,7 +13,7 @@ use crate::gemm::tile::panel_width;
 use crate::gemm::{Side, blocks, depth_block, sizes, with_sides};
 use crate::matrix::Operand;
 use crate::memory::{Memory, with_scratch};
-use crate::pool::{for_each_chunk_mut, parallel_for};
+use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
 use crate::source::{ByDepth, ByLane, Source};
 
@@ -408,14 +408,5 @@ pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offse
         for (lane, word) in row[offset..offset + count].iter_mut().enumerate() {
             *word = words[lane * stride + k];
         }
-    }
-}
-
-/// Runs tasks on the pool, or here when they are too small to share.
-pub(crate) fn run_tasks(worth_sharing: bool, tasks: usize, body: impl Fn(usize) + Sync) {
-    if worth_sharing {
-        parallel_for(tasks, body);
-    } else {
-        (0..tasks).for_each(body);
     }
 }

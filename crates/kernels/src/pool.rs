@@ -12,7 +12,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -90,6 +90,48 @@ impl ThreadPool {
         let _restore = Restore(CURRENT.with(|current| current.replace(Some(self.team.clone()))));
         body()
     }
+
+    /// Runs `body` as [`install`](Self::install) does, until `cancelled` is raised: from then on, the loops of kernels
+    /// that `body` calls take no more tasks. A task lasts at most some tens of milliseconds.
+    ///
+    /// A kernel that was cut short returns normally. Its output, and anything packed meanwhile, is initialised memory of
+    /// unspecified content. `body` itself is not interrupted: look at the flag between kernels. Calls nest; any flag of
+    /// the calls around a loop ends it.
+    pub fn install_until<R>(&self, cancelled: &AtomicBool, body: impl FnOnce() -> R) -> R {
+        /// Puts the flags back that were in force before.
+        struct Restore(Option<&'static StopFlags<'static>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                STOP.set(self.0);
+            }
+        }
+        let outer = STOP.get();
+        let flags = StopFlags { flag: cancelled, outer };
+        // SAFETY: only the lifetime changes. This thread's copy is replaced when `_restore` is dropped, before `flags`
+        // and `cancelled` go. Workers copy it only while they take part in a loop of this thread, and put theirs back
+        // before that loop ends: see `Team::for_each`.
+        let lent = unsafe { std::mem::transmute::<&StopFlags<'_>, &'static StopFlags<'static>>(&flags) };
+        STOP.set(Some(lent));
+        let _restore = Restore(outer);
+        self.install(body)
+    }
+}
+
+/// The stop flags in force on a thread: one for each [`ThreadPool::install_until`] around its loops, innermost first.
+struct StopFlags<'a> {
+    flag: &'a AtomicBool,
+    outer: Option<&'a StopFlags<'a>>,
+}
+
+/// Whether any of the flags is raised.
+fn is_raised(mut flags: Option<&StopFlags<'_>>) -> bool {
+    while let Some(StopFlags { flag, outer }) = flags {
+        if flag.load(Ordering::Relaxed) {
+            return true;
+        }
+        flags = *outer;
+    }
+    false
 }
 
 impl Drop for ThreadPool {
@@ -112,6 +154,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };
     /// Whether this thread is in a task: loops within it are not shared again.
     static IS_IN_TASK: Cell<bool> = const { Cell::new(false) };
+    /// The stop flags in force on this thread. They borrow from [`ThreadPool::install_until`]'s stack.
+    static STOP: Cell<Option<&'static StopFlags<'static>>> = const { Cell::new(None) };
 }
 
 /// The team of this thread's pool, or of the pool for all that have none; `None` if its threads can't be started.
@@ -172,11 +216,14 @@ impl Tasks {
         Self { stretches: (0..threads).map(stretch).collect() }
     }
 
-    /// Calls `body` for tasks that nobody has taken until there are none.
-    fn take(&self, thread: usize, body: &(dyn Fn(usize) + Sync)) {
+    /// Calls `body` for tasks that nobody has taken until there are none or a flag is raised.
+    fn take(&self, thread: usize, stop: Option<&StopFlags<'_>>, body: &(dyn Fn(usize) + Sync)) {
         let (before, from) = self.stretches.split_at(thread.min(self.stretches.len()));
         for stretch in from.iter().chain(before) {
             loop {
+                if is_raised(stop) {
+                    return;
+                }
                 let index = stretch.next.fetch_add(1, Ordering::Relaxed);
                 if index >= stretch.end {
                     break;
@@ -220,9 +267,13 @@ impl Team {
     fn for_each(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         let left = Tasks::new(tasks, self.threads);
         let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
+        let stop = STOP.get();
         let take_part = |thread: usize| {
             let was_in_task = IS_IN_TASK.replace(true);
-            let outcome = catch_unwind(AssertUnwindSafe(|| left.take(thread, body)));
+            // Loops within a worker's tasks heed the same flags.
+            let own_stop = STOP.replace(stop);
+            let outcome = catch_unwind(AssertUnwindSafe(|| left.take(thread, stop, body)));
+            STOP.set(own_stop);
             IS_IN_TASK.set(was_in_task);
             if let Err(payload) = outcome {
                 left.give_up();
@@ -336,8 +387,23 @@ fn team_for(tasks: usize) -> Option<Arc<Team>> {
 pub fn parallel_for(tasks: usize, body: impl Fn(usize) + Sync) {
     match team_for(tasks) {
         Some(team) => team.for_each(tasks, &body),
-        None => (0..tasks).for_each(body),
+        None => serial_for(tasks, body),
     }
+}
+
+/// Calls `body` once for each index below `tasks`: on the current pool if the tasks are worth sharing, else here.
+pub(crate) fn run_tasks(worth_sharing: bool, tasks: usize, body: impl Fn(usize) + Sync) {
+    if worth_sharing {
+        parallel_for(tasks, body);
+    } else {
+        serial_for(tasks, body);
+    }
+}
+
+/// Calls `body` once for each index below `tasks` on this thread.
+fn serial_for(tasks: usize, body: impl Fn(usize)) {
+    let stop = STOP.get();
+    (0..tasks).take_while(|_| !is_raised(stop)).for_each(body);
 }
 
 /// Calls `body(index, chunk)` for consecutive chunks of `data`, each `chunk_len` long but for a shorter last one.
@@ -362,7 +428,8 @@ pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk_len: usize, body: impl 
 
     let (len, tasks) = (data.len(), data.len().div_ceil(chunk_len));
     let Some(team) = team_for(tasks) else {
-        return data.chunks_mut(chunk_len).enumerate().for_each(|(index, chunk)| body(index, chunk));
+        let (stop, chunks) = (STOP.get(), data.chunks_mut(chunk_len).enumerate());
+        return chunks.take_while(|_| !is_raised(stop)).for_each(|(index, chunk)| body(index, chunk));
     };
     let start = Start(data.as_mut_ptr());
     team.for_each(tasks, &|index| {
@@ -477,6 +544,60 @@ mod tests {
             assert_eq!(inner.install(installed), Some(3));
             assert_eq!(installed(), Some(2));
         });
+    }
+
+    #[test]
+    fn a_raised_flag_ends_loops_and_the_pool_goes_on() {
+        for threads in [1, 2, 5] {
+            let pool = pool(threads);
+            let (cancelled, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+            let count = |_| {
+                if done.fetch_add(1, Ordering::SeqCst) >= 3 {
+                    cancelled.store(true, Ordering::SeqCst);
+                }
+            };
+            pool.install_until(&cancelled, || parallel_for(1000, count));
+            // Every thread finishes the task that it has.
+            assert!(done.load(Ordering::SeqCst) <= 4 + threads, "{done:?} tasks on {threads} threads");
+            let mut data = [1; 100];
+            pool.install_until(&cancelled, || {
+                for_each_chunk_mut(&mut data, 1, |_, chunk| chunk[0] = 2);
+                run_tasks(false, 5, |_| panic!("no task is taken"));
+                check_nothing_is_done();
+                // An inner flag does not hide the outer one.
+                pool.install_until(&AtomicBool::new(false), check_nothing_is_done);
+                pool.install(check_nothing_is_done);
+            });
+            assert_eq!(data, [1; 100]);
+            // Outside, and with a flag that is down, nothing is left of it.
+            pool.install(|| check_loop(100));
+            pool.install_until(&AtomicBool::new(false), || check_loop(100));
+            check_loop(100);
+        }
+    }
+
+    fn check_nothing_is_done() {
+        parallel_for(5, |_| panic!("no task is taken"));
+    }
+
+    #[test]
+    fn a_raised_flag_ends_loops_within_tasks_of_workers() {
+        let pool = pool(3);
+        let (cancelled, entered, inner) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        pool.install_until(&cancelled, || {
+            parallel_for(3, |_| {
+                entered.fetch_add(1, Ordering::SeqCst);
+                while entered.load(Ordering::SeqCst) < 3 {
+                    std::thread::yield_now();
+                }
+                cancelled.store(true, Ordering::SeqCst);
+                parallel_for(100, |_| {
+                    inner.fetch_add(1, Ordering::SeqCst);
+                });
+            });
+        });
+        assert_eq!(inner.load(Ordering::SeqCst), 0);
+        pool.install(|| check_loop(100));
     }
 
     #[test]

@@ -29,8 +29,8 @@ use crate::gemm::tile::{
 };
 use crate::isa;
 use crate::memory::{Memory, with_scratch};
-use crate::panels::{PackedSide, run_tasks};
-use crate::pool::for_each_chunk_mut;
+use crate::panels::PackedSide;
+use crate::pool::{for_each_chunk_mut, run_tasks};
 use crate::precision::Precision;
 use tiles::{MadePiece, PackTiles, Stretch, Tiles, TransformTiles};
 use weights::Filtering;

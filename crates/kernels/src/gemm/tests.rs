@@ -1,8 +1,12 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use half::{bf16, f16};
 
 use super::*;
 use crate::matrix::{Mat, WeightSlice};
 use crate::panels::PackedMatrix;
+use crate::pool::ThreadPool;
 use crate::testing::{Tolerance, check, check_cases, check_from, random};
 
 /// `[M, K, N]` around the tile sizes of every instruction set, the block sizes and the small-row path.
@@ -435,5 +439,44 @@ fn nan_reaches_the_output_of(precision: Precision) {
     );
     for (index, value) in out.iter().enumerate() {
         assert_eq!(value.is_nan(), index / 40 == 3, "element {index}");
+    }
+}
+
+#[test]
+fn a_cancelled_product_returns_soon_and_the_next_one_is_right() {
+    const SIZE: usize = 2048;
+    let (left, right) = (random(1, SIZE * SIZE), random(2, SIZE * SIZE));
+    let product = |pool: &ThreadPool, cancelled: &AtomicBool| {
+        let mut out = vec![f32::NAN; SIZE * SIZE];
+        let begin = Instant::now();
+        pool.install_until(cancelled, || {
+            let operand = |data| Mat::new(data, SIZE, SIZE).into();
+            let out = MatMut::new(&mut out, SIZE, SIZE);
+            gemm(out, operand(&left[..]), operand(&right[..]), Precision::F32, &Epilogue::default());
+        });
+        (begin.elapsed(), out)
+    };
+    for threads in [1, 3] {
+        let pool = ThreadPool::new(Some(threads)).expect("threads");
+        let (whole, expected) = product(&pool, &AtomicBool::new(false));
+        let cancelled = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(whole / 20);
+                cancelled.store(true, Ordering::Relaxed);
+            });
+            let (elapsed, out) = product(&pool, &cancelled);
+            assert!(elapsed < whole / 2 + Duration::from_millis(20), "{elapsed:?} of {whole:?}");
+            assert!(out.iter().any(|x| x.is_nan()), "the product was finished");
+        });
+        let (_, next) = product(&pool, &AtomicBool::new(false));
+        assert_eq!(next, expected);
+        let dot = |row: usize, col: usize| -> f64 {
+            let terms = (0..SIZE).map(|k| f64::from(left[row * SIZE + k]) * f64::from(right[k * SIZE + col]));
+            terms.sum()
+        };
+        for [row, col] in [[0, 0], [7, 2047], [2047, 1], [1000, 1000]] {
+            assert!((f64::from(next[row * SIZE + col]) - dot(row, col)).abs() < 1e-3, "({row}, {col})");
+        }
     }
 }
