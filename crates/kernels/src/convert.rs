@@ -6,11 +6,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rten_simd::{Isa, SimdOp};
 
-use crate::arch;
-use crate::format::{Format, LaneScale, encode_lane};
+use crate::gemm::format::{Format, LaneScale, encode_lane};
+use crate::gemm::pack::PackedSide;
 use crate::isa;
-use crate::panels::PackedSide;
 use crate::pool::{GRAIN, for_each_chunk_mut};
+use crate::simd;
 
 /// A storage type of matrix elements.
 pub(crate) trait Element: bytemuck::Pod + Send + Sync {
@@ -51,12 +51,12 @@ impl Element for f16 {
     }
 
     fn widen_slice(src: &[f16], dst: &mut [f32]) {
-        let done = arch::widen_f16(src, dst);
+        let done = simd::widen_f16(src, dst);
         src[done..].convert_to_f32_slice(&mut dst[done..]);
     }
 
     fn encode(run: &[f16], format: Format, _side: PackedSide, words: &mut [u32]) -> Option<LaneScale> {
-        (format == Format::Pairs && arch::pair_up(run, words)).then_some(LaneScale::NONE)
+        (format == Format::Pairs && simd::pair_up(run, words)).then_some(LaneScale::NONE)
     }
 }
 

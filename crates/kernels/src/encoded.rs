@@ -5,10 +5,10 @@ use std::ops::Range;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::arch;
-use crate::format::{Format, LaneScale, offset_bits};
-use crate::panels::PackedSide;
-use crate::source::Runs;
+use crate::gemm::format::{Format, LaneScale, offset_bits};
+use crate::gemm::pack::PackedSide;
+use crate::gemm::source::Runs;
+use crate::simd;
 
 /// Blocks of elements that have something in common: rectangles of rows of `columns` elements, numbered row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +151,7 @@ impl<'a> Encoded<'a> {
     #[inline(always)]
     fn look_up(&self, block: usize, element: usize, out: &mut [f32]) {
         let table = &self.tables[block << self.bits..][..1 << self.bits];
-        let done = arch::look_up(table, self.bits, self.codes, element, out);
+        let done = simd::look_up(table, self.bits, self.codes, element, out);
         let (element, out) = (element + done, &mut out[done..]);
         // Each width by itself, so that its shifts and masks are constants.
         macro_rules! widths {
@@ -199,8 +199,8 @@ impl Runs for Encoded<'_> {
     ) -> Option<LaneScale> {
         let codes = self.codes_of(start..start + len)?;
         match format {
-            Format::Pairs => arch::look_up_pairs(&codes, len, words),
-            Format::Quads => arch::look_up_quads(&codes, len, offset_bits(side), words),
+            Format::Pairs => simd::look_up_pairs(&codes, len, words),
+            Format::Quads => simd::look_up_quads(&codes, len, offset_bits(side), words),
             Format::Single | Format::Rounded | Format::Integers => None,
         }
     }

@@ -54,14 +54,12 @@
 //! `unsafe` is confined to loads and stores of the micro-kernel and of tasks that write disjoint parts of one
 //! output.
 
-mod arch;
 mod attention;
+mod axis;
 mod binary;
-mod columns;
 mod conv;
 pub mod convert;
 mod encoded;
-mod format;
 mod gemm;
 mod isa;
 mod layout;
@@ -69,18 +67,16 @@ mod math;
 mod matrix;
 mod memory;
 mod norm;
-mod panels;
 pub mod peak;
 pub mod pool;
 mod precision;
 mod reduce;
+mod simd;
 mod softmax;
-mod source;
 mod strided;
 #[cfg(test)]
 mod testing;
 mod unary;
-mod winograd;
 
 pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
@@ -89,6 +85,7 @@ pub use conv::{
     pack_gated_conv_weight,
 };
 pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
+pub use gemm::pack::{PackedMatrix, PackedSide};
 pub use gemm::{Bias, Epilogue, gated_gemm, gemm, gemm_several, packs_columns};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
@@ -97,7 +94,6 @@ pub use layout::{
 pub use matrix::{Elements, Mat, MatMut, MatRef, Operand, WeightSlice};
 pub use memory::Memory;
 pub use norm::{AxisShape, GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
-pub use panels::{PackedMatrix, PackedSide};
 pub use pool::ThreadPool;
 pub use precision::Precision;
 pub use reduce::{ReduceOp, argmax, reduce};

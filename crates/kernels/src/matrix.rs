@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use crate::encoded::{Codes, Encoded};
+use crate::gemm::source::Runs;
 use crate::pool::{GRAIN, for_each_chunk_mut};
-use crate::source::Runs;
 
 /// Elements in a row, as they are stored.
 pub trait Elements: Copy {

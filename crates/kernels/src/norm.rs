@@ -275,7 +275,7 @@ pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out
         });
         return;
     }
-    crate::columns::for_each_column_block(shape, out, |first, mut block| {
+    crate::axis::for_each_column_block(shape, out, |first, mut block| {
         isa::dispatch(NormalizeColumns { input: &input[first..], block: &mut block, params });
     });
 }
@@ -317,7 +317,7 @@ impl SimdOp for NormalizeRow<'_> {
 struct NormalizeColumns<'a, 'b> {
     /// From the block's first element on.
     input: &'a [f32],
-    block: &'a mut crate::columns::ColumnBlock<'b>,
+    block: &'a mut crate::axis::ColumnBlock<'b>,
     params: &'a NormParams<'a>,
 }
 
@@ -380,7 +380,7 @@ impl NormalizeColumns<'_, '_> {
             let mut part = [ops.zero(); V];
             for index in rows {
                 let ahead = (index + ROWS_AHEAD).min(axis - 1);
-                crate::arch::prefetch_line(input[start(ahead)..].as_ptr());
+                crate::simd::prefetch_line(input[start(ahead)..].as_ptr());
                 let row = columns::<I, V>(isa, &input[start(index)..][..count]);
                 for ((part, x), origin) in part.iter_mut().zip(row).zip(origin) {
                     *part = ops.add(*part, ops.sub(x, origin));

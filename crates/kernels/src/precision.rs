@@ -24,8 +24,8 @@ impl Precision {
     pub fn is_native(self) -> bool {
         match self {
             Precision::F32 => true,
-            Precision::Bf16 => crate::arch::has_bf16(),
-            Precision::Int8 => crate::arch::has_int8(),
+            Precision::Bf16 => crate::simd::has_bf16(),
+            Precision::Int8 => crate::simd::has_int8(),
         }
     }
 
@@ -35,7 +35,7 @@ impl Precision {
     /// AMD's CPUs do twice as much. Intel's have the instruction too, but do no more with it than with `f32`'s
     /// (docs/performance.md has the figures).
     pub fn fastest() -> Self {
-        if Precision::Bf16.is_native() && crate::arch::bf16_pays() { Precision::Bf16 } else { Precision::F32 }
+        if Precision::Bf16.is_native() && crate::simd::bf16_pays() { Precision::Bf16 } else { Precision::F32 }
     }
 }
 

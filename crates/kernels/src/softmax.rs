@@ -3,7 +3,7 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
-use crate::columns::{ColumnBlock, WIDTH, for_each_column_block};
+use crate::axis::{ColumnBlock, WIDTH, for_each_column_block};
 use crate::isa;
 use crate::math::exp_nonpositive;
 use crate::norm::AxisShape;

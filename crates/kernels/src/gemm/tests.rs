@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 
 use super::*;
+use crate::gemm::pack::PackedMatrix;
 use crate::matrix::{Mat, WeightSlice};
-use crate::panels::PackedMatrix;
 use crate::pool::ThreadPool;
 use crate::testing::{Tolerance, check, check_cases, check_from, random};
 

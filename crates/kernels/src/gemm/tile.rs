@@ -3,12 +3,12 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
-use super::ahead::{Ahead, LINE};
-use crate::arch;
-use crate::format::Format;
+use super::prefetch::{Ahead, LINE};
+use crate::gemm::format::Format;
+use crate::gemm::pack::PackedSide;
 use crate::isa;
 use crate::matrix::MatMut;
-use crate::panels::PackedSide;
+use crate::simd;
 use crate::unary::{UnaryOp, coarse_on_this_thread, unary_on_this_thread};
 
 /// Rows of the tile where 32 registers are known to exist, and elsewhere.
@@ -114,8 +114,8 @@ pub(crate) fn dispatch<Op: PanelOp>(format: Format, op: Op) -> Op::Output {
             isa::dispatch(Floats::<Op, Singles>(op, std::marker::PhantomData))
         }
         Format::Integers => isa::dispatch(Floats::<Op, Integers>(op, std::marker::PhantomData)),
-        Format::Pairs => arch::dispatch_pairs(op),
-        Format::Quads => arch::dispatch_quads(op),
+        Format::Pairs => simd::dispatch_pairs(op),
+        Format::Quads => simd::dispatch_quads(op),
     }
 }
 
@@ -274,7 +274,7 @@ impl Target {
     pub(crate) fn prefetch_row(&self, corner: Corner, nr: usize) {
         let place = self.place(corner);
         for line in (0..nr).step_by(LINE) {
-            arch::prefetch_to_write(place.wrapping_add(line));
+            simd::prefetch_to_write(place.wrapping_add(line));
         }
     }
 }
@@ -335,7 +335,7 @@ impl Finish<'_> {
         if let Some(Beside { data, row_stride, image_stride }) = self.residual {
             let place = data.as_ptr().wrapping_add(image * image_stride + row * row_stride + col);
             for line in (0..nr).step_by(LINE) {
-                arch::prefetch_line(place.wrapping_add(line));
+                simd::prefetch_line(place.wrapping_add(line));
             }
         }
     }

@@ -9,7 +9,7 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use rten_simd::isa::ArmNeonIsa;
 
 use crate::attention::{Exponentials, QueryPanel};
-use crate::gemm::ahead::Ahead;
+use crate::gemm::prefetch::Ahead;
 use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
 
@@ -116,7 +116,7 @@ unsafe fn rows(left: *const u32) -> [uint32x4_t; 2] {
     }
 }
 
-/// The micro-kernel of [`crate::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
+/// The micro-kernel of [`crate::gemm::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
 struct Pairs;
 
 impl Microkernel<ArmNeonIsa> for Pairs {
@@ -147,7 +147,7 @@ impl Microkernel<ArmNeonIsa> for Pairs {
     }
 }
 
-/// The micro-kernel of [`crate::format::Format::Quads`]. Used only through [`dispatch_quads`].
+/// The micro-kernel of [`crate::gemm::format::Format::Quads`]. Used only through [`dispatch_quads`].
 struct Quads;
 
 impl Microkernel<ArmNeonIsa> for Quads {

@@ -3,16 +3,16 @@
 use rten_simd::{Isa, SimdOp};
 
 use super::{FLOATS, POSITIONS, WEIGHT_CHANNELS, WORDS};
-use crate::arch;
 use crate::conv::ConvShape;
-use crate::format::{Format, encode_lane};
+use crate::gemm::format::{Format, encode_lane};
+use crate::gemm::pack::{GROUP, Lanes, PackedSide, transpose};
 use crate::gemm::ranges;
 use crate::gemm::tile::tile_shape;
 use crate::isa;
 use crate::matrix::WeightSlice;
 use crate::memory::{Memory, with_scratch};
-use crate::panels::{GROUP, Lanes, PackedSide, transpose};
 use crate::pool::for_each_chunk_mut;
+use crate::simd;
 
 /// The weight of a convolution.
 #[derive(Clone, Copy)]
@@ -101,7 +101,7 @@ impl<'a> Filtering<'a> {
                         let codes = weight.codes_of(start..start + weights.len());
                         let are_pairs = format == Format::Pairs;
                         if are_pairs
-                            && codes.is_some_and(|codes| arch::look_up_filters(&codes, block.len(), lane))
+                            && codes.is_some_and(|codes| simd::look_up_filters(&codes, block.len(), lane))
                         {
                             continue;
                         }
@@ -157,7 +157,7 @@ impl SimdOp for TransformWeights<'_> {
 
 /// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] places for each tap.
 fn split_taps(weights: &[f32], taps: &mut [f32]) {
-    let done = arch::split_nines(weights, taps, WEIGHT_CHANNELS);
+    let done = simd::split_nines(weights, taps, WEIGHT_CHANNELS);
     for (channel, window) in weights.chunks_exact(9).enumerate().skip(done) {
         for (tap, weight) in window.iter().enumerate() {
             taps[tap * WEIGHT_CHANNELS + channel] = *weight;

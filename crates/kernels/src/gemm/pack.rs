@@ -7,15 +7,15 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::arch;
-use crate::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
+use crate::gemm::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
+use crate::gemm::source::{ByDepth, ByLane, Source};
 use crate::gemm::tile::panel_width;
 use crate::gemm::{Side, blocks, depth_block, sizes, with_sides};
 use crate::matrix::Operand;
 use crate::memory::{Memory, with_scratch};
 use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
-use crate::source::{ByDepth, ByLane, Source};
+use crate::simd;
 
 /// Which side of a product a matrix is packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -367,7 +367,7 @@ fn pack_lanes(
                 let count = GROUP.min(lanes.end - first);
                 let offset = first - lanes.start;
                 for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
-                    arch::prefetch(source.stored(first + index + AHEAD, &depths));
+                    simd::prefetch(source.stored(first + index + AHEAD, &depths));
                     if format == Format::Single {
                         source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
                         continue;
@@ -402,7 +402,7 @@ pub(crate) struct Lanes<'a> {
 
 /// Writes lanes to the rows of a panel, from lane `offset` on.
 pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) {
-    let done = arch::transpose_blocks(lanes, panel, width, offset);
+    let done = simd::transpose_blocks(lanes, panel, width, offset);
     let Lanes { words, stride, len, count } = lanes;
     for (k, row) in panel.chunks_exact_mut(width).enumerate().take(len).skip(done) {
         for (lane, word) in row[offset..offset + count].iter_mut().enumerate() {

@@ -5,15 +5,16 @@
 
 use std::ops::Range;
 
-use crate::format::Format;
+use crate::gemm::format::Format;
+use crate::gemm::pack::{PackedMatrix, PackedSide};
+use crate::gemm::source::{ByDepth, Dense, Source};
 use crate::gemm::tile::{Beside, Bias, Finish, Target};
 use crate::gemm::{Side, run, with_side};
 use crate::matrix::{Mat, WeightSlice};
-use crate::panels::{PackedMatrix, PackedSide};
 use crate::precision::Precision;
-use crate::source::{ByDepth, Dense, Source};
 use crate::unary::UnaryOp;
-use crate::winograd;
+
+pub(crate) mod winograd;
 
 /// Zeros around an image, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

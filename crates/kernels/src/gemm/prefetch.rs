@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::tile::{Corner, Finish, Target, WIDE_MR};
-use crate::arch;
 use crate::memory::LINE_BYTES;
+use crate::simd;
 
 /// Memory that will be needed when a product is done.
 pub(crate) trait Ahead: Copy {
@@ -116,7 +116,7 @@ impl Upcoming {
         for _ in 0..self.at_once {
             let Some(stretch) = self.stretches.get(index) else { return };
             let offset = run as isize * stretch.stride + (line * LINE_BYTES) as isize;
-            arch::prefetch_to_l2(stretch.start.wrapping_offset(offset));
+            simd::prefetch_to_l2(stretch.start.wrapping_offset(offset));
             line += 1;
             if line >= stretch.lines {
                 (run, line) = (run + 1, 0);

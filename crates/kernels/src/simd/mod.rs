@@ -1,16 +1,16 @@
 //! Instructions that [`rten_simd`] does not have: products of bfloat16 and of bytes, and what prepares them.
 
-#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
-#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
-#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "arch/other.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "x86_64/mod.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "other.rs")]
 mod cpu;
 #[cfg(not(target_arch = "x86_64"))]
-mod plain;
+mod fallback;
 
 use crate::memory::LINE_BYTES;
 pub(crate) use cpu::*;
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use plain::*;
+pub(crate) use fallback::*;
 
 /// Asks for the cache lines of some memory.
 pub(crate) fn prefetch(bytes: &[u8]) {

@@ -6,15 +6,13 @@ use rten_simd::isa::Avx512Isa;
 
 use crate::attention::{PerQuery, QueryPanel, Weigh};
 use crate::encoded::read;
-use crate::format::{LARGEST, Rows};
-use crate::gemm::ahead::Ahead;
+use crate::gemm::format::{LARGEST, Rows};
+use crate::gemm::pack::Lanes;
+use crate::gemm::prefetch::Ahead;
 use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
 use crate::isa::is_native_level;
-use crate::panels::Lanes;
 
-#[path = "x86_64/codes.rs"]
 mod codes;
-#[path = "x86_64/tiles.rs"]
 mod tiles;
 
 pub(crate) use codes::{look_up_filters, look_up_pairs, look_up_quads};
@@ -96,7 +94,7 @@ fn ask_for_rows(right: *const u32) {
     }
 }
 
-/// The micro-kernel of [`crate::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
+/// The micro-kernel of [`crate::gemm::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
 struct Pairs;
 
 impl Microkernel<Avx512Isa> for Pairs {
@@ -217,7 +215,7 @@ fn as_words(pairs: __m512bh) -> __m512i {
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// The micro-kernel of [`crate::format::Format::Quads`]. Used only through [`dispatch_quads`].
+/// The micro-kernel of [`crate::gemm::format::Format::Quads`]. Used only through [`dispatch_quads`].
 struct Quads;
 
 impl Microkernel<Avx512Isa> for Quads {
@@ -386,7 +384,7 @@ pub(crate) fn pair_rows(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> boo
 }
 
 /// Quantizes rows and writes every four of them, element by element, as a row of words with `flip` turned over; behind all of
-/// these the scale of each lane, and what its sums start with. Says whether it did. See [`crate::format`].
+/// these the scale of each lane, and what its sums start with. Says whether it did. See [`crate::gemm::format`].
 pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) -> bool {
     /// # Safety
     /// The CPU has the feature, and [`check_rows`] has passed with room for two more rows of words.
@@ -458,7 +456,7 @@ pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u
 }
 
 /// Transposes sixteen lanes of words to sixteen rows at a time, and says how many words of each lane that were. See
-/// [`crate::panels::transpose`].
+/// [`crate::gemm::pack::transpose`].
 pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) -> usize {
     #[target_feature(enable = "avx512f")]
     unsafe fn block(words: *const u32, stride: usize, mask: __mmask16, out: *mut u32, width: usize) {

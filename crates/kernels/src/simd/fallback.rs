@@ -1,9 +1,9 @@
 //! What only x86-64 has instructions of its own for: elsewhere nothing is done, and the compiler's loops do all.
 
+use crate::conv::winograd::tiles::{MadePiece, PackTiles};
 use crate::encoded::Codes;
-use crate::format::{LaneScale, Rows};
-use crate::panels::Lanes;
-use crate::winograd::tiles::{MadePiece, PackTiles};
+use crate::gemm::format::{LaneScale, Rows};
+use crate::gemm::pack::Lanes;
 
 pub(crate) fn pair_up<T>(_run: &[T], _words: &mut [u32]) -> bool {
     false

@@ -17,17 +17,17 @@ use std::cell::RefCell;
 use rten_simd::Isa;
 use rten_simd::ops::{BitOps, FloatOps, MaskOps, NumOps};
 
-use crate::arch;
-use crate::format::{Format, encode_rows};
 use crate::gemm::Panels;
+use crate::gemm::format::{Format, encode_rows};
+use crate::gemm::pack::{self, GROUP, Lanes, PackedShape, PackedSide, Work};
+use crate::gemm::source::{Dense, Source};
 use crate::gemm::tile::{self, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile, best_height, is_wide};
 use crate::math::exp_nonpositive;
 use crate::matrix::{Mat, MatRef};
 use crate::memory::{Memory, with_scratch};
-use crate::panels::{self, GROUP, Lanes, PackedShape, PackedSide, Work};
 use crate::pool::{for_each_chunk_mut, rows_per_task, run_tasks};
 use crate::precision::Precision;
-use crate::source::{Dense, Source};
+use crate::simd;
 
 /// The most keys in a block: their weights, and the sums, fit the L1 cache.
 const KEY_BLOCK: usize = 256;
@@ -344,7 +344,7 @@ impl Head<'_> {
                 let (weights, sums) = scratch.split_at_mut(weights_len);
                 let panel = QueryPanel { head: self, first, count, query, weights, words, sums };
                 match format {
-                    Format::Pairs => arch::attend_pairs(panel),
+                    Format::Pairs => simd::attend_pairs(panel),
                     _ => tile::dispatch(format, panel),
                 }
             });
@@ -706,10 +706,10 @@ impl QueryPanel<'_> {
     }
 }
 
-/// [`panels::transpose`] of elements.
+/// [`pack::transpose`] of elements.
 fn transpose(lanes: &[f32], len: usize, count: usize, rows: &mut [f32], width: usize, offset: usize) {
     let lanes = Lanes { words: bytemuck::cast_slice(lanes), stride: len, len, count };
-    panels::transpose(lanes, bytemuck::cast_slice_mut(rows), width, offset);
+    pack::transpose(lanes, bytemuck::cast_slice_mut(rows), width, offset);
 }
 
 #[cfg(test)]

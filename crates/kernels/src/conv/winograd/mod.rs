@@ -18,10 +18,10 @@ use std::ops::Range;
 use rten_simd::Isa;
 use rten_simd::ops::BitOps;
 
-use crate::arch;
 use crate::conv::ConvShape;
-use crate::format::{Format, encode_rows};
-use crate::gemm::ahead::{Ahead, LINE};
+use crate::gemm::format::{Format, encode_rows};
+use crate::gemm::pack::PackedSide;
+use crate::gemm::prefetch::{Ahead, LINE};
 use crate::gemm::ranges;
 use crate::gemm::tile::{
     self, Bias, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
@@ -29,9 +29,9 @@ use crate::gemm::tile::{
 };
 use crate::isa;
 use crate::memory::{Memory, with_scratch};
-use crate::panels::PackedSide;
 use crate::pool::{for_each_chunk_mut, run_tasks};
 use crate::precision::Precision;
+use crate::simd;
 use tiles::{MadePiece, PackTiles, Stretch, Tiles, TransformTiles};
 use weights::Filtering;
 
@@ -224,7 +224,7 @@ impl<'a> Convolution<'a> {
                 stretches.iter().flat_map(|stretch| stretch.seen(shape, image_stride)).collect();
             let (input, channels) = (self.input, shape.in_channels);
             let (pieces, words) = (&pieces[..], &mut words[..]);
-            if arch::pack_tiles(PackTiles { input, plane, channels, pieces, words, position_len }) {
+            if simd::pack_tiles(PackTiles { input, plane, channels, pieces, words, position_len }) {
                 return;
             }
         }
@@ -262,7 +262,7 @@ impl<'a> Convolution<'a> {
                 let y = (2 * at[0] + row).saturating_sub(padding.top);
                 let start = ((image * in_channels + channel) * rows + y) * cols + first;
                 if let Some(pixels) = self.input.get(start..start + 2 * len + 2) {
-                    arch::prefetch(bytemuck::cast_slice(pixels));
+                    simd::prefetch(bytemuck::cast_slice(pixels));
                 }
             }
         }
@@ -377,7 +377,7 @@ impl Group<'_, '_> {
         let (bias, out) = (|image| finish.row_bias(image, output), target.row_start(output));
         // SAFETY: pieces are pixels of the output, of which every tile belongs to one panel, and every panel with every output
         // to one task; the residual has as many.
-        let is_stored = unsafe { arch::store_tiles(products, position_len, pieces, bias, out, residual) };
+        let is_stored = unsafe { simd::store_tiles(products, position_len, pieces, bias, out, residual) };
         if is_stored && finish.activation.is_some() {
             let rest = Finish { bias: Bias::None, residual: None, ..*finish };
             for stretch in tiles.stretches(self.right, nr) {

@@ -1,15 +1,15 @@
-//! Tiles of Winograd's convolution ([`crate::winograd`]): from pixels to panels, and from products to pixels.
+//! Tiles of Winograd's convolution ([`crate::conv::winograd`]): from pixels to panels, and from products to pixels.
 
 use std::arch::x86_64::*;
 
 use rten_simd::isa::Avx512Isa;
 
 use super::{has_bf16, pairs};
+use crate::conv::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
 use crate::gemm::tile::TILE_VECTORS;
 use crate::isa::is_native_level;
-use crate::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
 
-/// Transforms the tiles of a panel in pairs of channels, and says whether it did: [`crate::winograd`].
+/// Transforms the tiles of a panel in pairs of channels, and says whether it did: [`crate::conv::winograd`].
 pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
     /// The tiles of sixteen lanes in the channel whose first pixel is at `plane`.
     ///
@@ -99,7 +99,7 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
 }
 
 /// Makes the products of sixteen positions, `position_len` apart, pixels of one output channel, and says whether it did:
-/// [`crate::winograd`]. `bias` is that of an image.
+/// [`crate::conv::winograd`]. `bias` is that of an image.
 ///
 /// # Safety
 /// The pixels of the pieces are there behind `out`, and behind `residual`, and nobody else has a reference to those of `out`.

@@ -2,10 +2,10 @@
 
 use rten_simd::{Isa, SimdOp};
 
-use crate::arch;
+use crate::gemm::pack::PackedSide;
 use crate::isa;
-use crate::panels::PackedSide;
 use crate::precision::Precision;
+use crate::simd;
 
 /// The content of a panel's words of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(crate) enum Format {
     /// a block 1280 deep may be larger only if nearly all that is multiplied is the largest there is.
     Integers,
     /// Four small integers of one lane, a byte each, the first depth in the lowest byte, to be scaled. On the right side,
-    /// [`arch::INT8_OFFSET`] is added to each.
+    /// [`simd::INT8_OFFSET`] is added to each.
     Quads,
 }
 
@@ -34,9 +34,9 @@ impl Format {
     pub(crate) fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::Single,
-            Precision::Bf16 if arch::has_bf16() => Self::Pairs,
+            Precision::Bf16 if simd::has_bf16() => Self::Pairs,
             Precision::Bf16 => Self::Rounded,
-            Precision::Int8 if arch::has_int8() => Self::Quads,
+            Precision::Int8 if simd::has_int8() => Self::Quads,
             Precision::Int8 => Self::Integers,
         }
     }
@@ -95,7 +95,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                 Format::Rounded => {
                     run.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
-                Format::Pairs if arch::pair_up(run, words) => {}
+                Format::Pairs if simd::pair_up(run, words) => {}
                 Format::Pairs => {
                     let (pairs, rest) = run.as_chunks::<2>();
                     for ([low, high], word) in pairs.iter().zip(words.iter_mut()) {
@@ -115,7 +115,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                 Format::Quads => {
                     let inverse;
                     (lane.scale, inverse) = scale_of(largest(run));
-                    let (done, mut sum) = arch::encode_quads(run, inverse, offset_bits(side), words);
+                    let (done, mut sum) = simd::encode_quads(run, inverse, offset_bits(side), words);
                     let (run, words) = (&run[4 * done..], &mut words[done..]);
                     let (quads, rest) = run.as_chunks::<4>();
                     for (quad, word) in quads.iter().zip(words.iter_mut()) {
@@ -126,7 +126,7 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                         quad[..rest.len()].copy_from_slice(rest);
                         *word = quad_word(quad, inverse, side, &mut sum);
                     }
-                    lane.start = sum.wrapping_mul(-arch::INT8_OFFSET);
+                    lane.start = sum.wrapping_mul(-simd::INT8_OFFSET);
                 }
             }
             lane
@@ -155,8 +155,8 @@ pub(crate) fn encode_in_place(
     panel: &mut [u32],
 ) -> bool {
     match format {
-        Format::Pairs => arch::pair_rows(rows, width, panel),
-        Format::Quads => arch::quad_rows(rows, width, offset_bits(side), panel),
+        Format::Pairs => simd::pair_rows(rows, width, panel),
+        Format::Quads => simd::quad_rows(rows, width, offset_bits(side), panel),
         Format::Single | Format::Rounded | Format::Integers => false,
     }
 }
@@ -261,7 +261,7 @@ fn scaled_lanes<const N: usize>(
             }
         }
     }
-    starts[..N].copy_from_slice(&sums.map(|sum| sum.wrapping_mul(-arch::INT8_OFFSET) as u32));
+    starts[..N].copy_from_slice(&sums.map(|sum| sum.wrapping_mul(-simd::INT8_OFFSET) as u32));
     N
 }
 
@@ -293,7 +293,7 @@ fn quad_word(quad: [f32; 4], inverse: f32, side: PackedSide, sum: &mut i32) -> u
 /// What adds the offset of a side to the bytes of a word if it is turned over: adding 128 to a byte turns its highest bit over.
 #[inline(always)]
 pub(crate) fn offset_bits(side: PackedSide) -> u32 {
-    if side == PackedSide::Right { arch::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 }
+    if side == PackedSide::Right { simd::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 }
 }
 
 /// The bits of `x` rounded to bfloat16, in the high half; the low half holds no meaning. NaN stays NaN.

@@ -73,7 +73,7 @@ pub(crate) struct MadePiece {
     pub(crate) rows: [(isize, u32); 2],
 }
 
-/// All that [`arch::pack_tiles`] needs.
+/// All that [`simd::pack_tiles`] needs.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by that architecture's kernels"))]
 pub(crate) struct PackTiles<'a> {
     /// From the first image's first channel on.

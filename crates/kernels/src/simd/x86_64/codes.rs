@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::{as_words, has_bf16, has_int8};
 use crate::encoded::Codes;
-use crate::format::{LaneScale, scale_of};
+use crate::gemm::format::{LaneScale, scale_of};
 
 /// The most bits of a code.
 const MOST_BITS: usize = 6;
@@ -235,7 +235,7 @@ static TAP_PLACES: TapPlaces = {
     places
 };
 
-/// Three values of each lane by `G`, in the order of operations of [`crate::winograd`]'s own loops.
+/// Three values of each lane by `G`, in the order of operations of [`crate::conv::winograd`]'s own loops.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn filter(a: __m512, b: __m512, c: __m512) -> [__m512; 4] {
@@ -244,7 +244,7 @@ fn filter(a: __m512, b: __m512, c: __m512) -> [__m512; 4] {
     [a, _mm512_add_ps(outer, inner), _mm512_sub_ps(outer, inner), c]
 }
 
-/// Transforms the filters of at most 64 input channels of an output ([`crate::winograd`]), and writes each of the sixteen
+/// Transforms the filters of at most 64 input channels of an output ([`crate::conv::winograd`]), and writes each of the sixteen
 /// positions as 32 words, pairs of bfloat16. Says whether it did: not where the CPU or the codes are not fit for it.
 pub(crate) fn look_up_filters(codes: &Codes<'_>, channels: usize, words: &mut [u32]) -> bool {
     /// # Safety

@@ -7,7 +7,7 @@ const FORMATS: [Format; 5] =
 
 /// The elements that a lane's words stand for, without scale and offset.
 fn decode(format: Format, side: PackedSide, words: &[u32]) -> Vec<f32> {
-    let offset = if side == PackedSide::Right { arch::INT8_OFFSET } else { 0 };
+    let offset = if side == PackedSide::Right { simd::INT8_OFFSET } else { 0 };
     let mut values = Vec::new();
     for word in words {
         match format {
@@ -84,7 +84,7 @@ fn lanes_and_rows_hold_what_the_format_says() {
                         return Err(format!("lane {lane}: {scale:?} and {behind:x?}, not {expected_scale}"));
                     }
                     let sum: f32 = values.iter().sum();
-                    if format == Format::Quads && scale.start != -arch::INT8_OFFSET * sum as i32 {
+                    if format == Format::Quads && scale.start != -simd::INT8_OFFSET * sum as i32 {
                         return Err(format!("lane {lane}: starts at {}, sum {sum}", scale.start));
                     }
                 }

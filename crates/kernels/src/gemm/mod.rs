@@ -1,7 +1,7 @@
 //! Matrix products: `out[M, N] = left[M, K] * right[K, N]`, blocked, packed and run on all threads.
 //!
 //! The scheme is Goto and van de Geijn's ("Anatomy of high-performance matrix multiplication", 2008): both sides
-//! are packed block by block into panels ([`crate::panels`]) that stay in cache, and a micro-kernel keeps one
+//! are packed block by block into panels ([`crate::gemm::pack`]) that stay in cache, and a micro-kernel keeps one
 //! `mr` x `nr` tile of the output in registers. An output element's sum always runs over the depth in the same
 //! order, whatever the tile or the thread that computes it.
 
@@ -13,16 +13,16 @@ use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp};
 
 use crate::encoded::Encoded;
-use crate::format::Format;
+use crate::gemm::format::Format;
+use crate::gemm::pack::{PackedMatrix, PackedShape, PackedSide, Work};
+use crate::gemm::source::{Dense, Runs, Source};
 use crate::isa;
 use crate::matrix::{MatMut, MatRef, Operand};
 use crate::memory::{Memory, Scratch, with_scratch};
-use crate::panels::{PackedMatrix, PackedShape, PackedSide, Work};
 use crate::pool::{run_tasks, threads};
 use crate::precision::Precision;
-use crate::source::{Dense, Runs, Source};
 use crate::unary::UnaryOp;
-use ahead::{Stretch, TileAhead, Upcoming};
+use prefetch::{Stretch, TileAhead, Upcoming};
 use tile::{
     Beside, Corner, Finish, LOWER_MR, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, Tile, WIDE_MR,
     is_wide, store_tile,
@@ -30,7 +30,10 @@ use tile::{
 
 pub use tile::Bias;
 
-pub(crate) mod ahead;
+pub(crate) mod format;
+pub(crate) mod pack;
+pub(crate) mod prefetch;
+pub(crate) mod source;
 pub(crate) mod tile;
 
 /// What happens to a tile of the product on its way from registers to memory:

@@ -6,11 +6,11 @@
 use std::any::TypeId;
 use std::ops::Range;
 
-use crate::arch;
 use crate::convert::Element;
-use crate::format::{Format, LaneScale};
+use crate::gemm::format::{Format, LaneScale};
+use crate::gemm::pack::PackedSide;
 use crate::matrix::Mat;
-use crate::panels::PackedSide;
+use crate::simd;
 
 /// A side whose lanes each have their depth together.
 pub(crate) trait ByLane: Sync {
@@ -59,7 +59,7 @@ pub(crate) trait ByDepth: Sync {
 
     /// Asks for what [`read`](Self::read) would read, some time before it does.
     fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
-        depths.for_each(|depth| arch::prefetch(self.stored(lanes.clone(), depth)));
+        depths.for_each(|depth| simd::prefetch(self.stored(lanes.clone(), depth)));
     }
 }
 
