@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
-use mixbit::analyze::{
+use mixbit_analysis::analyze::{
     Analysis, EFFORTS, Effort, Fitted, Goal, METHODS, Method, Observer, Options, Outcome, Point, Setting,
     Shard, analyze, psnr, schemes_of_recipes,
 };
-use mixbit::model;
+use mixbit_app::model;
 use mixbit_engine::Cpu;
 
 use crate::repository;

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use mixbit::recipe::RecipeFile;
 use mixbit_mil::Weights;
+use mixbit_packages::recipe::RecipeFile;
 use serde_json::{Map, json};
 
 use crate::bench_convert::{build, peak_memory};

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use mixbit::model;
-use mixbit::psnr::{mean_square, peak, psnr};
+use mixbit_app::model;
 use mixbit_diffusion::arch::GraphOptions;
 use mixbit_diffusion::model::{DiffusionModel, Network};
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
 use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
 use mixbit_formats::safetensors::{self, TensorSpec};
 use mixbit_mil::{DType, Function, TensorType, Weights};
+use mixbit_packages::psnr::{mean_square, peak, psnr};
 
 use crate::repository;
 

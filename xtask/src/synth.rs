@@ -1,11 +1,11 @@
-//! `cargo xtask synth`: checkpoints of published sizes with random weights ([`mixbit::synthetic`]).
+//! `cargo xtask synth`: checkpoints of published sizes with random weights ([`mixbit_app::synthetic`]).
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use mixbit::synthetic::{MODELS, PublishedModel};
+use mixbit_app::synthetic::{MODELS, PublishedModel};
 use mixbit_mil::DType;
 
 /// What to write.

@@ -1,5 +1,8 @@
 //! The `mixbit` command.
+#![forbid(unsafe_code)]
+
+mod cli;
 
 fn main() -> std::process::ExitCode {
-    mixbit::cli::main()
+    cli::main()
 }

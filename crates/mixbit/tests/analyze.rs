@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mixbit::analyze::{
+use mixbit_analysis::analyze::{
     Analysis, EFFORTS, Goal, METHODS, Method, Observer, Options, Outcome, Setting, Shard, analyze,
     schemes_of_recipes,
 };
-use mixbit::recipe::RecipeFile;
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_engine::Cpu;
+use mixbit_packages::recipe::RecipeFile;
 use mixbit_testkit::{Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
@@ -24,7 +24,7 @@ const MIN_SIZE: usize = 2000;
 
 fn model(name: &str) -> DiffusionModel {
     let path = fixture_root().join("pipelines").join(name);
-    mixbit::model::load(Some(&path), None).unwrap().0
+    mixbit_app::model::load(Some(&path), None).unwrap().0
 }
 
 fn options(

@@ -1,11 +1,11 @@
 //! Whole runs of tiny models against the final latents of diffusers' own pipelines.
 
-use mixbit::model::DiffusersModel;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{MicroConditioning, Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::NoiseSource;
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_engine::{Backend, Cpu, Reference};
+use mixbit_packages::source::DiffusersModel;
 use mixbit_testkit::{ErrorStats, Failures, Fixture};
 use serde_json::Value;
 

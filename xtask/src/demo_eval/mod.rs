@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use mixbit::model::DiffusersModel;
-use mixbit::parameters::Parameters;
-use mixbit::picture;
+use mixbit_app::parameters::Parameters;
+use mixbit_app::picture;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Image, Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
 use mixbit_engine::{Backend, Cpu};
+use mixbit_packages::source::DiffusersModel;
 
 use crate::repository;
 use measure::{Verdict, measure};

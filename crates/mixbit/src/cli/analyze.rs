@@ -16,12 +16,12 @@ use mixbit_engine::Cpu;
 
 use super::progress::{Counter, Progress};
 use super::{interrupt, print_line, values};
-use crate::analyze::{
+use mixbit_analysis::analyze::{
     Analysis, EFFORTS, Goal, METHODS, Observer, Options, Outcome, PROMPTS, Setting, Shard, analyze,
     schemes_of_recipes,
 };
-use crate::model;
-use crate::report::{self, Report};
+use mixbit_analysis::report::{self, Report};
+use mixbit_app::model;
 
 /// Bits per weight of the recipes that are made when nobody asks for others.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];

@@ -16,10 +16,10 @@ use serde_json::json;
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
-use crate::model;
-use crate::palettize::{MIN_SIZE, by_recipe, uniform};
-use crate::recipe::RecipeFile;
-use crate::report::{Choose, Grid, Picture, Recoded, draw, pixel_psnr, psnr};
+use mixbit_analysis::report::{Choose, Grid, Picture, Recoded, draw, pixel_psnr, psnr};
+use mixbit_app::model;
+use mixbit_packages::palettize::{MIN_SIZE, by_recipe, uniform};
+use mixbit_packages::recipe::RecipeFile;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

@@ -12,14 +12,15 @@ use mixbit_diffusion::model::ModelFiles;
 use mixbit_engine::Cpu;
 use mixbit_formats::coreml;
 
-use super::parts::bits;
 use super::progress::Progress;
 use super::{interrupt, memory, palettize, print_line, values};
-use crate::model::{DiffusersModel, NamedComponent};
-use crate::package::{
+use mixbit_app::model::open_or_demo;
+use mixbit_packages::inspect::bits;
+use mixbit_packages::package::{
     DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, check_output, plan, write_vocabulary,
 };
-use crate::palettize::{MIN_SIZE, model_layers, uniform};
+use mixbit_packages::palettize::{MIN_SIZE, model_layers, uniform};
+use mixbit_packages::source::{DiffusersModel, NamedComponent};
 
 /// Apple's converter refuses a package whose output has less, in dB.
 const LEAST_PSNR: f64 = 35.0;
@@ -117,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    let model = DiffusersModel::open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let model = open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let refiner = arguments.refiner_version.as_deref().map(|path| DiffusersModel::open(path, None));
     let refiner = refiner.transpose()?;
     let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;

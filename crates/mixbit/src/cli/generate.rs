@@ -19,9 +19,9 @@ use serde_json::json;
 use super::output::{Output, preview};
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
-use crate::model::load;
-use crate::parameters::Parameters;
-use crate::picture;
+use mixbit_app::model::load;
+use mixbit_app::parameters::Parameters;
+use mixbit_app::picture;
 
 /// How much is shown of the words that did not fit, in characters.
 const LONGEST_DROPPED: usize = 400;

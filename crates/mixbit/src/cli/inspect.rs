@@ -8,9 +8,9 @@ use clap::Args;
 use mixbit_mil::{Function, Program, ValueId};
 use serde_json::{Value, json};
 
-use super::parts::{Form, Part, Tensor, bits, open, size};
 use super::print_line;
 use super::table::{Side, Table, shortened, spelt_out};
+use mixbit_packages::inspect::{Form, Part, Tensor, bits, open, size};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

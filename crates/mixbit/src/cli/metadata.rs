@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print_line;
-use crate::parameters::Parameters;
-use crate::picture;
+use mixbit_app::parameters::Parameters;
+use mixbit_app::picture;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

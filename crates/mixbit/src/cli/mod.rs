@@ -12,7 +12,6 @@ mod memory;
 mod metadata;
 mod output;
 mod palettize;
-mod parts;
 mod progress;
 mod table;
 mod values;
@@ -64,7 +63,7 @@ enum Command {
 
 /// Runs the command line: 0 if all went well, 1 if not, 2 if it was not understood. Of `diff` 1 means that it found a
 /// difference, and 2 that it could not compare.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let failure = match cli.command {
         Command::Diff(_) => ExitCode::from(2),

@@ -14,19 +14,19 @@ use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, constexpr};
 
-use super::parts::{Form, is_checkpoint, is_package, open, size};
 use super::progress::Progress;
 use super::table::{Side, Table};
 use super::{interrupt, memory, print_line, values};
-use crate::bundle::{CHUNKS, WHOLE, is_named};
-use crate::model::DiffusersModel;
-use crate::package::{
+use mixbit_app::model::open_or_demo;
+use mixbit_packages::bundle::{CHUNKS, WHOLE, is_named};
+use mixbit_packages::inspect::{Form, is_checkpoint, is_package, open, size};
+use mixbit_packages::package::{
     DEPLOYMENT_TARGETS, DeploymentTarget, Options, PARTS, Part, Source, keys, plan, write_vocabulary,
 };
-use crate::palettize::{
+use mixbit_packages::palettize::{
     Choices, MIN_SIZE, Palettized, Report, by_recipe, by_structure, model_layers, palettize, uniform,
 };
-use crate::recipe::RecipeFile;
+use mixbit_packages::recipe::RecipeFile;
 
 /// Parts that a recipe is for.
 const UNETS: [&str; 3] = ["unet", "refiner", "control-unet"];
@@ -178,7 +178,7 @@ impl Notes {
             How::Uniform(scheme) => Notes { how: scheme.to_string(), full_precision: Vec::new() },
             How::Recipe { file, name, .. } => {
                 let checksum =
-                    file.recipes.get(name).map(crate::recipe::Recipe::checksum).unwrap_or_default();
+                    file.recipes.get(name).map(mixbit_packages::recipe::Recipe::checksum).unwrap_or_default();
                 let int8 = file.details.as_ref().and_then(|details| details.int8.as_ref());
                 Notes {
                     how: format!("{name} {checksum}"),
@@ -403,7 +403,9 @@ impl Arguments {
                 }
                 Ok(vec![Item::read(path, output)?])
             }
-            Some(path) if path.is_dir() && !is_checkpoint(path) && crate::bundle::Bundle::is_at(path) => {
+            Some(path)
+                if path.is_dir() && !is_checkpoint(path) && mixbit_packages::bundle::Bundle::is_at(path) =>
+            {
                 self.bundle(path)
             }
             path => self.checkpoint(path.as_deref(), how, progress),
@@ -448,7 +450,7 @@ impl Arguments {
     }
 
     fn checkpoint(&self, path: Option<&Path>, how: &How, progress: &Progress) -> anyhow::Result<Vec<Item>> {
-        let model = DiffusersModel::open_or_demo(path, None)?;
+        let model = open_or_demo(path, None)?;
         let source = Source { model: &model, refiner: None, vae: None, controlnets: Vec::new() };
         let asked = DEPLOYMENT_TARGETS.iter().find(|target| {
             target.names.iter().any(|name| name.eq_ignore_ascii_case(&self.min_deployment_target))

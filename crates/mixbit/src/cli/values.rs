@@ -7,9 +7,9 @@ use mixbit_diffusion::pipeline::Precision;
 use mixbit_diffusion::random::RANDOM_SOURCES;
 use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 
-use crate::analyze::{EFFORTS, METHODS, Method};
-use crate::package::{DEPLOYMENT_TARGETS, PARTS};
-use crate::synthetic::MODELS;
+use mixbit_analysis::analyze::{EFFORTS, METHODS, Method};
+use mixbit_app::synthetic::MODELS;
+use mixbit_packages::package::{DEPLOYMENT_TARGETS, PARTS};
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {

@@ -20,8 +20,8 @@ use mixbit_engine::Cpu;
 
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
-use crate::model::load;
 use measure::{Measured, Peaks, measure};
+use mixbit_app::model::load;
 use report::Report;
 
 /// What is drawn where only the time counts. Prompts of any length take the same.

@@ -12,12 +12,12 @@ use mixbit_formats::coreml;
 use mixbit_mil::DType;
 
 use super::super::palettize::{Notes, is_for_all, palettized};
-use super::super::parts::size;
 use super::super::progress::Progress;
-use crate::model::DiffusersModel;
-use crate::package::{DEPLOYMENT_TARGETS, Options, Source, plan, write_vocabulary};
-use crate::palettize::{MIN_SIZE, model_layers, uniform};
-use crate::synthetic::PublishedModel;
+use mixbit_app::synthetic::PublishedModel;
+use mixbit_packages::inspect::size;
+use mixbit_packages::package::{DEPLOYMENT_TARGETS, Options, Source, plan, write_vocabulary};
+use mixbit_packages::palettize::{MIN_SIZE, model_layers, uniform};
+use mixbit_packages::source::DiffusersModel;
 
 /// Other seeds give other weights, which take the same time.
 const SEED: u64 = 0;

@@ -2,8 +2,6 @@
 
 mod networks;
 mod report;
-mod structure;
-mod tensors;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +11,11 @@ use mixbit_mil::{Function, constexpr};
 
 use self::networks::{Networks, open_both};
 use self::report::Report;
-use self::structure::Structure;
-use self::tensors::{Distance, Matched, distances, matched};
-use super::parts::{Part, Tensor};
 use super::print_line;
 use super::progress::Progress;
+use mixbit_packages::diff::structure::Structure;
+use mixbit_packages::diff::tensors::{Distance, Matched, distances, matched};
+use mixbit_packages::inspect::{Part, Tensor};
 
 #[derive(Debug, Args)]
 #[command(after_help = "The exit code is 0 if both are the same, 1 if they differ, 2 if that can't be told.

@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::bail;
 use mixbit_diffusion::arch::AttentionImplementation;
 
-use super::tensors::matched;
-use crate::bundle::{CHUNKS, WHOLE, is_named};
-use crate::cli::parts::{Form, Part, is_checkpoint, is_one, joined, open};
-use crate::package::{DEPLOYMENT_TARGETS, PARTS};
+use mixbit_packages::bundle::{CHUNKS, WHOLE, is_named};
+use mixbit_packages::diff::tensors::matched;
+use mixbit_packages::inspect::{Form, Part, is_checkpoint, is_one, joined, open};
+use mixbit_packages::package::{DEPLOYMENT_TARGETS, PARTS};
 
 /// The networks of two models, those of A first in pairs.
 pub(super) struct Networks {

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::Comparison;
 use super::networks::role;
-use super::structure::Change;
-use super::tensors::Distance;
-use crate::cli::parts::{Tensor, bits, size};
 use crate::cli::table::{LONGEST_VALUE, Side, Table, shortened, spelt_out};
+use mixbit_packages::diff::structure::Change;
+use mixbit_packages::diff::tensors::Distance;
+use mixbit_packages::inspect::{Tensor, bits, size};
 
 /// How many tensors are listed unless all are asked for.
 const LISTED: usize = 10;

@@ -9,45 +9,45 @@ use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_formats::{SafeTensors, coreml};
 use mixbit_mil::{Arg, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr};
 
-use crate::model::DiffusersModel;
 use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Source, plan};
+use crate::source::DiffusersModel;
 
 /// Literals of so many elements are tensors: in a package they are in the weight file.
 const LEAST_TABLE: usize = 10;
 
 /// A network, or a weight file.
-pub(super) struct Part {
+pub struct Part {
     /// The file's name; of a checkpoint's networks the one that their packages have in a `Resources` directory.
-    pub(super) name: String,
+    pub name: String,
     /// The graph as it is stored; a weight file has none.
-    pub(super) function: Option<Function>,
-    pub(super) metadata: BTreeMap<String, String>,
+    pub function: Option<Function>,
+    pub metadata: BTreeMap<String, String>,
     /// The specification's version, of packages.
-    pub(super) specification: Option<u32>,
+    pub specification: Option<u32>,
     /// In the order of the graph, compressed ones decoded when they are read.
-    pub(super) tensors: Vec<Tensor>,
+    pub tensors: Vec<Tensor>,
 }
 
 /// A constant tensor of a network.
-pub(super) struct Tensor {
-    pub(super) weight: WeightRef,
+pub struct Tensor {
+    pub weight: WeightRef,
     /// What the constant is called in its program.
-    pub(super) constant: String,
+    pub constant: String,
     /// Whether it is a table that the architecture asks for, not a weight of the checkpoint. Only graphs that are not in
     /// a package yet show which of the two a constant is.
-    pub(super) is_table: bool,
+    pub is_table: bool,
 }
 
 /// What a checkpoint leaves open about its graphs.
 #[derive(Clone, Copy)]
-pub(super) struct Form {
-    pub(super) attention: AttentionImplementation,
-    pub(super) target: &'static DeploymentTarget,
+pub struct Form {
+    pub attention: AttentionImplementation,
+    pub target: &'static DeploymentTarget,
     /// Height and width of the latents; the model's own if absent.
-    pub(super) latent: Option<[usize; 2]>,
-    pub(super) batch_one: bool,
-    pub(super) chunk_unet: bool,
-    pub(super) control_unet: bool,
+    pub latent: Option<[usize; 2]>,
+    pub batch_one: bool,
+    pub chunk_unet: bool,
+    pub control_unet: bool,
 }
 
 impl Default for Form {
@@ -64,7 +64,7 @@ impl Default for Form {
 }
 
 /// Whether a path leads to one network or weight file, not to the networks of a model.
-pub(super) fn is_one(path: &Path) -> bool {
+pub fn is_one(path: &Path) -> bool {
     is_package(path) || is_weight_file(path)
 }
 
@@ -73,7 +73,7 @@ pub(super) fn is_one(path: &Path) -> bool {
 ///
 /// # Errors
 /// If it is none of these, or can't be read.
-pub(super) fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
+pub fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
     if is_weight_file(path) {
         return Ok(vec![weight_file(path)?]);
     }
@@ -93,7 +93,7 @@ pub(super) fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
 }
 
 /// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client downloaded.
-pub(super) fn is_checkpoint(path: &Path) -> bool {
+pub fn is_checkpoint(path: &Path) -> bool {
     path.join("model_index.json").is_file() || path.join("snapshots").is_dir()
 }
 
@@ -102,7 +102,7 @@ fn is_weight_file(path: &Path) -> bool {
 }
 
 /// Whether a path is named as a Core ML model.
-pub(super) fn is_package(path: &Path) -> bool {
+pub fn is_package(path: &Path) -> bool {
     let is_one_of = |extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|known| extension == *known);
     path.extension().is_some_and(is_one_of)
 }
@@ -146,7 +146,7 @@ fn packaged(path: &Path) -> anyhow::Result<Part> {
 }
 
 /// Two packages that are halves of a network, as one; `None` if the second does not take what the first makes.
-pub(super) fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
+pub fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
     let function = mixbit_mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
     Some(Part {
         name,
@@ -228,20 +228,20 @@ fn tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
 }
 
 impl Tensor {
-    pub(super) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.weight.ty().count()
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.weight.stored_len()
     }
 
-    pub(super) fn bits(&self) -> f64 {
+    pub fn bits(&self) -> f64 {
         bits(self.count(), self.bytes())
     }
 
     /// How the tensor is stored, with the number of its palettes or scales if there are several.
-    pub(super) fn encoding(&self) -> String {
+    pub fn encoding(&self) -> String {
         let encoding = encoding(&self.weight);
         match groups(&self.weight) {
             1 => encoding,
@@ -250,12 +250,12 @@ impl Tensor {
     }
 
     /// How the tensor is stored.
-    pub(super) fn kind(&self) -> String {
+    pub fn kind(&self) -> String {
         encoding(&self.weight)
     }
 
     /// The number of palettes or scales.
-    pub(super) fn groups(&self) -> usize {
+    pub fn groups(&self) -> usize {
         groups(&self.weight)
     }
 }
@@ -296,7 +296,7 @@ fn groups(weight: &WeightRef) -> usize {
 }
 
 /// Bytes for people.
-pub(super) fn size(bytes: usize) -> String {
+pub fn size(bytes: usize) -> String {
     match bytes as f64 {
         bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
         bytes => format!("{:.1} MB", bytes / 1e6),
@@ -304,7 +304,7 @@ pub(super) fn size(bytes: usize) -> String {
 }
 
 /// Bits that each of `count` elements takes.
-pub(super) fn bits(count: usize, bytes: usize) -> f64 {
+pub fn bits(count: usize, bytes: usize) -> f64 {
     if count == 0 { 0.0 } else { 8.0 * bytes as f64 / count as f64 }
 }
 

@@ -12,7 +12,7 @@ use mixbit_engine::Cpu;
 use mixbit_mil::{Constant, Function, WeightRef, constexpr};
 use rayon::prelude::*;
 
-use crate::palettize::{Choices, Chosen};
+use mixbit_packages::palettize::{Choices, Chosen};
 
 /// An image and the latents that it was decoded from.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,15 +1,12 @@
-//! Finding models.
+//! Models in the diffusers layout.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
-use mixbit_diffusion::model::{DiffusionModel, FileError, ModelFiles};
+use mixbit_diffusion::model::{FileError, ModelFiles};
 use mixbit_formats::Diffusers;
-use mixbit_mil::Weights;
+use mixbit_mil::{Bytes, Weights};
 use serde_json::Value;
-
-use crate::bundle::Bundle;
 
 /// A model in the diffusers layout, in a directory or in the binary.
 #[derive(Debug)]
@@ -19,25 +16,8 @@ pub struct DiffusersModel {
     variant: Option<String>,
 }
 
-/// A model that is ready to run, and its name for people.
-///
-/// `path` is a directory in the diffusers layout, or one of Core ML packages; without it, the model in the binary is
-/// meant. `variant` chooses among the weights of the former.
-///
-/// # Errors
-/// If there is no model that can be run.
-pub fn load(path: Option<&Path>, variant: Option<&str>) -> anyhow::Result<(DiffusionModel, String)> {
-    if let Some(path) = path.filter(|path| Bundle::is_at(path)) {
-        let model = Bundle::open(path)?.model();
-        return Ok((model.with_context(|| path.display().to_string())?, directory_name(path)));
-    }
-    let files = DiffusersModel::open_or_demo(path, variant)?;
-    let model = DiffusionModel::from_files(&files).with_context(|| files.name().to_string())?;
-    Ok((model, files.name))
-}
-
 /// What a directory is called.
-fn directory_name(path: &Path) -> String {
+pub fn directory_name(path: &Path) -> String {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
@@ -53,30 +33,16 @@ impl DiffusersModel {
         Ok(DiffusersModel { files, name: directory_name(path), variant: variant.map(str::to_string) })
     }
 
-    /// The model in the binary; `None` if it was built without.
+    /// A model of files in memory, by their paths in its directory.
     ///
     /// # Errors
-    /// If its files are malformed.
-    pub fn demo() -> Result<Option<Self>, mixbit_formats::Error> {
-        demo::files()
-            .map(|files| {
-                let files = Diffusers::from_files("the demo model", files)?;
-                Ok(DiffusersModel { files, name: "mixbit demo".to_string(), variant: None })
-            })
-            .transpose()
-    }
-
-    /// Opens a directory, or the model in the binary if there is none.
-    ///
-    /// # Errors
-    /// If the directory holds no model, or the binary was built without one.
-    pub fn open_or_demo(path: Option<&Path>, variant: Option<&str>) -> anyhow::Result<Self> {
-        match path {
-            Some(path) => Ok(Self::open(path, variant)?),
-            None => {
-                Self::demo()?.context("this build has no model in it: give a model's directory with --model")
-            }
-        }
+    /// If they are no model.
+    pub fn from_files(
+        name: &str,
+        files: impl IntoIterator<Item = (String, Bytes)>,
+    ) -> Result<Self, mixbit_formats::Error> {
+        let files = Diffusers::from_files(name, files)?;
+        Ok(DiffusersModel { files, name: name.to_string(), variant: None })
     }
 
     /// The name for people: the directory's.
@@ -164,49 +130,5 @@ impl ModelFiles for NamedComponent {
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
         Ok(Arc::new(self.files.weights(self.folder(component), None)?))
-    }
-}
-
-#[cfg(not(feature = "demo-model"))]
-mod demo {
-    use mixbit_mil::Bytes;
-
-    pub(super) fn files() -> Option<Vec<(String, Bytes)>> {
-        None
-    }
-}
-
-#[cfg(feature = "demo-model")]
-mod demo {
-    use mixbit_mil::Bytes;
-
-    macro_rules! files {
-        ($($path:literal),* $(,)?) => {
-            [$(($path, include_bytes!(concat!("../../../models/demo/", $path)).as_slice())),*]
-        };
-    }
-
-    pub(super) fn files() -> Option<Vec<(String, Bytes)>> {
-        let files = files![
-            "model_index.json",
-            "scheduler/scheduler_config.json",
-            "text_encoder/config.json",
-            "text_encoder/model.safetensors",
-            "text_encoder_2/config.json",
-            "text_encoder_2/model.safetensors",
-            "tokenizer/merges.txt",
-            "tokenizer/special_tokens_map.json",
-            "tokenizer/tokenizer_config.json",
-            "tokenizer/vocab.json",
-            "tokenizer_2/merges.txt",
-            "tokenizer_2/special_tokens_map.json",
-            "tokenizer_2/tokenizer_config.json",
-            "tokenizer_2/vocab.json",
-            "unet/config.json",
-            "unet/diffusion_pytorch_model.safetensors",
-            "vae/config.json",
-            "vae/diffusion_pytorch_model.safetensors",
-        ];
-        Some(files.map(|(path, bytes)| (path.to_string(), Bytes::new(bytes))).into())
     }
 }

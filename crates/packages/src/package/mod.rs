@@ -93,7 +93,7 @@ const VAE_ENCODER: Part = Part {
     asked_as: "vae_encoder",
     about: "Turns an image into latents",
 };
-pub(crate) const SAFETY_CHECKER: Part = Part {
+pub const SAFETY_CHECKER: Part = Part {
     name: "safety_checker",
     compiled: "SafetyChecker",
     asked_as: "safety_checker",

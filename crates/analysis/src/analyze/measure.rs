@@ -10,8 +10,8 @@ use mixbit_mil::WeightRef;
 
 use super::calibration::Sample;
 use super::network::{Change, Network, Values};
-use crate::psnr::{apple_psnr, mean_square, peak};
-use crate::recipe::Importance;
+use mixbit_packages::psnr::{apple_psnr, mean_square, peak};
+use mixbit_packages::recipe::Importance;
 
 /// The UNet's output.
 const OUTPUT: &str = "noise_pred";

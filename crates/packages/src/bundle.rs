@@ -20,12 +20,12 @@ use serde_json::Value;
 use crate::package::{PARTS, Part, SAFETY_CHECKER, keys};
 
 /// The ends of a part's names that is not cut, in packages and compiled.
-pub(crate) const WHOLE: [&str; 2] = ["", ""];
+pub const WHOLE: [&str; 2] = ["", ""];
 /// Those of the chunks of one that is.
-pub(crate) const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
+pub const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
 
 /// Whether a package or a compiled model of that name, without extension, is a part, or the chunk of it with those ends.
-pub(crate) fn is_named(stem: &str, part: &Part, [package, compiled]: [&str; 2]) -> bool {
+pub fn is_named(stem: &str, part: &Part, [package, compiled]: [&str; 2]) -> bool {
     let end = format!("{}{package}", part.name);
     stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", part.compiled)
 }

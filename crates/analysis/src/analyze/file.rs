@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mixbit_compress::Scheme;
 
 use super::{Analysis, Curve, Setting, Verified};
-use crate::recipe::{
+use mixbit_packages::recipe::{
     Calibration, Cumulative, Details, Importance, Int8Layers, Measured, ModelIdentity, Recipe, RecipeFile,
 };
 

@@ -5,38 +5,34 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use mixbit_mil::{Arg, Constant, Def, Function, Literal, Op, OpView, ValueId};
 
-use crate::cli::parts::{Part, Tensor};
+use crate::inspect::{Part, Tensor};
 
 /// Something with a name that is different in B, or that one side lacks.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) name: String,
-    pub(super) sides: [Option<String>; 2],
+pub struct Change {
+    pub name: String,
+    pub sides: [Option<String>; 2],
 }
 
 /// How the structure of a network differs in B.
 #[derive(Debug, Default)]
-pub(super) struct Structure {
-    pub(super) inputs: Vec<Change>,
-    pub(super) outputs: Vec<Change>,
+pub struct Structure {
+    pub inputs: Vec<Change>,
+    pub outputs: Vec<Change>,
     /// The opset, and of packages the specification's version.
-    pub(super) formats: Vec<Change>,
+    pub formats: Vec<Change>,
     /// How often each op occurs. Those that decode weights are left out.
-    pub(super) operations: Vec<Change>,
+    pub operations: Vec<Change>,
     /// Where the graphs first are not the same, in words.
-    pub(super) first_difference: Option<String>,
+    pub first_difference: Option<String>,
     /// Compared where both sides have metadata: checkpoints have none.
-    pub(super) metadata: Vec<Change>,
+    pub metadata: Vec<Change>,
 }
 
 impl Structure {
     /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors` are those that
     /// belong together.
-    pub(super) fn compare(
-        [a, b]: [&Part; 2],
-        graphs: [Option<&Function>; 2],
-        tensors: &[[&Tensor; 2]],
-    ) -> Self {
+    pub fn compare([a, b]: [&Part; 2], graphs: [Option<&Function>; 2], tensors: &[[&Tensor; 2]]) -> Self {
         let mut structure = Structure::default();
         if let [Some(x), Some(y)] = graphs {
             structure.inputs = changes(signature(x, x.inputs()), signature(y, y.inputs()));
@@ -61,7 +57,7 @@ impl Structure {
         structure
     }
 
-    pub(super) fn is_same(&self) -> bool {
+    pub fn is_same(&self) -> bool {
         let lists = [&self.inputs, &self.outputs, &self.formats, &self.operations, &self.metadata];
         lists.iter().all(|list| list.is_empty()) && self.first_difference.is_none()
     }
@@ -93,7 +89,7 @@ fn histogram(function: &Function) -> BTreeMap<String, String> {
 }
 
 /// Whether two graphs have ops of the same types in the same order.
-pub(super) fn has_same_ops(a: &Function, b: &Function) -> bool {
+pub fn has_same_ops(a: &Function, b: &Function) -> bool {
     a.ops().iter().map(|op| op.def.name).eq(b.ops().iter().map(|op| op.def.name))
 }
 

@@ -28,8 +28,8 @@ pub use drawing::{Choose, Picture, Recoded, draw};
 pub use grid::Grid;
 
 use crate::analyze::{Analysis, Verified};
-use crate::palettize::{Choices, Chosen};
-use crate::psnr::{mean_square, peak};
+use mixbit_packages::palettize::{Choices, Chosen};
+use mixbit_packages::psnr::{mean_square, peak};
 
 /// What is reported.
 #[derive(Debug)]
@@ -112,11 +112,11 @@ pub fn pictures(
 /// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are equal.
 pub fn psnr(original: &[f32], other: &[f32]) -> f64 {
     let [original, other] = [original, other].map(|values| values.iter().map(|&value| f64::from(value)));
-    crate::psnr::psnr(peak(original.clone()), mean_square(original.zip(other)))
+    mixbit_packages::psnr::psnr(peak(original.clone()), mean_square(original.zip(other)))
 }
 
 /// The PSNR in dB of the pixels of images of one size; infinite if they are equal.
 pub fn pixel_psnr(original: &Image, other: &Image) -> f64 {
     let pairs = original.to_rgb8().into_iter().zip(other.to_rgb8());
-    crate::psnr::psnr(255.0, mean_square(pairs.map(|(a, b)| (f64::from(a), f64::from(b)))))
+    mixbit_packages::psnr::psnr(255.0, mean_square(pairs.map(|(a, b)| (f64::from(a), f64::from(b)))))
 }

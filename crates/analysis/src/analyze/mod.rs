@@ -41,7 +41,7 @@ use journal::{Journal, Key};
 use measure::{Bench, Distortion, Encoder};
 use network::{Change, Network, Replaced};
 
-use crate::recipe::ModelIdentity;
+use mixbit_packages::recipe::ModelIdentity;
 
 /// A way to measure.
 #[derive(Debug, PartialEq, Eq)]

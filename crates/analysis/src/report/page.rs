@@ -7,7 +7,7 @@ use super::figure::{Figure, escaped, variables};
 use super::raster::Bitmap;
 use super::{Pictures, Report, layers, pixel_psnr, psnr};
 use crate::analyze::{Analysis, Verified};
-use crate::recipe::base64;
+use mixbit_packages::recipe::base64;
 
 const STYLE: &str = "\
 body{background:var(--paper);color:var(--text);font:16px/1.5 system-ui,sans-serif;max-width:1132px;margin:0 auto;padding:16px}

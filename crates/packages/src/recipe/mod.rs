@@ -4,7 +4,7 @@
 //! scripts read ours and we read theirs. Layers are named as the modules of the checkpoint, without `.weight`.
 //!
 //! ```
-//! use mixbit::recipe::RecipeFile;
+//! use mixbit_packages::recipe::RecipeFile;
 //!
 //! let text = r#"{"model_version": "m", "recipes": {"recipe_4.50_bit_mixedpalette": {"conv_in": 8, "conv_out": 16}}}"#;
 //! let file = RecipeFile::parse(text)?;
@@ -12,10 +12,10 @@
 //! assert_eq!(name, "recipe_4.50_bit_mixedpalette");
 //! assert_eq!(recipe.layers["conv_in"].unwrap().to_string(), "palette-8");
 //! assert_eq!(recipe.layers["conv_out"], None);
-//! # Ok::<(), mixbit::recipe::RecipeError>(())
+//! # Ok::<(), mixbit_packages::recipe::RecipeError>(())
 //! ```
 
-pub(crate) mod base64;
+pub mod base64;
 mod error;
 mod matching;
 mod read;

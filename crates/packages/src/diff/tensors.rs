@@ -8,7 +8,7 @@ use std::thread;
 use mixbit_mil::{Arg, Bytes, DType, Function, TensorType, WeightError, WeightRef, identifier};
 
 use super::structure::has_same_ops;
-use crate::cli::parts::Tensor;
+use crate::inspect::Tensor;
 use crate::psnr::apple_psnr;
 
 /// Elements that are compared at a time: what is in memory as numbers.
@@ -18,16 +18,16 @@ const BLOCK: usize = 1 << 14;
 const SUFFIXES: [&str; 5] = ["_pcs", "_palettized", "_quantized", "_sparsified", "_to_fp16"];
 
 /// The tensors of two networks, those of A first in pairs.
-pub(super) struct Matched<'a> {
+pub struct Matched<'a> {
     /// In the order of A.
-    pub(super) pairs: Vec<[&'a Tensor; 2]>,
+    pub pairs: Vec<[&'a Tensor; 2]>,
     /// What has no counterpart, of each side, but for tables without a name.
-    pub(super) only: [Vec<&'a Tensor>; 2],
+    pub only: [Vec<&'a Tensor>; 2],
 }
 
 /// How far a tensor of B is from that of A.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Distance {
+pub enum Distance {
     /// Every element is the same.
     Equal,
     /// The PSNR in dB; NaN where an element is not finite on one side only.
@@ -38,7 +38,7 @@ pub(super) enum Distance {
 
 /// Finds the tensors that belong together: by their names in the checkpoint; where either has none, by the names of the
 /// constants, or by their place if the two graphs have the same ops.
-pub(super) fn matched<'a>(tensors: [&'a [Tensor]; 2], graphs: [Option<&Function>; 2]) -> Matched<'a> {
+pub fn matched<'a>(tensors: [&'a [Tensor]; 2], graphs: [Option<&Function>; 2]) -> Matched<'a> {
     let mut rest = tensors.map(|tensors| tensors.iter().enumerate().collect::<Vec<_>>());
     let mut pairs = Vec::new();
     match_by(&mut rest, &mut pairs, |_, tensor| checkpoint_name(tensor).map(str::to_string));
@@ -138,7 +138,7 @@ fn places(function: &Function) -> HashMap<&str, [usize; 3]> {
 ///
 /// # Errors
 /// If a tensor can't be read.
-pub(super) fn distances(
+pub fn distances(
     pairs: &[[&Tensor; 2]],
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Distance>, WeightError> {

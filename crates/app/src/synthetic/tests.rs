@@ -6,7 +6,7 @@ use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_testkit::{Failures, Scratch, fixture_root};
 
 use super::*;
-use crate::model::DiffusersModel;
+use mixbit_packages::source::DiffusersModel;
 
 /// Name, tensors and parameters of each component, as PyTorch counts them.
 type Components = &'static [(&'static str, usize, usize)];

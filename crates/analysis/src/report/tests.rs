@@ -3,7 +3,7 @@ use mixbit_compress::{Scheme, Width};
 use super::figure::escaped;
 use super::*;
 use crate::analyze::{Candidate, Point};
-use crate::recipe::ModelIdentity;
+use mixbit_packages::recipe::ModelIdentity;
 
 /// A name that is trouble wherever it is not escaped.
 const EVIL: &str = "down_blocks.0.<script src=\"http://x\">'&\u{0}";
