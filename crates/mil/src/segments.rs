@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 
 use crate::bisect::Part;
-use crate::ops::Equation;
-use crate::{Arg, Def, Function, OpView, ValueId};
+use crate::{Arg, Def, Function, ValueId, multiply_adds};
 
 /// Consecutive parts of a function, about as many as asked for and of about the same number of multiply-adds, cut where
 /// the values that cross are few. A part takes what it uses of the function's inputs and of the parts before, and puts
@@ -131,41 +130,6 @@ fn crossing(function: &Function, size: impl Fn(ValueId) -> usize) -> Vec<usize> 
     crossing
 }
 
-/// The multiply-adds of convolutions and products; 0 for other ops, whose work is small beside it.
-pub fn multiply_adds(op: &OpView) -> u64 {
-    let out = op.op().outputs.first().map_or(0, |&id| op.function().value(id).ty.count());
-    let shape =
-        |input: &str| op.get(input).map(|id| op.function().value(id).ty.shape.clone()).unwrap_or_default();
-    let depth = match op.kind() {
-        "conv" | "linear" => shape("weight").iter().skip(1).product(),
-        "matmul" => {
-            let shape = shape("x");
-            let back = if op.bool("transpose_x").unwrap_or(false) { 2 } else { 1 };
-            shape.len().checked_sub(back).map_or(0, |axis| shape[axis])
-        }
-        "scaled_dot_product_attention" => {
-            let (query, key) = (shape("query"), shape("key"));
-            let [.., tokens, width] = query[..] else { return 0 };
-            let keys = key.len().checked_sub(2).map_or(0, |axis| key[axis]);
-            let batch: usize = query[..query.len() - 2].iter().product();
-            return 2 * (batch * tokens * keys * width) as u64;
-        }
-        "einsum" => {
-            let equation = op.str("equation").ok().and_then(|text| Equation::parse(&text));
-            let (Some(equation), [x, y]) = (equation, op.arg("values").values()) else { return 0 };
-            let extents = [x, y].map(|id| &op.function().value(*id).ty.shape);
-            let labels =
-                equation.inputs.iter().zip(extents).flat_map(|(labels, shape)| labels.iter().zip(shape));
-            let mut summed: Vec<_> = labels.filter(|(label, _)| !equation.output.contains(label)).collect();
-            summed.sort();
-            summed.dedup();
-            summed.into_iter().map(|(_, extent)| extent).product()
-        }
-        _ => 0,
-    };
-    (out * depth) as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,27 +219,5 @@ mod tests {
             (names(&second, &second.inputs), names(&second, &second.outputs)),
             (vec!["with_input".into()], vec!["y".into()])
         );
-    }
-
-    #[test]
-    fn work_is_that_of_the_products() {
-        let mut b = Builder::new("main", Opset::Ios18);
-        let input = |b: &mut Builder, name: &str, shape: &[usize]| {
-            b.input(name, TensorType::new(DType::F32, shape)).unwrap()
-        };
-        let x = input(&mut b, "x", &[2, 6, 5, 7]);
-        let w = input(&mut b, "w", &[4, 3, 3, 3]);
-        let conv =
-            b.op("conv").arg("x", x).arg("weight", w).arg("pad_type", "same").arg("groups", 2).add().unwrap();
-        let (p, q) = (input(&mut b, "p", &[2, 5, 3]), input(&mut b, "q", &[2, 5, 4]));
-        let matmul = b.op("matmul").arg("x", p).arg("y", q).arg("transpose_x", true).add().unwrap();
-        let (s, t) = (input(&mut b, "s", &[2, 8, 3, 5]), input(&mut b, "t", &[2, 5, 3, 9]));
-        let einsum = b.op("einsum").arg("values", [s, t]).arg("equation", "bkhc,bchq->bkhq").add().unwrap();
-        let (k, v) = (input(&mut b, "k", &[1, 2, 7, 8]), input(&mut b, "v", &[1, 2, 11, 8]));
-        let attention =
-            b.op("scaled_dot_product_attention").arg("query", k).arg("key", v).arg("value", v).add().unwrap();
-        let function = b.finish(&[conv, matmul, einsum, attention]).unwrap();
-        let work: Vec<u64> = function.ops().iter().map(|op| multiply_adds(&function.view(op))).collect();
-        assert_eq!(work, [2 * 4 * 35 * 27, 2 * 3 * 4 * 5, 2 * 8 * 3 * 9 * 5, 2 * 2 * 7 * 11 * 8]);
     }
 }

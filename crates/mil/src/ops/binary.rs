@@ -1,6 +1,6 @@
 //! Element-wise ops of two or three inputs, with NumPy's broadcasting.
 
-use super::{OpDef, Param, any, broadcast, number};
+use super::{OpDef, Param, Work, any, broadcast, number};
 use crate::{DType, Error, OpView, TensorType};
 
 const XY: &[Param] = &[number("x"), number("y")];
@@ -8,26 +8,26 @@ const BOOLS: &[Param] = &[Param::new("x", &[DType::Bool]), Param::new("y", &[DTy
 const COMPARABLE: &[Param] = &[any("x"), any("y")];
 
 pub(super) static OPS: &[OpDef] = &[
-    OpDef::new("add", XY, arithmetic),
-    OpDef::new("equal", COMPARABLE, comparison),
-    OpDef::new("floor_div", XY, arithmetic),
-    OpDef::new("greater", XY, comparison),
-    OpDef::new("greater_equal", COMPARABLE, comparison),
-    OpDef::new("less", XY, comparison),
-    OpDef::new("less_equal", XY, comparison),
-    OpDef::new("logical_and", BOOLS, comparison),
-    OpDef::new("logical_or", BOOLS, comparison),
-    OpDef::new("logical_xor", BOOLS, comparison),
-    OpDef::new("maximum", XY, arithmetic),
-    OpDef::new("minimum", XY, arithmetic),
-    OpDef::new("mod", XY, arithmetic),
-    OpDef::new("mul", XY, arithmetic),
-    OpDef::new("not_equal", COMPARABLE, comparison),
-    OpDef::new("pow", XY, arithmetic),
-    OpDef::new("real_div", XY, arithmetic),
+    OpDef::new("add", XY, arithmetic, Work::Elements),
+    OpDef::new("equal", COMPARABLE, comparison, Work::Elements),
+    OpDef::new("floor_div", XY, arithmetic, Work::Elements),
+    OpDef::new("greater", XY, comparison, Work::Elements),
+    OpDef::new("greater_equal", COMPARABLE, comparison, Work::Elements),
+    OpDef::new("less", XY, comparison, Work::Elements),
+    OpDef::new("less_equal", XY, comparison, Work::Elements),
+    OpDef::new("logical_and", BOOLS, comparison, Work::Elements),
+    OpDef::new("logical_or", BOOLS, comparison, Work::Elements),
+    OpDef::new("logical_xor", BOOLS, comparison, Work::Elements),
+    OpDef::new("maximum", XY, arithmetic, Work::Elements),
+    OpDef::new("minimum", XY, arithmetic, Work::Elements),
+    OpDef::new("mod", XY, arithmetic, Work::Elements),
+    OpDef::new("mul", XY, arithmetic, Work::Elements),
+    OpDef::new("not_equal", COMPARABLE, comparison, Work::Elements),
+    OpDef::new("pow", XY, arithmetic, Work::Elements),
+    OpDef::new("real_div", XY, arithmetic, Work::Elements),
     // select(cond, a, b): `a` where `cond` holds, else `b`.
-    OpDef::new("select", &[Param::new("cond", &[DType::Bool]), any("a"), any("b")], select),
-    OpDef::new("sub", XY, arithmetic),
+    OpDef::new("select", &[Param::new("cond", &[DType::Bool]), any("a"), any("b")], select, Work::Elements),
+    OpDef::new("sub", XY, arithmetic, Work::Elements),
 ];
 
 fn arithmetic(op: &OpView) -> Result<Vec<TensorType>, Error> {

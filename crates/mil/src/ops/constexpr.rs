@@ -1,6 +1,6 @@
 //! Compressed constants: ops that are decoded when a program is compiled. `crate::constexpr` defines what they decode to.
 
-use super::{OpDef, Param, ints, string};
+use super::{OpDef, Param, Work, ints, string};
 use crate::{DType, Error, OpView, Opset, TensorType};
 
 const BYTES: &[DType] = &[DType::I8, DType::U8];
@@ -24,6 +24,7 @@ pub(super) static OPS: &[OpDef] = &[
             ints("axis"),
         ],
         affine_dequantize,
+        Work::Elements,
     )
     .since(Opset::Ios16),
     // scale * (data - offset), each element of scale and offset for a block of data.
@@ -31,12 +32,14 @@ pub(super) static OPS: &[OpDef] = &[
         "constexpr_blockwise_shift_scale",
         &[Param::new("data", SMALL), Param::new("scale", FLOATS), Param::new("offset", SMALL).optional()],
         blockwise_shift_scale,
+        Work::Elements,
     )
     .since(Opset::Ios18),
     OpDef::new(
         "constexpr_cast",
         &[Param::new("source_val", &[DType::F16, DType::BF16]), string("output_dtype")],
         cast,
+        Work::Elements,
     )
     .since(Opset::Ios16),
     // lut[indices]: one table for all, or one for each block, of single values or of vectors along `vector_axis`.
@@ -49,6 +52,7 @@ pub(super) static OPS: &[OpDef] = &[
             ints("vector_axis").optional().since(Opset::Ios18),
         ],
         lut_to_dense,
+        Work::Elements,
     )
     .since(Opset::Ios16),
     // The next of nonzero_data where a bit of `mask` is set, else 0.
@@ -60,6 +64,7 @@ pub(super) static OPS: &[OpDef] = &[
             shape(),
         ],
         sparse_to_dense,
+        Work::Elements,
     )
     .since(Opset::Ios16),
 ];

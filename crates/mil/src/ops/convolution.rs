@@ -1,6 +1,7 @@
 //! Convolution, padding and resizing of images, [batch, channels, height, width].
 
-use super::{Default, OpDef, Param, float, ints, string};
+use super::linear::weight_products;
+use super::{Default, OpDef, Param, Work, float, ints, string};
 use crate::{DType, Error, OpView, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
@@ -19,7 +20,9 @@ pub(super) static OPS: &[OpDef] = &[
             ints("groups").default(Default::Int(1)),
         ],
         conv,
-    ),
+        Work::Products(weight_products),
+    )
+    .weight("weight"),
     // pad: before and after, of each of the last axes.
     OpDef::new(
         "pad",
@@ -30,17 +33,20 @@ pub(super) static OPS: &[OpDef] = &[
             float("constant_val").constant().default(Default::Float(0.0)),
         ],
         pad,
+        Work::Moves,
     ),
     // Source index floor(i * in / out).
     OpDef::new(
         "resize_nearest_neighbor",
         &[float("x"), ints("target_size_height"), ints("target_size_width")],
         resize,
+        Work::Moves,
     ),
     OpDef::new(
         "upsample_nearest_neighbor",
         &[float("x"), scale("scale_factor_height"), scale("scale_factor_width")],
         upsample,
+        Work::Moves,
     ),
 ];
 

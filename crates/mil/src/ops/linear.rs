@@ -1,12 +1,23 @@
 //! Matrix products, einsum and attention.
 
-use super::{Default, OpDef, Param, bools, broadcast, float, number, string};
+use super::{Default, OpDef, Param, Work, bools, broadcast, float, number, string};
 use crate::{DType, Error, OpView, Opset, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
-    OpDef::new("einsum", &[number("values").variadic(), string("equation")], einsum),
+    OpDef::new(
+        "einsum",
+        &[number("values").variadic(), string("equation")],
+        einsum,
+        Work::Products(einsum_products),
+    ),
     // x weight^T + bias over the last axis of x; weight is [out, in].
-    OpDef::new("linear", &[float("x"), float("weight"), float("bias").constant().optional()], linear),
+    OpDef::new(
+        "linear",
+        &[float("x"), float("weight"), float("bias").constant().optional()],
+        linear,
+        Work::Products(weight_products),
+    )
+    .weight("weight"),
     OpDef::new(
         "matmul",
         &[
@@ -16,6 +27,7 @@ pub(super) static OPS: &[OpDef] = &[
             bools("transpose_y").default(Default::Bool(false)),
         ],
         matmul,
+        Work::Products(matmul_products),
     ),
     // softmax(query key^T / sqrt(channels) + attn_mask) value over [..., tokens, channels]. Where a mask of truth values
     // is false, the key is hidden; a query that sees no key gives zeros.
@@ -28,6 +40,7 @@ pub(super) static OPS: &[OpDef] = &[
             Param::new("attn_mask", &[DType::F16, DType::F32, DType::Bool]).optional(),
         ],
         attention,
+        Work::Products(attention_products),
     )
     .since(Opset::Ios18),
 ];
@@ -146,9 +159,51 @@ fn einsum(op: &OpView) -> Result<Vec<TensorType>, Error> {
     Ok(vec![TensorType::new(operands[0].dtype, equation.output.iter().map(extent).collect::<Vec<_>>())])
 }
 
+fn output_count(op: &OpView) -> u64 {
+    op.op().outputs.first().map_or(0, |&id| op.function().value(id).ty.count() as u64)
+}
+
+/// The extents of an input, none if it is not bound.
+fn extents<'a>(op: &OpView<'a>, input: &str) -> &'a [usize] {
+    op.get(input).map_or(&[], |id| &op.function().value(id).ty.shape)
+}
+
+/// The multiply-adds of a layer: each output takes one row of the weight.
+pub(super) fn weight_products(op: &OpView) -> u64 {
+    output_count(op) * extents(op, "weight").iter().skip(1).product::<usize>() as u64
+}
+
+fn matmul_products(op: &OpView) -> u64 {
+    let shape = extents(op, "x");
+    let back = if op.bool("transpose_x").unwrap_or(false) { 2 } else { 1 };
+    let depth = shape.len().checked_sub(back).map_or(0, |axis| shape[axis]);
+    output_count(op) * depth as u64
+}
+
+/// Those of the scores, and as many of the weighted values.
+fn attention_products(op: &OpView) -> u64 {
+    let (query, key) = (extents(op, "query"), extents(op, "key"));
+    let [batch @ .., tokens, width] = query else { return 0 };
+    let keys = key.len().checked_sub(2).map_or(0, |axis| key[axis]);
+    let batch: usize = batch.iter().product();
+    2 * (batch * tokens * keys * width) as u64
+}
+
+fn einsum_products(op: &OpView) -> u64 {
+    let equation = op.str("equation").ok().and_then(|text| Equation::parse(&text));
+    let (Some(equation), [x, y]) = (equation, op.arg("values").values()) else { return 0 };
+    let extents = [x, y].map(|id| &op.function().value(*id).ty.shape);
+    let labels = equation.inputs.iter().zip(extents).flat_map(|(labels, shape)| labels.iter().zip(shape));
+    let mut summed: Vec<_> = labels.filter(|(label, _)| !equation.output.contains(label)).collect();
+    summed.sort();
+    summed.dedup();
+    output_count(op) * summed.into_iter().map(|(_, extent)| *extent as u64).product::<u64>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Builder, multiply_adds};
 
     #[test]
     fn equations_parse() {
@@ -157,5 +212,27 @@ mod tests {
         for bad in ["", "ab,bc", "ab->ab", "aa,ab->ab", "ab,bc->ad", "a1,1b->ab", "...a,ab->b"] {
             assert_eq!(Equation::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn work_is_that_of_the_products() {
+        let mut b = Builder::new("main", Opset::Ios18);
+        let input = |b: &mut Builder, name: &str, shape: &[usize]| {
+            b.input(name, TensorType::new(DType::F32, shape)).unwrap()
+        };
+        let x = input(&mut b, "x", &[2, 6, 5, 7]);
+        let w = input(&mut b, "w", &[4, 3, 3, 3]);
+        let conv =
+            b.op("conv").arg("x", x).arg("weight", w).arg("pad_type", "same").arg("groups", 2).add().unwrap();
+        let (p, q) = (input(&mut b, "p", &[2, 5, 3]), input(&mut b, "q", &[2, 5, 4]));
+        let matmul = b.op("matmul").arg("x", p).arg("y", q).arg("transpose_x", true).add().unwrap();
+        let (s, t) = (input(&mut b, "s", &[2, 8, 3, 5]), input(&mut b, "t", &[2, 5, 3, 9]));
+        let einsum = b.op("einsum").arg("values", [s, t]).arg("equation", "bkhc,bchq->bkhq").add().unwrap();
+        let (k, v) = (input(&mut b, "k", &[1, 2, 7, 8]), input(&mut b, "v", &[1, 2, 11, 8]));
+        let attention =
+            b.op("scaled_dot_product_attention").arg("query", k).arg("key", v).arg("value", v).add().unwrap();
+        let function = b.finish(&[conv, matmul, einsum, attention]).unwrap();
+        let work: Vec<u64> = function.ops().iter().map(|op| multiply_adds(&function.view(op))).collect();
+        assert_eq!(work, [2 * 4 * 35 * 27, 2 * 3 * 4 * 5, 2 * 8 * 3 * 9 * 5, 2 * 2 * 7 * 11 * 8]);
     }
 }

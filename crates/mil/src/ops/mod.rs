@@ -50,6 +50,10 @@ pub struct OpDef {
     pub since: Opset,
     /// The inputs, in MIL's order.
     pub params: &'static [Param],
+    /// The arithmetic that the op costs.
+    pub work: Work,
+    /// The input that is a layer's weight, of shape [out, in, ..]: `nn.Linear`'s or `nn.Conv2d`'s.
+    pub weight: Option<&'static str>,
     infer: fn(&OpView) -> Result<Vec<TensorType>, Error>,
 }
 
@@ -58,8 +62,14 @@ impl OpDef {
         name: &'static str,
         params: &'static [Param],
         infer: fn(&OpView) -> Result<Vec<TensorType>, Error>,
+        work: Work,
     ) -> Self {
-        OpDef { name, since: Opset::Ios15, params, infer }
+        OpDef { name, since: Opset::Ios15, params, work, weight: None, infer }
+    }
+
+    const fn weight(mut self, input: &'static str) -> Self {
+        self.weight = Some(input);
+        self
     }
 
     const fn since(mut self, opset: Opset) -> Self {
@@ -92,6 +102,25 @@ impl OpDef {
             Some(ty) => Err(op.invalid(format!("a result of type {ty} is too large"))),
             None => Ok(types),
         }
+    }
+}
+
+/// The arithmetic that an op costs.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    /// None: elements are moved, repeated or converted.
+    Moves,
+    /// A few operations for each element. Small beside products, and counted as zero multiply-adds.
+    Elements,
+    /// Products whose multiply-adds are counted by this function of the op's shapes.
+    Products(fn(&OpView) -> u64),
+}
+
+/// The multiply-adds of an op: those of convolutions and products, else 0.
+pub fn multiply_adds(op: &OpView) -> u64 {
+    match op.op().def.work {
+        Work::Moves | Work::Elements => 0,
+        Work::Products(count) => count(op),
     }
 }
 
@@ -336,5 +365,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Whoever declares an op says its work; products are these, and those of a weight are layers.
+    #[test]
+    fn every_op_says_its_work() {
+        let all = || OPS.iter().flat_map(|family| family.iter());
+        let products = all().filter(|def| matches!(def.work, Work::Products(_))).map(|def| def.name);
+        assert_eq!(
+            products.collect::<Vec<_>>(),
+            ["conv", "einsum", "linear", "matmul", "scaled_dot_product_attention"]
+        );
+        let weights = all().filter_map(|def| Some((def, def.weight?)));
+        for (def, weight) in weights.clone() {
+            assert!(matches!(def.work, Work::Products(_)), "{}", def.name);
+            assert!(def.param_index(weight).is_some(), "{} has no input `{weight}`", def.name);
+        }
+        assert_eq!(weights.map(|(def, _)| def.name).collect::<Vec<_>>(), ["conv", "linear"]);
     }
 }

@@ -1,6 +1,6 @@
 //! Normalizations.
 
-use super::{Default, OpDef, Param, float, ints, resolve_axes, same_as_x};
+use super::{Default, OpDef, Param, Work, float, ints, resolve_axes, same_as_x};
 use crate::{Error, OpView, TensorType};
 
 const fn epsilon() -> Param {
@@ -20,12 +20,14 @@ pub(super) static OPS: &[OpDef] = &[
             epsilon(),
         ],
         batch_norm,
+        Work::Elements,
     ),
     // As batch_norm, with mean and variance of each image and channel taken from x itself.
     OpDef::new(
         "instance_norm",
         &[float("x"), float("gamma").constant().optional(), float("beta").constant().optional(), epsilon()],
         instance_norm,
+        Work::Elements,
     ),
     // Absent axes: all.
     OpDef::new(
@@ -38,6 +40,7 @@ pub(super) static OPS: &[OpDef] = &[
             epsilon(),
         ],
         layer_norm,
+        Work::Elements,
     ),
 ];
 

@@ -1,6 +1,6 @@
 //! Reductions.
 
-use super::{Default, OpDef, Param, bools, ints, number, resolve_axes, string};
+use super::{Default, OpDef, Param, Work, bools, ints, number, resolve_axes, string};
 use crate::{DType, Error, OpView, Opset, TensorType};
 
 // Absent axes: all.
@@ -14,15 +14,15 @@ const ARG: &[Param] = &[
 ];
 
 pub(super) static OPS: &[OpDef] = &[
-    OpDef::new("reduce_argmax", ARG, reduce_arg),
-    OpDef::new("reduce_argmin", ARG, reduce_arg),
-    OpDef::new("reduce_l2_norm", REDUCE, reduce),
-    OpDef::new("reduce_max", REDUCE, reduce),
-    OpDef::new("reduce_mean", REDUCE, reduce),
-    OpDef::new("reduce_min", REDUCE, reduce),
-    OpDef::new("reduce_prod", REDUCE, reduce),
-    OpDef::new("reduce_sum", REDUCE, reduce),
-    OpDef::new("reduce_sum_square", REDUCE, reduce),
+    OpDef::new("reduce_argmax", ARG, reduce_arg, Work::Elements),
+    OpDef::new("reduce_argmin", ARG, reduce_arg, Work::Elements),
+    OpDef::new("reduce_l2_norm", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_max", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_mean", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_min", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_prod", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_sum", REDUCE, reduce, Work::Elements),
+    OpDef::new("reduce_sum_square", REDUCE, reduce, Work::Elements),
 ];
 
 fn reduced(shape: &[usize], axes: &[usize], keep: bool) -> Vec<usize> {

@@ -1,6 +1,6 @@
 //! Gathering by index.
 
-use super::{ANY, Default, INDICES, OpDef, Param, any, bools, ints};
+use super::{ANY, Default, INDICES, OpDef, Param, Work, any, bools, ints};
 use crate::{Error, OpView, Opset, TensorType};
 
 const fn indices() -> Param {
@@ -21,8 +21,14 @@ pub(super) static OPS: &[OpDef] = &[
         "gather",
         &[any("x"), indices(), ints("axis").default(Default::Int(0)), batch_dims(), validate()],
         gather,
+        Work::Moves,
     ),
-    OpDef::new("gather_nd", &[Param::new("x", ANY), indices(), batch_dims(), validate()], gather_nd),
+    OpDef::new(
+        "gather_nd",
+        &[Param::new("x", ANY), indices(), batch_dims(), validate()],
+        gather_nd,
+        Work::Moves,
+    ),
 ];
 
 fn only_batch_zero(op: &OpView) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! Rearranging, joining and splitting.
 
-use super::{ANY, Default, OpDef, Param, any, bools, ints, resolve_axes};
+use super::{ANY, Default, OpDef, Param, Work, any, bools, ints, resolve_axes};
 use crate::{DType, Error, OpView, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
@@ -8,15 +8,17 @@ pub(super) static OPS: &[OpDef] = &[
         "concat",
         &[any("values").variadic(), ints("axis"), bools("interleave").default(Default::Bool(false))],
         concat,
+        Work::Moves,
     ),
-    OpDef::new("expand_dims", &[any("x"), ints("axes")], expand_dims),
+    OpDef::new("expand_dims", &[any("x"), ints("axes")], expand_dims, Work::Moves),
     OpDef::new(
         "fill",
         &[ints("shape"), Param::new("value", ANY).constant().default(Default::Float(0.0))],
         fill,
+        Work::Moves,
     ),
     // shape: -1 follows from the others, 0 copies the input's axis, where the ranks are equal.
-    OpDef::new("reshape", &[any("x"), ints("shape")], reshape),
+    OpDef::new("reshape", &[any("x"), ints("shape")], reshape, Work::Moves),
     OpDef::new(
         "slice_by_index",
         &[
@@ -29,19 +31,21 @@ pub(super) static OPS: &[OpDef] = &[
             bools("squeeze_mask").optional(),
         ],
         slice_by_index,
+        Work::Moves,
     ),
     // size: -1 means to the end.
-    OpDef::new("slice_by_size", &[any("x"), ints("begin"), ints("size")], slice_by_size),
+    OpDef::new("slice_by_size", &[any("x"), ints("begin"), ints("size")], slice_by_size, Work::Moves),
     OpDef::new(
         "split",
         &[any("x"), ints("num_splits").optional(), ints("split_sizes").optional(), ints("axis")],
         split,
+        Work::Moves,
     ),
     // Absent axes: every axis of extent 1.
-    OpDef::new("squeeze", &[any("x"), ints("axes").optional()], squeeze),
-    OpDef::new("stack", &[any("values").variadic(), ints("axis")], stack),
-    OpDef::new("tile", &[any("x"), ints("reps")], tile),
-    OpDef::new("transpose", &[any("x"), ints("perm")], transpose),
+    OpDef::new("squeeze", &[any("x"), ints("axes").optional()], squeeze, Work::Moves),
+    OpDef::new("stack", &[any("values").variadic(), ints("axis")], stack, Work::Moves),
+    OpDef::new("tile", &[any("x"), ints("reps")], tile, Work::Moves),
+    OpDef::new("transpose", &[any("x"), ints("perm")], transpose, Work::Moves),
 ];
 
 /// What `slice_by_index` or `slice_by_size` takes of one axis.
