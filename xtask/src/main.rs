@@ -8,6 +8,8 @@ mod bench_peers;
 mod check;
 mod conformance;
 mod demo_eval;
+mod packages;
+mod rules;
 mod synth;
 
 use std::path::PathBuf;
@@ -20,6 +22,10 @@ use clap::Parser;
 enum Task {
     /// Run what CI runs: formatting, lints, tests, documentation, licences
     Check,
+    /// Check who depends on whom, unsafe code, circles of files, and the paths in documents
+    Rules,
+    /// Pack the published crates, and check the size of each archive
+    Package(packages::Arguments),
     /// Compare written Core ML packages with Apple's; needs Python 3.11 and the package index
     Conformance(conformance::Arguments),
     /// Analyze the demo model by each method, and compare costs and recipes
@@ -39,6 +45,8 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
         Task::Check => check::run(),
+        Task::Rules => rules::run(),
+        Task::Package(arguments) => packages::run(&arguments),
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::BenchAnalyze(arguments) => bench_analyze::run(&arguments),
         Task::BenchConvert(arguments) => bench_convert::run(&arguments),
