@@ -146,7 +146,7 @@ struct Entry {
 
 impl<'a> Bench<'a> {
     fn new(arguments: &'a Arguments) -> anyhow::Result<Self> {
-        let (model, _) = model::load(Some(&repository().join("models/demo")), None)?;
+        let (model, _) = model::load(Some(&repository().join("crates/app/demo")), None)?;
         let setting = Setting {
             negative_prompt: None,
             size: model.defaults.size,

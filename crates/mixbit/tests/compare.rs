@@ -13,7 +13,7 @@ type Error = Box<dyn std::error::Error>;
 const PROMPT: &str = "a small red circle above a large blue square on a white background";
 
 fn compare(output: &Path, arguments: &[&str]) -> Result<Output, Error> {
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../app/demo");
     let output = output.to_str().ok_or("the path is not UTF-8")?;
     let models = format!("{demo},{demo}");
     let mut command = Command::new(env!("CARGO_BIN_EXE_mixbit"));

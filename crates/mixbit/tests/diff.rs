@@ -95,7 +95,7 @@ fn what_is_converted_is_the_same_as_its_checkpoint() -> Result<(), Error> {
 #[test]
 fn compiled_and_chunked_models_are_compared_with_their_like() -> Result<(), Error> {
     let (whole, cut) = (Scratch::new(), Scratch::new());
-    let model = fixture_root().join("../models/demo");
+    let model = fixture_root().join("../crates/app/demo");
     convert(&model, whole.path(), &["--bundle-resources-for-swift-cli"])?;
     convert(&model, cut.path(), &["--convert-unet", "--chunk-unet"])?;
     // What compiled models say about themselves is the same, too.

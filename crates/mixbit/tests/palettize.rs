@@ -44,7 +44,7 @@ fn palettize(model: &Path, output: &Path, options: &[&str]) -> Result<String, Er
 }
 
 fn demo() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../app/demo")
 }
 
 fn draw(model: &DiffusionModel, size: [usize; 2]) -> Result<Vec<f32>, Error> {

@@ -69,7 +69,7 @@ impl Totals {
 /// # Errors
 /// If a picture can't be drawn or saved, or too few are right.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let demo = repository().join("models/demo");
+    let demo = repository().join("crates/app/demo");
     let world = World::read(&demo.join("heldout.json"))?;
     let captions = &world.captions[..arguments.count.min(world.captions.len())];
     if captions.is_empty() {

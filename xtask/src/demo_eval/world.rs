@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde_json::{Map, Value};
 
-/// `models/demo/heldout.json`.
+/// `crates/app/demo/heldout.json`.
 #[derive(Debug, Deserialize)]
 pub(super) struct World {
     /// Width and height of a picture in pixels.
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn the_held_out_captions_can_be_read() {
-        let world = World::read(&repository().join("models/demo/heldout.json")).unwrap();
+        let world = World::read(&repository().join("crates/app/demo/heldout.json")).unwrap();
         assert_eq!((world.side, world.captions.len()), (128, 100));
         let names: Vec<&str> = world.shapes.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["circle", "square", "triangle", "diamond", "star", "heart"]);

@@ -7,7 +7,7 @@ const RIGHT: Verdict = Verdict { colour: true, position: true, shape: true };
 const NOTHING: Verdict = Verdict { colour: false, position: false, shape: false };
 
 fn world() -> World {
-    World::read(&repository().join("models/demo/heldout.json")).unwrap()
+    World::read(&repository().join("crates/app/demo/heldout.json")).unwrap()
 }
 
 /// The drawing that a caption describes, with soft edges.
