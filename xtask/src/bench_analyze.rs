@@ -11,7 +11,7 @@ use mixbit_analysis::analyze::{
     Shard, analyze, psnr, schemes_of_recipes,
 };
 use mixbit_app::model;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 
 use crate::repository;
 

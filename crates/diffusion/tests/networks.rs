@@ -7,7 +7,8 @@ use mixbit_diffusion::arch::text_encoder::Outputs;
 use mixbit_diffusion::arch::{
     self, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
 };
-use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Options, Reference, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_formats::Checkpoint;
 use mixbit_mil::{Function, Weights, verify};
 use mixbit_testkit::{Array, ErrorStats, Failures, Fixture};

@@ -1,12 +1,11 @@
-//! What every backend gives.
+//! The door for backends: [`Backend`] compiles a function, [`Executable`] is its compiled form, [`Model`] runs it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mixbit_kernels::Precision;
-use mixbit_mil::{DType, Function, TensorType};
+use mixbit_mil::{Function, TensorType};
 
 use crate::{Data, Error, Tensor};
 
@@ -19,20 +18,12 @@ pub enum Arithmetic {
     /// As [`Wide`](Self::Wide), but what convolutions, linear layers, matrix products and attention multiply is rounded to
     /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`Wide`](Self::Wide).
     Bf16,
-    /// As [`Wide`](Self::Wide), but what convolutions and linear layers with constant weights multiply is quantized to eight
-    /// bits ([`mixbit_kernels::Precision::Int8`], which says what is not); other products are computed in the fastest precision of floats
-    /// ([`mixbit_kernels::Precision::fastest`]), and so are layers whose weight is one of [`Options::full_precision`]. The reference
-    /// backend computes as for [`Wide`](Self::Wide).
+    /// As [`Wide`](Self::Wide), but convolutions and linear layers with constant weights multiply eight-bit integers. Other
+    /// products, and layers whose weight is one of [`Options::full_precision`], are computed in the backend's fastest
+    /// precision of floats ([`Backend::fastest`]). The reference backend computes as for [`Wide`](Self::Wide).
     Int8,
     /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
     Declared,
-}
-
-impl Arithmetic {
-    /// The fastest on this CPU of those that keep the quality of images: see [`Precision::fastest`].
-    pub fn fastest() -> Self {
-        if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::Wide }
-    }
 }
 
 /// How a function is compiled.
@@ -54,18 +45,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// The precision of products with a constant weight of a name, or without one.
-    pub(crate) fn precision(&self, weight: Option<&str>) -> Precision {
-        match (self.arithmetic, weight) {
-            (Arithmetic::Wide | Arithmetic::Declared, _) => Precision::F32,
-            (Arithmetic::Bf16, _) => Precision::Bf16,
-            (Arithmetic::Int8, Some(name)) if !self.full_precision.contains(name) => Precision::Int8,
-            (Arithmetic::Int8, _) => Precision::fastest(),
-        }
-    }
-
-    /// An error if the flag is raised.
-    pub(crate) fn check_stop(&self) -> Result<(), Error> {
+    /// Fails if the flag is raised.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub fn check_stop(&self) -> Result<(), Error> {
         match &self.stop {
             Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Stopped),
             _ => Ok(()),
@@ -73,8 +57,12 @@ impl Options {
     }
 }
 
-/// Something that runs functions.
-pub trait Backend {
+/// A device, or a way, to run functions on.
+///
+/// A backend is written against the public interface of this crate alone: [`compile`](Self::compile) turns a function into
+/// an [`Executable`] and wraps it in a [`Model`], which checks inputs before it hands them on. An op that a backend has no
+/// better way for can be run by its definition ([`evaluate`](crate::evaluate)).
+pub trait Backend: Send + Sync {
     /// The name, for messages and menus.
     fn name(&self) -> &'static str;
 
@@ -91,6 +79,11 @@ pub trait Backend {
     /// As [`compile`](Self::compile).
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         Ok(self.compile(function, options)?.arena_bytes())
+    }
+
+    /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::Wide`] by default.
+    fn fastest(&self) -> Arithmetic {
+        Arithmetic::Wide
     }
 }
 
@@ -138,9 +131,13 @@ pub struct Model {
     executable: Box<dyn Executable>,
 }
 
-/// A backend's own form of a function.
-pub(crate) trait Executable: Send {
-    /// Runs the function. Inputs are in the function's order and have its types.
+/// A backend's compiled form of a function.
+pub trait Executable: Send {
+    /// Runs the function on inputs in the function's order, and gives its outputs in the function's order. The inputs have
+    /// the declared shapes, and floats or integers as declared: [`Model`] has checked them.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::Memory`], [`Error::Index`], or a failure of the device.
     fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error>;
 
     /// Bytes that a run takes for intermediate results.
@@ -152,7 +149,7 @@ pub(crate) trait Executable: Send {
     /// Bytes of constants, mapped or held.
     fn weight_bytes(&self) -> usize;
 
-    /// What is run, step by step, for people.
+    /// The steps of a run as text.
     fn describe(&self) -> String;
 
     /// Where the time went, by kind of step.
@@ -167,7 +164,8 @@ pub(crate) trait Executable: Send {
 }
 
 impl Model {
-    pub(crate) fn new(function: &Function, executable: Box<dyn Executable>) -> Self {
+    /// A compiled function, with the names and types of the inputs and outputs of the function that it was compiled from.
+    pub fn new(function: &Function, executable: Box<dyn Executable>) -> Self {
         let signature = |ids: &[mixbit_mil::ValueId]| {
             let one = |&id: &mixbit_mil::ValueId| Signature {
                 name: function.value(id).name.clone(),
@@ -251,7 +249,7 @@ impl Model {
                 Data::Float(_) => (true, "floats"),
                 Data::Int(_) => (false, "integers"),
             };
-            if tensor.shape() != input.ty.shape || is_float != holds_floats(input.ty.dtype) {
+            if tensor.shape() != input.ty.shape || is_float != input.ty.dtype.is_float() {
                 return Err(Error::InputType {
                     name: input.name.clone(),
                     expected: input.ty.clone(),
@@ -264,9 +262,4 @@ impl Model {
         let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
         self.executable.run(&ordered)
     }
-}
-
-/// Whether values of a MIL type are held as floats.
-pub(crate) fn holds_floats(dtype: DType) -> bool {
-    dtype.is_float()
 }

@@ -1,11 +1,11 @@
 //! Compiles and runs MIL functions.
 //!
-//! - [`Backend`] turns a [`mixbit_mil::Function`] into a [`Model`].
-//! - [`Reference`] runs every op naively and is the oracle; [`Cpu`] fuses, plans memory and calls fast kernels.
+//! - [`Backend`] turns a [`mixbit_mil::Function`] into a [`Model`]; a crate of its own implements it for a device.
+//! - [`Reference`] is the backend that runs every op naively, and the oracle of all others.
 //! - [`Tensor`] is what goes in and comes out.
 //!
 //! ```
-//! use mixbit_engine::{Backend, Cpu, Options, Tensor};
+//! use mixbit_engine::{Backend, Options, Reference, Tensor};
 //! use mixbit_mil::{Builder, DType, Opset, TensorType};
 //!
 //! let mut b = Builder::new("main", Opset::Ios16);
@@ -13,7 +13,7 @@
 //! let y = b.op("softmax").arg("x", x).arg("axis", -1).named("y").add()?;
 //! let function = b.finish(&[y])?;
 //!
-//! let mut model = Cpu::new(None)?.compile(&function, &Options::default())?;
+//! let mut model = Reference.compile(&function, &Options::default())?;
 //! let x = Tensor::from_f32(&[2, 3], vec![0.0; 6])?;
 //! let y = model.run(&[("x", &x)])?.remove(0);
 //! assert!((y.as_f32().unwrap()[0] - 1.0 / 3.0).abs() < 1e-6);
@@ -25,15 +25,14 @@
 
 mod backend;
 mod compare;
-mod cpu;
 mod error;
+pub mod geometry;
 mod ops;
 mod reference;
 mod tensor;
 
-pub use backend::{Arithmetic, Backend, Model, Options, Signature, Timing, TracedStep};
+pub use backend::{Arithmetic, Backend, Executable, Model, Options, Signature, Timing, TracedStep};
 pub use compare::{OpDifference, compare};
-pub use cpu::Cpu;
 pub use error::Error;
-pub use reference::Reference;
+pub use reference::{Reference, evaluate, stored_bytes};
 pub use tensor::{Data, Tensor};

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
 
-use crate::backend::{Executable, holds_floats};
-use crate::ops::{Binding, binding};
-use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor};
+use crate::ops::{Definition, definition};
+use crate::{Arithmetic, Backend, Data, Error, Executable, Model, Options, Tensor};
 
 /// Runs every op naively, with sums in `f64`, and keeps no more than the values still to be used.
 ///
@@ -22,25 +21,25 @@ impl Backend for Reference {
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         mixbit_mil::verify(function)?;
         let function = mixbit_mil::constexpr::decoded(function)?;
-        let bindings = function
+        let definitions = function
             .ops()
             .iter()
             .map(|op| {
-                binding(op.def.name).ok_or_else(|| Error::Unsupported {
+                definition(op.def.name).ok_or_else(|| Error::Unsupported {
                     backend: self.name(),
                     op: function.view(op).label(),
                     what: "the op has no definition".to_string(),
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let run = ReferenceRun { function: function.clone(), bindings, options: options.clone() };
+        let run = ReferenceRun { function: function.clone(), definitions, options: options.clone() };
         Ok(Model::new(&function, Box::new(run)))
     }
 }
 
 struct ReferenceRun {
     function: Function,
-    bindings: Vec<&'static Binding>,
+    definitions: Vec<&'static Definition>,
     options: Options,
 }
 
@@ -52,11 +51,11 @@ impl Executable for ReferenceRun {
             values[id.index()] = Some((*tensor).clone());
         }
         let last_use = last_uses(function);
-        for (index, (op, binding)) in function.ops().iter().zip(&self.bindings).enumerate() {
+        for (index, (op, definition)) in function.ops().iter().zip(&self.definitions).enumerate() {
             self.options.check_stop()?;
             let view = function.view(op);
             let lookup = |id: ValueId| values[id.index()].clone();
-            let results = (binding.reference)(&Operands { view, lookup: &lookup })?;
+            let results = (definition.eval)(&Operands { view, lookup: &lookup })?;
             for (&id, mut result) in op.outputs.iter().zip(results) {
                 debug_assert_eq!(result.shape(), function.value(id).ty.shape, "{}", view.label());
                 if self.options.arithmetic == Arithmetic::Declared
@@ -90,7 +89,7 @@ impl Executable for ReferenceRun {
         let args = self.function.ops().iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
         let used: BTreeSet<&ValueId> = args.chain(self.function.outputs()).collect();
         let bytes = |id: &ValueId| match &self.function.value(*id).def {
-            Def::Const(constant) => constant_bytes(constant),
+            Def::Const(constant) => stored_bytes(constant),
             _ => 0,
         };
         used.into_iter().map(bytes).sum()
@@ -101,8 +100,21 @@ impl Executable for ReferenceRun {
     }
 }
 
+/// Runs one op by its naive definition, on the tensors that `operand` gives for the values that are not constants.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the op has no definition; if an operand is missing; [`Error::Index`].
+pub fn evaluate(op: &OpView, operand: &dyn Fn(ValueId) -> Option<Tensor>) -> Result<Vec<Tensor>, Error> {
+    let definition = definition(op.kind()).ok_or_else(|| Error::Unsupported {
+        backend: Reference.name(),
+        op: op.label(),
+        what: "the op has no definition".to_string(),
+    })?;
+    (definition.eval)(&Operands { view: *op, lookup: operand })
+}
+
 /// The bytes of a constant as it is stored.
-pub(crate) fn constant_bytes(constant: &Constant) -> usize {
+pub fn stored_bytes(constant: &Constant) -> usize {
     match constant {
         Constant::Weight(weight) => weight.stored_len(),
         Constant::Literal(literal) => literal.bytes().map_or(0, <[u8]>::len),
@@ -179,7 +191,7 @@ impl Operands<'_> {
 
     /// The only result, each number brought to its declared type: integers drop their fraction.
     pub(crate) fn number_result(&self, values: impl Iterator<Item = f64>) -> Result<Vec<Tensor>, Error> {
-        self.result(match holds_floats(self.out(0).dtype) {
+        self.result(match self.out(0).dtype.is_float() {
             true => Data::Float(values.map(|value| value as f32).collect()),
             false => Data::Int(values.map(|value| value as i32).collect()),
         })

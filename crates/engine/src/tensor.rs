@@ -38,7 +38,11 @@ impl Tensor {
         Self::new(shape, Data::Int(values))
     }
 
-    pub(crate) fn new(shape: &[usize], data: Data) -> Result<Self, Error> {
+    /// A tensor of a shape.
+    ///
+    /// # Errors
+    /// [`Error::Elements`] if the number of elements is not the shape's.
+    pub fn new(shape: &[usize], data: Data) -> Result<Self, Error> {
         let found = match &data {
             Data::Float(values) => values.len(),
             Data::Int(values) => values.len(),
@@ -100,7 +104,10 @@ impl Tensor {
     }
 
     /// The value of a constant, read from its file if it is a weight.
-    pub(crate) fn of_constant(constant: &Constant) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// If it can't be read, or is of a type that the engine does not hold.
+    pub fn of_constant(constant: &Constant) -> Result<Self, Error> {
         match constant {
             Constant::Literal(literal) => Self::of_literal(literal),
             Constant::Weight(weight) => Self::of_weight(weight),

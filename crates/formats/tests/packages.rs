@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Options, Reference, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml::{self, Model};
 use mixbit_formats::npy::Npz;
 use mixbit_mil::{Constant, DType, Def, Weights};

@@ -13,7 +13,7 @@ use mixbit_analysis::analyze::{
 };
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 use mixbit_packages::recipe::RecipeFile;
 use mixbit_testkit::{Scratch, fixture_root};
 

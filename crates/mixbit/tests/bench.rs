@@ -10,7 +10,7 @@ use std::{
 
 use mixbit_diffusion::pipeline::{Part, Request, Role, Text, Tiling};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 use mixbit_testkit::{Scratch, fixture_root};
 use serde_json::Value;
 

@@ -2,7 +2,8 @@
 
 use mixbit_compress::{Scheme, Width, apply, layers};
 use mixbit_diffusion::arch::GraphOptions;
-use mixbit_engine::{Backend, Cpu, Options, Reference};
+use mixbit_engine::{Backend, Options, Reference};
+use mixbit_engine_cpu::Cpu;
 
 #[test]
 fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {

@@ -12,7 +12,7 @@ use mixbit_compress::{Layer, Scheme, Width, layers};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
 use mixbit_mil::{Constant, constexpr};
 use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};

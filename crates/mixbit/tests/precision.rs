@@ -3,7 +3,8 @@
 use mixbit_app::model::load;
 use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Options, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_testkit::{ErrorStats, Failures};
 
 type Error = Box<dyn std::error::Error>;

@@ -2,7 +2,7 @@
 
 use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text, Tiling};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 use mixbit_packages::psnr::{mean_square, psnr};
 use mixbit_testkit::Failures;
 

@@ -13,7 +13,8 @@ use mixbit_app::picture;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Image, Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::{Backend, Cpu};
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
 use mixbit_packages::source::DiffusersModel;
 
 use crate::repository;

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Inputs, Pipeline, Request, Run, Start, Text};
 use mixbit_diffusion::random::TorchSource;
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
 use mixbit_mil::Function;
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +99,7 @@ impl Sample {
 /// number of the network's runs that it took.
 pub(super) fn samples(
     model: &DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     setting: &Setting,
     points: &[Point],
     stop: &Arc<AtomicBool>,

@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::bail;
 use mixbit_compress::{Layer, Scheme, Width};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
 
 pub use calibration::{PROMPTS, Point, Setting};
 pub use int8::Int8;
@@ -273,7 +273,7 @@ struct Probe<'l> {
 /// A model that is being analyzed.
 struct Work<'w> {
     model: &'w DiffusionModel,
-    backend: &'w Cpu,
+    backend: &'w dyn Backend,
     options: &'w Options,
     stop: &'w Arc<AtomicBool>,
     observer: &'w mut dyn Observer,
@@ -285,7 +285,7 @@ struct Work<'w> {
 /// If the network can't be run, measurements can't be kept, or those that are there are of something else.
 pub fn analyze(
     model: &DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     options: &Options,
     stop: &Arc<AtomicBool>,
     observer: &mut dyn Observer,

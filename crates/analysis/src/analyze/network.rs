@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use mixbit_compress::{Layer, layers};
-use mixbit_engine::{Arithmetic, Backend, Cpu, Model, Options, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Model, Options, Tensor};
 use mixbit_mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
 
 /// Segments that a network is cut into.
@@ -29,7 +29,7 @@ pub(super) enum Change<'a> {
 
 /// A network that is run segment by segment.
 pub(super) struct Network<'b> {
-    backend: &'b Cpu,
+    backend: &'b dyn Backend,
     stop: Arc<AtomicBool>,
     segments: Vec<Segment>,
     /// The segment of each layer.
@@ -54,7 +54,11 @@ pub(super) struct Variant {
 }
 
 impl<'b> Network<'b> {
-    pub(super) fn new(function: &Function, backend: &'b Cpu, stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        function: &Function,
+        backend: &'b dyn Backend,
+        stop: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
         let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
         let options = Options { stop: Some(stop.clone()), ..Options::default() };
         let segment = |function: Function| {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
 
 use super::journal::Journal;
 use super::measure::{Bench, Distortion, Encoder};
@@ -117,7 +117,7 @@ pub struct Fitted<'a> {
 /// If the network can't be run or a layer's weights can't be compressed.
 pub fn psnr(
     model: &DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     setting: &Setting,
     points: &[Point],
     recipes: &[Fitted<'_>],

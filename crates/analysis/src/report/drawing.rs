@@ -8,7 +8,7 @@ use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::{DiffusionModel, ModelError, Network};
 use mixbit_diffusion::pipeline::{Image, Pipeline, PipelineError, Request, Start};
 use mixbit_diffusion::random::TorchSource;
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
 use mixbit_mil::{Constant, Function, WeightRef, constexpr};
 use rayon::prelude::*;
 
@@ -29,7 +29,7 @@ pub struct Picture {
 /// If the model or the request can't be run, or it was stopped.
 pub fn draw(
     model: &DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     request: &Request,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),

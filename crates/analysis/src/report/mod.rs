@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Image, PipelineError, Request};
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
 
 pub use drawing::{Choose, Picture, Recoded, draw};
@@ -84,7 +84,7 @@ pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> 
 /// If the model can't be run with a recipe, or it was stopped.
 pub fn pictures(
     model: DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     analysis: &Analysis,
     request: &Request,
     seed: u64,

@@ -163,7 +163,7 @@ fn an_error_of_the_listener_ends_the_writing() {
 
 fn draw(directory: &Path) -> anyhow::Result<()> {
     let model = DiffusionModel::from_files(&DiffusersModel::open(directory, None)?)?;
-    let backend = mixbit_engine::Cpu::new(Some(1))?;
+    let backend = mixbit_engine_cpu::Cpu::new(Some(1))?;
     for precision in [Precision::F32, Precision::F16] {
         let request = Request {
             steps: 3,

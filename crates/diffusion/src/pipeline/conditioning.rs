@@ -178,7 +178,7 @@ impl Conditioning {
                 let what = format!("it takes {length} tokens, and the text encoder before it another number");
                 return Err(PipelineError::Mismatch { network: component.to_string(), what });
             }
-            let precision = request.precision.around();
+            let precision = request.precision.around(backend);
             let options = GraphOptions { tokens: length, ..graph_options(model, request, precision) };
             let mut stage = Stage::new(&encoder.network, backend, &options, request, precision)?;
             let mut encode = |prompt: &str, is_negative, to: &mut TextStates| {

@@ -77,7 +77,7 @@ impl<'m> Decoding<'m> {
         request: &Request,
     ) -> Result<Self, PipelineError> {
         let decoder = &model.decoder;
-        let precision = precision(model, request);
+        let precision = precision(model, request, backend);
         let size = graph_options(model, request, precision);
         let whole = Stage::new(&decoder.network, backend, &size, request, precision)?;
         let planned = whole.arena_bytes();
@@ -152,10 +152,10 @@ impl<'m> Decoding<'m> {
 }
 
 /// What the decoder is computed in.
-pub(super) fn precision(model: &DiffusionModel, request: &Request) -> Precision {
+pub(super) fn precision(model: &DiffusionModel, request: &Request, backend: &dyn Backend) -> Precision {
     match request.precision {
         Precision::F16 if model.decoder.force_upcast => Precision::F32,
-        precision => precision.around(),
+        precision => precision.around(backend),
     }
 }
 

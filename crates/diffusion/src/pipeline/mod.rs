@@ -5,7 +5,7 @@
 //! use mixbit_diffusion::{model::DiffusionModel, pipeline::{Pipeline, Request, Start, Text}, random::random_source};
 //!
 //! let model = DiffusionModel::from_files(&*files())?;
-//! let backend = mixbit_engine::Cpu::new(None)?;
+//! let backend = mixbit_engine_cpu::Cpu::new(None)?;
 //! let request = Request::new(&model, Text::new("a red circle"));
 //! let mut pipeline = Pipeline::new(&model, &backend, request)?;
 //! let mut noise = random_source("torch")?.seeded(93)?;
@@ -432,17 +432,17 @@ impl Precision {
         }
     }
 
-    /// The fastest on this CPU of those that keep the quality of images.
-    pub fn fastest() -> Self {
-        match mixbit_engine::Arithmetic::fastest() {
+    /// The fastest on a backend of those that keep the quality of images.
+    pub fn fastest(backend: &dyn Backend) -> Self {
+        match backend.fastest() {
             Arithmetic::Bf16 => Precision::Bf16,
             _ => Precision::F32,
         }
     }
 
     /// The precision of networks around the UNet.
-    fn around(self) -> Self {
-        if self == Precision::Int8 { Self::fastest() } else { self }
+    fn around(self, backend: &dyn Backend) -> Self {
+        if self == Precision::Int8 { Self::fastest(backend) } else { self }
     }
 
     fn dtype(self) -> DType {

@@ -69,7 +69,7 @@ impl<'m> Part<'m> {
             let latents = normals(noise, shape.iter().product());
             let decoding = Decoding::new(model, backend, request)?;
             let component = model.decoder.network.component();
-            let precision = decoding::precision(model, request);
+            let precision = decoding::precision(model, request, backend);
             let work = Work::Decoder { decoding, shape, latents };
             parts.push(Part { role: Role::Decoder, component, precision, work });
         }
@@ -83,7 +83,7 @@ impl<'m> Part<'m> {
         index: usize,
     ) -> Result<Self, PipelineError> {
         let encoder = &model.text_encoders[index];
-        let precision = request.precision.around();
+        let precision = request.precision.around(backend);
         let tokens = encoder.tokenizer.length();
         let options = GraphOptions { tokens, ..graph_options(model, request, precision) };
         let stage = Stage::new(&encoder.network, backend, &options, request, precision)?;

@@ -1,38 +1,26 @@
 //! Element-wise ops of two or three inputs.
 
-use mixbit_kernels::{BinaryOp, Strided};
-use mixbit_mil::OpView;
-
-use super::{Binding, broadcast_strides, maximum, minimum, offsets};
-use crate::backend::holds_floats;
-use crate::cpu::Lowering;
+use super::{Definition, maximum, minimum};
+use crate::geometry::{broadcast_strides, offsets};
 use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 macro_rules! arithmetic {
-    ($name:literal, $definition:expr, $kernel:expr) => {
-        Binding {
-            op: $name,
-            reference: |op| arithmetic(op, $definition),
-            lower: |op, plan| lower(op, plan, $kernel, |op| arithmetic(op, $definition)),
-        }
+    ($name:literal, $definition:expr) => {
+        Definition { op: $name, eval: |op| arithmetic(op, $definition) }
     };
 }
 
 macro_rules! comparison {
     ($name:literal, $definition:expr) => {
-        Binding {
-            op: $name,
-            reference: |op| compare(op, $definition),
-            lower: |op, plan| plan.by_reference(op, |op| compare(op, $definition)),
-        }
+        Definition { op: $name, eval: |op| compare(op, $definition) }
     };
 }
 
-pub(super) static BINDINGS: &[Binding] = &[
-    arithmetic!("add", |x, y| x + y, BinaryOp::Add),
+pub(super) static DEFINITIONS: &[Definition] = &[
+    arithmetic!("add", |x, y| x + y),
     comparison!("equal", |x, y| x == y),
-    arithmetic!("floor_div", |x, y| (x / y).floor(), BinaryOp::FloorDiv),
+    arithmetic!("floor_div", |x, y| (x / y).floor()),
     comparison!("greater", |x, y| x > y),
     comparison!("greater_equal", |x, y| x >= y),
     comparison!("less", |x, y| x < y),
@@ -40,15 +28,15 @@ pub(super) static BINDINGS: &[Binding] = &[
     comparison!("logical_and", |x, y| x != 0.0 && y != 0.0),
     comparison!("logical_or", |x, y| x != 0.0 || y != 0.0),
     comparison!("logical_xor", |x, y| (x != 0.0) != (y != 0.0)),
-    arithmetic!("maximum", maximum, BinaryOp::Maximum),
-    arithmetic!("minimum", minimum, BinaryOp::Minimum),
-    arithmetic!("mod", modulo, BinaryOp::Mod),
-    arithmetic!("mul", |x, y| x * y, BinaryOp::Mul),
+    arithmetic!("maximum", maximum),
+    arithmetic!("minimum", minimum),
+    arithmetic!("mod", modulo),
+    arithmetic!("mul", |x, y| x * y),
     comparison!("not_equal", |x, y| x != y),
-    arithmetic!("pow", f64::powf, BinaryOp::Pow),
-    arithmetic!("real_div", |x, y| x / y, BinaryOp::Div),
-    Binding { op: "select", reference: select, lower: |op, plan| plan.by_reference(op, select) },
-    arithmetic!("sub", |x, y| x - y, BinaryOp::Sub),
+    arithmetic!("pow", f64::powf),
+    arithmetic!("real_div", |x, y| x / y),
+    Definition { op: "select", eval: select },
+    arithmetic!("sub", |x, y| x - y),
 ];
 
 /// The remainder with the divisor's sign, exact where `x - floor(x / y) * y` is not.
@@ -85,30 +73,4 @@ fn select(op: &Operands) -> Result<Vec<Tensor>, Error> {
     op.number_result(
         cond.into_iter().zip(a.into_iter().zip(b)).map(|(cond, (a, b))| if cond != 0.0 { a } else { b }),
     )
-}
-
-fn lower(
-    op: &OpView,
-    plan: &mut Lowering,
-    kernel: BinaryOp,
-    reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
-) -> Result<(), Error> {
-    let (x, y) = (op.value("x")?, op.value("y")?);
-    if !holds_floats(op.ty("x")?.dtype) {
-        return plan.by_reference(op, reference);
-    }
-    let shape = plan.shape(op.op().outputs[0]).to_vec();
-    let strides = |own: &[usize]| -> Vec<usize> {
-        broadcast_strides(own, &shape).into_iter().map(isize::unsigned_abs).collect()
-    };
-    let (x_strides, y_strides) = (strides(plan.shape(x)), strides(plan.shape(y)));
-    if shape.len() > mixbit_kernels::MAX_RANK {
-        return plan.by_reference(op, reference);
-    }
-    plan.step(op.label(), &[x, y], &op.op().outputs, move |io| {
-        let x = Strided { data: io.floats[0], strides: &x_strides };
-        let y = Strided { data: io.floats[1], strides: &y_strides };
-        mixbit_kernels::binary(kernel, x, y, &shape, io.out[0]);
-        Ok(())
-    })
 }

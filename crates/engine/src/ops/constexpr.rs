@@ -1,23 +1,19 @@
-//! Compressed constants. Both backends decode them by `mixbit_mil::constexpr::decoded` before they bind ops; these bindings
+//! Compressed constants. Backends decode them by `mixbit_mil::constexpr::decoded` before they look up definitions; these
 //! are the same definition for one op by itself.
 
 use mixbit_mil::Constant;
 
-use super::Binding;
+use super::Definition;
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
-pub(super) static BINDINGS: &[Binding] = &[
-    decoded("constexpr_affine_dequantize"),
-    decoded("constexpr_blockwise_shift_scale"),
-    decoded("constexpr_cast"),
-    decoded("constexpr_lut_to_dense"),
-    decoded("constexpr_sparse_to_dense"),
+pub(super) static DEFINITIONS: &[Definition] = &[
+    Definition { op: "constexpr_affine_dequantize", eval: decode },
+    Definition { op: "constexpr_blockwise_shift_scale", eval: decode },
+    Definition { op: "constexpr_cast", eval: decode },
+    Definition { op: "constexpr_lut_to_dense", eval: decode },
+    Definition { op: "constexpr_sparse_to_dense", eval: decode },
 ];
-
-const fn decoded(op: &'static str) -> Binding {
-    Binding { op, reference: decode, lower: |op, plan| plan.by_reference(op, decode) }
-}
 
 fn decode(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let weight = mixbit_mil::constexpr::decoded_op(&op.view, &|_| None)?;

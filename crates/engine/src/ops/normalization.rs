@@ -1,17 +1,14 @@
 //! Normalizations.
 
-use mixbit_kernels::{AxisShape, GroupNormShape, NormParams};
-use mixbit_mil::OpView;
-
-use super::{Binding, around, axes, neighbours, offsets, walks};
-use crate::cpu::Lowering;
+use super::{Definition, walks};
+use crate::geometry::{around, axes, offsets};
 use crate::reference::Operands;
 use crate::{Error, Tensor};
 
-pub(super) static BINDINGS: &[Binding] = &[
-    Binding { op: "batch_norm", reference: batch_norm, lower: lower_batch_norm },
-    Binding { op: "instance_norm", reference: instance_norm, lower: lower_instance_norm },
-    Binding { op: "layer_norm", reference: layer_norm, lower: lower_layer_norm },
+pub(super) static DEFINITIONS: &[Definition] = &[
+    Definition { op: "batch_norm", eval: batch_norm },
+    Definition { op: "instance_norm", eval: instance_norm },
+    Definition { op: "layer_norm", eval: layer_norm },
 ];
 
 fn factor(values: &Option<Vec<f32>>, index: usize, absent: f64) -> f64 {
@@ -71,75 +68,4 @@ fn layer_norm(op: &Operands) -> Result<Vec<Tensor>, Error> {
         }
     }
     op.float_result(out)
-}
-
-/// The constants that every norm has.
-struct Constants {
-    gamma: Option<Vec<f32>>,
-    beta: Option<Vec<f32>>,
-    epsilon: f32,
-}
-
-impl Constants {
-    fn of(op: &OpView, plan: &mut Lowering) -> Result<Self, Error> {
-        let mut optional = |input| op.get(input).map(|id| plan.constant_floats(id)).transpose();
-        Ok(Constants {
-            gamma: optional("gamma")?,
-            beta: optional("beta")?,
-            epsilon: op.float("epsilon")? as f32,
-        })
-    }
-
-    fn params(&self) -> NormParams<'_> {
-        NormParams {
-            gamma: self.gamma.as_deref(),
-            beta: self.beta.as_deref(),
-            epsilon: self.epsilon,
-            activation: None,
-        }
-    }
-}
-
-fn lower_layer_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let axes = axes(op)?;
-    let Some(axis) = neighbours(&op.ty("x")?.shape, &axes) else {
-        return plan.by_reference(op, layer_norm);
-    };
-    let constants = Constants::of(op, plan)?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        mixbit_kernels::layer_norm(&axis, io.floats[0], &constants.params(), io.out[0]);
-        Ok(())
-    })
-}
-
-/// A group norm in which every channel is a group.
-fn lower_instance_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let [batch, channels, spatial] = around(&op.ty("x")?.shape, 1);
-    let constants = Constants::of(op, plan)?;
-    if channels == 0 {
-        return plan.by_reference(op, instance_norm);
-    }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        let shape = GroupNormShape { batch, channels, spatial, groups: channels };
-        mixbit_kernels::group_norm(&shape, io.floats[0], &constants.params(), io.out[0]);
-        Ok(())
-    })
-}
-
-fn lower_batch_norm(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let [outer, axis, inner] = around(&op.ty("x")?.shape, 1);
-    let mean = plan.constant_floats(op.value("mean")?)?;
-    let variance = plan.constant_floats(op.value("variance")?)?;
-    let constants = Constants::of(op, plan)?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        mixbit_kernels::batch_norm(
-            &AxisShape { outer, axis, inner },
-            io.floats[0],
-            &mean,
-            &variance,
-            &constants.params(),
-            io.out[0],
-        );
-        Ok(())
-    })
 }

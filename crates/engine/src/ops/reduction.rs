@@ -1,36 +1,28 @@
 //! Reductions.
 
-use mixbit_kernels::ReduceOp;
-use mixbit_mil::OpView;
-
-use super::{Binding, around, axes, maximum, minimum, neighbours, offsets, walks};
-use crate::backend::holds_floats;
-use crate::cpu::Lowering;
+use super::{Definition, maximum, minimum, walks};
+use crate::geometry::{around, axes, offsets};
 use crate::reference::{Operands, numbers};
 use crate::{Data, Error, Tensor};
 
 type Fold = fn(&mut dyn Iterator<Item = f64>) -> f64;
 
 macro_rules! reduction {
-    ($name:literal, $fold:expr, $kernel:expr) => {
-        Binding {
-            op: $name,
-            reference: |op| reduce(op, $fold),
-            lower: |op, plan| lower(op, plan, $kernel, |op| reduce(op, $fold)),
-        }
+    ($name:literal, $fold:expr) => {
+        Definition { op: $name, eval: |op| reduce(op, $fold) }
     };
 }
 
-pub(super) static BINDINGS: &[Binding] = &[
-    Binding { op: "reduce_argmax", reference: argmax, lower: |op, plan| plan.by_reference(op, argmax) },
-    Binding { op: "reduce_argmin", reference: argmin, lower: |op, plan| plan.by_reference(op, argmin) },
-    reduction!("reduce_l2_norm", |values| values.map(|x| x * x).sum::<f64>().sqrt(), None),
-    reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, maximum), Some(ReduceOp::Max)),
-    reduction!("reduce_mean", mean, Some(ReduceOp::Mean)),
-    reduction!("reduce_min", |values| values.fold(f64::INFINITY, minimum), Some(ReduceOp::Min)),
-    reduction!("reduce_prod", |values| values.product(), None),
-    reduction!("reduce_sum", |values| values.sum(), Some(ReduceOp::Sum)),
-    reduction!("reduce_sum_square", |values| values.map(|x| x * x).sum(), None),
+pub(super) static DEFINITIONS: &[Definition] = &[
+    Definition { op: "reduce_argmax", eval: argmax },
+    Definition { op: "reduce_argmin", eval: argmin },
+    reduction!("reduce_l2_norm", |values| values.map(|x| x * x).sum::<f64>().sqrt()),
+    reduction!("reduce_max", |values| values.fold(f64::NEG_INFINITY, maximum)),
+    reduction!("reduce_mean", mean),
+    reduction!("reduce_min", |values| values.fold(f64::INFINITY, minimum)),
+    reduction!("reduce_prod", |values| values.product()),
+    reduction!("reduce_sum", |values| values.sum()),
+    reduction!("reduce_sum_square", |values| values.map(|x| x * x).sum()),
 ];
 
 fn mean(values: &mut dyn Iterator<Item = f64>) -> f64 {
@@ -46,23 +38,6 @@ fn reduce(op: &Operands, fold: Fold) -> Result<Vec<Tensor>, Error> {
         .into_iter()
         .map(|start| fold(&mut offsets(&inside.0, &inside.1, start).into_iter().map(|at| x[at])));
     op.number_result(reduced)
-}
-
-fn lower(
-    op: &OpView,
-    plan: &mut Lowering,
-    kernel: Option<ReduceOp>,
-    reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
-) -> Result<(), Error> {
-    let (x, axes) = (op.ty("x")?, axes(op)?);
-    let (Some(kernel), Some(shape), true) = (kernel, neighbours(&x.shape, &axes), holds_floats(x.dtype))
-    else {
-        return plan.by_reference(op, reference);
-    };
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        mixbit_kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
-        Ok(())
-    })
 }
 
 fn argmax(op: &Operands) -> Result<Vec<Tensor>, Error> {

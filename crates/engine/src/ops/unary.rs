@@ -1,21 +1,14 @@
 //! Element-wise ops of one input.
 
-use mixbit_kernels::UnaryOp;
-use mixbit_mil::{DType, OpView};
+use mixbit_mil::DType;
 
-use super::{Binding, maximum, minimum};
-use crate::backend::holds_floats;
-use crate::cpu::Lowering;
+use super::{Definition, maximum, minimum};
 use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 macro_rules! unary {
-    ($name:literal, $definition:expr, $kernel:expr) => {
-        Binding {
-            op: $name,
-            reference: |op| map(op, |op| Ok(Box::new($definition(op)?))),
-            lower: |op, plan| lower(op, plan, $kernel(op)?),
-        }
+    ($name:literal, $definition:expr) => {
+        Definition { op: $name, eval: |op| map(op, |op| Ok(Box::new($definition(op)?))) }
     };
 }
 
@@ -34,46 +27,27 @@ fn after_epsilon(f: fn(f64) -> f64) -> impl Fn(&Operands) -> Result<Scalar, Erro
     }
 }
 
-fn kernel(op: UnaryOp) -> impl Fn(&OpView) -> Result<UnaryOp, Error> {
-    move |_| Ok(op)
-}
-
-fn epsilon(op: &OpView) -> Result<f32, Error> {
-    Ok(op.float("epsilon")? as f32)
-}
-
-pub(super) static BINDINGS: &[Binding] = &[
-    unary!("abs", plain(f64::abs), kernel(UnaryOp::Abs)),
-    Binding { op: "cast", reference: cast, lower: lower_cast },
-    unary!("ceil", plain(f64::ceil), kernel(UnaryOp::Ceil)),
-    unary!("clip", clip, |op: &OpView| Ok::<_, Error>(UnaryOp::Clip {
-        low: op.float("alpha")? as f32,
-        high: op.float("beta")? as f32
-    })),
-    unary!("cos", plain(f64::cos), kernel(UnaryOp::Cos)),
-    unary!("erf", plain(erf), kernel(UnaryOp::Erf)),
-    unary!("exp", plain(f64::exp), kernel(UnaryOp::Exp)),
-    unary!("exp2", plain(f64::exp2), kernel(UnaryOp::Exp2)),
-    unary!("floor", plain(f64::floor), kernel(UnaryOp::Floor)),
-    Binding { op: "identity", reference: |op| Ok(vec![op.tensor("x")?]), lower: alias },
-    unary!("inverse", after_epsilon(f64::recip), |op| Ok::<_, Error>(UnaryOp::Inverse {
-        epsilon: epsilon(op)?
-    })),
-    unary!("log", after_epsilon(f64::ln), |op| Ok::<_, Error>(UnaryOp::Log { epsilon: epsilon(op)? })),
-    Binding {
-        op: "logical_not",
-        reference: logical_not,
-        lower: |op, plan| plan.by_reference(op, logical_not),
-    },
-    unary!("round", plain(f64::round_ties_even), kernel(UnaryOp::Round)),
-    unary!("rsqrt", after_epsilon(|x| x.sqrt().recip()), |op| Ok::<_, Error>(UnaryOp::Rsqrt {
-        epsilon: epsilon(op)?
-    })),
-    unary!("sign", plain(|x| if x == 0.0 { 0.0 } else { x.signum() }), kernel(UnaryOp::Sign)),
-    unary!("sin", plain(f64::sin), kernel(UnaryOp::Sin)),
-    unary!("sqrt", plain(f64::sqrt), kernel(UnaryOp::Sqrt)),
-    unary!("square", plain(|x| x * x), kernel(UnaryOp::Square)),
-    unary!("tanh", plain(f64::tanh), kernel(UnaryOp::Tanh)),
+pub(super) static DEFINITIONS: &[Definition] = &[
+    unary!("abs", plain(f64::abs)),
+    Definition { op: "cast", eval: cast },
+    unary!("ceil", plain(f64::ceil)),
+    unary!("clip", clip),
+    unary!("cos", plain(f64::cos)),
+    unary!("erf", plain(erf)),
+    unary!("exp", plain(f64::exp)),
+    unary!("exp2", plain(f64::exp2)),
+    unary!("floor", plain(f64::floor)),
+    Definition { op: "identity", eval: |op| Ok(vec![op.tensor("x")?]) },
+    unary!("inverse", after_epsilon(f64::recip)),
+    unary!("log", after_epsilon(f64::ln)),
+    Definition { op: "logical_not", eval: logical_not },
+    unary!("round", plain(f64::round_ties_even)),
+    unary!("rsqrt", after_epsilon(|x| x.sqrt().recip())),
+    unary!("sign", plain(|x| if x == 0.0 { 0.0 } else { x.signum() })),
+    unary!("sin", plain(f64::sin)),
+    unary!("sqrt", plain(f64::sqrt)),
+    unary!("square", plain(|x| x * x)),
+    unary!("tanh", plain(f64::tanh)),
 ];
 
 /// Applies a definition, in f64, to every element; integers stay integers.
@@ -87,23 +61,6 @@ pub(super) fn map(
         Data::Int(values) => Data::Int(values.iter().map(|&x| f(x.into()) as i32).collect()),
     };
     op.result(data)
-}
-
-/// Adds a step that applies a kernel to every element; integers take the naive way.
-pub(super) fn lower(op: &OpView, plan: &mut Lowering, kernel: UnaryOp) -> Result<(), Error> {
-    if !holds_floats(op.ty("x")?.dtype) {
-        let reference = super::binding(op.kind()).map(|binding| binding.reference);
-        return reference.map_or(Ok(()), |reference| plan.by_reference(op, reference));
-    }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
-        mixbit_kernels::unary(kernel, io.floats[0], io.out[0]);
-        Ok(())
-    })
-}
-
-/// The result is the input, under the result's shape.
-pub(super) fn alias(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    plan.alias(op.value("x")?, op.op().outputs[0])
 }
 
 fn clip(op: &Operands) -> Result<Scalar, Error> {
@@ -137,7 +94,7 @@ fn logical_not(op: &Operands) -> Result<Vec<Tensor>, Error> {
 
 fn cast(op: &Operands) -> Result<Vec<Tensor>, Error> {
     let to = op.out(0).dtype;
-    let data = match (op.tensor("x")?.data(), holds_floats(to)) {
+    let data = match (op.tensor("x")?.data(), to.is_float()) {
         (Data::Float(values), true) => Data::Float(values.clone()),
         (Data::Int(values), true) => Data::Float(values.iter().map(|&x| x as f32).collect()),
         (Data::Float(values), false) => Data::Int(values.iter().map(|&x| narrow(f64::from(x), to)).collect()),
@@ -158,21 +115,6 @@ fn narrow(x: f64, to: DType) -> i32 {
         _ => (f64::from(i32::MIN), f64::from(i32::MAX)),
     };
     x.trunc().clamp(low, high) as i32
-}
-
-fn lower_cast(op: &OpView, plan: &mut Lowering) -> Result<(), Error> {
-    let out = op.op().outputs[0];
-    let (from, to) = (op.ty("x")?.dtype, plan.function().value(out).ty.dtype);
-    if from == to || (from == DType::F16 && to == DType::F32) {
-        return alias(op, plan);
-    }
-    if holds_floats(from) && holds_floats(to) {
-        return plan.step(op.label(), &[op.value("x")?], &[out], |io| {
-            io.out[0].copy_from_slice(io.floats[0]);
-            Ok(())
-        });
-    }
-    plan.by_reference(op, cast)
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use clap::{Args, ValueEnum};
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Request, Text};
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
 
 use super::progress::{Counter, Progress};
 use super::{interrupt, print_line, values};
@@ -191,7 +192,7 @@ impl Arguments {
         name: &str,
         analysis: &Analysis,
         options: &Options,
-        backend: &Cpu,
+        backend: &dyn Backend,
         stop: &Arc<AtomicBool>,
         progress: &Progress,
     ) -> anyhow::Result<PathBuf> {

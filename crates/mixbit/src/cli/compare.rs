@@ -9,7 +9,8 @@ use clap::Args;
 use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Request, Text};
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
 use mixbit_formats::write_atomically;
 use serde_json::json;
 
@@ -165,7 +166,7 @@ impl Arguments {
         model: &DiffusionModel,
         name: &str,
         size: [usize; 2],
-        backend: &Cpu,
+        backend: &dyn Backend,
         stop: &Arc<AtomicBool>,
         progress: &Progress,
     ) -> anyhow::Result<Vec<Picture>> {

@@ -9,7 +9,7 @@ use clap::Args;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_engine::Cpu;
+use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
 
 use super::progress::Progress;

@@ -13,7 +13,8 @@ use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
 use serde_json::json;
 
 use super::output::{Output, preview};
@@ -156,11 +157,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
-    let request = Request { stop: Some(stop), ..request(arguments, &model)? };
+    let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    let request = Request { stop: Some(stop), ..request(arguments, &model, &backend)? };
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
-    let backend = Cpu::new(arguments.threads.map(usize::from))?;
     let mut pipeline = {
         let _waiting = progress.wait("loading the model");
         Pipeline::new(&model, &backend, request.clone())?
@@ -223,7 +224,7 @@ fn profile(pipeline: &Pipeline) -> String {
     text
 }
 
-fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Request> {
+fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> anyhow::Result<Request> {
     let text = Text {
         prompt: arguments.prompt.clone(),
         prompt_2: arguments.prompt_2.clone(),
@@ -235,7 +236,7 @@ fn request(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Requ
     request.steps = arguments.steps.unwrap_or(request.steps);
     request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
     request.guidance_rescale = arguments.guidance_rescale;
-    request.precision = values::precision(&arguments.precision);
+    request.precision = values::precision(&arguments.precision, backend);
     request.reduce_memory = arguments.reduce_memory;
     request.tiling = match (arguments.tiled_decode, arguments.no_tiled_decode) {
         (true, _) => Tiling::Always,

@@ -6,6 +6,7 @@ use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::pipeline::Precision;
 use mixbit_diffusion::random::RANDOM_SOURCES;
 use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_engine::Backend;
 
 use mixbit_analysis::analyze::{EFFORTS, METHODS, Method};
 use mixbit_app::synthetic::MODELS;
@@ -80,8 +81,9 @@ pub(super) fn precisions() -> PossibleValuesParser {
 }
 
 /// The precision of a name that [`precisions`] knows.
-pub(super) fn precision(name: &str) -> Precision {
-    Precision::ALL.into_iter().find(|known| known.name() == name).unwrap_or_else(Precision::fastest)
+pub(super) fn precision(name: &str, backend: &dyn Backend) -> Precision {
+    let known = Precision::ALL.into_iter().find(|known| known.name() == name);
+    known.unwrap_or_else(|| Precision::fastest(backend))
 }
 
 /// Every published model that random weights can be made for.

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
-use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Options, Tensor};
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, Value};
 
@@ -29,7 +29,7 @@ const TIMESTEP: f32 = 501.0;
 pub fn check_output(
     package: &Package,
     path: &Path,
-    backend: &Cpu,
+    backend: &dyn Backend,
     stop: Option<Arc<AtomicBool>>,
 ) -> anyhow::Result<f64> {
     let source = package.function()?;
@@ -86,7 +86,7 @@ fn vocabulary(function: &Function) -> usize {
 fn run(
     function: &Function,
     inputs: &[(String, Tensor)],
-    backend: &Cpu,
+    backend: &dyn Backend,
     arithmetic: Arithmetic,
     stop: Option<Arc<AtomicBool>>,
 ) -> anyhow::Result<Vec<(String, Vec<f32>)>> {

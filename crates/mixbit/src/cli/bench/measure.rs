@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::pipeline::{Part, PipelineError, Precision, Role};
-use mixbit_engine::{Cpu, Timing, TracedStep};
+use mixbit_engine::{Timing, TracedStep};
+use mixbit_engine_cpu::Cpu;
 
 use super::super::progress::Progress;
 

@@ -16,7 +16,8 @@ use mixbit_compress::Width;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, Start, Text};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::Cpu;
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
 
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
@@ -107,8 +108,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let (model, name) = load(path.as_deref(), None)?;
     let load_time = begin.elapsed();
-    let request = request(arguments, &model, stop);
     let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    let request = request(arguments, &model, &backend, stop);
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let parts = Part::of(&model, &backend, &request, &arguments.roles(), &mut *noise)?;
     let mut peaks = Peaks::default();
@@ -145,12 +146,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn request(arguments: &Arguments, model: &DiffusionModel, stop: Arc<AtomicBool>) -> Request {
+fn request(
+    arguments: &Arguments,
+    model: &DiffusionModel,
+    backend: &dyn Backend,
+    stop: Arc<AtomicBool>,
+) -> Request {
     let request = Request::new(model, Text::new(PROMPT));
     Request {
         size: arguments.size.unwrap_or(request.size),
         steps: arguments.steps.unwrap_or(request.steps),
-        precision: values::precision(&arguments.precision),
+        precision: values::precision(&arguments.precision, backend),
         stop: Some(stop),
         ..request
     }
@@ -159,7 +165,7 @@ fn request(arguments: &Arguments, model: &DiffusionModel, stop: Arc<AtomicBool>)
 /// The time that an image takes, from opening the model to its pixels.
 fn draw(
     model: &DiffusionModel,
-    backend: &Cpu,
+    backend: &dyn Backend,
     request: &Request,
     load: Duration,
     progress: &Progress,

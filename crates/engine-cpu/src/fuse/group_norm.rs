@@ -4,7 +4,8 @@ use mixbit_kernels::{GroupNormShape, NormParams, UnaryOp};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
-use super::{Chain, Lowering, Verdict, label};
+use super::{Chain, Verdict, label};
+use crate::plan::PlanBuilder;
 
 /// ```text
 /// g = reshape(x, [N, G, C/G, ...])
@@ -155,7 +156,7 @@ impl Core {
         }
         let activation = silu.map(|_| UnaryOp::Silu);
         let output = graph.output(last);
-        let lower = move |plan: &mut Lowering| {
+        let lower = move |plan: &mut PlanBuilder| {
             let label = label(plan, "group_norm", output);
             let (gamma, beta) = (gamma.clone(), beta.clone());
             plan.step(label, &[input], &[output], move |io| {

@@ -5,10 +5,10 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
+use mixbit_engine::{Data, Error};
 use mixbit_kernels::Memory;
 
-use super::lowering::{Buffer, Io, Place, Step};
-use crate::{Data, Error};
+use crate::plan::{Buffer, Io, Place, Step};
 
 /// Buffers start at multiples of this many elements: a cache line of floats.
 const ALIGN: usize = 16;

@@ -2,7 +2,8 @@
 //! agree, and the CPU gives the bits that it gives for the decoded constants.
 
 use half::f16;
-use mixbit_engine::{Arithmetic, Backend, Cpu, Options, Reference, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Options, Reference, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_mil::{Builder, Bytes, Constant, DType, Function, Opset, TensorType, ValueId, WeightRef};
 use mixbit_testkit::Failures;
 

@@ -3,15 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use mixbit_engine::{Arithmetic, Data, Error, Options, Tensor, evaluate, stored_bytes};
 use mixbit_kernels::{ConvShape, Precision};
 use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
-use super::packing::Packing;
-use super::weight::stays_compressed;
-use super::{ConvKernel, LinearKernel, Weight};
-use crate::backend::holds_floats;
-use crate::reference::{Operands, constant_bytes};
-use crate::{Data, Error, Options, Tensor};
+use crate::packing::Packing;
+use crate::weight::{ConvKernel, LinearKernel, Weight, stays_compressed};
 
 /// Where a value lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +57,7 @@ impl Step {
     }
 
     pub(super) fn write_buffers(&self) -> Vec<(usize, bool)> {
-        self.writes.iter().copied().zip(self.write_types.iter().map(|&dtype| holds_floats(dtype))).collect()
+        self.writes.iter().copied().zip(self.write_types.iter().map(|&dtype| dtype.is_float())).collect()
     }
 }
 
@@ -157,7 +154,7 @@ impl Plan {
 }
 
 /// A plan in the making.
-pub(crate) struct Lowering<'f> {
+pub(crate) struct PlanBuilder<'f> {
     function: &'f Function,
     options: &'f Options,
     shared: Arc<Function>,
@@ -165,7 +162,7 @@ pub(crate) struct Lowering<'f> {
     plan: Plan,
 }
 
-impl<'f> Lowering<'f> {
+impl<'f> PlanBuilder<'f> {
     pub(super) fn new(function: &'f Function, options: &'f Options) -> Self {
         let plan = Plan {
             buffers: Vec::new(),
@@ -177,13 +174,13 @@ impl<'f> Lowering<'f> {
             packing: Arc::default(),
         };
         let places = vec![None; function.values().len()];
-        let mut lowering = Lowering { function, options, shared: Arc::new(function.clone()), places, plan };
+        let mut builder = PlanBuilder { function, options, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let is_steady = options.steady_inputs.contains(&function.value(id).name);
-            let buffer = lowering.make(id);
-            lowering.plan.inputs.push(Input { buffer, is_steady });
+            let buffer = builder.make(id);
+            builder.plan.inputs.push(Input { buffer, is_steady });
         }
-        lowering
+        builder
     }
 
     pub(super) fn finish(mut self) -> Result<Plan, Error> {
@@ -211,7 +208,7 @@ impl<'f> Lowering<'f> {
 
     fn make(&mut self, id: ValueId) -> usize {
         let ty = &self.function.value(id).ty;
-        let buffer = self.take_buffer(holds_floats(ty.dtype), ty.count());
+        let buffer = self.take_buffer(ty.dtype.is_float(), ty.count());
         self.places[id.index()] = Some(Place::Buffer(buffer));
         buffer
     }
@@ -280,14 +277,14 @@ impl<'f> Lowering<'f> {
 
     /// The precision of products without a constant weight.
     pub(crate) fn precision(&self) -> Precision {
-        self.options.precision(None)
+        precision(self.options, None)
     }
 
     /// The precision of products with a constant weight.
     fn weight_precision(&self, id: ValueId) -> Precision {
         match &self.function.value(id).def {
-            Def::Const(Constant::Weight(weight)) => self.options.precision(Some(weight.name())),
-            _ => self.options.precision(Some(&self.function.value(id).name)),
+            Def::Const(Constant::Weight(weight)) => precision(self.options, Some(weight.name())),
+            _ => precision(self.options, Some(&self.function.value(id).name)),
         }
     }
 
@@ -386,7 +383,7 @@ impl<'f> Lowering<'f> {
         run: Run,
     ) -> Result<(), Error> {
         let places = reads.iter().map(|&id| self.place(id)).collect::<Result<Vec<_>, _>>()?;
-        let read_floats = reads.iter().map(|&id| holds_floats(self.function.value(id).ty.dtype)).collect();
+        let read_floats = reads.iter().map(|&id| self.function.value(id).ty.dtype.is_float()).collect();
         let step = Step { label, reads: places, read_floats, writes, write_types, multiply_adds: 0, run };
         self.plan.steps.push(step);
         Ok(())
@@ -411,16 +408,12 @@ impl<'f> Lowering<'f> {
     }
 
     /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.
-    pub(crate) fn by_reference(
-        &mut self,
-        op: &OpView,
-        reference: fn(&Operands) -> Result<Vec<Tensor>, Error>,
-    ) -> Result<(), Error> {
+    pub(crate) fn by_definition(&mut self, op: &OpView) -> Result<(), Error> {
         let is_computed = |id: &ValueId| !matches!(self.function.value(*id).def, Def::Const(_));
         let mut reads: Vec<ValueId> = op.op().args.iter().flat_map(|arg| arg.values()).copied().collect();
         for id in &reads {
             if let Def::Const(constant) = &self.function.value(*id).def {
-                self.plan.weight_bytes += constant_bytes(constant);
+                self.plan.weight_bytes += stored_bytes(constant);
             }
         }
         reads.retain(is_computed);
@@ -430,7 +423,7 @@ impl<'f> Lowering<'f> {
         self.step(op.label(), &reads, &op.op().outputs, move |io| {
             let view = function.view(&node);
             let lookup = |id: ValueId| gather_operand(&function, &bound, id, io);
-            let results = reference(&Operands { view, lookup: &lookup })?;
+            let results = evaluate(&view, &lookup)?;
             let (mut floats, mut ints) = (io.out.iter_mut(), io.int_out.iter_mut());
             for result in results {
                 match result.data() {
@@ -445,9 +438,19 @@ impl<'f> Lowering<'f> {
     }
 }
 
+/// The precision of products with a constant weight of a name, or without one.
+fn precision(options: &Options, weight: Option<&str>) -> Precision {
+    match (options.arithmetic, weight) {
+        (Arithmetic::Wide | Arithmetic::Declared, _) => Precision::F32,
+        (Arithmetic::Bf16, _) => Precision::Bf16,
+        (Arithmetic::Int8, Some(name)) if !options.full_precision.contains(name) => Precision::Int8,
+        (Arithmetic::Int8, _) => Precision::fastest(),
+    }
+}
+
 /// The tensor bound to `id` among a step's reads, which are `bound` in order.
 fn gather_operand(function: &Function, bound: &[ValueId], id: ValueId, io: &Io) -> Option<Tensor> {
-    let is_float = |id: ValueId| holds_floats(function.value(id).ty.dtype);
+    let is_float = |id: ValueId| function.value(id).ty.dtype.is_float();
     let position = bound.iter().position(|&other| other == id)?;
     let before = bound[..position].iter().filter(|&&other| is_float(other) == is_float(id)).count();
     let data = match is_float(id) {

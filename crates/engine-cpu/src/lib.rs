@@ -1,10 +1,29 @@
-//! The CPU backend: fuses, plans memory, calls the kernels.
+//! The CPU backend: fuses chains of ops, plans memory by liveness, calls the kernels.
+//!
+//! ```
+//! use mixbit_engine::{Backend, Options, Tensor};
+//! use mixbit_engine_cpu::Cpu;
+//! use mixbit_mil::{Builder, DType, Opset, TensorType};
+//!
+//! let mut b = Builder::new("main", Opset::Ios16);
+//! let x = b.input("x", TensorType::new(DType::F32, [2, 3]))?;
+//! let y = b.op("softmax").arg("x", x).arg("axis", -1).named("y").add()?;
+//! let function = b.finish(&[y])?;
+//!
+//! let mut model = Cpu::new(None)?.compile(&function, &Options::default())?;
+//! let x = Tensor::from_f32(&[2, 3], vec![0.0; 6])?;
+//! let y = model.run(&[("x", &x)])?.remove(0);
+//! assert!((y.as_f32().unwrap()[0] - 1.0 / 3.0).abs() < 1e-6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
 
 mod encoded;
 mod fuse;
-mod lowering;
 mod memory;
+mod ops;
 mod packing;
+mod plan;
 mod weight;
 
 use std::collections::BTreeMap;
@@ -13,16 +32,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
+use mixbit_engine::{
+    Arithmetic, Backend, Data, Error, Executable, Model, Options, Tensor, Timing, TracedStep,
+};
 use mixbit_kernels::{Precision, ThreadPool};
 use mixbit_mil::{DType, Function};
 
-pub(crate) use lowering::{Io, Lowering};
-use weight::{ConvKernel, LinearKernel, Weight};
-
-use crate::backend::Executable;
-use crate::{Arithmetic, Backend, Data, Error, Model, Options, Tensor, Timing, TracedStep};
-use lowering::{Place, Step};
 use memory::{Arenas, Regions};
+use plan::{Io, Place, Plan, PlanBuilder, Step};
 
 /// Runs functions on the CPU, with the kernels of this machine.
 #[derive(Clone, Debug)]
@@ -67,7 +84,7 @@ impl Backend for Cpu {
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         let function = simplified(function)?;
         let Planned { plan, regions, declined } =
-            plan(&function, Lowering::new(&function, options), options)?;
+            plan(&function, PlanBuilder::new(&function, options), options)?;
         let run = CpuRun {
             pool: self.pool.clone(),
             arenas: None,
@@ -84,8 +101,13 @@ impl Backend for Cpu {
 
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         let function = simplified(function)?;
-        let planned = plan(&function, Lowering::new(&function, options), options)?;
+        let planned = plan(&function, PlanBuilder::new(&function, options), options)?;
         Ok(planned.regions.bytes())
+    }
+
+    /// [`Arithmetic::Bf16`] where the CPU multiplies bfloat16 faster than `f32`.
+    fn fastest(&self) -> Arithmetic {
+        if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::Wide }
     }
 }
 
@@ -97,23 +119,23 @@ fn simplified(function: &Function) -> Result<Function, Error> {
 
 /// A lowered function whose arenas are planned, and fit in the memory that is left.
 struct Planned {
-    plan: lowering::Plan,
+    plan: Plan,
     regions: Regions,
     declined: Vec<fuse::Declined>,
 }
 
-fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Result<Planned, Error> {
+fn plan(function: &Function, mut builder: PlanBuilder, options: &Options) -> Result<Planned, Error> {
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {
         Arithmetic::Wide | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
         Arithmetic::Declared => fuse::single_ops(function),
     };
     for node in &fused.nodes {
-        let first = lowering.steps();
-        node.lower(&mut lowering)?;
-        lowering.count_rest(first, node.multiply_adds(function));
+        let first = builder.steps();
+        node.lower(&mut builder)?;
+        builder.count_rest(first, node.multiply_adds(function));
     }
-    let plan = lowering.finish()?;
+    let plan = builder.finish()?;
     let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
     Arenas::check(&regions)?;
     Ok(Planned { plan, regions, declined: fused.declined })
@@ -122,7 +144,7 @@ fn plan(function: &Function, mut lowering: Lowering, options: &Options) -> Resul
 /// A compiled function and its memory.
 struct CpuRun {
     pool: Arc<ThreadPool>,
-    plan: lowering::Plan,
+    plan: Plan,
     regions: Regions,
     /// Taken by the first run.
     arenas: Option<Arenas>,

@@ -1,10 +1,11 @@
 //! Chains against the reference, and chains that must not be.
 
+use mixbit_engine::{Backend, Options, Reference, Tensor};
 use mixbit_mil::{Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId};
 use mixbit_testkit::{ErrorStats, Failures};
 
 use super::*;
-use crate::{Backend, Cpu, Options, Reference, Tensor};
+use crate::Cpu;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -53,7 +54,7 @@ fn check(function: &Function, expect: Expect) -> Outcome {
             let values = wave(value.ty.count(), index as f32);
             Ok((value.name.clone(), Tensor::from_f32(&value.ty.shape, values)?))
         })
-        .collect::<Result<_, crate::Error>>()?;
+        .collect::<Result<_, mixbit_engine::Error>>()?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let run = |backend: &dyn Backend| backend.compile(function, &Options::default())?.run(&given);
     let expected = run(&Reference)?;

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::memory::available;
+use crate::memory::available;
 
 /// Rows, or pixels, of a product up to which packing its weight is worth avoiding: of more, it is less than a hundredth of the work.
 pub(super) const PACK_UP_TO_ROWS: usize = 1024;

@@ -5,6 +5,7 @@ use mixbit_kernels::UnaryOp;
 use super::graph::Graph;
 use super::{Chain, Verdict, label};
 use crate::ops::{Gated, lower_gated_conv, lower_gated_linear};
+use crate::plan::PlanBuilder;
 
 /// ```text
 /// a, g = split(x, axis, two equal parts)
@@ -41,7 +42,7 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let output = graph.output(mul);
     if let Some(layer) = layer(graph, split, axis) {
         let ops = [vec![layer], ops].concat();
-        let lower = move |plan: &mut super::Lowering| {
+        let lower = move |plan: &mut PlanBuilder| {
             let op = plan.function().view(&plan.function().ops()[layer]);
             let lower = if op.op().def.name == "conv" { lower_gated_conv } else { lower_gated_linear };
             let label = label(plan, &format!("{}+geglu", op.op().def.name), output);
@@ -49,7 +50,7 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
         };
         return Ok(Some(Chain { ops, lower: Box::new(lower) }));
     }
-    let lower = move |plan: &mut super::Lowering| {
+    let lower = move |plan: &mut PlanBuilder| {
         let label = label(plan, "geglu", output);
         plan.step(label, &[x], &[output], move |io| {
             mixbit_kernels::geglu(io.floats[0], width, io.out[0]);

@@ -1,6 +1,7 @@
 //! Runs with inputs that don't fit: each is refused with the name of what is wrong, and the model stays usable.
 
-use mixbit_engine::{Arithmetic, Backend, Cpu, Error, Model, Options, Reference, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Error, Model, Options, Reference, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_mil::{Builder, DType, Opset, TensorType};
 use mixbit_testkit::Failures;
 

@@ -6,6 +6,7 @@ use mixbit_mil::ValueId;
 use super::graph::Graph;
 use super::{Chain, Verdict, label};
 use crate::ops::{Ending, activation, lower_conv, lower_linear};
+use crate::plan::PlanBuilder;
 
 /// ```text
 /// y = linear(x, w, b)
@@ -21,7 +22,7 @@ pub(super) fn find_linear(graph: &Graph, linear: usize) -> Verdict {
     let mut tail = Tail::of(linear);
     tail.add_residual(graph);
     tail.activate(graph);
-    let lower = move |plan: &mut super::Lowering, ending: Ending| {
+    let lower = move |plan: &mut PlanBuilder, ending: Ending| {
         let function = plan.function();
         lower_linear(&function.view(&function.ops()[linear]), plan, ending)
     };
@@ -41,7 +42,7 @@ pub(super) fn find_conv(graph: &Graph, conv: usize) -> Verdict {
     tail.add_shift(graph);
     tail.add_residual(graph);
     tail.activate(graph);
-    let lower = move |plan: &mut super::Lowering, ending: Ending| {
+    let lower = move |plan: &mut PlanBuilder, ending: Ending| {
         let function = plan.function();
         lower_conv(&function.view(&function.ops()[conv]), plan, ending)
     };
@@ -115,7 +116,7 @@ impl Tail {
         self,
         graph: &Graph,
         product: &str,
-        lower: impl Fn(&mut super::Lowering, Ending) -> Result<(), crate::Error> + 'static,
+        lower: impl Fn(&mut PlanBuilder, Ending) -> Result<(), mixbit_engine::Error> + 'static,
     ) -> Option<Chain> {
         let last = self.last();
         let Tail { ops, residual, shift, activation } = self;
@@ -130,7 +131,7 @@ impl Tail {
         ];
         let rule = parts.into_iter().flatten().collect::<Vec<_>>().join("+");
         let output = graph.output(last);
-        let lower = move |plan: &mut super::Lowering| {
+        let lower = move |plan: &mut PlanBuilder| {
             lower(plan, Ending { label: label(plan, &rule, output), output, residual, shift, activation })
         };
         Some(Chain { ops, lower: Box::new(lower) })

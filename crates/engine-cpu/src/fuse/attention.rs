@@ -6,7 +6,8 @@ use mixbit_mil::ValueId;
 use super::graph::Graph;
 use super::heads::{merged, tokens_behind};
 use super::projections::Projections;
-use super::{Chain, Lowering, Verdict, label};
+use super::{Chain, Verdict, label};
+use crate::plan::PlanBuilder;
 
 /// ```text
 /// s = matmul(q, k)   or   einsum("bkhc,bchq->bkhq", k, q)
@@ -243,7 +244,7 @@ impl Parts {
 
     fn chain(self, ops: Vec<usize>, mask: Option<Mask>, projections: Option<Projections>) -> Chain {
         let Parts { shape, query, key, value, out: (output, out), scale, .. } = self;
-        let lower = move |plan: &mut Lowering| {
+        let lower = move |plan: &mut PlanBuilder| {
             let together = match &projections {
                 Some(projections) => projections.lower(plan)?,
                 None => false,

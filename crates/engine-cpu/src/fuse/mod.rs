@@ -9,15 +9,15 @@ mod heads;
 mod layer_norm;
 mod projections;
 
+use mixbit_engine::Error;
 use mixbit_mil::{Function, Op, ValueId};
 
-use super::Lowering;
-use crate::Error;
-use crate::ops::binding;
+use crate::ops::lowering;
+use crate::plan::PlanBuilder;
 use graph::Graph;
 
 /// Adds a step to a plan.
-type Lower = Box<dyn Fn(&mut Lowering) -> Result<(), Error>>;
+type Lower = Box<dyn Fn(&mut PlanBuilder) -> Result<(), Error>>;
 
 /// A chain of ops that one kernel computes.
 struct Chain {
@@ -125,24 +125,24 @@ impl Node<'_> {
     }
 
     /// Adds the node's steps.
-    pub(super) fn lower(&self, plan: &mut Lowering) -> Result<(), Error> {
+    pub(super) fn lower(&self, plan: &mut PlanBuilder) -> Result<(), Error> {
         match self {
             Node::Chain(_, lower) => lower(plan),
             Node::Op(op) => {
                 let view = plan.function().view(op);
-                let bound = binding(op.def.name).ok_or_else(|| Error::Unsupported {
+                let lowering = lowering(op.def.name).ok_or_else(|| Error::Unsupported {
                     backend: "cpu",
                     op: view.label(),
-                    what: "the op has no definition".to_string(),
+                    what: "the op has no lowering".to_string(),
                 })?;
-                (bound.lower)(&view, plan)
+                (lowering.lower)(&view, plan)
             }
         }
     }
 }
 
 /// The label of a fused step that makes `output`.
-fn label(plan: &Lowering, rule: &str, output: ValueId) -> String {
+fn label(plan: &PlanBuilder, rule: &str, output: ValueId) -> String {
     format!("{rule} {}", plan.function().value(output).name)
 }
 

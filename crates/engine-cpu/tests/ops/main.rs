@@ -23,7 +23,8 @@ mod scatter_gather;
 mod shape;
 mod unary;
 
-use mixbit_engine::{Arithmetic, Backend, Cpu, Data, Error, Options, Reference, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Data, Error, Options, Reference, Tensor};
+use mixbit_engine_cpu::Cpu;
 use mixbit_mil::DType;
 use mixbit_testkit::{ErrorStats, Failures};
 

@@ -1,12 +1,14 @@
 //! Queries, keys and values of the same tokens: one product.
 
+use mixbit_engine::Error;
+use mixbit_engine::geometry::linear_rows;
 use mixbit_kernels::Mat;
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
-use super::{Lowering, label};
-use crate::Error;
-use crate::ops::{Ending, lower_linear, rows};
+use super::label;
+use crate::ops::{Ending, lower_linear};
+use crate::plan::PlanBuilder;
 
 /// The layers that make an attention's operands of one value.
 pub(super) struct Projections {
@@ -46,10 +48,10 @@ impl Projections {
 
     /// Adds the step, if the layers can be one; if not, a step for each. Says whether the values lie one after the other where the
     /// first is.
-    pub(super) fn lower(&self, plan: &mut Lowering) -> Result<bool, Error> {
+    pub(super) fn lower(&self, plan: &mut PlanBuilder) -> Result<bool, Error> {
         let function = plan.function();
         let views = self.linears.map(|index| function.view(&function.ops()[index]));
-        let (x, rows) = (views[0].value("x")?, rows(&views[0])?);
+        let (x, rows) = (views[0].value("x")?, linear_rows(&views[0])?);
         let &[outs, depth] = &views[0].ty("weight")?.shape[..] else {
             return Err(views[0].invalid("not of rank 2").into());
         };

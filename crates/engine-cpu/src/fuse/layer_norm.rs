@@ -4,7 +4,8 @@ use mixbit_kernels::{AxisShape, NormParams};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
-use super::{Chain, Lowering, Verdict, label};
+use super::{Chain, Verdict, label};
+use crate::plan::PlanBuilder;
 
 /// ```text
 /// m = reduce_mean(x, one axis)
@@ -47,7 +48,7 @@ pub(super) fn find(graph: &Graph, rsqrt: usize) -> Verdict {
         inner: shape[axis + 1..].iter().product(),
     };
     let output = graph.output(last);
-    let lower = move |plan: &mut Lowering| {
+    let lower = move |plan: &mut PlanBuilder| {
         let label = label(plan, "layer_norm", output);
         let (gamma, beta) = (gamma.clone(), beta.clone());
         plan.step(label, &[input], &[output], move |io| {

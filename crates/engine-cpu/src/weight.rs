@@ -3,14 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
+use mixbit_engine::{Error, Tensor};
 use mixbit_kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
 };
 use mixbit_mil::{DType, WeightRef};
 
-use super::encoded::EncodedWeight;
-use super::packing::{PACK_UP_TO_ROWS, Packing};
-use crate::{Error, Tensor};
+use crate::encoded::EncodedWeight;
+use crate::packing::{PACK_UP_TO_ROWS, Packing};
 
 /// Compressed constants of fewer elements are held decoded: no palette is worth its trouble for them.
 const DECODED_BELOW: usize = 2048;

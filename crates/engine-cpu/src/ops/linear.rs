@@ -1,0 +1,85 @@
+//! Matrix products; `einsum` and `attention` have files of their own.
+
+use mixbit_engine::Error;
+use mixbit_engine::geometry::{MatMulGeometry, linear_rows};
+use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Operand};
+use mixbit_mil::OpView;
+
+use super::{Ending, Gated, Lowering, attention, einsum};
+use crate::plan::PlanBuilder;
+
+pub(super) static LOWERINGS: &[Lowering] = &[
+    Lowering { op: "einsum", lower: einsum::lower },
+    Lowering { op: "linear", lower: |op, plan| lower_linear(op, plan, Ending::of(op)) },
+    Lowering { op: "matmul", lower: lower_matmul },
+    Lowering { op: "scaled_dot_product_attention", lower: attention::lower },
+];
+
+/// Adds the step of a linear layer and what follows it.
+pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) -> Result<(), Error> {
+    let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_definition(op) };
+    let rows = linear_rows(op)?;
+    let Some(weight) = plan.linear_kernel(&[op.value("weight")?], false, [outs, depth], rows)? else {
+        return plan.by_definition(op);
+    };
+    let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
+    let reads = ending.reads(op.value("x")?);
+    plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
+        let (_, residual) = ending.operands(io);
+        let epilogue = Epilogue {
+            bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn),
+            residual: residual.map(|residual| Mat::new(residual, rows, outs)),
+            activation: ending.activation,
+        };
+        let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
+        let mut rooms = Vec::new();
+        let right = weight.operands(&mut rooms)?[0];
+        mixbit_kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
+        Ok(())
+    })
+}
+
+/// As [`lower_gated_conv`](super::lower_gated_conv), of a linear layer.
+pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut PlanBuilder, gated: Gated) -> Result<(), Error> {
+    let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
+    let (rows, width) = (linear_rows(op)?, outs / 2);
+    let weight = plan.linear_kernel(&[op.value("weight")?], true, [outs, depth], rows)?;
+    let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
+    let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
+    let Gated { label, output, activation } = gated;
+    plan.step(label, &[op.value("x")?], &[output], move |io| {
+        let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
+        let mut rooms = Vec::new();
+        let right = weight.operands(&mut rooms)?[0];
+        let out = MatMut::new(io.out[0], rows, width);
+        mixbit_kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
+        Ok(())
+    })
+}
+
+fn lower_matmul(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
+    if !op.ty("x")?.dtype.is_float() {
+        return plan.by_definition(op);
+    }
+    let products = MatMulGeometry::of(op, plan.shape(op.op().outputs[0]))?;
+    let precision = plan.precision();
+    plan.step(op.label(), &[op.value("x")?, op.value("y")?], &op.op().outputs, move |io| {
+        let MatMulGeometry { rows, columns, depth, .. } = products;
+        let (x, y) = (io.floats[0], io.floats[1]);
+        for (index, &(x_start, y_start)) in products.starts.iter().enumerate() {
+            let out = &mut io.out[0][index * rows * columns..(index + 1) * rows * columns];
+            let [row, column] = products.x_strides;
+            let left = Operand::F32(Mat::with_strides(&x[x_start..], rows, depth, row, column));
+            let [row, column] = products.y_strides;
+            let right = Operand::F32(Mat::with_strides(&y[y_start..], depth, columns, row, column));
+            mixbit_kernels::gemm(
+                MatMut::new(out, rows, columns),
+                left,
+                right,
+                precision,
+                &Epilogue::default(),
+            );
+        }
+        Ok(())
+    })
+}
