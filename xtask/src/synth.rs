@@ -47,7 +47,7 @@ impl Type {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let skeleton = PublishedModel::of_name(&arguments.model).context("the model is unknown")?.skeleton()?;
-    skeleton.write(&arguments.directory, arguments.seed, arguments.dtype.dtype(), &mut |_, _| Ok(()))?;
+    skeleton.write(&arguments.directory, arguments.seed, arguments.dtype.dtype(), &())?;
     let (directory, seconds) = (arguments.directory.display(), start.elapsed().as_secs_f64());
     let parameters = skeleton.parameters();
     println!("{directory}: {} with {parameters} random parameters in {seconds:.1} s", arguments.model);

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use mixbit_mil::{Constant, Function, ValueId, WeightRef};
+use mixbit_mil::{Constant, Function, Progress, Tally, Unit, ValueId, WeightRef};
 use rayon::prelude::*;
 
 use crate::{Error, Layer, Scheme, layers};
@@ -22,28 +22,31 @@ impl From<Scheme> for Choice<'_> {
 
 /// The function with layers compressed as `choose` says; those for which it says nothing stay as they are.
 ///
-/// Palettes are fitted on all threads, and `progress` is told of each layer that is done; indices are computed when they
-/// are read. The compressed constants become ops when [`mixbit_mil::constexpr::encoded`] is applied.
+/// Palettes are fitted on all threads, and `progress` counts the layers; indices are computed when they are read. The compressed constants become ops when [`mixbit_mil::constexpr::encoded`] is applied.
 ///
 /// # Errors
-/// [`Error::Layer`] for a weight that can't be compressed.
+/// [`Error::Layer`] for a weight that can't be compressed, [`Error::Stopped`] if `progress` stops it.
 pub fn apply<'a>(
     function: &Function,
     choose: &(dyn Fn(&Layer) -> Option<Choice<'a>> + Sync),
-    progress: &(dyn Fn(&Layer) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Function, Error> {
-    let encode = |layer: &Layer| -> Result<Option<(ValueId, WeightRef)>, Error> {
-        let Some(choice) = choose(layer) else { return Ok(None) };
+    let chosen: Vec<(Layer, Choice)> = layers(function)
+        .into_iter()
+        .filter_map(|layer| Some((choose(&layer)?, layer)))
+        .map(|(c, l)| (l, c))
+        .collect();
+    let tally = Tally::new(progress, chosen.len() as u64, Unit::Layers);
+    let encode = |(layer, choice): &(Layer, Choice)| -> Result<(ValueId, WeightRef), Error> {
         let encoded = choice
             .scheme
             .encode(&layer.weight, choice.importance)
             .map_err(|source| Error::Layer { layer: layer.name.clone(), source: Box::new(source) })?;
-        progress(layer);
-        Ok(Some((layer.value, encoded)))
+        tally.add(1)?;
+        Ok((layer.value, encoded))
     };
-    let encoded: Vec<Option<(ValueId, WeightRef)>> =
-        layers(function).par_iter().map(encode).collect::<Result<_, Error>>()?;
-    let mut encoded: HashMap<ValueId, WeightRef> = encoded.into_iter().flatten().collect();
+    let mut encoded: HashMap<ValueId, WeightRef> =
+        chosen.par_iter().map(encode).collect::<Result<_, Error>>()?;
     let mut out = function.clone();
     out.map_constants(|id, _| Ok::<_, Error>(encoded.remove(&id).map(Constant::Weight)))?;
     Ok(out)

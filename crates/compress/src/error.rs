@@ -43,6 +43,9 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The progress receiver stopped the work.
+    #[error(transparent)]
+    Stopped(#[from] mixbit_mil::Stopped),
     /// A constant that can't be made.
     #[error(transparent)]
     Mil(#[from] mixbit_mil::Error),

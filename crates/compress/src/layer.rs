@@ -2,9 +2,6 @@ use std::collections::HashSet;
 
 use mixbit_mil::{Constant, Def, Function, TensorType, ValueId, WeightRef};
 
-/// The ops whose weights are layers, as `nn.Conv2d` and `nn.Linear` are.
-const OPS: [&str; 2] = ["conv", "linear"];
-
 /// A weight that can be compressed.
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -32,8 +29,8 @@ impl Layer {
 /// not. Constexpr ops must be decoded ([`mixbit_mil::constexpr::decoded`]).
 pub fn layers(function: &Function) -> Vec<Layer> {
     let mut seen = HashSet::new();
-    let ops = function.ops().iter().filter(|op| OPS.contains(&op.def.name));
-    let weights = ops.filter_map(|op| function.view(op).get("weight")).filter(|id| seen.insert(*id));
+    let weights = function.ops().iter().filter_map(|op| function.view(op).weight());
+    let weights = weights.filter(|id| seen.insert(*id));
     let layer = |value: ValueId| {
         let Def::Const(Constant::Weight(weight)) = &function.value(value).def else { return None };
         let name = weight.name().strip_suffix(".weight").unwrap_or(weight.name()).to_string();

@@ -18,7 +18,7 @@
 //! assert_eq!(layers(&function)[0].name, "mid.proj");
 //!
 //! let four_bits: Scheme = "palette-4".parse()?;
-//! let small = apply(&function, &|_| Some(four_bits.into()), &|_| ())?;
+//! let small = apply(&function, &|_| Some(four_bits.into()), &())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

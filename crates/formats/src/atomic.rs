@@ -14,7 +14,8 @@ use crate::Error;
 /// stays and its target is replaced. What is not a regular file (a pipe, `/dev/stdout`) is written directly.
 ///
 /// # Errors
-/// [`Error::Write`] with `path` and the reason: the system's, or what `write` returned.
+/// [`Error::Write`] with `path` and the reason: the system's, or what `write` returned. [`Error::Stopped`] if that is
+/// [`mixbit_mil::Stopped`].
 ///
 /// ```
 /// use std::io::Write;
@@ -28,7 +29,7 @@ pub fn write_atomically<T>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>,
 ) -> Result<T, Error> {
-    replace(path, write).map_err(|cause| Error::Write { path: path.to_path_buf(), cause })
+    replace(path, write).map_err(|cause| Error::of_write(path, cause))
 }
 
 fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {

@@ -1,8 +1,9 @@
 //! What can go wrong with a file.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use mixbit_mil::Stopped;
 use thiserror::Error;
 
 use crate::coreml::CoreMlError;
@@ -27,6 +28,12 @@ pub enum Error {
         path: PathBuf,
         /// The reason.
         cause: io::Error,
+    },
+    /// The progress receiver stopped the writing.
+    #[error("writing {} was stopped; what was there is unchanged", path.display())]
+    Stopped {
+        /// The file or directory.
+        path: PathBuf,
     },
     /// Something that is not there, with what to do about it.
     #[error("{} is not there: {hint}", path.display())]
@@ -94,6 +101,17 @@ pub enum Error {
         /// What is wrong and what to do.
         what: String,
     },
+}
+
+impl Error {
+    /// The error of a file that could not be written.
+    pub(crate) fn of_write(path: &Path, cause: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match cause.get_ref().is_some_and(|cause| cause.is::<Stopped>()) {
+            true => Error::Stopped { path },
+            false => Error::Write { path, cause },
+        }
+    }
 }
 
 /// A name from a file, safe to print: on one line, and cut where it is absurdly long.

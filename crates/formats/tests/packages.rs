@@ -304,8 +304,8 @@ fn written_packages_and_compiled_models_compute_the_same() {
         for extension in ["mlpackage", "mlmodelc"] {
             let path = scratch.path().join(package).with_extension(extension);
             match extension {
-                "mlpackage" => coreml::write_package(&path, &model, &mut |_, _| {}).unwrap(),
-                _ => coreml::write_compiled(&path, &model, &mut |_, _| {}).unwrap(),
+                "mlpackage" => coreml::write_package(&path, &model, &()).unwrap(),
+                _ => coreml::write_compiled(&path, &model, &()).unwrap(),
             }
             let again = coreml::read(&path).unwrap();
             failures.case(&format!("{package}.{extension}"), || {

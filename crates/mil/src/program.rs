@@ -267,6 +267,11 @@ impl<'a> OpView<'a> {
         self.arg(input).values().first().copied()
     }
 
+    /// The value bound to the input that is a layer's weight ([`OpDef::weight`]), if the op has one.
+    pub fn weight(&self) -> Option<ValueId> {
+        self.get(self.op.def.weight?)
+    }
+
     /// The value bound to a required input.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {
     };
     let graph = model.unet.network.graph(&options).unwrap();
     let four_bits = Scheme::palette(Width::Four);
-    let small = apply(&graph, &|layer| (layer.count() > 2048).then(|| four_bits.into()), &|_| ()).unwrap();
+    let small = apply(&graph, &|layer| (layer.count() > 2048).then(|| four_bits.into()), &()).unwrap();
     let whole: usize = layers(&graph).iter().map(|layer| 2 * layer.count()).sum();
     let backends: [&dyn Backend; 2] = [&Cpu::new(Some(1)).unwrap(), &Reference];
     for backend in backends {

@@ -290,7 +290,7 @@ fn packages_without_names_are_matched_by_their_graphs() -> Result<(), Error> {
         let Ok(()) = renamed;
     }
     let nameless = scratch.path().join("nameless.mlpackage");
-    coreml::write_package(&nameless, &package, &mut |_, _| {})?;
+    coreml::write_package(&nameless, &package, &())?;
     let found = packaged_layers(&nameless)?;
     assert!(found.iter().all(|layer| layer.name.starts_with('c') && !layer.name.contains('.')));
     let bits = recipe(&packaged_layers(&plain.join(UNET))?);

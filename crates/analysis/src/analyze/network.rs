@@ -107,7 +107,7 @@ impl<'b> Network<'b> {
         let Some(segment) = self.places.get(layer).map(|&index| &self.segments[index]) else { return 0 };
         let value = segment.layers.iter().find(|other| other.name == layer).map(|layer| layer.value);
         let ops = segment.function.ops().iter().map(|op| segment.function.view(op));
-        let uses = |op: &OpView| matches!(op.kind(), "conv" | "linear") && op.get("weight") == value;
+        let uses = |op: &OpView| op.weight() == value;
         ops.filter(uses).map(|op| multiply_adds(&op)).sum()
     }
 
@@ -191,10 +191,7 @@ impl<'b> Network<'b> {
             let mut taps = Vec::new();
             for op in function.ops() {
                 let view = function.view(op);
-                let weight = match view.kind() {
-                    "conv" | "linear" => view.get("weight"),
-                    _ => None,
-                };
+                let weight = view.weight();
                 let Some(layer) = segment.layers.iter().find(|layer| Some(layer.value) == weight) else {
                     continue;
                 };

@@ -15,7 +15,7 @@ use mixbit_diffusion::arch::{ARCHITECTURES, Architecture, Config};
 use mixbit_formats::Diffusers;
 use mixbit_formats::diffusers::Component;
 use mixbit_formats::safetensors::{self, TensorSpec};
-use mixbit_mil::{Bytes, DType, TensorType};
+use mixbit_mil::{Bytes, DType, Progress, Tally, TensorType, Unit};
 
 use weights::Fill;
 
@@ -118,9 +118,6 @@ pub struct Skeleton {
     shapes: BTreeMap<String, Shapes>,
 }
 
-/// What is told while weights are written.
-pub type Written<'a> = &'a mut dyn FnMut(u64, u64) -> anyhow::Result<()>;
-
 impl Skeleton {
     /// A model of these files, by their paths in its directory. Tokenizers without a vocabulary get CLIP's.
     ///
@@ -157,14 +154,20 @@ impl Skeleton {
     }
 
     /// Writes the model with random weights of a type, `fp16` or `fp32`, into a directory, which is made if it is not there.
-    /// Files of the same names are replaced. `written` is told how many bytes of weights are written of how many;
-    /// an error of it ends the writing. `model_index.json` comes last: a run that was cut off leaves no model.
+    /// Files of the same names are replaced. `progress` counts the bytes of weights and
+    /// may stop the writing. `model_index.json` comes last: a run that was cut off leaves no model.
     ///
     /// # Errors
     /// A file that can't be written, with its path.
-    pub fn write(&self, directory: &Path, seed: u64, dtype: DType, written: Written) -> anyhow::Result<()> {
+    pub fn write(
+        &self,
+        directory: &Path,
+        seed: u64,
+        dtype: DType,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<()> {
         let size = (dtype.bits() / 8) as u64;
-        let (mut done, total) = (0, size * self.parameters() as u64);
+        let tally = Tally::new(progress, size * self.parameters() as u64, Unit::Bytes);
         let files = self.files.iter().filter(|(path, _)| *path != INDEX);
         for (path, text) in files {
             write_text(&directory.join(path), text)?;
@@ -172,10 +175,7 @@ impl Skeleton {
         for (name, shapes) in &self.shapes {
             let path = directory.join(name).join(weights_file(self.model.component(name)?)?);
             make_folder(&path)?;
-            write_weights(&path, shapes, seed, dtype, &mut |count| {
-                done += size * count as u64;
-                written(done, total)
-            })?;
+            write_weights(&path, shapes, seed, dtype, &tally)?;
         }
         write_text(&directory.join(INDEX), self.files.get(INDEX).map(String::as_str).unwrap_or_default())
     }
@@ -226,32 +226,18 @@ fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(mixbit_formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
 }
 
-/// Writes one file of weights; `written` is told how many parameters more are written.
-fn write_weights(
-    path: &Path,
-    shapes: &Shapes,
-    seed: u64,
-    dtype: DType,
-    written: &mut dyn FnMut(usize) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+/// Writes one file of weights.
+fn write_weights(path: &Path, shapes: &Shapes, seed: u64, dtype: DType, tally: &Tally) -> anyhow::Result<()> {
     let specs: Vec<TensorSpec> = shapes
         .iter()
         .map(|(name, shape)| TensorSpec { name: name.clone(), ty: TensorType::new(dtype, shape.clone()) })
         .collect();
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    let mut stopped = None;
-    let outcome = safetensors::write(path, &metadata, &specs, |index, writer| {
+    Ok(safetensors::write(path, &metadata, &specs, |index, writer| {
         let TensorSpec { name, ty } = &specs[index];
         weights::write(writer, dtype, &Fill::of(seed, name, &ty.shape), ty.count())?;
-        written(ty.count()).map_err(|error| {
-            stopped = Some(error);
-            std::io::ErrorKind::Interrupted.into()
-        })
-    });
-    match stopped {
-        Some(error) => Err(error),
-        None => Ok(outcome?),
-    }
+        tally.add(ty.byte_len().unwrap_or(0) as u64).map_err(std::io::Error::other)
+    })?)
 }
 
 #[cfg(test)]

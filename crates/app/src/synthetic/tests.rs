@@ -1,8 +1,11 @@
+use std::sync::Mutex;
+
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_mil::Stopped;
 use mixbit_testkit::{Failures, Scratch, fixture_root};
 
 use super::*;
@@ -139,12 +142,11 @@ fn what_is_written_runs() {
         failures.case(tiny, || {
             let directory = scratch.path().join(tiny);
             let skeleton = Skeleton::new(tiny, read(&fixture_root().join("pipelines").join(tiny)))?;
-            let mut told = (0, 0);
-            skeleton.write(&directory, 93, dtype, &mut |done, total| {
-                told = (done, total);
-                Ok(())
-            })?;
-            anyhow::ensure!(told.0 == told.1 && told.0 > 0, "{told:?}");
+            let last = Mutex::new((0, 0));
+            let record = |done, total, _| *last.lock().unwrap() = (done, total);
+            skeleton.write(&directory, 93, dtype, &record)?;
+            let last = last.into_inner().unwrap();
+            anyhow::ensure!(last.0 == last.1 && last.0 > 0, "{last:?}");
             draw(&directory)
         });
     }
@@ -152,12 +154,18 @@ fn what_is_written_runs() {
 }
 
 #[test]
-fn an_error_of_the_listener_ends_the_writing() {
+fn the_receiver_of_progress_ends_the_writing() {
+    struct Stops;
+    impl Progress for Stops {
+        fn advance(&self, _: u64, _: u64, _: Unit) -> Result<(), Stopped> {
+            Err(Stopped)
+        }
+    }
+
     let scratch = Scratch::new();
     let skeleton = Skeleton::new("tiny", read(&fixture_root().join("pipelines/sd15"))).unwrap();
-    let stop = &mut |_, _| Err(anyhow::anyhow!("enough"));
-    let error = skeleton.write(scratch.path(), 0, DType::F16, stop).unwrap_err();
-    assert_eq!(error.to_string(), "enough");
+    let error = skeleton.write(scratch.path(), 0, DType::F16, &Stops).unwrap_err();
+    assert!(error.to_string().contains("was stopped"), "{error}");
     assert!(!scratch.path().join(INDEX).exists());
 }
 

@@ -48,7 +48,7 @@ fn every_scheme_is_written_as_it_decodes() {
             assert_eq!((encoded.name(), encoded.ty()), (source.name(), source.ty()), "{scheme}");
             assert_eq!(encoded.stored_len(), scheme.stored_len(source.ty()), "{scheme} {shape:?}");
             let function = adds(&source, scheme.since());
-            let compressed = apply(&function, &|_| Some(scheme.into()), &|_| ()).unwrap();
+            let compressed = apply(&function, &|_| Some(scheme.into()), &()).unwrap();
             let written = constexpr::encoded(&compressed).unwrap();
             mixbit_mil::verify(&written).unwrap();
             let read = constexpr::decoded(&written).unwrap();
@@ -124,7 +124,7 @@ fn bad_weights_are_refused_by_name() {
     values[3] = f16::NAN;
     let function = adds(&weight(&[4, 4, 1, 1], &values), Opset::Ios18);
     for scheme in Scheme::all() {
-        let error = apply(&function, &|_| Some(Choice::from(scheme)), &|_| ()).unwrap_err();
+        let error = apply(&function, &|_| Some(Choice::from(scheme)), &()).unwrap_err();
         let Error::Layer { layer, source } = error else { panic!("{scheme}: {error}") };
         assert_eq!((layer.as_str(), source.to_string().contains("is NaN")), ("mid.conv", true), "{scheme}");
     }
@@ -158,7 +158,7 @@ fn only_chosen_layers_change() {
     let source = weight(&[8, 8, 1, 1], &random(64, 2));
     let function = adds(&source, Opset::Ios16);
     let same =
-        apply(&function, &|layer| (layer.name == "other").then(|| Scheme::linear().into()), &|_| ()).unwrap();
+        apply(&function, &|layer| (layer.name == "other").then(|| Scheme::linear().into()), &()).unwrap();
     let Def::Const(Constant::Weight(found)) = &same.value(layers(&same)[0].value).def else {
         panic!("no weight")
     };

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use mixbit_mil::text::{Blob, Dialect, Style};
-use mixbit_mil::{Function, ValueId, WeightRef};
+use mixbit_mil::{Function, Progress, ValueId, WeightRef};
 use serde_json::Value;
 
 use super::description::Description;
@@ -76,7 +76,7 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 }
 
 /// Writes a compiled model; see [`super::write_compiled`].
-pub(super) fn write(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
     let blobs = Blobs::plan(&model.program, model.specification_version);
     let names = Names::of(model, &blobs).to_text();

@@ -17,14 +17,14 @@ pub(super) struct NewDirectory {
 impl NewDirectory {
     pub(super) fn create(target: &Path) -> Result<Self, Error> {
         let name = target.file_name().ok_or_else(|| {
-            write_error(target, io::Error::new(io::ErrorKind::InvalidInput, "that is no directory name"))
+            Error::of_write(target, io::Error::new(io::ErrorKind::InvalidInput, "that is no directory name"))
         })?;
         if target.is_file() {
-            return Err(write_error(target, io::Error::other("a file has that name")));
+            return Err(Error::of_write(target, io::Error::other("a file has that name")));
         }
         let partial = sibling(target, &format!(".{}.partial", name.to_string_lossy()));
         let result = remove(&partial).and_then(|()| fs::create_dir_all(&partial));
-        result.map_err(|cause| write_error(target, cause))?;
+        result.map_err(|cause| Error::of_write(target, cause))?;
         Ok(NewDirectory { target: target.to_path_buf(), partial, finished: false })
     }
 
@@ -43,7 +43,7 @@ impl NewDirectory {
             write(&mut writer)?;
             writer.into_inner().map_err(|error| error.into_error())?.sync_all()
         };
-        result().map_err(|cause| write_error(&self.target.join(name), cause))
+        result().map_err(|cause| Error::of_write(&self.target.join(name), cause))
     }
 
     /// Writes one file of which the content is there.
@@ -68,7 +68,7 @@ impl NewDirectory {
             let mut result = result;
             result()
         };
-        result.map_err(|cause| write_error(&self.target, cause))?;
+        result.map_err(|cause| Error::of_write(&self.target, cause))?;
         // Makes the rename itself durable, where the system can.
         if let Some(parent) = self.target.parent()
             && let Ok(parent) = File::open(parent)
@@ -100,10 +100,6 @@ fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn write_error(path: &Path, cause: io::Error) -> Error {
-    Error::Write { path: path.to_path_buf(), cause }
 }
 
 #[cfg(test)]

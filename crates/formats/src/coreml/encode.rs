@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use mixbit_mil::{
-    Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, TensorType, ValueId, WeightRef,
+    Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, Progress, Tally, TensorType, Unit,
+    ValueId, WeightRef,
 };
 
 use super::blob::{self, Layout};
@@ -58,10 +59,10 @@ impl<'m> Blobs<'m> {
     }
 
     /// Writes the weight file, one constant after the other.
-    pub(super) fn write(&self, writer: &mut dyn Write, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+    pub(super) fn write(&self, writer: &mut dyn Write, progress: &dyn Progress) -> io::Result<()> {
         let len = |constant: &Constant| constant.ty().byte_len().unwrap_or(0) as u64;
-        let total = self.constants.iter().map(|constant| len(constant)).sum();
-        let mut done = 0;
+        let tally =
+            Tally::new(progress, self.constants.iter().map(|constant| len(constant)).sum(), Unit::Bytes);
         self.layout.write(writer, |index, writer| {
             match self.constants[index] {
                 Constant::Literal(literal) => writer.write_all(literal.bytes().unwrap_or_default())?,
@@ -70,9 +71,7 @@ impl<'m> Blobs<'m> {
                     weight.release();
                 }
             }
-            done += len(self.constants[index]);
-            progress(done, total);
-            Ok(())
+            tally.add(len(self.constants[index])).map_err(io::Error::other)
         })
     }
 

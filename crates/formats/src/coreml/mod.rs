@@ -31,7 +31,7 @@
 //! };
 //! # let folder = std::env::temp_dir().join(format!("mixbit-doc-{}", std::process::id()));
 //! let path = folder.join("Double.mlpackage");
-//! coreml::write_package(&path, &model, &mut |done, total| println!("{done} of {total} bytes"))?;
+//! coreml::write_package(&path, &model, &())?;
 //! assert_eq!(coreml::read(&path)?.outputs, model.outputs);
 //! # std::fs::remove_dir_all(folder)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -59,7 +59,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mixbit_mil::{Bytes, Program, TensorType};
+use mixbit_mil::{Bytes, Program, Progress, TensorType};
 
 pub use error::CoreMlError;
 
@@ -138,14 +138,14 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 }
 
 /// Writes a `.mlpackage` directory, whole or not at all; one that is there is replaced. Weights are read, cast and
-/// written one after the other. `progress` is called with the bytes of weights that are written and all of them.
+/// written one after the other; `progress` counts their bytes.
 ///
 /// The same model always gives the same bytes, and so does a model that was read from what was written.
 ///
 /// # Errors
 /// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the system's
-/// reason.
-pub fn write_package(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+/// reason, [`Error::Stopped`] if `progress` stops it.
+pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let blobs = Blobs::plan(&model.program, model.specification_version);
     let names = Names::of(model, &blobs).to_text();
     let specification = specification::check(model)
@@ -166,7 +166,7 @@ pub fn write_package(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u
 ///
 /// # Errors
 /// Those of [`write_package`].
-pub fn write_compiled(path: &Path, model: &Model, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Error> {
+pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     compiled::write(path, model, progress)
 }
 

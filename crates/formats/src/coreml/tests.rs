@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
-use mixbit_mil::{Builder, DType, Literal, Opset, WeightRef};
+use mixbit_mil::{Builder, DType, Literal, Opset, Stopped, Unit, WeightRef};
 use mixbit_testkit::Failures;
 
 use super::*;
@@ -51,7 +52,7 @@ fn differences(a: &Path, b: &Path) -> Vec<String> {
 }
 
 fn write(path: &Path, model: &Model) {
-    write_package(path, model, &mut |_, _| {}).unwrap();
+    write_package(path, model, &()).unwrap();
 }
 
 #[test]
@@ -72,9 +73,9 @@ fn packages_are_written_the_same_again() {
             }
             // What was read from a package of Apple's is all there.
             let compiled = [scratch.path().join("first.mlmodelc"), scratch.path().join("second.mlmodelc")];
-            write_compiled(&compiled[0], &original, &mut |_, _| {}).unwrap();
+            write_compiled(&compiled[0], &original, &()).unwrap();
             let from_compiled = read(&compiled[0]).map_err(|error| error.to_string())?;
-            write_compiled(&compiled[1], &from_compiled, &mut |_, _| {}).unwrap();
+            write_compiled(&compiled[1], &from_compiled, &()).unwrap();
             let written = differences(&compiled[0], &compiled[1]);
             if !written.is_empty() {
                 return Err(format!("other bytes when it is compiled: {written:?}"));
@@ -152,13 +153,31 @@ fn weight_names(model: &Model) -> Vec<(String, String)> {
 }
 
 #[test]
+fn writing_that_is_stopped_leaves_what_was_there() {
+    struct Stops;
+    impl Progress for Stops {
+        fn advance(&self, _: u64, _: u64, _: Unit) -> Result<(), Stopped> {
+            Err(Stopped)
+        }
+    }
+    let scratch = Scratch::new();
+    let path = scratch.path().join("m.mlpackage");
+    write(&path, &model());
+    let error = write_package(&path, &model(), &Stops).unwrap_err();
+    assert!(matches!(error, Error::Stopped { .. }), "{error}");
+    assert!(read(&path).is_ok());
+    assert_eq!(scratch.names(), ["m.mlpackage"]);
+}
+
+#[test]
 fn a_model_keeps_its_weights_and_their_names() {
     let scratch = Scratch::new();
     let path = scratch.path().join("m.mlpackage");
-    let mut calls = Vec::new();
-    write_package(&path, &model(), &mut |done, total| calls.push((done, total))).unwrap();
+    let calls = Mutex::new(Vec::new());
+    let record = |done, total, unit| calls.lock().unwrap().push((done, total, unit));
+    write_package(&path, &model(), &record).unwrap();
     // The dense weight as f16, the bias, the indices and the palette, once each, and the table.
-    assert_eq!(calls, [24, 30, 35, 67, 91].map(|done| (done, 91)));
+    assert_eq!(*calls.lock().unwrap(), [24, 30, 35, 67, 91].map(|done| (done, 91, Unit::Bytes)));
     let read_back = read(&path).unwrap();
     let names = weight_names(&read_back);
     let expected = [
@@ -173,10 +192,10 @@ fn a_model_keeps_its_weights_and_their_names() {
     write(&again, &read_back);
     assert_eq!(differences(&path, &again), [""; 0]);
     let compiled = [scratch.path().join("a.mlmodelc"), scratch.path().join("b.mlmodelc")];
-    write_compiled(&compiled[0], &model(), &mut |_, _| {}).unwrap();
+    write_compiled(&compiled[0], &model(), &()).unwrap();
     let from_compiled = read(&compiled[0]).unwrap();
     assert_eq!(from_compiled.class, "Tiny");
-    write_compiled(&compiled[1], &from_compiled, &mut |_, _| {}).unwrap();
+    write_compiled(&compiled[1], &from_compiled, &()).unwrap();
     assert_eq!(differences(&compiled[0], &compiled[1]), [""; 0]);
     assert_eq!(from_compiled.inputs, read_back.inputs);
     assert_eq!(weight_names(&from_compiled), names);
@@ -229,7 +248,7 @@ fn compiled_models_of_apple_are_read_and_written_as_theirs() {
                 let source = path.parent().unwrap().join("input.mlmodel");
                 model = read(&source).map_err(|error| error.to_string())?;
             }
-            write_compiled(&ours, &model, &mut |_, _| {}).map_err(|error| error.to_string())?;
+            write_compiled(&ours, &model, &()).map_err(|error| error.to_string())?;
             let json = |path: &Path| -> serde_json::Value {
                 serde_json::from_slice(&fs::read(path.join("metadata.json")).unwrap()).unwrap()
             };

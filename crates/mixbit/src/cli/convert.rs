@@ -177,18 +177,16 @@ fn write(
     path: &Path,
     force: bool,
     progress: &Progress,
-    write: impl FnOnce(&Path, &mut dyn FnMut(u64, u64)) -> anyhow::Result<()>,
+    write: impl FnOnce(&Path, &dyn mixbit_mil::Progress) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
     let mut written = 0;
     if path.exists() && !force {
         progress.say(format_args!("{} is there already; --force writes it again", path.display()));
     } else {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut counter = progress.bytes(name);
-        write(path, &mut |done, total| {
-            written = total;
-            counter.advance_bytes(done, total);
-        })?;
+        let counter = progress.bytes(name);
+        write(path, &counter)?;
+        written = counter.total();
     }
     print_line(path.display())?;
     Ok(written)
@@ -213,7 +211,7 @@ impl Arguments {
         };
         let model = palettized.as_ref().map_or(&model, |palettized| &palettized.model);
         let targets = [
-            (Some(path), coreml::write_package as fn(&Path, &_, &mut dyn FnMut(u64, u64)) -> Result<(), _>),
+            (Some(path), coreml::write_package as fn(&Path, &_, &dyn mixbit_mil::Progress) -> Result<(), _>),
             (compiled, coreml::write_compiled),
         ];
         let mut bytes = 0;
@@ -224,7 +222,7 @@ impl Arguments {
             })?;
             if let (Some(palettized), true) = (&palettized, written > 0) {
                 let _waiting = progress.wait("checking the weights");
-                let report = palettized.check(&path, &|_| ()).with_context(|| path.display().to_string())?;
+                let report = palettized.check(&path, &()).with_context(|| path.display().to_string())?;
                 progress.say(format_args!(
                     "{}: {} of {} layers palettized, {:.2} bits per weight of all layers",
                     package.name,

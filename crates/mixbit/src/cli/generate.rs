@@ -280,7 +280,7 @@ fn denoise(
     times: &mut Times,
 ) -> anyhow::Result<pipeline::Run> {
     let mut run = pipeline.begin(Start::Noise, noise)?;
-    let mut counter = progress.count(name, run.total());
+    let counter = progress.count(name, run.total());
     loop {
         let begin = Instant::now();
         if !pipeline.step(&mut run, noise).map_err(|error| explained(error, &run))? {

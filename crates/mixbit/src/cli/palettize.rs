@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -145,8 +144,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             before += report.before;
             after += report.after;
         } else {
-            let mut counter = progress.bytes(name.clone());
-            write_model(&item.path, &item.model, &mut |done, total| counter.advance_bytes(done, total))?;
+            write_model(&item.path, &item.model, &progress.bytes(name.clone()))?;
         }
         print_line(item.path.display())?;
         if stop.load(Ordering::SeqCst) {
@@ -205,7 +203,7 @@ fn already(item: &Item, choices: &Option<Choices>, note: &str) -> anyhow::Result
 fn write_model(
     path: &Path,
     model: &coreml::Model,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &dyn mixbit_mil::Progress,
 ) -> Result<(), mixbit_formats::Error> {
     match path.extension().is_some_and(|extension| extension == "mlmodelc") {
         true => coreml::write_compiled(path, model, progress),
@@ -223,12 +221,9 @@ fn write(
 ) -> anyhow::Result<Report> {
     let mut palettized = palettized(&item.model, choices, notes, force, progress, &item.from)?;
     palettized.model.class = item.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let mut counter = progress.bytes(format!("{}, writing", item.from));
-    write_model(&item.path, &palettized.model, &mut |done, total| counter.advance_bytes(done, total))?;
-    drop(counter);
-    let counter = Mutex::new(progress.count(format!("{}, checking", item.from), palettized.layer_count()));
-    let report = palettized.check(&item.path, &|done| advance(&counter, done))?;
-    Ok(report)
+    write_model(&item.path, &palettized.model, &progress.bytes(format!("{}, writing", item.from)))?;
+    let counter = progress.count(format!("{}, checking", item.from), palettized.layer_count());
+    Ok(palettized.check(&item.path, &counter)?)
 }
 
 /// A palettized model that says so.
@@ -240,21 +235,15 @@ pub(super) fn palettized(
     progress: &Progress,
     name: &str,
 ) -> anyhow::Result<Palettized> {
-    let counter = Mutex::new(progress.count(format!("{name}, palettes"), choices.len()));
-    let mut palettized = palettize(model, choices, force, &|done| advance(&counter, done))?;
+    let counter = progress.count(format!("{name}, palettes"), choices.len());
+    let mut palettized = palettize(model, choices, force, &counter)?;
+    drop(counter);
     let metadata = &mut palettized.model.metadata.user_defined;
     metadata.insert(keys::RECIPE.to_string(), notes.how.clone());
     if !notes.full_precision.is_empty() {
         metadata.insert(keys::FULL_PRECISION.to_string(), notes.full_precision.join(" "));
     }
     Ok(palettized)
-}
-
-/// Counts what threads do. A thread that panicked while it counted is no reason for another to.
-fn advance(counter: &Mutex<super::progress::Counter>, done: usize) {
-    if let Ok(mut counter) = counter.lock() {
-        counter.advance(done);
-    }
 }
 
 /// Prints what became of a package's layers, the worst of them by name.

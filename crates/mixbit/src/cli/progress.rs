@@ -2,9 +2,11 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write as _, stderr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use mixbit_mil::{Stopped, Unit};
 
 /// Plain lines are at least this far apart.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -76,7 +78,14 @@ impl Progress {
             _ => None,
         };
         let lines = matches!(self.shown, Shown::Lines);
-        Counter { name, before: done, total, bar, lines, start: Instant::now(), last_line: None }
+        Counter {
+            name,
+            before: done as u64,
+            bar,
+            lines,
+            start: Instant::now(),
+            state: Mutex::new(State { total: total as u64, last_line: None }),
+        }
     }
 }
 
@@ -92,7 +101,7 @@ impl Progress {
             _ => None,
         };
         let lines = matches!(self.shown, Shown::Lines);
-        Counter { name, before: 0, total: 0, bar, lines, start: Instant::now(), last_line: None }
+        Counter { name, before: 0, bar, lines, start: Instant::now(), state: Mutex::default() }
     }
 }
 
@@ -127,50 +136,83 @@ impl Drop for Waiting {
 pub(super) struct Counter {
     name: String,
     /// What was done before the count began.
-    before: usize,
-    total: usize,
+    before: u64,
     bar: Option<ProgressBar>,
     lines: bool,
     start: Instant,
+    state: Mutex<State>,
+}
+
+/// What changes as a count goes on.
+#[derive(Default)]
+struct State {
+    total: u64,
     last_line: Option<Instant>,
+}
+
+impl mixbit_mil::Progress for Counter {
+    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
+        match unit {
+            Unit::Bytes => self.advance_bytes(done, total),
+            Unit::Steps | Unit::Layers | Unit::Measurements => self.show(done),
+        }
+        Ok(())
+    }
 }
 
 impl Counter {
     /// Shows that `done` are done.
-    pub(super) fn advance(&mut self, done: usize) {
+    pub(super) fn advance(&self, done: usize) {
+        self.show(done as u64);
+    }
+
+    /// The units that are counted to, as far as they are known.
+    pub(super) fn total(&self) -> u64 {
+        self.state().total
+    }
+
+    /// A thread that panicked while it counted is no reason for another to.
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, done: u64) {
+        let mut state = self.state();
         let own = done.saturating_sub(self.before);
         let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
         if let Some(bar) = &self.bar {
             if own > 0 {
                 bar.set_message(format!("{}, ", rate(seconds)));
             }
-            bar.set_position(done as u64);
+            bar.set_position(done);
         }
-        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
-        if self.lines && own > 0 && (is_due || done == self.total) {
-            let left = seconds * (self.total - done) as f64;
+        let is_due = state.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
+        if self.lines && own > 0 && (is_due || done == state.total) {
+            let left = seconds * (state.total - done) as f64;
             print_line(format_args!(
                 "{}: {done}/{} steps, {}, {} left",
                 self.name,
-                self.total,
+                state.total,
                 rate(seconds),
                 clock(left)
             ));
-            self.last_line = Some(Instant::now());
+            state.last_line = Some(Instant::now());
         }
     }
 
-    /// Shows that `done` of `total` bytes are written.
-    pub(super) fn advance_bytes(&mut self, done: u64, total: u64) {
+    /// Shows that `done` of `total` bytes are done.
+    pub(super) fn advance_bytes(&self, done: u64, total: u64) {
+        let mut state = self.state();
+        state.total = total;
         if let Some(bar) = &self.bar {
             bar.set_length(total);
             bar.set_position(done);
         }
-        let is_due = self.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL;
+        let is_due = state.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL;
         if self.lines && is_due {
             let [done, total] = [done, total].map(|bytes| bytes as f64 / 1e6);
             print_line(format_args!("{}: {done:.0} of {total:.0} MB", self.name));
-            self.last_line = Some(Instant::now());
+            state.last_line = Some(Instant::now());
         }
     }
 

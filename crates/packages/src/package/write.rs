@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mixbit_formats::coreml::{self, Feature, Metadata};
-use mixbit_mil::{Function, Program, ValueId};
+use mixbit_mil::{Function, Program, Progress, ValueId};
 use thiserror::Error;
 
 use super::PlanError;
@@ -64,12 +64,12 @@ impl Package {
         (self.build)()
     }
 
-    /// Writes the package, whole or not at all: weights are read, cast and written one after the other. `progress` is
-    /// called with the bytes of weights that are written and all of them.
+    /// Writes the package, whole or not at all: weights are read, cast and written one after the other. `progress` counts
+    /// their bytes.
     ///
     /// # Errors
     /// [`PackageError`].
-    pub fn write(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), PackageError> {
+    pub fn write(&self, path: &Path, progress: &dyn Progress) -> Result<(), PackageError> {
         Ok(coreml::write_package(path, &self.model()?, progress)?)
     }
 
@@ -77,11 +77,7 @@ impl Package {
     ///
     /// # Errors
     /// [`PackageError`].
-    pub fn write_compiled(
-        &self,
-        path: &Path,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), PackageError> {
+    pub fn write_compiled(&self, path: &Path, progress: &dyn Progress) -> Result<(), PackageError> {
         Ok(coreml::write_compiled(path, &self.model()?, progress)?)
     }
 

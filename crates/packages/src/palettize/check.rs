@@ -1,12 +1,11 @@
 //! What was written beside what it came from.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 use mixbit_compress::Layer;
 use mixbit_formats::coreml;
-use mixbit_mil::{DType, WeightError};
+use mixbit_mil::{DType, Progress, Stopped, Tally, Unit, WeightError};
 use rayon::prelude::*;
 use thiserror::Error;
 
@@ -49,6 +48,9 @@ pub enum CheckError {
     /// A weight can't be read.
     #[error(transparent)]
     Weight(#[from] WeightError),
+    /// The progress receiver stopped the check.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// The model has other layers.
     #[error(
         "{found} layers were written, not {expected}: a defect of mixbit, or a disk that does not keep what it is given"
@@ -71,22 +73,22 @@ pub enum CheckError {
 
 impl Palettized {
     /// Reads a model that was written and decodes every layer: compressed ones must be what they were compressed to, the
-    /// others what they were, bit for bit. `progress` is told how many layers are done.
+    /// others what they were, bit for bit. `progress` counts the layers.
     ///
     /// # Errors
     /// [`CheckError`].
-    pub fn check(&self, path: &Path, progress: &(dyn Fn(usize) + Sync)) -> Result<Report, CheckError> {
+    pub fn check(&self, path: &Path, progress: &dyn Progress) -> Result<Report, CheckError> {
         let written = model_layers(&coreml::read(path)?)?;
         if written.len() != self.after.len() {
             return Err(CheckError::Layers { found: written.len(), expected: self.after.len() });
         }
-        let done = AtomicUsize::new(0);
+        let tally = Tally::new(progress, self.before.len() as u64, Unit::Layers);
         let one = |((before, after), written): ((&Layer, &Layer), &Layer)| -> Result<_, CheckError> {
             let report = compare(before, after, written)?;
             for layer in [before, written] {
                 layer.weight.release();
             }
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            tally.add(1)?;
             Ok(report)
         };
         let triples = self.before.par_iter().zip(&self.after).zip(&written);

@@ -7,11 +7,10 @@
 mod check;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mixbit_compress::{Choice, Layer, Scheme, apply, layers};
 use mixbit_formats::coreml;
-use mixbit_mil::{Function, Opset, Program, constexpr};
+use mixbit_mil::{Function, Opset, Program, Progress, constexpr};
 use thiserror::Error;
 
 use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
@@ -131,7 +130,7 @@ pub fn model_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError>
     Ok(layers(&constexpr::decoded(function)?))
 }
 
-/// A model with layers stored as chosen. Palettes are fitted on all threads; `progress` is told how many layers are done.
+/// A model with layers stored as chosen. Palettes are fitted on all threads; `progress` counts the layers.
 /// `again` allows to compress what layers that are compressed decode to.
 ///
 /// # Errors
@@ -140,7 +139,7 @@ pub fn palettize(
     model: &coreml::Model,
     choices: &Choices,
     again: bool,
-    progress: &(dyn Fn(usize) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Palettized, PalettizeError> {
     let function = constexpr::decoded(model.program.main().ok_or(PalettizeError::NoFunction)?)?;
     let before = layers(&function);
@@ -156,12 +155,10 @@ pub fn palettize(
     if let (Some(first), false) = (compressed.first(), again) {
         return Err(PalettizeError::Compressed { count: compressed.len(), first: first.name.clone() });
     }
-    let done = AtomicUsize::new(0);
     let choose = |layer: &Layer| {
         chosen(layer).map(|chosen| Choice { scheme: chosen.scheme, importance: chosen.importance.as_deref() })
     };
-    let report = |_: &Layer| progress(done.fetch_add(1, Ordering::Relaxed) + 1);
-    let function = apply(&function, &choose, &report)?;
+    let function = apply(&function, &choose, progress)?;
     let after = layers(&function);
     let program = Program::new(constexpr::encoded(&function)?);
     Ok(Palettized { model: coreml::Model { program, ..model.clone() }, before, after })

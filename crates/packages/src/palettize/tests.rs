@@ -44,11 +44,11 @@ fn what_is_written_is_checked() {
         let model = model(scheme.since());
         let choices = uniform(&model_layers(&model).unwrap(), scheme, MIN_SIZE);
         assert_eq!(choices.keys().collect::<Vec<_>>(), ["large"]);
-        let palettized = palettize(&model, &choices, false, &|_| ()).unwrap();
+        let palettized = palettize(&model, &choices, false, &()).unwrap();
         let scratch = Scratch::new();
         let path = scratch.path().join("m.mlpackage");
-        coreml::write_package(&path, &palettized.model, &mut |_, _| ()).unwrap();
-        let report = palettized.check(&path, &|_| ()).unwrap();
+        coreml::write_package(&path, &palettized.model, &()).unwrap();
+        let report = palettized.check(&path, &()).unwrap();
         assert_eq!(report.layers.len(), 1, "{scheme}");
         assert_eq!((report.weights, report.before), (96 * 32 + 4 * 96, 2 * (96 * 32 + 4 * 96)));
         // In the form of iOS 16 integers on a line have a zero point.
@@ -62,7 +62,7 @@ fn what_is_written_is_checked() {
         let mut bytes = std::fs::read(&weights).unwrap();
         bytes[128..192].iter_mut().for_each(|byte| *byte ^= 0xff);
         std::fs::write(&weights, bytes).unwrap();
-        let error = palettized.check(&path, &|_| ()).unwrap_err();
+        let error = palettized.check(&path, &()).unwrap_err();
         assert!(matches!(&error, CheckError::Differs { layer } if layer == "large"), "{scheme}: {error}");
     }
 }
@@ -72,14 +72,14 @@ fn new_forms_and_compressed_layers_are_refused() {
     let old = model(Opset::Ios16);
     let layers = model_layers(&old).unwrap();
     let choices = uniform(&layers, "grouped-palette-4".parse().unwrap(), MIN_SIZE);
-    let error = palettize(&old, &choices, false, &|_| ()).err().unwrap().to_string();
+    let error = palettize(&old, &choices, false, &()).err().unwrap().to_string();
     assert!(error.starts_with("grouped-palette-4 needs macOS15, and the package is for macOS13"), "{error}");
     let choices = uniform(&layers, "palette-4".parse().unwrap(), MIN_SIZE);
-    let once = palettize(&old, &choices, false, &|_| ()).unwrap().model;
-    let error = palettize(&once, &choices, false, &|_| ()).err().unwrap().to_string();
+    let once = palettize(&old, &choices, false, &()).unwrap().model;
+    let error = palettize(&once, &choices, false, &()).err().unwrap().to_string();
     assert!(error.starts_with("1 of the layers, `large` the first, are compressed already"), "{error}");
     // Its sixteen values are a palette of their own: nothing is lost again.
-    let twice = palettize(&once, &choices, true, &|_| ()).unwrap().model;
+    let twice = palettize(&once, &choices, true, &()).unwrap().model;
     let read = |model: &coreml::Model| model_layers(model).unwrap()[0].weight.read().unwrap().into_owned();
     assert_eq!(read(&twice), read(&once));
 }

@@ -8,10 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use mixbit_mil::{Arg, Constant, Def, Function, Op, OpView, ValueId};
-
-/// Ops that bring values together in an order that matters.
-const ORDERED: [&str; 3] = ["matmul", "einsum", "concat"];
+use mixbit_mil::{Arg, Constant, Def, Function, Op, OpView, ValueId, Work};
 
 /// Which layers of a network are which of another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,18 +144,18 @@ impl Skeleton {
             return self.join("product", [Some(scores), value].into_iter().flatten().collect(), labels);
         }
         let made_of = operands(op.op()).filter_map(|id| sources.get(&id).copied());
-        match ORDERED.contains(&op.kind()) {
-            true => {
-                let kind = if op.kind() == "concat" { "concat" } else { "product" };
-                let made_of = made_of.collect();
-                self.join(kind, made_of, labels)
-            }
-            false => {
+        // Products and lists bring values together in an order that matters; sums, and what normalizations are made
+        // of, do not.
+        let kind = match (op.op().def.work, op.op().def.weight) {
+            (Work::Products(_), None) => "product",
+            _ if op.kind() == "concat" => "concat",
+            _ => {
                 let made_of: BTreeSet<usize> = made_of.collect();
-                // Sums and products, and what normalizations are made of.
-                self.join("mix", made_of.into_iter().collect(), labels)
+                return self.join("mix", made_of.into_iter().collect(), labels);
             }
-        }
+        };
+        let made_of = made_of.collect();
+        self.join(kind, made_of, labels)
     }
 
     /// What brings sources together: one alone is passed on.
@@ -204,10 +201,7 @@ fn operands(op: &Op) -> impl Iterator<Item = ValueId> {
 
 /// The weight and the label of an op that is a layer.
 fn layer(op: OpView) -> Option<(ValueId, Label)> {
-    if !["conv", "linear"].contains(&op.kind()) {
-        return None;
-    }
-    let weight = op.get("weight")?;
+    let weight = op.weight()?;
     let value = op.function().value(weight);
     if !matches!(value.def, Def::Const(Constant::Weight(_))) {
         return None;

@@ -32,7 +32,7 @@ pub(super) struct Measured {
 
 /// Prepares a part, runs it once and then `runs` times, and gives its memory back.
 pub(super) fn measure(mut part: Part, runs: usize, progress: &Progress) -> Result<Measured, PipelineError> {
-    let mut counter = progress.count(part.component.to_string(), runs + 1);
+    let counter = progress.count(part.component.to_string(), runs + 1);
     let prepare = timed(|| part.load())?;
     let first = timed(|| part.run())?;
     counter.advance(1);

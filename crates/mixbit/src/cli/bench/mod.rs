@@ -174,7 +174,7 @@ fn draw(
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let mut pipeline = Pipeline::new(model, backend, request.clone()).map_err(explained)?;
     let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-    let mut counter = progress.count("drawing".to_string(), run.total());
+    let counter = progress.count("drawing".to_string(), run.total());
     while pipeline.step(&mut run, &mut *noise).map_err(explained)? {
         counter.advance(run.done());
     }

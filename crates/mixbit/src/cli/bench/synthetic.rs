@@ -9,10 +9,10 @@ use anyhow::{Context, bail};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_formats::coreml;
-use mixbit_mil::DType;
+use mixbit_mil::{DType, Stopped, Unit};
 
 use super::super::palettize::{Notes, is_for_all, palettized};
-use super::super::progress::Progress;
+use super::super::progress::{Counter, Progress};
 use mixbit_app::synthetic::PublishedModel;
 use mixbit_packages::inspect::size;
 use mixbit_packages::package::{DEPLOYMENT_TARGETS, Options, Source, plan, write_vocabulary};
@@ -27,6 +27,19 @@ const NOT_DRAWN_WITH: &str = "safety_checker";
 
 /// The parts of a model that draw, as they are asked for.
 const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
+
+/// A count that the user can stop.
+struct Stoppable<'a> {
+    counter: Counter,
+    stop: &'a AtomicBool,
+}
+
+impl mixbit_mil::Progress for Stoppable<'_> {
+    fn advance(&self, done: u64, total: u64, _: Unit) -> Result<(), Stopped> {
+        self.counter.advance_bytes(done, total);
+        if self.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(()) }
+    }
+}
 
 /// A directory of models that were made for measuring.
 pub(super) struct Cache<'a> {
@@ -67,12 +80,10 @@ impl<'a> Cache<'a> {
             size(bytes),
             directory.display()
         ));
-        let mut counter = self.progress.bytes(name.to_string());
-        let written = &mut |done, total| {
-            counter.advance_bytes(done, total);
-            self.check_stop()
-        };
-        skeleton.write(&directory, SEED, DType::F16, written).with_context(|| {
+        let counter = Stoppable { counter: self.progress.bytes(name.to_string()), stop: self.stop };
+        let written = skeleton.write(&directory, SEED, DType::F16, &counter);
+        self.check_stop()?;
+        written.with_context(|| {
             format!("{} can't be written; --cache names another directory", directory.display())
         })?;
         Ok(directory)
@@ -110,8 +121,7 @@ impl<'a> Cache<'a> {
                 let notes = Notes { how: scheme.to_string(), full_precision: Vec::new() };
                 model = palettized(&model, &choices, &notes, false, self.progress, package.asked_as)?.model;
             }
-            let mut counter = self.progress.bytes(package.asked_as.to_string());
-            coreml::write_package(&path, &model, &mut |done, total| counter.advance_bytes(done, total))?;
+            coreml::write_package(&path, &model, &self.progress.bytes(package.asked_as.to_string()))?;
         }
         Ok(directory)
     }

@@ -85,7 +85,7 @@ fn compare<'a>(pairs: &'a [[Part; 2]], progress: &Progress) -> anyhow::Result<Ve
     }
     let all: Vec<[&Tensor; 2]> = comparisons.iter().flat_map(|one| &one.tensors.pairs).copied().collect();
     let total = all.iter().flatten().map(|tensor| tensor.bytes() as u64).sum();
-    let mut counter = progress.bytes("comparing".to_string());
+    let counter = progress.bytes("comparing".to_string());
     let mut distances = distances(&all, &mut |done| counter.advance_bytes(done, total))?.into_iter();
     for comparison in &mut comparisons {
         comparison.distances = distances.by_ref().take(comparison.tensors.pairs.len()).collect();
