@@ -20,8 +20,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about)]
 enum Task {
-    /// Run what CI runs: formatting, lints, tests, documentation, licences
-    Check,
+    /// Run what CI runs: formatting, lints, tests, documentation, packages, and the rules below
+    Check(check::Arguments),
     /// Check who depends on whom, unsafe code, circles of files, and the paths in documents
     Rules,
     /// Pack the published crates, and check the size of each archive
@@ -44,7 +44,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let outcome = match Task::parse() {
-        Task::Check => check::run(),
+        Task::Check(arguments) => check::run(&arguments),
         Task::Rules => rules::run(),
         Task::Package(arguments) => packages::run(&arguments),
         Task::Conformance(arguments) => conformance::run(&arguments),
