@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs the release binary of a target with its completions, man page and licences: .github/archive.sh TARGET. Needs a
+# Packs the release binary of a target with its completions, manual pages and licences: .github/archive.sh TARGET. Needs a
 # binary that runs on this machine. Archives go to target/archives.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,9 +11,9 @@ version=$("$binary" --version | cut -d ' ' -f 2)
 name=mixbit-$version-$target
 folder=target/archives/$name
 rm -rf "$folder"
-mkdir -p "$folder/completions"
+mkdir -p "$folder/completions" "$folder/man"
 cp "$binary" README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$folder"
-"$binary" man >"$folder/mixbit.1"
+"$binary" man "$folder/man"
 "$binary" completions bash >"$folder/completions/mixbit.bash"
 "$binary" completions elvish >"$folder/completions/mixbit.elv"
 "$binary" completions fish >"$folder/completions/mixbit.fish"

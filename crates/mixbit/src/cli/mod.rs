@@ -18,6 +18,7 @@ mod values;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write, stderr, stdout};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -58,6 +59,12 @@ enum Command {
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// Where `mixbit.1` and a page for each command are written
+        directory: PathBuf,
     },
 }
 
@@ -111,6 +118,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
             print_line(String::from_utf8_lossy(&script).trim_end())
         }
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
     }?;
     Ok(ExitCode::SUCCESS)
 }
