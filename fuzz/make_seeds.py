@@ -1,4 +1,4 @@
-"""Writes the seed corpora of the fuzz targets. Made with safetensors 0.8.0 and NumPy 2.4.6; nothing in it is random."""
+"""Writes the seed corpora of the fuzz targets, without randomness, with safetensors 0.8.0 and NumPy 2.4.6."""
 
 import io
 import json
@@ -59,7 +59,7 @@ write("coreml_weights/palette4_groups8_scaled", (package / MODEL / "weights/weig
 for path in sorted((COREML / "compiled").glob("**/model.mil")):
     write(f"mil_text/{path.relative_to(COREML / 'compiled').parts[0].removesuffix('.mlmodelc')}", path.read_bytes())
 
-# Not committed: they are copies of what the repository has elsewhere, without the white space.
+# Not committed: copies of configurations elsewhere in the repository, without white space.
 configs = {}
 for folder in ("fixtures", "models"):
     for path in sorted((ROOT / folder).glob("**/*config.json")):

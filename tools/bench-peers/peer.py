@@ -3,7 +3,7 @@
     python peer.py --framework torch --precision bf16 --part unet --model DIR --threads 2 --inputs FILE --output FILE
 
 It says `ready VERSION` when the network is loaded, then answers each line of its standard input with one of its own:
-`step` with the seconds that a step took, `save` with `saved` when the last step's result lies in the output file, as f32.
+`step` with the seconds of one step, `save` with `saved` once the last step's result is in the output file, as f32.
 `quit` ends it.
 """
 
@@ -37,7 +37,7 @@ def arguments():
 
 
 class Unet(torch.nn.Module):
-    """diffusers' UNet with positional inputs, as tracing wants them."""
+    """diffusers' UNet with positional inputs, which tracing needs."""
 
     def __init__(self, folder):
         super().__init__()
@@ -93,14 +93,14 @@ ORDER = ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids
 
 
 def read_inputs(path):
-    """What the network is given, in the order of its parameters. Token ids are stored as floats."""
+    """The network's inputs in the order of its parameters. Token ids are stored as floats."""
     stored = load_file(path)
     tensors = [torch.from_numpy(stored[name]) for name in ORDER if name in stored]
     return [tensor.long() for tensor in tensors] if "input_ids" in stored else tensors
 
 
 def torch_step(network, inputs, options):
-    """A function that evaluates a module, and what it is run in."""
+    """One step of a module, a function that reads its result, and the library's version."""
     torch.set_num_threads(options.threads)
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     network = network.to(dtype=dtype, memory_format=torch.channels_last)
@@ -122,7 +122,7 @@ def torch_step(network, inputs, options):
 
 
 def openvino_step(network, inputs, options):
-    """A function that runs the converted module, and what it is run in."""
+    """One step of the converted module, a function that reads its result, and the library's version with the precision."""
     import openvino
 
     torch.set_num_threads(options.threads)
@@ -139,7 +139,7 @@ def openvino_step(network, inputs, options):
             "INFERENCE_NUM_THREADS": options.threads,
         },
     )
-    # What OpenVINO still needs of the weights it keeps itself.
+    # OpenVINO keeps its own copy of the weights that it needs.
     del converted, network
     gc.collect()
     request = compiled.create_infer_request()
@@ -157,7 +157,7 @@ def openvino_step(network, inputs, options):
 
 def main():
     options = arguments()
-    # What libraries print is not for the one who reads answers.
+    # Libraries must not print between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")

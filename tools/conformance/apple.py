@@ -1,4 +1,4 @@
-"""The same configurations as Apple's converter had, and what may differ from what it made of them.
+"""Packages of the configurations that Apple's converter was run on, and the allowed differences.
 
 `apple.json` (written by record_apple.py) describes Apple's packages; `write_model` gives a configuration random weights
 in the diffusers layout, for mixbit to convert, and `differences` compares the results.
@@ -23,7 +23,7 @@ WEIGHT_FILES = {"text_encoder": "model", "text_encoder_2": "model"}
 
 @dataclass
 class Difference:
-    """What mixbit does otherwise on purpose: results that Apple's package has and mixbit's has not, and the reverse."""
+    """A difference on purpose: results that only Apple's package has, and only mixbit's."""
 
     why: str
     apples: Counter
@@ -102,7 +102,7 @@ def write_model(name, folder):
 
 
 def differences(reference, package):
-    """What a package has otherwise than Apple's, as sentences."""
+    """The differences between a package and Apple's, as sentences."""
     found = []
     expected = {
         "specification version": reference["specification"],

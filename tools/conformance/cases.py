@@ -1,4 +1,4 @@
-"""What is converted: every model, attention implementation, deployment target and form."""
+"""The conversions to check: every model, attention implementation, deployment target and form."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Whether a compiled model is its package's, and says about itself what Apple's and others' programs read.
+"""Checks that a compiled model agrees with its package, and has the metadata that Apple's and others' programs read.
 
 The keys and the form of values are those of models that Apple's compiler made (fixtures/coreml/compiled).
 """
@@ -18,7 +18,7 @@ SYSTEMS = {
     9: {"iOS": "18.0", "macCatalyst": "18.0", "macOS": "15.0", "tvOS": "18.0", "visionOS": "2.0", "watchOS": "11.0"},
 }
 SYSTEMS_OF_OPS = {7: ["", "Ios16"], 8: ["", "Ios16", "Ios17"], 9: ["", "Ios16", "Ios17", "Ios18"]}
-# Keys that every genuine model has, and those that it has where there is something to say.
+# Keys that every genuine model has, and optional ones.
 ALWAYS = {
     "metadataOutputVersion",
     "specificationVersion",
@@ -60,7 +60,7 @@ UNVERSIONED = {
 
 
 def check(path, package):
-    """Everything that is wrong with a compiled model, `package` being the same model's package, as sentences."""
+    """The defects of a compiled model, as sentences. `package` is the same model's package."""
     files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     if files != FILES:
         yield f"has the files {sorted(files)}"
@@ -100,7 +100,7 @@ def check(path, package):
 
 
 def program(package, text):
-    """The same ops in the same order, and the same places in the weight file."""
+    """Checks that the ops, their order and their offsets in the weight file are the same."""
     version = "1.3" if package.spec.specificationVersion >= 9 else "1.0"
     if not text.startswith(f"program({version})\n"):
         yield f"model.mil starts with {text.partition(chr(10))[0]}"

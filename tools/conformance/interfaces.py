@@ -19,7 +19,7 @@ def text_encoder(config, is_xl, has_projection):
 
 
 def conditioning(config, pooled, batch, size):
-    """What UNets and ControlNets take both. `pooled` has the channels of the text's one vector."""
+    """The inputs that UNets and ControlNets share. `pooled` is the width of the pooled text embedding."""
     inputs = [
         Feature("sample", "fp16", (batch, config["in_channels"], *size)),
         Feature("timestep", "fp16", (batch,)),

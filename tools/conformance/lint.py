@@ -1,4 +1,4 @@
-"""What coremltools does not notice in a package, though Core ML or its users may."""
+"""Checks of a package that coremltools does not make, though Core ML or its users may."""
 
 import struct
 from collections import Counter
@@ -34,7 +34,7 @@ STORED = {
 
 
 def lint(package):
-    """Everything that is wrong, as sentences."""
+    """The defects, as sentences."""
     checks = [manifest, versions, identifiers, description, metadata, weight_file]
     return [problem for check in checks for problem in check(package)]
 

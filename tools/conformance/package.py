@@ -60,7 +60,7 @@ def typed(value):
 
 
 def canonical(op, name, parameter):
-    """A parameter: integers, texts and scalars in full, weights by their type."""
+    """A parameter in one spelling: integers, texts and scalars in full, weights by their type."""
     if parameter.val is None:
         return typed(parameter)
     value = np.asarray(parameter.val)
@@ -108,7 +108,7 @@ class Package:
         return program
 
     def rewritten(self):
-        """What coremltools writes otherwise when it writes the program again, as its compression tools do."""
+        """The differences after coremltools has written the program again, as its compression tools do."""
         again = ct.convert(
             self.program,
             convert_to="mlprogram",

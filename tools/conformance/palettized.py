@@ -1,4 +1,4 @@
-"""Whether coremltools decodes palettized packages to the weights that mixbit decodes them to, bit for bit.
+"""Checks that coremltools and mixbit decode palettized packages to the same weights, bit for bit.
 
 coremltools decompresses a package that `mixbit palettize` wrote; `mixbit diff` then compares the two by the values that
 their weights decode to.
@@ -21,7 +21,7 @@ TARGETS = {"macOS13": FIRST, "macOS15": LATER}
 
 
 def check(mixbit, model):
-    """How many packages were compared, and everything that is wrong with them."""
+    """The number of compared packages, and their defects."""
     count, problems = 0, []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -29,7 +29,7 @@ def check(mixbit, model):
             run(mixbit, "convert", "--quiet", "--convert-unet", "--convert-text-encoder", "--model", model, "--output",
                 folder / target, "--min-deployment-target", target)
             for scheme in schemes:
-                # coremltools takes long for a UNet: one width of each method has to do.
+                # coremltools takes long for a UNet: one width of each method must suffice.
                 part = "unet" if scheme.endswith("-4") or scheme == "linear-8" else "text_encoder"
                 [package] = (folder / target).glob(f"*_{part}.mlpackage")
                 written = folder / f"{target}-{scheme}.mlpackage"
@@ -41,7 +41,7 @@ def check(mixbit, model):
 
 
 def compare(mixbit, written, folder):
-    """What coremltools decodes to something else."""
+    """The weights that coremltools decodes differently."""
     decompressed = folder / "decompressed.mlpackage"
     try:
         loaded = ct.models.MLModel(str(written), skip_model_load=True)
@@ -55,7 +55,7 @@ def compare(mixbit, written, folder):
 
 
 def differences(report):
-    """The tensors that differ, of a report of `mixbit diff`; and a report that compared none that is compressed."""
+    """The differing tensors of a report of `mixbit diff`; a report without compressed tensors is a defect too."""
     layers = [layer for part in report["parts"] for layer in part["layers"]]
     compressed = [layer for layer in layers if layer["encodings"][0] != layer["encodings"][1]]
     if len(compressed) < 10:

@@ -1,4 +1,4 @@
-"""Plants defects in packages and finds out whether each is found: a check that can't fail is none.
+"""Plants defects in packages, one at a time, and fails if the checks miss one.
 
     python planted.py MIXBIT
 """

@@ -1,4 +1,4 @@
-"""Records what Apple's converter emits, from packages that it made.
+"""Records the content of packages that Apple's converter made.
 
     python record_apple.py PACKAGES PYTHON
 

@@ -1,8 +1,8 @@
-"""Converts tiny models with mixbit and finds out whether the packages are such as Apple's converter writes.
+"""Converts tiny models with mixbit and compares the packages with Apple's converter's.
 
     python run.py MIXBIT [WORD]
 
-MIXBIT is the binary; with WORD, only the cases whose description has it are run. Cases that pass are only counted.
+MIXBIT is the binary. WORD selects the cases whose description has it. Passing cases are counted only.
 """
 
 import json
@@ -42,7 +42,7 @@ COMPILED = {
 
 @dataclass
 class Part:
-    """What a case's package, or the two that it was cut in, should be."""
+    """The expected content of a case's package, or of its two chunks."""
 
     interface: tuple
     checkpoint: dict
@@ -83,7 +83,7 @@ def convert(mixbit, model, flags, output):
 
 
 def expected(case):
-    """The parts that a case gives, by the package's name."""
+    """The parts that a case writes, by the package's name."""
     model = Model(case.model)
     parts = {}
     prefix = "Stable_Diffusion_version_tiny_"
@@ -100,7 +100,7 @@ def expected(case):
                 interface = interfaces.text_encoder(model.config(component), model.is_xl, has_projection)
                 add(component, interface, model, component)
         vae = model.config("vae")
-        # Apple's converter encodes for XL in fp32 whatever the autoencoder says.
+        # For XL, Apple's converter writes the encoder in fp32 whatever the autoencoder's configuration.
         encoder = "fp32" if model.is_xl else "fp16"
         decoder = encoder if vae["force_upcast"] else "fp16"
         add("vae_decoder", interfaces.vae_decoder(vae, size, decoder), model, "vae")
@@ -126,7 +126,7 @@ def expected(case):
 
 
 def check_case(mixbit, case):
-    """How many packages a case has, and everything that is wrong with them."""
+    """The number of a case's packages, and their defects."""
     problems = []
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
@@ -153,7 +153,7 @@ def check_case(mixbit, case):
 
 
 def check_part(packages, case, part):
-    """Everything that is wrong with a part: one package, or the two that it was cut in."""
+    """The defects of a part: one package, or its two chunks."""
     used = set()
     for package in packages:
         specification = package.spec.specificationVersion
@@ -193,7 +193,7 @@ def check_part(packages, case, part):
 
 
 def unused(packages, names):
-    """Tensors of the checkpoint that a part should have and has not."""
+    """Tensors of the checkpoint that a part lacks."""
     about = packages[0].path.stem
     is_other_half = {
         "vae_decoder": ("encoder.", "quant_conv."),
@@ -206,7 +206,7 @@ def unused(packages, names):
 
 
 def check_reference(mixbit, reference):
-    """How a package differs from Apple's of the same configuration."""
+    """The differences between a package and Apple's of the same configuration."""
     with tempfile.TemporaryDirectory() as folder:
         model, output = Path(folder) / "model", Path(folder) / "output"
         apple.write_model(reference["model"], model)

@@ -1,4 +1,4 @@
-"""Whether a package's weights are the checkpoint's."""
+"""Compares a package's weights with the checkpoint's."""
 
 import json
 
@@ -15,7 +15,7 @@ def checkpoint_names(package):
 
 
 def compare(package, checkpoint):
-    """The checkpoint's tensors that a package has, and what is wrong with them.
+    """The checkpoint's tensors in a package, and their defects.
 
     `checkpoint` has arrays by name. Weights are the checkpoint's bit for bit, cast to the constant's type: the same
     elements in the same order, where linear layers have become convolutions too.
@@ -23,7 +23,7 @@ def compare(package, checkpoint):
     # From two elements on: coremltools fails at smaller ones that are in a list, such as the inputs of `stack`.
     stored = cto.coreml.get_weights_metadata(package.model, weight_threshold=2)
     found, problems = set(), []
-    # A constant of the checkpoint's own name is not in the list.
+    # A constant with the checkpoint's own name is absent from the list.
     names = {constant: constant for constant in stored if constant in checkpoint} | checkpoint_names(package)
     for constant, name in names.items():
         if constant not in stored:

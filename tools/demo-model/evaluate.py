@@ -124,7 +124,7 @@ def colour_of(image: np.ndarray, region: np.ndarray) -> str:
 
 
 def measure(image: np.ndarray, record: dict) -> dict[str, bool]:
-    """Whether the picture has the record's colours, positions and shapes."""
+    """Checks the picture's colours, positions and shapes against the record."""
     image = image.astype(float)
     frame = np.ones(image.shape[:2], bool)
     frame[2:-2, 2:-2] = False

@@ -69,7 +69,7 @@ def export(work: pathlib.Path, output: pathlib.Path) -> dict:
     words.save(output / "tokenizer", words.EOS)
     words.save(output / "tokenizer_2", "!")
     index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": diffusers.__version__}
-    # What mixbit takes where the user does not say; diffusers ignores keys that begin with an underscore.
+    # mixbit's defaults; diffusers ignores keys that begin with an underscore.
     index |= {"_mixbit": {"guidance_scale": 3.0, "steps": 25}}
     index |= {"feature_extractor": [None, None], "force_zeros_for_empty_prompt": True, "image_encoder": [None, None]} | CLASSES
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -81,7 +81,7 @@ def export(work: pathlib.Path, output: pathlib.Path) -> dict:
 
 
 def check(output: pathlib.Path, work: pathlib.Path) -> None:
-    """Loads the directory with diffusers and compares token ids and text states with those of training."""
+    """Loads the directory with diffusers and compares token ids and prompt embeddings with those of training."""
     pipe = StableDiffusionXLPipeline.from_pretrained(output, torch_dtype=torch.float32, add_watermarker=False)
     tokenizer = words.WordTokenizer()
     modules, _ = averaged_modules(work, tokenizer)
@@ -102,7 +102,7 @@ def check(output: pathlib.Path, work: pathlib.Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=pathlib.Path)
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/work/demo-train"))
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="the directory of checkpoints")
     args = parser.parse_args()
     print(export(args.work, args.output))
     check(args.output, args.work)

@@ -1,4 +1,4 @@
-"""Writes heldout.json: 100 captions of compositions that training never saw, with what must be in the pictures."""
+"""Writes heldout.json: 100 captions of compositions that training never saw, with the objects that the pictures must show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 
 import scenes
 
-# How many of each kind: two objects whose pair is held out, two objects of which one has a held-out colour and shape,
+# Captions of each kind: two objects whose pair is held out, two objects of which one has a held-out colour and shape,
 # one object of held-out colour and shape.
 COUNTS = {"pair": 60, "object in pair": 24, "object": 16}
 

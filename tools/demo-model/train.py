@@ -71,7 +71,7 @@ class Pool:
         self.scenes += added
 
     def restore(self, latents: torch.Tensor) -> None:
-        """Takes back what a checkpoint kept of the pool."""
+        """Restores the pool from a checkpoint."""
         self.latents[: len(latents)] = latents
         self.scenes = [self._scene(index) for index in range(len(latents))]
 

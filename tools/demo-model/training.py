@@ -1,4 +1,4 @@
-"""What both trainers share: worker processes, averaged weights and checkpoints.
+"""Shared parts of both trainers: worker processes, averaged weights and checkpoints.
 
 On CPUs each worker is one process with one thread: a team of threads that meets at a barrier after every operation
 crawls as soon as anything else runs on the machine, while processes that meet once per step do not.
@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """--work, --seed, --device and --workers."""
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/work/demo-train"), help="checkpoints go here")
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="the directory of checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="data-parallel processes of one thread; on CPUs one per core, on a GPU 1")

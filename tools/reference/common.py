@@ -1,4 +1,4 @@
-"""What the fixture scripts share: where fixtures go, how they are written, and the record of what made them."""
+"""Shared parts of the fixture scripts: the fixtures' place and format, and the record of versions."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ FIXTURES = ROOT / "fixtures"
 
 
 def meta(script, seed, *packages):
-    """The `meta` entry of a `cases.json`: what made the files, so that they can be made again."""
+    """The `meta` entry of a `cases.json`: script, seed, versions and machine, to make the files again."""
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "script": f"tools/reference/{script}",
@@ -48,7 +48,7 @@ def write_json(path, value, indent=1):
 
 
 def write_cases(folder, record, cases, **more):
-    """Writes `cases.json`: `meta`, whatever else the area has, and one case a line."""
+    """Writes `cases.json`: `meta`, the area's other entries, and one case a line."""
     head = json.dumps({"meta": record, **more}, indent=1, allow_nan=False)
     lines = (json.dumps(case, allow_nan=False) for case in cases)
     text = head[: head.rindex("\n")] + ',\n "cases": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"

@@ -1,10 +1,10 @@
-"""Core ML packages in every weight encoding, and what coremltools decodes them to.
+"""Core ML packages in every weight encoding, and the weights that coremltools decodes.
 
     python tools/reference/coreml.py
 
 Needs an environment of its own: coremltools 9.0 with NumPy below 2 (`pip install 'coremltools==9.0' 'numpy<2'`).
-Writes `fixtures/coreml/encodings/*.mlpackage`, `pipeline.mlpackage` and `cases.json` in `fixtures/coreml/`; the packages of whole networks beside
-them are Apple's own converter's and are not made here.
+Writes `fixtures/coreml/encodings/*.mlpackage`, `pipeline.mlpackage` and `cases.json` in `fixtures/coreml/`; the
+packages of whole networks beside them are from Apple's own converter.
 """
 
 import json
@@ -96,7 +96,7 @@ IOS18 = {f"palette{nbits}": (lambda model, nbits=nbits: palettized(model, nbits)
 
 
 def pipeline(model):
-    """The network and a second one that takes what it puts out, as one package."""
+    """The network and a second one on its output, as one package."""
 
     @mb.program(input_specs=[mb.TensorSpec(shape=(1, 8, 2, 2), dtype=types.fp16)], opset_version=ct.target.iOS16)
     def second(y):
@@ -120,7 +120,7 @@ def fnv(data):
 
 
 def decode(op):
-    """What coremltools decodes a constexpr op to. It has no value for a table that another op makes."""
+    """The value that coremltools decodes a constexpr op to; none for a palette that another op makes."""
     made = {name: var.op for name, var in op.inputs.items() if hasattr(var, "op") and var.op is not None}
     if op.op_type == "constexpr_lut_to_dense" and made.get("lut") and made["lut"].op_type.startswith("constexpr_"):
         axis = op.vector_axis.val if op.vector_axis is not None else None
@@ -147,7 +147,7 @@ def main():
     for name, target, methods in [("ios16", ct.target.iOS16, IOS16), ("ios18", ct.target.iOS18, IOS18)]:
         for method, compress in methods.items():
             compress(network(target)).save(str(encodings / f"{name}_{method}.mlpackage"))
-    # Over the network with a palette, in an order of coremltools' own.
+    # Applied to the network with a palette, in coremltools' order.
     pipeline(palettized(network(ct.target.iOS16), 4)).save(str(ROOT / "pipeline.mlpackage"))
     cases = [
         {"package": str(path.relative_to(ROOT)), "decoded": weights(path)}

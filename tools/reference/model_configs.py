@@ -1,4 +1,4 @@
-"""The configurations of the tiny checkpoints that `models.py` writes, and the shapes that they are run at."""
+"""The configurations of the tiny checkpoints that `models.py` writes, and their input shapes."""
 
 import torch
 

@@ -26,7 +26,7 @@ TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 class Draws:
-    """Seeded normals that f16 and bf16 both hold."""
+    """Seeded normals, exact in both f16 and bf16."""
 
     def __init__(self, name):
         offset = sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
@@ -165,7 +165,7 @@ def unets(area):
 
 
 def controlnets(area):
-    """ControlNets, and what the UNet of the same configuration makes of their residuals."""
+    """ControlNets, and the output of the UNet of the same configuration with their residuals."""
     for name, entry in configs.CONTROLNETS.items():
         draws = Draws(name)
         config = {**configs.UNET, **entry["config"]}
@@ -301,14 +301,14 @@ def likeness(model, pixels):
 
 
 def lead(cosines):
-    """How much each row is above all others."""
+    """The margin of each row over all others."""
     rows = torch.arange(len(cosines))
     return cosines - torch.stack([cosines[rows != row].amax(0) for row in rows])
 
 
 def set_thresholds(model, pixels):
-    """Finds images among `pixels`, and thresholds at which they are what `IMAGES` calls them, well away from the digits
-    that diffusers rounds. Gives their rows."""
+    """Finds images among `pixels`, and thresholds at which they are as `IMAGES` names them, well away from the digits
+    that diffusers rounds. Returns their rows."""
     special, concepts = likeness(model, pixels)
     leads = lead(special), lead(concepts)
     careful = int(leads[0].amax(1).argmax())
@@ -328,7 +328,7 @@ def set_thresholds(model, pixels):
 
 
 def judge(model, inputs, label):
-    """diffusers' filtered images and judgement, and the scores behind them; diffusers itself knows no adjustment."""
+    """diffusers' filtered images and judgement, and their scores; diffusers itself has no adjustment."""
     special, concepts = likeness(model, inputs["clip_input"])
     care = (special - model.special_care_embeds_weights + inputs["adjustment"] > 0).any(1, keepdim=True)
     scores = concepts - model.concept_embeds_weights + 0.01 * care

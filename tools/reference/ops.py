@@ -3,7 +3,7 @@
     python tools/reference/ops.py
 
 Writes `fixtures/ops/cases.json`. Inputs are multiples of 1/64, exact in every float type.
-`mil_ops.py` beside it has the ops for which coremltools itself says what they are.
+`mil_ops.py` has the ops that coremltools itself can compute.
 """
 
 import math
@@ -46,7 +46,7 @@ def add(op, inputs, output, constants=(), **attributes):
 
 
 def same(extent, kernel, stride, dilation, lower):
-    """Padding before and after an axis, so that ceil(extent / stride) windows fit; the odd one goes last, or first."""
+    """Padding before and after an axis for ceil(extent / stride) windows; an odd element goes last, or first."""
     needed = max((math.ceil(extent / stride) - 1) * stride + (kernel - 1) * dilation + 1 - extent, 0)
     less, more = needed // 2, needed - needed // 2
     return (more, less) if lower else (less, more)

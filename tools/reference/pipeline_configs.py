@@ -1,4 +1,4 @@
-"""The tiny models of `pipelines.py`, and the calls that are made of their pipelines."""
+"""The tiny models of `pipelines.py`, and the calls of their pipelines."""
 
 CORPUS = (
     "a photo of an astronaut riding a horse on mars a large red circle at the left and a small blue square at the right "

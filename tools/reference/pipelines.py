@@ -1,4 +1,4 @@
-"""Whole tiny models in the diffusers layout, and what diffusers' pipelines draw with them. See fixtures/README.md."""
+"""Whole tiny models in the diffusers layout, and the results of diffusers' pipelines. See fixtures/README.md."""
 
 import collections
 import functools
@@ -125,7 +125,7 @@ def build(name, entry):
 
 
 class Noise:
-    """Stands in for `randn_tensor`, and keeps what it gave."""
+    """Stands in for `randn_tensor`, and keeps the drawn noise."""
 
     def __init__(self, draws):
         self.draws = draws
@@ -153,7 +153,7 @@ def run(pipe, arguments, noise, output="latent"):
 
 
 def swap(pipe, scheduler):
-    """Exchanges the scheduler as a user does, by class and overrides; none is the model's own."""
+    """Replaces the scheduler as a user does, by class and overrides; none is the model's own."""
     if scheduler is None:
         return
     overrides = {key: value for key, value in scheduler.items() if key != "_class_name"}
@@ -211,7 +211,7 @@ def decode(pipe, latents):
 
 
 def embeddings(pipe, arguments):
-    """The text embeddings that the pipeline makes of the call's prompts."""
+    """The pipeline's embeddings of the call's prompts."""
     if isinstance(pipe, StableDiffusionPipeline):
         parts = pipe.encode_prompt(
             arguments["prompt"], "cpu", 1, True, negative_prompt=arguments.get("negative_prompt")

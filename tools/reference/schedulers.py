@@ -56,7 +56,7 @@ def base(kind):
 
 
 def product(kind):
-    """Spacing × prediction type × sigma option, as far as the class has them."""
+    """Spacing × prediction type × sigma option, where the class has them."""
     known = fields(kind)
     predictions = PREDICTIONS[:2] if kind == "pndm" else PREDICTIONS
     for spacing in SPACINGS if "timestep_spacing" in known else (None,):
@@ -223,7 +223,7 @@ def model(scaled, timestep, constant):
 
 
 def prediction_of(scheduler, output):
-    """The predicted clean sample, where the class tells."""
+    """The predicted clean sample, where the class returns it."""
     for name in ("pred_original_sample", "denoised"):
         if getattr(output, name, None) is not None:
             return getattr(output, name)
