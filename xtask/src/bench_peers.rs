@@ -140,7 +140,7 @@ impl Part {
 impl Ours {
     fn arithmetic(self) -> Arithmetic {
         match self {
-            Ours::F32 => Arithmetic::Wide,
+            Ours::F32 => Arithmetic::F32,
             Ours::Bf16 => Arithmetic::Bf16,
             Ours::Int8 => Arithmetic::Int8,
         }
@@ -566,7 +566,11 @@ fn serve(arguments: &Arguments, ours: Ours) -> anyhow::Result<()> {
     let options = Options {
         arithmetic: ours.arithmetic(),
         full_precision: network.full_precision().clone(),
-        steady_inputs: arguments.keep_text.then(|| "encoder_hidden_states".to_string()).into_iter().collect(),
+        constant_inputs: arguments
+            .keep_text
+            .then(|| "encoder_hidden_states".to_string())
+            .into_iter()
+            .collect(),
         ..Options::default()
     };
     let mut compiled = Cpu::new(arguments.threads)?.compile(&graph, &options)?;

@@ -122,7 +122,7 @@ fn half_precision_unets_stay_close() {
             let expected = tensors[&format!("{label}/outputs/sample")].f32s();
             let given: Vec<(&str, &Tensor)> =
                 inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-            for (arithmetic, least) in [(Arithmetic::Wide, 90.0), (Arithmetic::Declared, 50.0)] {
+            for (arithmetic, least) in [(Arithmetic::F32, 90.0), (Arithmetic::AsDeclared, 50.0)] {
                 let mut model = cpu.compile(&function, &Options { arithmetic, ..Options::default() })?;
                 let result = model.run(&given)?.swap_remove(0);
                 let psnr = ErrorStats::compare(result.as_f32().ok_or("no floats")?, &expected).psnr;

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use half::f16;
 use mixbit_engine::{
-    Arithmetic, Backend, Data, Error, Executable, Model, Options, Tensor, Timing, TracedStep,
+    Arithmetic, Backend, Cancel, Data, Error, Executable, Model, Options, Tensor, Timing, TracedStep,
 };
 use mixbit_kernels::{Precision, ThreadPool};
 use mixbit_mil::{DType, Function};
@@ -68,7 +68,7 @@ impl Cpu {
     /// [`mixbit_kernels::peak`] does not know it.
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         let precision = match arithmetic {
-            Arithmetic::Wide | Arithmetic::Declared => Precision::F32,
+            Arithmetic::F32 | Arithmetic::AsDeclared => Precision::F32,
             Arithmetic::Bf16 => Precision::Bf16,
             Arithmetic::Int8 => Precision::Int8,
         };
@@ -90,8 +90,8 @@ impl Backend for Cpu {
             arenas: None,
             options: options.clone(),
             times: vec![StepTimes::default(); plan.steps.len()],
-            steady: plan.steady_steps(),
-            holds_steady: false,
+            constant_steps: plan.constant_steps(),
+            holds_constants: false,
             declined,
             regions,
             plan,
@@ -107,7 +107,7 @@ impl Backend for Cpu {
 
     /// [`Arithmetic::Bf16`] where the CPU multiplies bfloat16 faster than `f32`.
     fn fastest(&self) -> Arithmetic {
-        if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::Wide }
+        if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::F32 }
     }
 }
 
@@ -127,8 +127,8 @@ struct Planned {
 fn plan(function: &Function, mut builder: PlanBuilder, options: &Options) -> Result<Planned, Error> {
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {
-        Arithmetic::Wide | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
-        Arithmetic::Declared => fuse::single_ops(function),
+        Arithmetic::F32 | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
+        Arithmetic::AsDeclared => fuse::single_ops(function),
     };
     for node in &fused.nodes {
         let first = builder.steps();
@@ -150,10 +150,10 @@ struct CpuRun {
     arenas: Option<Arenas>,
     options: Options,
     times: Vec<StepTimes>,
-    /// Which steps depend on steady inputs alone.
-    steady: Vec<bool>,
-    /// Whether the arena holds what they make of the inputs that it holds.
-    holds_steady: bool,
+    /// The steps that depend on constant inputs alone.
+    constant_steps: Vec<bool>,
+    /// Whether the arena holds their results for the inputs that it holds.
+    holds_constants: bool,
     declined: Vec<fuse::Declined>,
 }
 
@@ -177,55 +177,58 @@ impl StepTimes {
 }
 
 impl Executable for CpuRun {
-    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
-        let CpuRun { pool, plan, regions, arenas, options, times, steady, holds_steady, .. } = self;
+    fn run(
+        &mut self,
+        inputs: &[&Tensor],
+        cancel: &Cancel,
+        output: &mut dyn FnMut(usize, Tensor),
+    ) -> Result<(), Error> {
+        let CpuRun { pool, plan, regions, arenas, options, times, constant_steps, holds_constants, .. } =
+            self;
         let Arenas { floats, ints } = match arenas {
             Some(arenas) => arenas,
             None => arenas.insert(Arenas::new(regions)?),
         };
-        // Until this run has come to its end.
-        let mut is_held = std::mem::take(holds_steady);
+        // Nothing is held until this run has come to its end: a cancelled one leaves any content in the arena.
+        let mut is_held = std::mem::take(holds_constants);
         for (input, tensor) in plan.inputs.iter().zip(inputs) {
             let range = regions.ranges[input.buffer].clone();
             let is_same = match tensor.data() {
                 Data::Float(values) => put(values, &mut floats[range]),
                 Data::Int(values) => put(values, &mut ints[range]),
             };
-            is_held &= is_same || !input.is_steady;
+            is_held &= is_same || !input.is_constant;
         }
         let start = Instant::now();
-        pool.install(|| {
-            for ((step, times), is_steady) in plan.steps.iter().zip(times).zip(steady) {
-                options.check_stop()?;
-                if is_held && *is_steady {
-                    times.last = None;
-                    continue;
-                }
+        let ready = plan.outputs_by_step();
+        for &index in &ready[0] {
+            output(index, copied(plan, index, regions, floats, ints)?);
+        }
+        for (index, step) in plan.steps.iter().enumerate() {
+            cancel.check()?;
+            if is_held && constant_steps[index] {
+                times[index].last = None;
+            } else {
                 let begin = Instant::now();
                 let mut io = regions.borrow(step, &plan.constants, floats, ints);
-                (step.run)(&mut io)?;
-                if options.arithmetic == Arithmetic::Declared {
+                pool.install(|| (step.prepare)());
+                let result = pool.install_until(cancel.flag(), || (step.run)(&mut io));
+                cancel.check()?;
+                result?;
+                if options.arithmetic == Arithmetic::AsDeclared {
                     round_results(step, &mut io);
                 }
-                times.add(begin.duration_since(start), begin.elapsed());
+                times[index].add(begin.duration_since(start), begin.elapsed());
             }
-            Ok::<(), Error>(())
-        })?;
-        *holds_steady = true;
+            for &index in &ready[index + 1] {
+                output(index, copied(plan, index, regions, floats, ints)?);
+            }
+        }
+        *holds_constants = true;
         if !options.packs_every_run {
             plan.packing.count_run();
         }
-        let output = |(place, shape): &(Place, Vec<usize>)| {
-            let data = match *place {
-                Place::Const(index) => plan.constants[index].clone(),
-                Place::Buffer(buffer) => match plan.buffers[buffer].is_float {
-                    true => Data::Float(floats[regions.ranges[buffer].clone()].to_vec()),
-                    false => Data::Int(ints[regions.ranges[buffer].clone()].to_vec()),
-                },
-            };
-            Tensor::new(shape, data)
-        };
-        plan.outputs.iter().map(output).collect()
+        Ok(())
     }
 
     fn arena_bytes(&self) -> usize {
@@ -234,7 +237,7 @@ impl Executable for CpuRun {
 
     fn release_arena(&mut self) {
         self.arenas = None;
-        self.holds_steady = false;
+        self.holds_constants = false;
     }
 
     fn weight_bytes(&self) -> usize {
@@ -286,6 +289,25 @@ impl Executable for CpuRun {
         }
         text
     }
+}
+
+/// A copy of an output.
+fn copied(
+    plan: &Plan,
+    index: usize,
+    regions: &Regions,
+    floats: &[f32],
+    ints: &[i32],
+) -> Result<Tensor, Error> {
+    let (place, shape) = &plan.outputs[index];
+    let data = match *place {
+        Place::Const(index) => plan.constants[index].clone(),
+        Place::Buffer(buffer) => match plan.buffers[buffer].is_float {
+            true => Data::Float(floats[regions.ranges[buffer].clone()].to_vec()),
+            false => Data::Int(ints[regions.ranges[buffer].clone()].to_vec()),
+        },
+    };
+    Tensor::new(shape, data)
 }
 
 /// Copies an input to its place, and says whether it was there already, bit for bit.
@@ -350,7 +372,7 @@ mod tests {
         let values = (0..rows * depth).map(|i| (i as f32).cos()).collect();
         let x = Tensor::from_f32(&[rows, depth], values).unwrap();
         let cpu = Cpu::new(Some(1)).unwrap();
-        for arithmetic in [Arithmetic::Wide, Arithmetic::Bf16, Arithmetic::Int8] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
             let options = Options { arithmetic, ..Options::default() };
             let mut model = cpu.compile(&function, &options).unwrap();
             let mut lean =
@@ -370,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_steady_inputs_alone_is_kept() {
+    fn what_depends_on_constant_inputs_alone_is_kept() {
         let mut b = Builder::new("main", Opset::Ios16);
         let [x, s] = ["x", "s"].map(|name| b.input(name, TensorType::new(DType::F32, [3])).unwrap());
         // Two steps that are steady, the first needed by the second only; one of both; and results of all kinds.
@@ -379,8 +401,8 @@ mod tests {
         let sum = b.op("add").arg("x", x).arg("y", root).named("sum").add().unwrap();
         let last = b.op("relu").arg("x", sum).named("last").add().unwrap();
         let function = b.finish(&[last, root]).unwrap();
-        let steady_inputs = ["s".to_string()].into();
-        let options = Options { steady_inputs, ..Options::default() };
+        let constant_inputs = ["s".to_string()].into();
+        let options = Options { constant_inputs, ..Options::default() };
         let cpu = Cpu::new(Some(1)).unwrap();
         let mut model = cpu.compile(&function, &options).unwrap();
         let mut plain = cpu.compile(&function, &Options::default()).unwrap();

@@ -27,6 +27,7 @@ pub(super) struct Buffer {
 }
 
 type Run = Box<dyn Fn(&mut Io) -> Result<(), Error> + Send + Sync>;
+type Prepare = Box<dyn Fn() + Send + Sync>;
 
 /// One call of a kernel.
 pub(super) struct Step {
@@ -36,6 +37,9 @@ pub(super) struct Step {
     pub(super) writes: Vec<usize>,
     pub(super) write_types: Vec<DType>,
     pub(super) multiply_adds: u64,
+    /// Packs the step's weights before its first run, if they stay packed. It is not cancelled: weights that are packed in
+    /// part would stay so.
+    pub(super) prepare: Prepare,
     pub(super) run: Run,
 }
 
@@ -73,8 +77,8 @@ pub(crate) struct Io<'a> {
 /// Where an input is put.
 pub(super) struct Input {
     pub(super) buffer: usize,
-    /// Whether it is one of [`Options::steady_inputs`].
-    pub(super) is_steady: bool,
+    /// Whether it is one of [`Options::constant_inputs`].
+    pub(super) is_constant: bool,
 }
 
 /// What a value depends on.
@@ -82,9 +86,9 @@ pub(super) struct Input {
 enum Dependence {
     /// No input.
     Constant,
-    /// Steady inputs.
-    Steady,
-    /// Others too.
+    /// Constant inputs.
+    ConstantInputs,
+    /// Other inputs too.
     Varying,
 }
 
@@ -106,7 +110,7 @@ impl Plan {
         let mut dependences = vec![Dependence::Constant; self.buffers.len()];
         for input in &self.inputs {
             dependences[input.buffer] =
-                if input.is_steady { Dependence::Steady } else { Dependence::Varying };
+                if input.is_constant { Dependence::ConstantInputs } else { Dependence::Varying };
         }
         for step in &self.steps {
             let reads = step.read_buffers().map(|buffer| dependences[buffer]);
@@ -116,15 +120,15 @@ impl Plan {
         dependences
     }
 
-    /// For each step, whether what it makes is kept from run to run while the steady inputs are the same.
-    pub(super) fn steady_steps(&self) -> Vec<bool> {
+    /// For each step, whether its results are kept from run to run while the constant inputs are the same.
+    pub(super) fn constant_steps(&self) -> Vec<bool> {
         let dependences = self.dependences();
-        let is_steady = |&buffer: &usize| dependences[buffer] == Dependence::Steady;
-        self.steps.iter().map(|step| step.writes.iter().any(is_steady)).collect()
+        let is_constant = |&buffer: &usize| dependences[buffer] == Dependence::ConstantInputs;
+        self.steps.iter().map(|step| step.writes.iter().any(is_constant)).collect()
     }
 
-    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first. Steady inputs, and
-    /// what steps that are not steady need of steady ones, must keep it always.
+    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first. Constant inputs, and
+    /// values of theirs that other steps need, must keep it always. Outputs are handed out after the step that makes them.
     pub(super) fn lifetimes(&self) -> Vec<Range<usize>> {
         let dependences = self.dependences();
         let end = self.steps.len() + 1;
@@ -134,22 +138,36 @@ impl Plan {
             *lifetime = lifetime.start.min(times.start)..lifetime.end.max(times.end);
         };
         for input in &self.inputs {
-            touch(input.buffer, if input.is_steady { 0..end + 1 } else { 0..1 });
+            touch(input.buffer, if input.is_constant { 0..end + 1 } else { 0..1 });
         }
         for (time, step) in (1..).zip(&self.steps) {
             let varies = step.writes.iter().any(|&buffer| dependences[buffer] == Dependence::Varying);
             for buffer in step.read_buffers() {
-                let is_kept = varies && dependences[buffer] == Dependence::Steady;
+                let is_kept = varies && dependences[buffer] == Dependence::ConstantInputs;
                 touch(buffer, if is_kept { 0..end + 1 } else { time..time + 1 });
             }
             step.writes.iter().for_each(|&buffer| touch(buffer, time..time + 1));
         }
         for (place, _) in &self.outputs {
             let Place::Buffer(buffer) = *place else { continue };
-            let is_kept = dependences[buffer] == Dependence::Steady;
-            touch(buffer, if is_kept { 0..end + 1 } else { end..end + 1 });
+            if dependences[buffer] == Dependence::ConstantInputs {
+                touch(buffer, 0..end + 1);
+            }
         }
         lifetimes.into_iter().map(|lifetime| lifetime.unwrap_or(0..0)).collect()
+    }
+
+    /// The positions of the outputs that are ready before the first step, and after each.
+    pub(super) fn outputs_by_step(&self) -> Vec<Vec<usize>> {
+        let mut ready = vec![Vec::new(); self.steps.len() + 1];
+        for (index, (place, _)) in self.outputs.iter().enumerate() {
+            let made = match place {
+                Place::Buffer(buffer) => self.steps.iter().position(|step| step.writes.contains(buffer)),
+                Place::Const(_) => None,
+            };
+            ready[made.map_or(0, |step| step + 1)].push(index);
+        }
+        ready
     }
 }
 
@@ -176,9 +194,9 @@ impl<'f> PlanBuilder<'f> {
         let places = vec![None; function.values().len()];
         let mut builder = PlanBuilder { function, options, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
-            let is_steady = options.steady_inputs.contains(&function.value(id).name);
+            let is_constant = options.constant_inputs.contains(&function.value(id).name);
             let buffer = builder.make(id);
-            builder.plan.inputs.push(Input { buffer, is_steady });
+            builder.plan.inputs.push(Input { buffer, is_constant });
         }
         builder
     }
@@ -384,9 +402,25 @@ impl<'f> PlanBuilder<'f> {
     ) -> Result<(), Error> {
         let places = reads.iter().map(|&id| self.place(id)).collect::<Result<Vec<_>, _>>()?;
         let read_floats = reads.iter().map(|&id| self.function.value(id).ty.dtype.is_float()).collect();
-        let step = Step { label, reads: places, read_floats, writes, write_types, multiply_adds: 0, run };
+        let step = Step {
+            label,
+            reads: places,
+            read_floats,
+            writes,
+            write_types,
+            multiply_adds: 0,
+            prepare: Box::new(|| ()),
+            run,
+        };
         self.plan.steps.push(step);
         Ok(())
+    }
+
+    /// Says how the last step's weights are packed before its first run.
+    pub(crate) fn prepare(&mut self, prepare: impl Fn() + Send + Sync + 'static) {
+        if let Some(step) = self.plan.steps.last_mut() {
+            step.prepare = Box::new(prepare);
+        }
     }
 
     /// The number of steps so far.
@@ -441,7 +475,7 @@ impl<'f> PlanBuilder<'f> {
 /// The precision of products with a constant weight of a name, or without one.
 fn precision(options: &Options, weight: Option<&str>) -> Precision {
     match (options.arithmetic, weight) {
-        (Arithmetic::Wide | Arithmetic::Declared, _) => Precision::F32,
+        (Arithmetic::F32 | Arithmetic::AsDeclared, _) => Precision::F32,
         (Arithmetic::Bf16, _) => Precision::Bf16,
         (Arithmetic::Int8, Some(name)) if !options.full_precision.contains(name) => Precision::Int8,
         (Arithmetic::Int8, _) => Precision::fastest(),

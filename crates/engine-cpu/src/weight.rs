@@ -123,11 +123,16 @@ impl<P> Layer<P> {
         Layer { weights, packed: OnceLock::new(), packing: may_stay.then_some(packing) }
     }
 
+    /// Packs the weights, if they are to stay packed and are not yet.
+    fn prepare(&self, pack: impl FnOnce(&[Weight]) -> P, size: impl Fn(&P) -> usize) {
+        if let Some(packing) = self.packing.as_ref().filter(|packing| packing.is_due()) {
+            self.packed.get_or_init(|| packing.pack(self.bytes(), || pack(&self.weights), size));
+        }
+    }
+
     /// The packed weights, if they stay so.
-    fn packed(&self, pack: impl FnOnce(&[Weight]) -> P, size: impl Fn(&P) -> usize) -> Option<&P> {
-        let packing = self.packing.as_ref().filter(|packing| packing.is_due())?;
-        let pack = || packing.pack(self.bytes(), || pack(&self.weights), size);
-        self.packed.get_or_init(pack).as_ref()
+    fn packed(&self) -> Option<&P> {
+        self.packed.get()?.as_ref()
     }
 
     /// The memory that the stored weights take.
@@ -163,15 +168,20 @@ impl ConvKernel {
         self.precision
     }
 
-    /// The weight; for `room` see [`Weight::slice`].
-    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
+    /// Packs the weight, if it is to stay packed and is not yet.
+    pub(crate) fn prepare(&self) {
         let pack = if self.gated {
             mixbit_kernels::pack_gated_conv_weight
         } else {
             mixbit_kernels::pack_conv_weight
         };
-        let packed = |weights: &[Weight]| pack(&self.shape, weights[0].held(), self.precision);
-        Ok(match self.layer.packed(packed, PackedConvWeight::size_in_bytes) {
+        let pack = |weights: &[Weight]| pack(&self.shape, weights[0].held(), self.precision);
+        self.layer.prepare(pack, PackedConvWeight::size_in_bytes);
+    }
+
+    /// The weight; for `room` see [`Weight::slice`].
+    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
+        Ok(match self.layer.packed() {
             Some(packed) => ConvWeight::Packed(packed),
             None => ConvWeight::Stored(self.layer.weights[0].slice(room)?),
         })
@@ -211,14 +221,10 @@ impl LinearKernel {
         self.precision
     }
 
-    /// The transposed weights, for the right side of a product: each by itself, or all packed as one. For `rooms`, one for each, see
-    /// [`Weight::slice`].
-    pub(crate) fn operands<'a>(
-        &'a self,
-        rooms: &'a mut Vec<Option<Weight>>,
-    ) -> Result<Vec<Operand<'a>>, Error> {
+    /// Packs the weights as one, if they are to stay packed and are not yet.
+    pub(crate) fn prepare(&self) {
         let [outs, depth] = self.size;
-        let packed = |weights: &[Weight]| {
+        let pack = |weights: &[Weight]| {
             let matrices: Vec<Operand<'_>> =
                 weights.iter().map(|weight| weight.held().transposed_matrix(outs, depth)).collect();
             match matrices[..] {
@@ -226,7 +232,17 @@ impl LinearKernel {
                 _ => PackedMatrix::several(&matrices, PackedSide::Right, self.precision),
             }
         };
-        if let Some(packed) = self.layer.packed(packed, PackedMatrix::size_in_bytes) {
+        self.layer.prepare(pack, PackedMatrix::size_in_bytes);
+    }
+
+    /// The transposed weights, for the right side of a product: each by itself, or all packed as one. For `rooms`, one for
+    /// each, see [`Weight::slice`].
+    pub(crate) fn operands<'a>(
+        &'a self,
+        rooms: &'a mut Vec<Option<Weight>>,
+    ) -> Result<Vec<Operand<'a>>, Error> {
+        let [outs, depth] = self.size;
+        if let Some(packed) = self.layer.packed() {
             return Ok(vec![Operand::Packed(packed)]);
         }
         rooms.resize_with(self.layer.weights.len(), || None);

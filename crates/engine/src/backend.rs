@@ -1,29 +1,27 @@
 //! The door for backends: [`Backend`] compiles a function, [`Executable`] is its compiled form, [`Model`] runs it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mixbit_mil::{Function, TensorType};
 
-use crate::{Data, Error, Tensor};
+use crate::{Cancel, Data, Error, Tensor};
 
 /// How floats are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arithmetic {
     /// Every float is an `f32`, whatever the graph declares.
     #[default]
-    Wide,
-    /// As [`Wide`](Self::Wide), but what convolutions, linear layers, matrix products and attention multiply is rounded to
-    /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`Wide`](Self::Wide).
+    F32,
+    /// As [`F32`](Self::F32), but what convolutions, linear layers, matrix products and attention multiply is rounded to
+    /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`F32`](Self::F32).
     Bf16,
-    /// As [`Wide`](Self::Wide), but convolutions and linear layers with constant weights multiply eight-bit integers. Other
+    /// As [`F32`](Self::F32), but convolutions and linear layers with constant weights multiply eight-bit integers. Other
     /// products, and layers whose weight is one of [`Options::full_precision`], are computed in the backend's fastest
-    /// precision of floats ([`Backend::fastest`]). The reference backend computes as for [`Wide`](Self::Wide).
+    /// precision of floats ([`Backend::fastest`]). The reference backend computes as for [`F32`](Self::F32).
     Int8,
     /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
-    Declared,
+    AsDeclared,
 }
 
 /// How a function is compiled.
@@ -33,28 +31,13 @@ pub struct Options {
     pub arithmetic: Arithmetic,
     /// Names of weights whose layers [`Arithmetic::Int8`] does not quantize.
     pub full_precision: BTreeSet<String>,
-    /// Names of inputs that are often the same in one run after the other: what depends on them and on no other input is kept
-    /// from run to run, and computed again when they change. It has memory of its own.
-    pub steady_inputs: BTreeSet<String>,
+    /// Names of inputs that are often the same from run to run. Values that depend on these inputs alone are kept, in memory
+    /// of their own, and computed again when an input changes.
+    pub constant_inputs: BTreeSet<String>,
     /// Whether dense weights are packed for the kernels in every run. Without it, after several runs, layers of few rows keep them
     /// packed, besides as they are stored, until the packed weights of all models are a quarter of the memory that the machine has
     /// left.
     pub packs_every_run: bool,
-    /// A flag that stops runs between two ops, from any thread, as soon as it is raised.
-    pub stop: Option<Arc<AtomicBool>>,
-}
-
-impl Options {
-    /// Fails if the flag is raised.
-    ///
-    /// # Errors
-    /// [`Error::Stopped`].
-    pub fn check_stop(&self) -> Result<(), Error> {
-        match &self.stop {
-            Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Stopped),
-            _ => Ok(()),
-        }
-    }
 }
 
 /// A device, or a way, to run functions on.
@@ -81,9 +64,9 @@ pub trait Backend: Send + Sync {
         Ok(self.compile(function, options)?.arena_bytes())
     }
 
-    /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::Wide`] by default.
+    /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::F32`] by default.
     fn fastest(&self) -> Arithmetic {
-        Arithmetic::Wide
+        Arithmetic::F32
     }
 }
 
@@ -133,12 +116,20 @@ pub struct Model {
 
 /// A backend's compiled form of a function.
 pub trait Executable: Send {
-    /// Runs the function on inputs in the function's order, and gives its outputs in the function's order. The inputs have
-    /// the declared shapes, and floats or integers as declared: [`Model`] has checked them.
+    /// Runs the function and hands each output to `output`, with its position in the function, as soon as it is ready.
+    ///
+    /// The inputs are in the function's order, with the declared shapes and floats or integers as declared: [`Model`] has
+    /// checked them. The run ends early once `cancel` is raised, within an op if the op takes long; the next run must not
+    /// be affected by it.
     ///
     /// # Errors
-    /// [`Error::Stopped`], [`Error::Memory`], [`Error::Index`], or a failure of the device.
-    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error>;
+    /// [`Error::Cancelled`], [`Error::Memory`], [`Error::Index`], or a failure of the device.
+    fn run(
+        &mut self,
+        inputs: &[&Tensor],
+        cancel: &Cancel,
+        output: &mut dyn FnMut(usize, Tensor),
+    ) -> Result<(), Error>;
 
     /// Bytes that a run takes for intermediate results.
     fn arena_bytes(&self) -> usize;
@@ -224,11 +215,44 @@ impl Model {
         self.executable.trace()
     }
 
-    /// Runs the function on named inputs.
+    /// Runs the function on named inputs and gives all outputs.
     ///
     /// # Errors
-    /// If an input is missing, unknown, given twice or has another type, or an index inside a tensor points nowhere.
+    /// If an input is missing, unknown, given twice or has another type, or an index inside a tensor is out of range.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
+        self.run_until(inputs, &Cancel::new())
+    }
+
+    /// Runs as [`run`](Self::run) does, until `cancel` is raised. A cancelled model can run again.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and [`Error::Cancelled`].
+    pub fn run_until(&mut self, inputs: &[(&str, &Tensor)], cancel: &Cancel) -> Result<Vec<Tensor>, Error> {
+        let mut outputs: Vec<Option<Tensor>> = vec![None; self.outputs.len()];
+        self.run_with(inputs, cancel, &mut |index, tensor| outputs[index] = Some(tensor))?;
+        let all = outputs.into_iter().zip(&self.outputs);
+        all.map(|(tensor, output)| tensor.ok_or_else(|| Error::OutputMissing { name: output.name.clone() }))
+            .collect()
+    }
+
+    /// Runs as [`run_until`](Self::run_until) does, and hands each output, with its position in
+    /// [`outputs`](Self::outputs), to `output` as soon as it is ready. The model keeps no copy, so a function of many
+    /// outputs takes no memory for all of them at once.
+    ///
+    /// # Errors
+    /// As [`run_until`](Self::run_until). Outputs may have been handed out before.
+    pub fn run_with(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        cancel: &Cancel,
+        output: &mut dyn FnMut(usize, Tensor),
+    ) -> Result<(), Error> {
+        let ordered = self.ordered(inputs)?;
+        self.executable.run(&ordered, cancel, output)
+    }
+
+    /// The inputs in the function's order, checked.
+    fn ordered<'t>(&self, inputs: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>, Error> {
         if let Some((name, _)) =
             inputs.iter().find(|(name, _)| self.inputs.iter().all(|input| input.name != *name))
         {
@@ -259,7 +283,6 @@ impl Model {
             }
             Ok(*tensor)
         });
-        let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
-        self.executable.run(&ordered)
+        ordered.collect()
     }
 }

@@ -28,9 +28,9 @@ pub enum Error {
         /// The value's type.
         ty: TensorType,
     },
-    /// The run was stopped by its flag.
-    #[error("the run was stopped")]
-    Stopped,
+    /// The run was cancelled.
+    #[error("the run was cancelled")]
+    Cancelled,
     /// The intermediate results don't fit into memory.
     #[error(
         "{needed:.1} GB are needed for intermediate results, and the system does not give them; try a smaller size"
@@ -46,6 +46,12 @@ pub enum Error {
         shape: Vec<usize>,
         /// The elements that were given.
         found: usize,
+    },
+    /// A backend did not hand out an output.
+    #[error("the backend did not make output `{name}`")]
+    OutputMissing {
+        /// The output's name.
+        name: String,
     },
     /// An input of the program was not given.
     #[error("input `{name}` of type {ty} was not given")]

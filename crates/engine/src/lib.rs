@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod cancel;
 mod compare;
 mod error;
 pub mod geometry;
@@ -32,6 +33,7 @@ mod reference;
 mod tensor;
 
 pub use backend::{Arithmetic, Backend, Executable, Model, Options, Signature, Timing, TracedStep};
+pub use cancel::Cancel;
 pub use compare::{OpDifference, compare};
 pub use error::Error;
 pub use reference::{Reference, evaluate, stored_bytes};

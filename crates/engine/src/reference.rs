@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueId};
 
 use crate::ops::{Definition, definition};
-use crate::{Arithmetic, Backend, Data, Error, Executable, Model, Options, Tensor};
+use crate::{Arithmetic, Backend, Cancel, Data, Error, Executable, Model, Options, Tensor};
 
 /// Runs every op naively, with sums in `f64`, and keeps no more than the values still to be used.
 ///
@@ -44,41 +44,48 @@ struct ReferenceRun {
 }
 
 impl Executable for ReferenceRun {
-    fn run(&mut self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
+    fn run(
+        &mut self,
+        inputs: &[&Tensor],
+        cancel: &Cancel,
+        output: &mut dyn FnMut(usize, Tensor),
+    ) -> Result<(), Error> {
         let function = &self.function;
         let mut values: Vec<Option<Tensor>> = vec![None; function.values().len()];
         for (id, tensor) in function.inputs().iter().zip(inputs) {
             values[id.index()] = Some((*tensor).clone());
         }
+        for (index, &id) in function.outputs().iter().enumerate() {
+            match (&values[id.index()], &function.value(id).def) {
+                (Some(input), _) => output(index, input.clone()),
+                (None, Def::Const(constant)) => output(index, Tensor::of_constant(constant)?),
+                (None, _) => {}
+            }
+        }
         let last_use = last_uses(function);
         for (index, (op, definition)) in function.ops().iter().zip(&self.definitions).enumerate() {
-            self.options.check_stop()?;
+            cancel.check()?;
             let view = function.view(op);
             let lookup = |id: ValueId| values[id.index()].clone();
             let results = (definition.eval)(&Operands { view, lookup: &lookup })?;
             for (&id, mut result) in op.outputs.iter().zip(results) {
                 debug_assert_eq!(result.shape(), function.value(id).ty.shape, "{}", view.label());
-                if self.options.arithmetic == Arithmetic::Declared
+                if self.options.arithmetic == Arithmetic::AsDeclared
                     && function.value(id).ty.dtype == DType::F16
                 {
                     result.round_to_f16();
                 }
+                let positions = function.outputs().iter().enumerate().filter(|(_, output)| **output == id);
+                positions.for_each(|(position, _)| output(position, result.clone()));
                 values[id.index()] = Some(result);
             }
-            for &id in op.args.iter().flat_map(Arg::values) {
-                if last_use[id.index()] == Some(index) {
+            for &id in op.args.iter().flat_map(Arg::values).chain(&op.outputs) {
+                if last_use[id.index()].is_none_or(|last| last == index) {
                     values[id.index()] = None;
                 }
             }
         }
-        let output = |&id: &ValueId| match (&values[id.index()], &function.value(id).def) {
-            (Some(tensor), _) => Ok(tensor.clone()),
-            (None, Def::Const(constant)) => Tensor::of_constant(constant),
-            (None, _) => {
-                Err(mixbit_mil::Error::Graph(format!("`{}` was not made", function.value(id).name)).into())
-            }
-        };
-        function.outputs().iter().map(output).collect()
+        Ok(())
     }
 
     fn arena_bytes(&self) -> usize {
@@ -121,13 +128,12 @@ pub fn stored_bytes(constant: &Constant) -> usize {
     }
 }
 
-/// The op that uses each value last; `None` for values that are outputs.
-pub(crate) fn last_uses(function: &Function) -> Vec<Option<usize>> {
+/// The op that uses each value last; `None` for values that no op uses.
+fn last_uses(function: &Function) -> Vec<Option<usize>> {
     let mut last = vec![None; function.values().len()];
     for (index, op) in function.ops().iter().enumerate() {
         op.args.iter().flat_map(Arg::values).for_each(|id| last[id.index()] = Some(index));
     }
-    function.outputs().iter().for_each(|id| last[id.index()] = None);
     last
 }
 

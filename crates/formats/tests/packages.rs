@@ -134,16 +134,16 @@ fn packages_agree_with_pytorch_on_both_executors() {
         let expected = named("out.");
         let models: Vec<Model> = packages.iter().map(|path| coreml::read(path).unwrap()).collect();
         let runs: [(&dyn Backend, Arithmetic, f64); 4] = [
-            (&Reference, Arithmetic::Wide, case.wide),
-            (&cpu, Arithmetic::Wide, case.wide),
-            (&Reference, Arithmetic::Declared, case.declared),
-            (&cpu, Arithmetic::Declared, case.declared),
+            (&Reference, Arithmetic::F32, case.wide),
+            (&cpu, Arithmetic::F32, case.wide),
+            (&Reference, Arithmetic::AsDeclared, case.declared),
+            (&cpu, Arithmetic::AsDeclared, case.declared),
         ];
         for (backend, arithmetic, least) in runs {
             // The reference takes seconds for an image; once is enough.
             if case.package.starts_with("vae")
                 && backend.name() == "reference"
-                && arithmetic != Arithmetic::Wide
+                && arithmetic != Arithmetic::F32
             {
                 continue;
             }
@@ -210,8 +210,8 @@ fn compressed_weights_compute_as_decompressed_ones() {
             seen += 1;
             let mut made = Vec::new();
             for backend in [&Reference as &dyn Backend, &cpu] {
-                let expected = run(&plain, &inputs, backend, Arithmetic::Wide);
-                made = run(&model, &inputs, backend, Arithmetic::Wide);
+                let expected = run(&plain, &inputs, backend, Arithmetic::F32);
+                made = run(&model, &inputs, backend, Arithmetic::F32);
                 for ((output, expected), (_, found)) in expected.iter().zip(&made) {
                     failures.case(&format!("{name} {} {output}", backend.name()), || {
                         let stats = ErrorStats::compare(found.as_f32().unwrap(), expected.as_f32().unwrap());
@@ -300,7 +300,7 @@ fn written_packages_and_compiled_models_compute_the_same() {
             .iter()
             .filter_map(|(name, array)| Some((name.strip_prefix("in.")?.to_string(), array.clone())))
             .collect();
-        let expected = run(&model, &inputs, &cpu, Arithmetic::Wide);
+        let expected = run(&model, &inputs, &cpu, Arithmetic::F32);
         for extension in ["mlpackage", "mlmodelc"] {
             let path = scratch.path().join(package).with_extension(extension);
             match extension {
@@ -309,7 +309,7 @@ fn written_packages_and_compiled_models_compute_the_same() {
             }
             let again = coreml::read(&path).unwrap();
             failures.case(&format!("{package}.{extension}"), || {
-                let found = run(&again, &inputs, &cpu, Arithmetic::Wide);
+                let found = run(&again, &inputs, &cpu, Arithmetic::F32);
                 if found == expected { Ok(()) } else { Err("other outputs") }
             });
         }
@@ -324,7 +324,7 @@ fn models_of_apples_compiler_run() {
     let inputs = [("input".to_string(), (vec![1, 4], values.to_vec()))].into();
     let cpu = Cpu::new(Some(1)).unwrap();
     for backend in [&Reference as &dyn Backend, &cpu] {
-        let found = run(&model, &inputs, backend, Arithmetic::Declared);
+        let found = run(&model, &inputs, backend, Arithmetic::AsDeclared);
         let expected = Tensor::from_f32(&[1, 4], values.map(|value| 2.0 * value + 1.0).to_vec()).unwrap();
         assert_eq!(found, [("output".to_string(), expected)]);
     }
@@ -338,8 +338,8 @@ fn the_models_of_a_pipeline_become_one() {
     mixbit_mil::verify(pipeline.program.main().unwrap()).unwrap();
     let values = (0..32 * 4).map(|index| (index as f32 * 0.37).sin()).collect();
     let inputs = [("x".to_string(), (vec![1, 32, 2, 2], values))].into();
-    let [y] = &run(&single, &inputs, &Reference, Arithmetic::Wide)[..] else { panic!("one output") };
-    let [z] = &run(&pipeline, &inputs, &Reference, Arithmetic::Wide)[..] else { panic!("one output") };
+    let [y] = &run(&single, &inputs, &Reference, Arithmetic::F32)[..] else { panic!("one output") };
+    let [z] = &run(&pipeline, &inputs, &Reference, Arithmetic::F32)[..] else { panic!("one output") };
     // The second model multiplies each channel by its number.
     let y = y.1.as_f32().unwrap().iter().enumerate();
     let expected: Vec<f32> = y.map(|(index, value)| value * (index / 4) as f32).collect();

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use mixbit_compress::{Layer, layers};
-use mixbit_engine::{Arithmetic, Backend, Model, Options, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Cancel, Model, Options, Tensor};
 use mixbit_mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
 
 /// Segments that a network is cut into.
@@ -30,7 +30,7 @@ pub(super) enum Change<'a> {
 /// A network that is run segment by segment.
 pub(super) struct Network<'b> {
     backend: &'b dyn Backend,
-    stop: Arc<AtomicBool>,
+    cancel: Cancel,
     segments: Vec<Segment>,
     /// The segment of each layer.
     places: HashMap<String, usize>,
@@ -60,7 +60,7 @@ impl<'b> Network<'b> {
         stop: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
-        let options = Options { stop: Some(stop.clone()), ..Options::default() };
+        let options = Options::default();
         let segment = |function: Function| {
             let work = function.ops().iter().map(|op| multiply_adds(&function.view(op))).sum();
             let model = backend.compile(&function, &options)?;
@@ -81,7 +81,7 @@ impl<'b> Network<'b> {
             Def::Const(Constant::Weight(weight)) => Some(2 * weight.ty().count() as u64),
             _ => None,
         });
-        Ok(Network { backend, stop, segments, places, work, bytes: weights.sum() })
+        Ok(Network { backend, cancel: Cancel::from(stop), segments, places, work, bytes: weights.sum() })
     }
 
     /// Every layer, in the order of their first use.
@@ -130,7 +130,6 @@ impl<'b> Network<'b> {
             let options = Options {
                 arithmetic: Arithmetic::Int8,
                 full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
-                stop: Some(self.stop.clone()),
                 ..Options::default()
             };
             models.insert(index, self.backend.compile(&segment.function, &options)?);
@@ -139,7 +138,7 @@ impl<'b> Network<'b> {
     }
 
     fn with_weights(&self, replaced: &Replaced<'_>) -> anyhow::Result<Variant> {
-        let options = Options { stop: Some(self.stop.clone()), ..Options::default() };
+        let options = Options::default();
         let mut models = BTreeMap::new();
         for (index, segment) in self.segments.iter().enumerate() {
             let new: HashMap<_, _> = segment
@@ -164,7 +163,7 @@ impl<'b> Network<'b> {
         let mut values: Values =
             inputs.iter().map(|(name, tensor)| (name.to_string(), Arc::new(tensor.clone()))).collect();
         for segment in &mut self.segments {
-            let results = run(&mut segment.model, &values, &Values::new())?;
+            let results = run(&mut segment.model, &values, &Values::new(), &self.cancel)?;
             values.extend(results);
         }
         Ok(values)
@@ -176,7 +175,7 @@ impl<'b> Network<'b> {
         let first = variant.models.keys().next().copied().unwrap_or(self.segments.len());
         for (index, segment) in self.segments.iter_mut().enumerate().skip(first) {
             let model = variant.models.get_mut(&index).unwrap_or(&mut segment.model);
-            let results = run(model, base, &changed)?;
+            let results = run(model, base, &changed, &self.cancel)?;
             changed.extend(results);
         }
         Ok(changed)
@@ -184,7 +183,7 @@ impl<'b> Network<'b> {
 
     /// The mean square of every input channel of each layer in one run.
     pub(super) fn moments(&self, base: &Values) -> anyhow::Result<HashMap<String, Vec<f32>>> {
-        let options = Options { stop: Some(self.stop.clone()), ..Options::default() };
+        let options = Options::default();
         let mut moments: HashMap<String, Vec<f32>> = HashMap::new();
         for segment in &self.segments {
             let function = &segment.function;
@@ -205,7 +204,7 @@ impl<'b> Network<'b> {
             outputs.sort();
             outputs.dedup();
             let mut model = self.backend.compile(&function.with_outputs(&outputs), &options)?;
-            let results = run(&mut model, base, &Values::new())?;
+            let results = run(&mut model, base, &Values::new(), &self.cancel)?;
             for (layer, x, is_conv) in taps {
                 let name = &function.value(x).name;
                 let tensor = results.get(name).or_else(|| base.get(name));
@@ -218,7 +217,7 @@ impl<'b> Network<'b> {
 }
 
 /// Runs a model on values by name; `changed` come before `base`.
-fn run(model: &mut Model, base: &Values, changed: &Values) -> anyhow::Result<Values> {
+fn run(model: &mut Model, base: &Values, changed: &Values, cancel: &Cancel) -> anyhow::Result<Values> {
     let inputs = model.inputs().iter().map(|input| {
         let value = changed.get(&input.name).or_else(|| base.get(&input.name));
         Ok((
@@ -229,7 +228,7 @@ fn run(model: &mut Model, base: &Values, changed: &Values) -> anyhow::Result<Val
     let inputs: Vec<(String, Arc<Tensor>)> = inputs.collect::<anyhow::Result<_>>()?;
     let bound: Vec<(&str, &Tensor)> =
         inputs.iter().map(|(name, tensor)| (name.as_str(), &**tensor)).collect();
-    let results = model.run(&bound)?;
+    let results = model.run_until(&bound, cancel)?;
     let names = model.outputs().iter().map(|output| output.name.clone());
     Ok(names.zip(results.into_iter().map(Arc::new)).collect())
 }

@@ -455,17 +455,17 @@ impl Precision {
     /// How the engine computes it.
     pub fn arithmetic(self) -> Arithmetic {
         match self {
-            Precision::F32 => Arithmetic::Wide,
+            Precision::F32 => Arithmetic::F32,
             Precision::Bf16 => Arithmetic::Bf16,
             Precision::Int8 => Arithmetic::Int8,
-            Precision::F16 => Arithmetic::Declared,
+            Precision::F16 => Arithmetic::AsDeclared,
         }
     }
 }
 
 fn engine_error(network: &Network, source: mixbit_engine::Error) -> PipelineError {
     match source {
-        mixbit_engine::Error::Stopped => PipelineError::Stopped,
+        mixbit_engine::Error::Cancelled => PipelineError::Stopped,
         source => PipelineError::Engine { network: network.component().to_string(), source },
     }
 }

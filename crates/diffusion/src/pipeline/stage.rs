@@ -1,6 +1,6 @@
 //! A network of a pipeline, with memory only while it is at work.
 
-use mixbit_engine::{Backend, Options, Signature, Tensor, Timing, TracedStep};
+use mixbit_engine::{Backend, Cancel, Options, Signature, Tensor, Timing, TracedStep};
 use mixbit_mil::{Constant, Def, Function, TensorType};
 
 use super::{PipelineError, Precision, Request, engine_error};
@@ -19,6 +19,7 @@ pub(super) struct Stage<'m> {
     backend: &'m dyn Backend,
     graph: Function,
     options: Options,
+    cancel: Cancel,
     model: Option<mixbit_engine::Model>,
     is_at_rest: bool,
     /// The time of models that were released.
@@ -43,21 +44,27 @@ impl<'m> Stage<'m> {
         let options = Options {
             arithmetic: precision.arithmetic(),
             full_precision: network.full_precision().clone(),
-            steady_inputs: [TEXT.to_string()].into(),
+            constant_inputs: [TEXT.to_string()].into(),
             packs_every_run: request.reduce_memory,
-            stop: request.stop.clone(),
         };
-        Ok(Self::of_graph(network, backend, graph, options))
+        let cancel = request.stop.clone().map(Cancel::from).unwrap_or_default();
+        Ok(Self::of_graph(network, backend, graph, options, cancel))
     }
 
-    fn of_graph(network: &'m Network, backend: &'m dyn Backend, graph: Function, options: Options) -> Self {
+    fn of_graph(
+        network: &'m Network,
+        backend: &'m dyn Backend,
+        graph: Function,
+        options: Options,
+        cancel: Cancel,
+    ) -> Self {
         let (spent, trace) = (Vec::new(), Vec::new());
-        Stage { network, backend, graph, options, model: None, is_at_rest: true, spent, trace }
+        Stage { network, backend, graph, options, cancel, model: None, is_at_rest: true, spent, trace }
     }
 
     /// A part of the graph by itself, to be run in the same way.
     pub(super) fn of_part(&self, graph: Function) -> Self {
-        Self::of_graph(self.network, self.backend, graph, self.options.clone())
+        Self::of_graph(self.network, self.backend, graph, self.options.clone(), self.cancel.clone())
     }
 
     /// The network.
@@ -102,8 +109,8 @@ impl<'m> Stage<'m> {
     /// Runs the network; its results lie as [`output`](Self::output) says.
     pub(super) fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, PipelineError> {
         self.is_at_rest = false;
-        let network = self.network;
-        self.load()?.run(inputs).map_err(|source| engine_error(network, source))
+        let (network, cancel) = (self.network, self.cancel.clone());
+        self.load()?.run_until(inputs, &cancel).map_err(|source| engine_error(network, source))
     }
 
     /// Whether the network has an output of this name.

@@ -1,5 +1,7 @@
 //! Queries, keys and values of the same tokens: one product.
 
+use std::sync::Arc;
+
 use mixbit_engine::Error;
 use mixbit_engine::geometry::linear_rows;
 use mixbit_kernels::Mat;
@@ -64,6 +66,8 @@ impl Projections {
             }
             return Ok(false);
         };
+        let kernel = Arc::new(kernel);
+        let packed = kernel.clone();
         let mut bias = Vec::new();
         for id in views.iter().filter_map(|view| view.get("bias")) {
             bias.extend(plan.constant_floats(id)?);
@@ -77,6 +81,7 @@ impl Projections {
             mixbit_kernels::gemm_several(io.out[0], left, &rights, kernel.precision(), bias);
             Ok(())
         })?;
+        plan.prepare(move || packed.prepare());
         plan.count(views.iter().map(mixbit_mil::multiply_adds).sum());
         Ok(true)
     }

@@ -1,5 +1,7 @@
 //! Convolution, padding and resizing.
 
+use std::sync::Arc;
+
 use mixbit_engine::Error;
 use mixbit_engine::geometry::{conv_extents, pad_margins};
 use mixbit_kernels::{ConvEpilogue, ConvShape, Padding};
@@ -42,6 +44,8 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
     let Some(weight) = plan.conv_kernel(op.value("weight")?, false, &shape)? else {
         return plan.by_definition(op);
     };
+    let weight = Arc::new(weight);
+    let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let reads = ending.reads(op.value("x")?);
     plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
@@ -56,7 +60,9 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
         let operand = weight.operand(&mut room)?;
         mixbit_kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
         Ok(())
-    })
+    })?;
+    plan.prepare(move || packed.prepare());
+    Ok(())
 }
 
 /// Adds the step of a convolution of one group whose outputs are halves of a gated unit, the gates second.
@@ -66,7 +72,8 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
 pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut PlanBuilder, gated: Gated) -> Result<(), Error> {
     let shape = conv_shape(op)?;
     let weight = plan.conv_kernel(op.value("weight")?, true, &shape)?;
-    let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
+    let weight = Arc::new(weight.ok_or_else(|| op.invalid("of a weight that is computed"))?);
+    let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[output], move |io| {
@@ -75,7 +82,9 @@ pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut PlanBuilder, gated: Gated
         let (x, precision) = (io.floats[0], weight.precision());
         mixbit_kernels::gated_conv2d(&shape, x, operand, precision, bias, activation, io.out[0]);
         Ok(())
-    })
+    })?;
+    plan.prepare(move || packed.prepare());
+    Ok(())
 }
 
 /// The bias of each image and channel: one for each channel and a shift, which is of every image or of each.

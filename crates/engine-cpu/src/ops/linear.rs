@@ -1,5 +1,7 @@
 //! Matrix products; `einsum` and `attention` have files of their own.
 
+use std::sync::Arc;
+
 use mixbit_engine::Error;
 use mixbit_engine::geometry::{MatMulGeometry, linear_rows};
 use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Operand};
@@ -22,6 +24,8 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) 
     let Some(weight) = plan.linear_kernel(&[op.value("weight")?], false, [outs, depth], rows)? else {
         return plan.by_definition(op);
     };
+    let weight = Arc::new(weight);
+    let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let reads = ending.reads(op.value("x")?);
     plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
@@ -36,7 +40,9 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) 
         let right = weight.operands(&mut rooms)?[0];
         mixbit_kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
         Ok(())
-    })
+    })?;
+    plan.prepare(move || packed.prepare());
+    Ok(())
 }
 
 /// As [`lower_gated_conv`](super::lower_gated_conv), of a linear layer.
@@ -44,7 +50,8 @@ pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut PlanBuilder, gated: Gat
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
     let (rows, width) = (linear_rows(op)?, outs / 2);
     let weight = plan.linear_kernel(&[op.value("weight")?], true, [outs, depth], rows)?;
-    let weight = weight.ok_or_else(|| op.invalid("of a weight that is computed"))?;
+    let weight = Arc::new(weight.ok_or_else(|| op.invalid("of a weight that is computed"))?);
+    let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[output], move |io| {
@@ -54,7 +61,9 @@ pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut PlanBuilder, gated: Gat
         let out = MatMut::new(io.out[0], rows, width);
         mixbit_kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
         Ok(())
-    })
+    })?;
+    plan.prepare(move || packed.prepare());
+    Ok(())
 }
 
 fn lower_matmul(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {

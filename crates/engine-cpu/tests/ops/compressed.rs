@@ -271,7 +271,7 @@ fn compressed_constants_compute_as_decoded_ones() {
             failures.case(&format!("{opset:?} {form:?} {reader:?}"), || {
                 let (function, feeds) = reader.function(opset, form).map_err(|error| error.to_string())?;
                 let dense = dense(&function);
-                for arithmetic in [Arithmetic::Wide, Arithmetic::Declared] {
+                for arithmetic in [Arithmetic::F32, Arithmetic::AsDeclared] {
                     let run = |backend: &dyn Backend, function: &Function| {
                         let results = run(backend, function, arithmetic, &feeds);
                         results.map_err(|error| format!("{}: {error}", backend.name()))
@@ -286,7 +286,7 @@ fn compressed_constants_compute_as_decoded_ones() {
                     if !same_bits(&found[0], &run(&cpu, &dense)?[0]) {
                         return Err(format!("{arithmetic:?}: other bits than the decoded constants"));
                     }
-                    let element = if arithmetic == Arithmetic::Wide { DType::F32 } else { DType::F16 };
+                    let element = if arithmetic == Arithmetic::F32 { DType::F32 } else { DType::F16 };
                     compare(&found[0], &expected[0], element)?;
                 }
                 Ok(())
@@ -307,7 +307,7 @@ fn few_rows_times_compressed_constants_agree_with_the_reference() {
                 let (function, feeds) =
                     Reader::Linear(rows).function(opset, form).map_err(|error| error.to_string())?;
                 let run = |backend: &dyn Backend| {
-                    run(backend, &function, Arithmetic::Wide, &feeds).map_err(|error| error.to_string())
+                    run(backend, &function, Arithmetic::F32, &feeds).map_err(|error| error.to_string())
                 };
                 compare(&run(&cpu)?[0], &run(&Reference)?[0], DType::F32)
             });

@@ -166,7 +166,7 @@ fn cpu_equals_the_reference_in_f32() {
     let cpus = cpus();
     let mut failures = Failures::new("ops in f32");
     for case in cases() {
-        failures.case(&case.label, || check(&case, DType::F32, Arithmetic::Wide, &cpus));
+        failures.case(&case.label, || check(&case, DType::F32, Arithmetic::F32, &cpus));
     }
     failures.finish();
 }
@@ -176,7 +176,7 @@ fn cpu_equals_the_reference_in_declared_f16() {
     let cpus = cpus();
     let mut failures = Failures::new("ops in f16");
     for case in cases().iter().filter(|case| case.runs_in_half()) {
-        failures.case(&case.label, || check(case, DType::F16, Arithmetic::Declared, &cpus[1..]));
+        failures.case(&case.label, || check(case, DType::F16, Arithmetic::AsDeclared, &cpus[1..]));
     }
     failures.finish();
 }
@@ -193,7 +193,7 @@ fn nan_and_infinities_reach_the_result() {
             for (at, value) in places.into_iter().zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
                 let Some(poisoned) = case.with_value(operand, at, value) else { continue };
                 failures.case(&format!("{value} at {at} of operand {operand}: {}", case.label), || {
-                    check(&poisoned, DType::F32, Arithmetic::Wide, &cpus[1..2])
+                    check(&poisoned, DType::F32, Arithmetic::F32, &cpus[1..2])
                 });
             }
         }

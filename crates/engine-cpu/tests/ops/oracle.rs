@@ -98,13 +98,13 @@ fn the_reference_equals_pytorch_and_coremltools() {
         for Recorded { case, shapes } in recorded(file) {
             failures.case(&format!("{file}: {}", case.label), || {
                 let (function, feeds) = case.function(DType::F32).map_err(|error| error.to_string())?;
-                let found = crate::run(&Reference, &function, Arithmetic::Wide, &feeds)
+                let found = crate::run(&Reference, &function, Arithmetic::F32, &feeds)
                     .map_err(|error| format!("reference: {error}"))?;
                 let found: Vec<_> = found.iter().map(|tensor| tensor.shape().to_vec()).collect();
                 if found != shapes {
                     return Err(format!("shapes {found:?} for {shapes:?}"));
                 }
-                crate::check(&case, DType::F32, Arithmetic::Wide, &cpus[1..])
+                crate::check(&case, DType::F32, Arithmetic::F32, &cpus[1..])
             });
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
-use mixbit_engine::{Arithmetic, Backend, Options, Tensor};
+use mixbit_engine::{Arithmetic, Backend, Cancel, Options, Tensor};
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, Value};
 
@@ -36,8 +36,8 @@ pub fn check_output(
     let written = coreml::read(path)?;
     let written = written.program.main().with_context(|| format!("{} has no function", path.display()))?;
     let inputs = inputs(&source)?;
-    let expected = run(&source, &inputs, backend, Arithmetic::Wide, stop.clone())?;
-    let found = run(written, &inputs, backend, Arithmetic::Declared, stop)?;
+    let expected = run(&source, &inputs, backend, Arithmetic::F32, stop.clone())?;
+    let found = run(written, &inputs, backend, Arithmetic::AsDeclared, stop)?;
     let mut least = f64::INFINITY;
     for (name, expected) in expected.iter().filter(|(name, _)| !DECISIONS.contains(&name.as_str())) {
         let (_, found) = found
@@ -90,9 +90,9 @@ fn run(
     arithmetic: Arithmetic,
     stop: Option<Arc<AtomicBool>>,
 ) -> anyhow::Result<Vec<(String, Vec<f32>)>> {
-    let mut model = backend.compile(function, &Options { arithmetic, stop, ..Options::default() })?;
+    let mut model = backend.compile(function, &Options { arithmetic, ..Options::default() })?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let results = model.run(&given)?;
+    let results = model.run_until(&given, &stop.map(Cancel::from).unwrap_or_default())?;
     let named = model.outputs().iter().zip(results);
     Ok(named.map(|(output, result)| (output.name.clone(), result.into_f32().unwrap_or_default())).collect())
 }
