@@ -225,11 +225,11 @@ impl LinearKernel {
     pub(crate) fn prepare(&self) {
         let [outs, depth] = self.size;
         let pack = |weights: &[Weight]| {
-            let matrices: Vec<Operand<'_>> =
+            let matrices: Vec<_> =
                 weights.iter().map(|weight| weight.held().transposed_matrix(outs, depth)).collect();
             match matrices[..] {
                 [matrix] if self.gated => PackedMatrix::gated(matrix, PackedSide::Right, self.precision),
-                _ => PackedMatrix::several(&matrices, PackedSide::Right, self.precision),
+                _ => PackedMatrix::batch(&matrices, PackedSide::Right, self.precision),
             }
         };
         self.layer.prepare(pack, PackedMatrix::size_in_bytes);
@@ -247,7 +247,7 @@ impl LinearKernel {
         }
         rooms.resize_with(self.layer.weights.len(), || None);
         let stored = self.layer.weights.iter().zip(rooms);
-        stored.map(|(weight, room)| Ok(weight.slice(room)?.transposed_matrix(outs, depth))).collect()
+        stored.map(|(weight, room)| Ok(weight.slice(room)?.transposed_matrix(outs, depth).into())).collect()
     }
 
     /// The memory that the stored weights take.

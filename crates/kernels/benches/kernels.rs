@@ -1,7 +1,7 @@
 //! Throughput of the heavy kernels at the UNets' shapes, against this machine's measured peak.
 //!
-//! `cargo bench -p mixbit-kernels [-- FILTER...]`, on a quiet machine; names that contain all filters are run. Judge the ratio to the peak and compare
-//! within one run: absolute numbers move with the machine.
+//! `cargo bench -p mixbit-kernels [-- FILTER...]`, on a quiet machine, runs the cases whose names contain all
+//! filters. Judge the ratio to the peak, and compare within one run: absolute numbers drift with the machine.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -9,10 +9,10 @@ use std::time::Instant;
 use half::f16;
 use mixbit_kernels::*;
 
-/// Least time that a measurement repeats its body for, in seconds.
+/// The shortest measurement in seconds: its body is repeated that long.
 const LEAST: f64 = 0.3;
 
-/// Median seconds of a call.
+/// The median duration of a call in seconds.
 fn seconds(mut body: impl FnMut()) -> f64 {
     body();
     let mut times = Vec::new();
@@ -26,12 +26,12 @@ fn seconds(mut body: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-/// The precisions that this CPU multiplies in.
+/// The precisions that this CPU has instructions for.
 fn precisions() -> impl Iterator<Item = Precision> {
     Precision::ALL.into_iter().filter(|precision| precision.is_native())
 }
 
-/// Values on memory as the engine's, which begins with a cache line.
+/// Values in memory aligned as the engine's.
 fn data(len: usize) -> Memory<f32> {
     let mut values = zeros(len);
     for (index, value) in values.iter_mut().enumerate() {
@@ -55,7 +55,7 @@ impl Report {
         self.filters.iter().all(|filter| name.contains(filter.as_str()))
     }
 
-    /// Measures a kernel by its arithmetic.
+    /// Reports a kernel's rate of arithmetic.
     fn flops(&self, precision: Precision, name: &str, flops: f64, body: impl FnMut()) {
         let name = format!("{name} {precision}");
         if !self.asks_for(&name) {
@@ -72,7 +72,7 @@ impl Report {
         println!("{name:<52} {:>9.3} ms {:>8.1} GFLOP/s {}", time * 1e3, rate / 1e9, shares.join(", "));
     }
 
-    /// Measures a kernel by its traffic.
+    /// Reports a kernel's rate of memory traffic.
     fn bytes(&self, name: &str, bytes: usize, body: impl FnMut()) {
         if !self.asks_for(name) {
             return;
@@ -104,8 +104,8 @@ fn bench_gemm(report: &Report) {
             });
         };
         for precision in precisions() {
-            run("f32 weight", precision, WeightSlice::F32(&weight).transposed_matrix(n, k));
-            run("f16 weight", precision, WeightSlice::F16(&halves).transposed_matrix(n, k));
+            run("f32 weight", precision, WeightSlice::F32(&weight).transposed_matrix(n, k).into());
+            run("f16 weight", precision, WeightSlice::F16(&halves).transposed_matrix(n, k).into());
             let right = WeightSlice::F32(&weight).transposed_matrix(n, k);
             let packed = PackedMatrix::new(right, PackedSide::Right, precision);
             run("packed weight", precision, Operand::Packed(&packed));
@@ -113,7 +113,7 @@ fn bench_gemm(report: &Report) {
     }
 }
 
-/// A palettized weight of `rows`x`columns`: a code of `bits` bits for each element, one table for each group of rows.
+/// A palettized weight of `rows`x`columns`: indices of `bits` bits, and one palette for each group of rows.
 struct Palette {
     codes: Vec<u8>,
     bits: usize,
@@ -131,7 +131,7 @@ impl Palette {
         Self { codes, bits, tables: data(groups << bits), grid, len, scales: None }
     }
 
-    /// Linear quantization with a scale for each `block` elements of a row.
+    /// Linear quantization with a scale for every `block` elements of a row.
     fn linear(rows: usize, columns: usize, bits: usize, block: usize) -> Self {
         let grid = BlockGrid { columns, block: [1, block] };
         let scales = data(rows * columns / block).iter().map(|x| f16::from_f32(*x)).collect();
@@ -148,7 +148,7 @@ impl Palette {
     }
 }
 
-/// The forms of a compressed weight whose decoding is timed beside the dense one's.
+/// Schemes of compressed weights that are timed.
 fn palettes(rows: usize, columns: usize) -> Vec<(String, Palette)> {
     let mut forms: Vec<(String, Palette)> = [1, 2, 3, 4, 6, 8]
         .into_iter()
@@ -160,7 +160,7 @@ fn palettes(rows: usize, columns: usize) -> Vec<(String, Palette)> {
     forms
 }
 
-/// What decoding costs: each form against half precision in turn, so that the machine's drift hits both.
+/// The cost of decoding: each scheme in turn with half precision, so that the machine's drift affects both.
 fn bench_encoded(report: &Report) {
     for [pixels, depth, outs] in [[4096, 2880, 320], [1024, 5760, 640], [256, 1280, 1280], [2, 1280, 1280]] {
         let (tokens, mut out) = (data(pixels * depth), zeros(pixels * outs));
@@ -176,7 +176,7 @@ fn bench_encoded(report: &Report) {
                 let mut time = |weight: WeightSlice<'_>| {
                     let start = Instant::now();
                     let left = Mat::new(&tokens[..], pixels, depth).into();
-                    let right = weight.transposed_matrix(outs, depth);
+                    let right = weight.transposed_matrix(outs, depth).into();
                     let out = MatMut::new(&mut out, pixels, outs);
                     gemm(out, left, right, precision, &Epilogue::default());
                     start.elapsed().as_secs_f64()
@@ -243,14 +243,15 @@ fn bench_conv(report: &Report) {
             ] {
                 let name = format!("conv {kernel}x{kernel} {channels}->{out_channels} at {size} {name}");
                 report.flops(precision, &name, flops, || {
-                    conv2d(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+                    conv2d(&shape, &input, weight, precision, &Epilogue::default(), &mut out);
                 });
             }
         }
     }
 }
 
-/// Stable Diffusion's shapes; channel-major as packages in Apple's form have them, that is from 1x1 convolutions.
+/// Stable Diffusion's attentions; channel-major as in Apple's packages, whose projections are 1x1
+/// convolutions.
 fn bench_attention(report: &Report) {
     type Layout = fn(usize, usize, usize) -> HeadLayout;
     let layouts: [(&str, Layout); 2] =
@@ -281,7 +282,7 @@ fn bench_attention(report: &Report) {
                 value: Heads { data: &key, layout: key_layout },
                 scale: 1.0 / (dim as f32).sqrt(),
                 mask: None,
-                by_image: false,
+                partition: Partition::of(&shape),
             };
             let name = format!("attention {queries}x{keys} {heads} heads of {dim}{suffix}");
             for precision in [Precision::F32, Precision::Bf16] {
@@ -338,8 +339,8 @@ fn bench_passes(report: &Report) {
     report.bytes("Silu of 16384", 8 * tiny.len(), || unary(UnaryOp::Silu, &tiny, &mut tiny_out));
 }
 
-/// The time that a cache line takes from one thread to another and back: several times as long where they run on cores that share
-/// no cache. What one thread made and another reads then comes late too.
+/// The round trip of a cache line between two threads. It takes several times as long between cores that
+/// share no cache, and so does reading what another thread wrote.
 fn bench_handover(report: &Report) {
     const TURNS: usize = 20_000;
     let name = "a cache line to another thread and back";

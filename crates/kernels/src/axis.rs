@@ -1,12 +1,29 @@
-//! Blocks of columns of `[outer, axis, inner]`, for kernels that work along an axis that is not the last.
+//! Tensors `[outer, axis, inner]` for kernels that work along one axis, and blocks of their columns.
 
-use crate::norm::AxisShape;
 use crate::pool::{GRAIN, parallel_for};
+
+/// The sizes of a tensor `[outer, axis, inner]`, for kernels that work along its middle axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AxisShape {
+    /// The product of the sizes before the axis.
+    pub outer: usize,
+    /// The size of the axis.
+    pub axis: usize,
+    /// The product of the sizes after the axis; 1 if it is the last.
+    pub inner: usize,
+}
+
+impl AxisShape {
+    /// The number of elements.
+    pub fn element_count(&self) -> usize {
+        self.outer * self.axis * self.inner
+    }
+}
 
 /// The most columns in a block: a few cache lines of each row.
 pub(crate) const WIDTH: usize = 64;
 
-/// Some neighbouring columns of one `[axis, inner]` matrix of the output, owned by one task.
+/// Neighbouring columns of one `[axis, inner]` matrix of the output, owned by one task.
 pub(crate) struct ColumnBlock<'a> {
     data: *mut f32,
     rows: usize,
@@ -16,7 +33,7 @@ pub(crate) struct ColumnBlock<'a> {
 }
 
 impl ColumnBlock<'_> {
-    /// The axis' length.
+    /// The size of the axis.
     #[inline(always)]
     pub(crate) fn rows(&self) -> usize {
         self.rows
@@ -34,24 +51,24 @@ impl ColumnBlock<'_> {
         self.stride
     }
 
-    /// The block's part of a row.
+    /// The block's elements of a row.
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.rows);
-        // SAFETY: the row lies within the output that `for_each_column_block` borrowed and measured, and no
+        // SAFETY: the row lies within the output, which `for_each_column_block` borrowed and measured, and no
         // other block has these columns.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(index * self.stride), self.width) }
     }
 }
 
-/// The output's start, for tasks that derive disjoint blocks from it.
+/// The start of the output, shared by tasks that take disjoint blocks of it.
 struct Start(*mut f32);
 
-// SAFETY: used only to make `ColumnBlock`s, one for each task and disjoint.
+// SAFETY: used only to make disjoint `ColumnBlock`s, each owned by one task.
 unsafe impl Sync for Start {}
 
-/// Calls `body(first, block)` for blocks that cover `out[outer, axis, inner]`; `first` is the block's first
-/// element's index in `out`.
+/// Calls `body(first, block)` for blocks that cover `out[outer, axis, inner]`; `first` is the index in `out`
+/// of the block's first element.
 pub(crate) fn for_each_column_block(
     shape: &AxisShape,
     out: &mut [f32],

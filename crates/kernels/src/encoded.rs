@@ -1,26 +1,29 @@
-//! Compressed weights: a code of a few bits for each element, decoded a run at a time while it is packed.
+//! Compressed weights: palette indices or quantized integers of a few bits, decoded a run at a time while
+//! packing.
 
 use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::gemm::format::{Format, LaneScale, offset_bits};
-use crate::gemm::pack::PackedSide;
-use crate::gemm::source::Runs;
+use crate::elements::Elements;
+use crate::gemm::format::{Format, PackedSide, offset_bits};
 use crate::simd;
+use crate::simd::operands::{Codes, read_word};
+use crate::simd::quantize::LaneScale;
 
-/// Blocks of elements that have something in common: rectangles of rows of `columns` elements, numbered row-major.
+/// A grid of blocks over rows of `columns` elements, such as the blocks that share a scale. Blocks are
+/// numbered row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockGrid {
     /// Elements in a row.
     pub columns: usize,
-    /// Rows and columns of a block. Columns are a divisor of the row.
+    /// Rows and columns of a block. Its columns divide the row.
     pub block: [usize; 2],
 }
 
 impl BlockGrid {
-    /// The block of an element, and the first element after it that may be in another one.
+    /// The block of an element, and the first element after it that may be in another block.
     #[inline(always)]
     fn at(&self, element: usize) -> (usize, usize) {
         let [rows, columns] = self.block;
@@ -34,7 +37,7 @@ impl BlockGrid {
         (row / rows * (self.columns / columns) + across, row * self.columns + (across + 1) * columns)
     }
 
-    /// The blocks that `elements` elements take.
+    /// The number of blocks over `elements` elements.
     fn count(&self, elements: usize) -> usize {
         assert!(
             self.block.iter().all(|&extent| extent > 0) && self.columns.is_multiple_of(self.block[1]),
@@ -46,19 +49,19 @@ impl BlockGrid {
     }
 }
 
-/// What is done with a table's entry: `scale * (entry - offset)`, each step rounded to `T`.
+/// Dequantization: `scale * (entry - offset)`, each step rounded to `T`.
 #[derive(Clone, Copy, Debug)]
 pub struct Affine<'a, T> {
-    /// A factor for each block.
+    /// The scale of each block.
     pub scale: (&'a [T], BlockGrid),
-    /// What is subtracted first, for each block.
+    /// The zero point of each block; 0 if absent.
     pub offset: Option<(&'a [T], BlockGrid)>,
 }
 
-/// An [`Affine`] in the precision that the weight has when it is decoded.
+/// Dequantization in the precision of the decoded weight.
 #[derive(Clone, Copy, Debug)]
 pub enum Scaling<'a> {
-    /// The table's entries are the weights.
+    /// None: table entries are the weights.
     None,
     /// In half precision.
     F16(Affine<'a, f16>),
@@ -66,23 +69,15 @@ pub enum Scaling<'a> {
     F32(Affine<'a, f32>),
 }
 
-/// Codes of one table, from number `element` on.
-pub(crate) struct Codes<'a> {
-    pub(crate) table: &'a [f32],
-    pub(crate) bits: usize,
-    pub(crate) codes: &'a [u8],
-    pub(crate) element: usize,
-}
-
-/// A run of weights as codes: each is the entry of its block's table, scaled by its block's factor.
+/// A run of compressed weights: each is an index into its block's table, dequantized with its block's scale.
 ///
-/// A palettized weight has one table for each group; a linearly quantized one has a table of the integers that its
-/// codes stand for, and scales.
+/// A palettized weight has one table (its LUT) for each group. A linearly quantized weight has one table of
+/// integers, and scales.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoded<'a> {
     codes: &'a [u8],
     bits: usize,
-    /// The range of elements that this is.
+    /// The first element of this run, and its length.
     first: usize,
     len: usize,
     tables: &'a [f32],
@@ -91,13 +86,14 @@ pub struct Encoded<'a> {
 }
 
 impl<'a> Encoded<'a> {
-    /// `len` weights. `codes` is a stream of `bits` bits an element, the least significant first, without gaps;
-    /// `tables` has `1 << bits` entries for each block of `grid`, of a precision that `scaling` keeps exactly.
+    /// A weight of `len` elements. `codes` is a bit stream of `bits` bits an element, least significant
+    /// first, without gaps. `tables` has `1 << bits` entries for each block of `grid`, in a precision that
+    /// `scaling` keeps exactly.
     ///
     /// # Panics
     ///
-    /// When codes are not of 1, 2, 3, 4, 6 or 8 bits, or there are fewer codes, tables, scales or offsets than
-    /// elements ask for.
+    /// When `bits` is not 1, 2, 3, 4, 6 or 8, or there are too few codes, tables, scales or offsets for `len`
+    /// elements.
     pub fn new(
         codes: &'a [u8],
         bits: usize,
@@ -137,23 +133,13 @@ impl<'a> Encoded<'a> {
         Self { first: self.first + range.start, len: range.len(), ..*self }
     }
 
-    /// Elements as codes of one table, if they are that.
-    pub(crate) fn codes_of(&self, range: Range<usize>) -> Option<Codes<'a>> {
-        assert!(range.end <= self.len, "elements {range:?} of {}", self.len);
-        let element = self.first + range.start;
-        let (block, end) = self.grid.at(element);
-        let is_one = matches!(self.scaling, Scaling::None) && self.first + range.end <= end;
-        let &Self { codes, bits, tables, .. } = self;
-        is_one.then(|| Codes { table: &tables[block << bits..][..1 << bits], bits, codes, element })
-    }
-
-    /// Looks up a stretch of one block.
+    /// Looks up consecutive elements of one block.
     #[inline(always)]
     fn look_up(&self, block: usize, element: usize, out: &mut [f32]) {
         let table = &self.tables[block << self.bits..][..1 << self.bits];
         let done = simd::look_up(table, self.bits, self.codes, element, out);
         let (element, out) = (element + done, &mut out[done..]);
-        // Each width by itself, so that its shifts and masks are constants.
+        // One instance for each width makes shifts and masks constant.
         macro_rules! widths {
             ($($bits:literal)*) => {
                 match self.bits {
@@ -170,16 +156,29 @@ impl<'a> Encoded<'a> {
     }
 }
 
-impl Runs for Encoded<'_> {
+impl Elements for Encoded<'_> {
+    fn count(&self) -> usize {
+        self.len
+    }
+
+    fn codes_of(&self, range: Range<usize>) -> Option<Codes<'_>> {
+        assert!(range.end <= self.len, "elements {range:?} of {}", self.len);
+        let element = self.first + range.start;
+        let (block, end) = self.grid.at(element);
+        let is_one = matches!(self.scaling, Scaling::None) && self.first + range.end <= end;
+        let &Self { codes, bits, tables, .. } = self;
+        is_one.then(|| Codes { table: &tables[block << bits..][..1 << bits], bits, codes, element })
+    }
+
     fn widen_run(&self, start: usize, out: &mut [f32]) {
         assert!(start + out.len() <= self.len, "a run beyond the weight's end");
         let (mut element, end) = (self.first + start, self.first + start + out.len());
         let mut rest = &mut *out;
         while element < end {
             let (block, block_end) = self.grid.at(element);
-            let (stretch, others) = rest.split_at_mut(block_end.min(end) - element);
-            self.look_up(block, element, stretch);
-            element += stretch.len();
+            let (run, others) = rest.split_at_mut(block_end.min(end) - element);
+            self.look_up(block, element, run);
+            element += run.len();
             rest = others;
         }
         match &self.scaling {
@@ -199,9 +198,9 @@ impl Runs for Encoded<'_> {
     ) -> Option<LaneScale> {
         let codes = self.codes_of(start..start + len)?;
         match format {
-            Format::Pairs => simd::look_up_pairs(&codes, len, words),
-            Format::Quads => simd::look_up_quads(&codes, len, offset_bits(side), words),
-            Format::Single | Format::Rounded | Format::Integers => None,
+            Format::Bf16x2 => simd::look_up_bf16x2(&codes, len, words),
+            Format::I8x4 => simd::look_up_i8x4(&codes, len, offset_bits(side), words),
+            Format::F32 | Format::EmulatedBf16 | Format::EmulatedI8 => None,
         }
     }
 
@@ -211,10 +210,10 @@ impl Runs for Encoded<'_> {
     }
 }
 
-/// Elements that share one read of the stream: as many as `BITS` bytes hold.
+/// Elements decoded from one word of the stream: `BITS` bytes hold eight.
 const READ: usize = 8;
 
-/// Entries of `table` by the codes from number `element` on.
+/// Looks up the table entries of the elements from `element` on.
 #[inline(always)]
 fn look_up<const BITS: usize, const ENTRIES: usize>(
     table: &[f32; ENTRIES],
@@ -223,51 +222,37 @@ fn look_up<const BITS: usize, const ENTRIES: usize>(
     out: &mut [f32],
 ) {
     let entry = |word: u64, at: usize| table[(word >> (at * BITS)) as usize & (ENTRIES - 1)];
-    // Reads start one after the other at the same bit of a byte.
+    // Every read starts at the same bit of a byte.
     let (mut byte, shift) = (element * BITS / 8, element * BITS % 8);
     let (groups, rest) = out.as_chunks_mut::<READ>();
     for group in groups {
-        let word = read(codes, byte) >> shift;
+        let word = read_word(codes, byte) >> shift;
         for (at, value) in group.iter_mut().enumerate() {
             *value = entry(word, at);
         }
         byte += BITS;
     }
     if !rest.is_empty() {
-        let word = read(codes, byte) >> shift;
+        let word = read_word(codes, byte) >> shift;
         for (at, value) in rest.iter_mut().enumerate() {
             *value = entry(word, at);
         }
     }
 }
 
-/// The eight bytes from `start` on, with zeros after the end.
-#[inline(always)]
-pub(crate) fn read(bytes: &[u8], start: usize) -> u64 {
-    let bytes = bytes.get(start..).unwrap_or_default();
-    match bytes.first_chunk::<8>() {
-        Some(word) => u64::from_le_bytes(*word),
-        None => {
-            let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            u64::from_le_bytes(word)
-        }
-    }
-}
-
-/// Elements that are rounded at once.
+/// The most values rounded at once.
 const ROUND: usize = 64;
 
-/// A precision in which weights are scaled.
-trait Precision: Copy {
+/// A type that weights are dequantized in.
+trait Scale: Copy {
     /// The value.
     fn value(self) -> f32;
 
-    /// Rounds at most [`ROUND`] values.
+    /// Rounds at most [`ROUND`] values to this type.
     fn round(values: &mut [f32]);
 }
 
-impl Precision for f32 {
+impl Scale for f32 {
     fn value(self) -> f32 {
         self
     }
@@ -275,7 +260,7 @@ impl Precision for f32 {
     fn round(_: &mut [f32]) {}
 }
 
-impl Precision for f16 {
+impl Scale for f16 {
     fn value(self) -> f32 {
         self.to_f32()
     }
@@ -296,8 +281,8 @@ impl<T> Affine<'_, T> {
     }
 }
 
-/// Scales a run that starts at `element`.
-fn scale_run<T: Precision>(affine: &Affine<'_, T>, element: usize, values: &mut [f32]) {
+/// Dequantizes a run that starts at `element`.
+fn scale_run<T: Scale>(affine: &Affine<'_, T>, element: usize, values: &mut [f32]) {
     if let Some(offset) = affine.offset {
         for_each_block(offset, element, values, |value, offset| *value -= offset);
         values.chunks_mut(ROUND).for_each(T::round);
@@ -306,9 +291,9 @@ fn scale_run<T: Precision>(affine: &Affine<'_, T>, element: usize, values: &mut 
     values.chunks_mut(ROUND).for_each(T::round);
 }
 
-/// Calls `body` on each value of a run that starts at `element`, with its block's operand.
+/// Calls `body` for each value of a run that starts at `element`, with its block's operand.
 #[inline(always)]
-fn for_each_block<T: Precision>(
+fn for_each_block<T: Scale>(
     (operands, grid): (&[T], BlockGrid),
     mut element: usize,
     mut values: &mut [f32],
@@ -317,9 +302,9 @@ fn for_each_block<T: Precision>(
     while !values.is_empty() {
         let (block, end) = grid.at(element);
         let operand = operands[block].value();
-        let (stretch, rest) = values.split_at_mut(values.len().min(end - element));
-        element += stretch.len();
-        stretch.iter_mut().for_each(|value| body(value, operand));
+        let (run, rest) = values.split_at_mut(values.len().min(end - element));
+        element += run.len();
+        run.iter_mut().for_each(|value| body(value, operand));
         values = rest;
     }
 }

@@ -1,15 +1,16 @@
 //! Data movement: permutation, slicing, concatenation, padding, upsampling, gathering.
 //!
-//! All of them take any element type: the engine moves integers and weights with them too.
+//! All of them take any element type: they also move integers and weights.
 
 use crate::binary::Strided;
+use crate::matrix::WeightSlice;
 use crate::pool::{GRAIN, for_each_chunk_mut, rows_per_task};
 use crate::strided::{Axis, MAX_RANK, Walk, contiguous_strides, offsets};
 
 /// Copies the elements of a strided operand, walked over `shape`, to the row-major `out`.
 ///
-/// The operand's strides make it a permutation, a slice with steps, or, with strides of zero, an expansion or a
-/// tiling.
+/// The operand's strides make it a permutation, a slice with steps, or, with strides of zero, an expansion or
+/// a tiling.
 ///
 /// # Panics
 ///
@@ -55,10 +56,10 @@ pub fn copy_strided<T: Copy + Send + Sync>(input: Strided<'_, T>, shape: &[usize
     });
 }
 
-/// Side of the square that is transposed at once: its lines fit the L1 cache on both sides.
+/// Side of the square that is transposed at once: its input and output lines fit the L1 cache.
 const BLOCK: usize = 16;
 
-/// [`copy_strided`] where the last axis but one is contiguous in the input: transposes plane by plane.
+/// [`copy_strided`] where the second-to-last axis is contiguous in the input: transposes plane by plane.
 fn transpose_planes<T: Copy + Send + Sync>(
     input: &[T],
     outer: &[Axis<1>],
@@ -121,7 +122,8 @@ pub fn permute<T: Copy + Send + Sync>(input: &[T], shape: &[usize], axes: &[usiz
     copy_strided(Strided { data: input, strides: &out_strides[..rank] }, &out_shape[..rank], out);
 }
 
-/// Copies every `step`-th element from `begin` on along each axis of a row-major tensor, `out_shape` of them.
+/// Copies every `step`-th element from `begin` on along each axis of a row-major tensor; `out_shape` has
+/// their numbers.
 ///
 /// # Panics
 ///
@@ -161,8 +163,8 @@ pub fn slice<T: Copy + Send + Sync>(
 ///
 /// # Panics
 ///
-/// When ranks differ, lengths differ from the shapes', or the axes longer than 1 and the repeated axes are more than
-/// [`MAX_RANK`] together.
+/// When ranks differ, lengths differ from the shapes', or there are more than [`MAX_RANK`] axes that are
+/// repeated or longer than 1.
 pub fn tile<T: Copy + Send + Sync>(input: &[T], shape: &[usize], repeats: &[usize], out: &mut [T]) {
     assert_eq!(shape.len(), repeats.len(), "ranks differ");
     let own = contiguous_strides(shape);
@@ -282,8 +284,8 @@ pub fn pad<T: Copy + Send + Sync>(
     });
 }
 
-/// Repeats each pixel of `input[planes, height, width]` `scale[0]` times downwards and `scale[1]` times to the
-/// right.
+/// Repeats each pixel of `input[planes, height, width]` `scale[0]` times downwards and `scale[1]` times to
+/// the right.
 ///
 /// # Panics
 ///
@@ -302,7 +304,7 @@ pub fn upsample_nearest<T: Copy + Send + Sync>(
         return;
     }
     let out_width = width * scale[1];
-    // One input row makes `scale[0]` output rows.
+    // One input row becomes `scale[0]` output rows.
     let band = scale[0] * out_width;
     for_each_plane_mut(out, band, |row, out| {
         let input = &input[row * width..(row + 1) * width];
@@ -339,18 +341,18 @@ pub fn gather_rows<T: Copy + Send + Sync>(table: &[T], width: usize, indices: &[
     });
 }
 
-/// Widens rows of a table by index: embeddings whose table stays as stored, in half precision or compressed.
+/// Widens rows of a stored table by index: embeddings in half precision or compressed.
 ///
 /// # Panics
 ///
 /// As [`gather_rows`].
-pub fn gather_weight_rows(table: crate::WeightSlice<'_>, width: usize, indices: &[usize], out: &mut [f32]) {
+pub fn gather_weight_rows(table: WeightSlice<'_>, width: usize, indices: &[usize], out: &mut [f32]) {
     assert_eq!(out.len(), indices.len() * width, "output length differs from the indices'");
     if out.is_empty() {
         return;
     }
     let places: Vec<usize> = indices.iter().map(|index| index * width).collect();
-    for_each_plane_mut(out, width, |index, row| table.widen_run(places[index], row));
+    for_each_plane_mut(out, width, |index, row| table.elements().widen_run(places[index], row));
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! CPU kernels for diffusion models: matrix products, convolution, attention, normalisation, element-wise
 //! functions and data movement, over `f32` with weights in `f32`, `f16`, `bf16` or compressed.
 //!
-//! A kernel is a function over slices, sizes and strides: it knows no tensors and no graph, and it writes into
-//! the caller's buffer. The key types:
+//! A kernel is a function over slices, sizes and strides. It knows no tensors and no graph, and it writes
+//! into the caller's buffer. The key types:
 //!
-//! - [`MatRef`], [`MatMut`] and [`Operand`]: strided matrices, and the two sides of [`gemm`], which may also be
-//!   half-precision or [`Encoded`] weights (widened panel by panel, never copied whole) or a [`PackedMatrix`];
-//! - [`ConvShape`] for [`conv2d`], [`Attention`] with [`HeadLayout`]s for [`attention`], [`AxisShape`] for what
-//!   works along one axis, [`Strided`] for what broadcasts or permutes;
-//! - [`ThreadPool`]: kernels run on the pool they are called in.
+//! - [`MatRef`] and [`MatMut`] are strided matrices. An [`Operand`], one side of [`gemm`], is a matrix of any
+//!   [`WeightSlice`] (half-precision and [`Encoded`] weights are decoded panel by panel, never copied whole)
+//!   or a [`PackedMatrix`]. The [`Epilogue`] is what [`gemm`] and [`conv2d`] apply to a product before it is
+//!   stored.
+//! - [`ConvShape`], [`AttentionShape`] with [`HeadLayout`]s, [`AxisShape`] (kernels along one axis) and
+//!   [`Strided`] (broadcasting, permutation) are the sizes of a kernel's tensors.
+//! - [`ThreadPool`] runs the kernels that are called inside [`install`](ThreadPool::install).
 //!
 //! ```
 //! use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Precision, ThreadPool, WeightSlice, gemm};
@@ -23,7 +25,7 @@
 //!     gemm(
 //!         MatMut::new(&mut out, 2, 2),
 //!         Mat::new(&tokens[..], 2, 3).into(),
-//!         WeightSlice::F32(&weight).transposed_matrix(2, 3),
+//!         WeightSlice::F32(&weight).transposed_matrix(2, 3).into(),
 //!         Precision::F32,
 //!         &Epilogue { bias: Bias::PerColumn(&bias), ..Epilogue::default() },
 //!     );
@@ -35,30 +37,43 @@
 //!
 //! - The widest instruction set of the CPU is chosen at run time (AVX-512, AVX2 with FMA, NEON, portable).
 //! - The same input gives the same bytes with any number of threads.
-//! - Sizes that do not agree are a programming error and panic; values never do. NaN in an operand reaches the
-//!   output. In narrower precisions than `f32`, a convolution of 3x3 windows may take it to the neighbours of the pixels that see
-//!   it, in tiles of 2x2, and make NaN of an infinity.
+//! - Sizes that do not agree are a programming error and panic; values never panic. NaN in an operand reaches
+//!   the output. In precisions other than `f32`, a 3x3 convolution may carry it to other pixels of the same
+//!   2x2 tile, and may turn an infinity into NaN.
 //!
 //! # Limits
 //!
 //! - Inputs and outputs are `f32`; products may be computed in bfloat16 or 8-bit integers ([`Precision`]).
-//! - Packing scratch (a few megabytes) stays with each thread from call to call.
+//! - Tensors have at most [`MAX_RANK`] axes.
+//! - Packing scratch, a few megabytes, stays with each thread between calls. A kernel that cannot get it
+//!   panics.
 //!
-//! # Shape
+//! # Structure
 //!
-//! Everything that multiplies matrices goes through one micro-kernel over *panels*. A new way to store or derive
-//! an operand is one more source of panels, as convolution windows are; a new thing to do with a product is one
-//! more field of [`Epilogue`]. Convolutions of 3x3 windows are 16 products of transformed weights and tiles, which takes 16
-//! multiplications in place of 36 (Winograd's F(2x2, 3x3)), in bfloat16 and where there are enough tiles to pay for the transformations.
+//! All products go through one micro-kernel over packed panels (`gemm`): linear layers, convolution windows,
+//! Winograd's transformed tiles, and both products of attention. A new way to store an operand is one more
+//! source of panels; a new step after a product is one more field of [`Epilogue`]. Modules depend on each
+//! other in one direction: `simd` (micro-kernels and routines of single CPUs), then `gemm`, then `conv` and
+//! `attention`.
 //!
-//! `unsafe` is confined to loads and stores of the micro-kernel and of tasks that write disjoint parts of one
-//! output.
+//! # Unsafe code
+//!
+//! Each block states why it is sound. It is used for
+//!
+//! - loads, stores and prefetches of the micro-kernels (`simd::microkernel`);
+//! - intrinsics and inline assembly of AVX-512 and NEON, behind run-time detection (`simd::x86_64`,
+//!   `simd::aarch64`, `peak`);
+//! - tasks that write disjoint parts of one output through a pointer (`gemm::tile`, `gemm::epilogue`,
+//!   `conv::winograd`, `attention::panel`, `axis`, `pool`);
+//! - loops that lend a closure, and stop flags, to worker threads that are waited for (`pool`).
 
 mod attention;
 mod axis;
 mod binary;
+mod blocks;
 mod conv;
 pub mod convert;
+mod elements;
 mod encoded;
 mod gemm;
 mod isa;
@@ -78,22 +93,25 @@ mod strided;
 mod testing;
 mod unary;
 
-pub use attention::{Attention, AttentionShape, HeadLayout, Heads, attention};
+pub use attention::{Attention, AttentionShape, HeadLayout, Heads, Partition, attention};
+pub use axis::AxisShape;
 pub use binary::{BinaryOp, Strided, binary, binary_in_place, select};
 pub use conv::{
-    ConvEpilogue, ConvShape, ConvWeight, PackedConvWeight, Padding, conv2d, gated_conv2d, pack_conv_weight,
-    pack_gated_conv_weight,
+    ConvShape, ConvWeight, PackedConvWeight, Padding, conv2d, pack_conv_weight, pack_gated_conv_weight,
 };
 pub use encoded::{Affine, BlockGrid, Encoded, Scaling};
-pub use gemm::pack::{PackedMatrix, PackedSide};
-pub use gemm::{Bias, Epilogue, gated_gemm, gemm, gemm_several, packs_columns};
+pub use gemm::epilogue::{Bias, Epilogue};
+pub use gemm::format::PackedSide;
+pub use gemm::operand::Operand;
+pub use gemm::pack::PackedMatrix;
+pub use gemm::{gemm, gemm_batched, packs_columns};
 pub use layout::{
     ConcatInput, concat, copy_strided, gather_rows, gather_weight_rows, pad, permute, slice, tile,
     upsample_nearest,
 };
-pub use matrix::{Elements, Mat, MatMut, MatRef, Operand, WeightSlice};
+pub use matrix::{Mat, MatMut, MatRef, WeightSlice};
 pub use memory::Memory;
-pub use norm::{AxisShape, GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
+pub use norm::{GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
 pub use pool::ThreadPool;
 pub use precision::Precision;
 pub use reduce::{ReduceOp, argmax, reduce};

@@ -2,30 +2,13 @@
 
 use half::{bf16, f16};
 
-use crate::encoded::{Codes, Encoded};
-use crate::gemm::source::Runs;
+use crate::elements::Elements;
+use crate::encoded::Encoded;
+use crate::gemm::format::PackedSide;
 use crate::pool::{GRAIN, for_each_chunk_mut};
 
-/// Elements in a row, as they are stored.
-pub trait Elements: Copy {
-    /// The number of elements.
-    fn count(&self) -> usize;
-}
-
-impl<T> Elements for &[T] {
-    fn count(&self) -> usize {
-        self.len()
-    }
-}
-
-impl Elements for Encoded<'_> {
-    fn count(&self) -> usize {
-        self.len()
-    }
-}
-
-/// A read-only matrix view of elements `D`, a slice or [`Encoded`]: element `(r, c)` is number
-/// `r * row_stride + c * col_stride`.
+/// A read-only matrix view of elements `D`, a slice, [`Encoded`] or [`WeightSlice`]: element `(r, c)` is
+/// element `r * row_stride + c * col_stride` of the data.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<D> {
     pub(crate) data: D,
@@ -38,18 +21,35 @@ pub struct Mat<D> {
 /// A read-only `f32` matrix view.
 pub type MatRef<'a> = Mat<&'a [f32]>;
 
-/// The number of elements that a strided matrix reaches into its slice.
-pub(crate) fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + (cols - 1) * col_stride + 1 }
+/// The length of the slice that a strided matrix needs; `None` if it overflows.
+fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Option<usize> {
+    if rows == 0 || cols == 0 {
+        return Some(0);
+    }
+    let last_row = (rows - 1).checked_mul(row_stride)?;
+    let last_col = (cols - 1).checked_mul(col_stride)?;
+    last_row.checked_add(last_col)?.checked_add(1)
 }
 
-impl<D: Elements> Mat<D> {
+/// Panics unless a strided matrix lies within a slice of `len` elements.
+fn check_extent([rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2], len: usize) {
+    let needed = extent(rows, cols, row_stride, col_stride);
+    assert!(
+        needed.is_some_and(|needed| needed <= len),
+        "a {rows}x{cols} matrix with strides ({row_stride}, {col_stride}) exceeds its {len} elements",
+    );
+}
+
+impl<D: Copy> Mat<D> {
     /// A row-major matrix without gaps.
     ///
     /// # Panics
     ///
     /// When `data` is shorter than `rows * cols`.
-    pub fn new(data: D, rows: usize, cols: usize) -> Self {
+    pub fn new<'a>(data: D, rows: usize, cols: usize) -> Self
+    where
+        D: Into<WeightSlice<'a>>,
+    {
         Self::with_strides(data, rows, cols, cols, 1)
     }
 
@@ -58,13 +58,11 @@ impl<D: Elements> Mat<D> {
     /// # Panics
     ///
     /// When the last element lies beyond `data`.
-    pub fn with_strides(data: D, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
-        let needed = extent(rows, cols, row_stride, col_stride);
-        assert!(
-            needed <= data.count(),
-            "a {rows}x{cols} matrix with strides ({row_stride}, {col_stride}) needs {needed} elements, got {}",
-            data.count()
-        );
+    pub fn with_strides<'a>(data: D, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self
+    where
+        D: Into<WeightSlice<'a>>,
+    {
+        check_extent([rows, cols], [row_stride, col_stride], data.into().len());
         Self { data, rows, cols, row_stride, col_stride }
     }
 
@@ -76,6 +74,14 @@ impl<D: Elements> Mat<D> {
             cols: self.rows,
             row_stride: self.col_stride,
             col_stride: self.row_stride,
+        }
+    }
+
+    /// Lanes and depth as one side of a product.
+    pub(crate) fn sizes(&self, side: PackedSide) -> (usize, usize) {
+        match side {
+            PackedSide::Left => (self.rows, self.cols),
+            PackedSide::Right => (self.cols, self.rows),
         }
     }
 
@@ -92,7 +98,7 @@ impl<D: Elements> Mat<D> {
 
 /// A writable `f32` matrix view: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
 ///
-/// No two elements share a place: see [`MatMut::with_strides`].
+/// No two elements overlap: see [`MatMut::with_strides`].
 #[derive(Debug)]
 pub struct MatMut<'a> {
     pub(crate) data: &'a mut [f32],
@@ -116,7 +122,7 @@ impl<'a> MatMut<'a> {
     ///
     /// # Panics
     ///
-    /// When the last element lies beyond `data`, or two elements would share a place.
+    /// When the last element lies beyond `data`, or two elements would overlap.
     pub fn with_strides(
         data: &'a mut [f32],
         rows: usize,
@@ -124,16 +130,13 @@ impl<'a> MatMut<'a> {
         row_stride: usize,
         col_stride: usize,
     ) -> Self {
-        let needed = extent(rows, cols, row_stride, col_stride);
+        check_extent([rows, cols], [row_stride, col_stride], data.len());
+        let exceeds = |stride: usize, extent: Option<usize>| extent.is_some_and(|extent| stride >= extent);
+        let rows_apart = exceeds(row_stride, extent(1, cols, 0, col_stride)) && col_stride > 0;
+        let cols_apart = exceeds(col_stride, extent(rows, 1, row_stride, 0)) && row_stride > 0;
         assert!(
-            needed <= data.len(),
-            "a {rows}x{cols} matrix with strides ({row_stride}, {col_stride}) needs {needed} elements, got {}",
-            data.len()
-        );
-        let rows_apart = row_stride >= extent(1, cols, 0, col_stride) && col_stride > 0;
-        let cols_apart = col_stride >= extent(rows, 1, row_stride, 0) && row_stride > 0;
-        assert!(
-            needed == 0
+            rows == 0
+                || cols == 0
                 || rows_apart
                 || cols_apart
                 || (rows == 1 && col_stride > 0)
@@ -154,28 +157,57 @@ impl<'a> MatMut<'a> {
     }
 }
 
-/// A contiguous run of weights as stored.
+/// Contiguous elements as stored: weights of any storage type, or `f32` activations.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSlice<'a> {
     /// Single precision.
     F32(&'a [f32]),
     /// IEEE half precision.
     F16(&'a [f16]),
-    /// Truncated single precision.
+    /// bfloat16.
     Bf16(&'a [bf16]),
     /// Compressed.
     Encoded(Encoded<'a>),
 }
 
+impl<'a> From<&'a [f32]> for WeightSlice<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Self::F32(data)
+    }
+}
+
+impl<'a> From<&'a [f16]> for WeightSlice<'a> {
+    fn from(data: &'a [f16]) -> Self {
+        Self::F16(data)
+    }
+}
+
+impl<'a> From<&'a [bf16]> for WeightSlice<'a> {
+    fn from(data: &'a [bf16]) -> Self {
+        Self::Bf16(data)
+    }
+}
+
+impl<'a> From<Encoded<'a>> for WeightSlice<'a> {
+    fn from(data: Encoded<'a>) -> Self {
+        Self::Encoded(data)
+    }
+}
+
 impl<'a> WeightSlice<'a> {
+    /// The elements behind one trait.
+    pub(crate) fn elements(&self) -> &(dyn Elements + 'a) {
+        match self {
+            Self::F32(data) => data,
+            Self::F16(data) => data,
+            Self::Bf16(data) => data,
+            Self::Encoded(data) => data,
+        }
+    }
+
     /// The number of elements.
     pub fn len(&self) -> usize {
-        match self {
-            Self::F32(data) => data.len(),
-            Self::F16(data) => data.len(),
-            Self::Bf16(data) => data.len(),
-            Self::Encoded(data) => data.len(),
-        }
+        self.elements().count()
     }
 
     /// Whether there are no elements.
@@ -197,14 +229,6 @@ impl<'a> WeightSlice<'a> {
         }
     }
 
-    /// The elements in `range` as codes of one table, if they are that.
-    pub(crate) fn codes_of(&self, range: std::ops::Range<usize>) -> Option<Codes<'a>> {
-        match self {
-            Self::Encoded(data) => data.codes_of(range),
-            Self::F32(_) | Self::F16(_) | Self::Bf16(_) => None,
-        }
-    }
-
     /// The elements in single precision, decoded or widened on all threads.
     ///
     /// # Panics
@@ -212,31 +236,17 @@ impl<'a> WeightSlice<'a> {
     /// When the lengths differ.
     pub fn widen(&self, out: &mut [f32]) {
         assert_eq!(self.len(), out.len(), "source and destination lengths differ");
-        for_each_chunk_mut(out, GRAIN, |index, chunk| self.widen_run(index * GRAIN, chunk));
+        let elements = self.elements();
+        for_each_chunk_mut(out, GRAIN, |index, chunk| elements.widen_run(index * GRAIN, chunk));
     }
 
-    /// The elements from `start` on in single precision, on this thread.
-    pub(crate) fn widen_run(&self, start: usize, out: &mut [f32]) {
-        match self {
-            Self::F32(data) => data.widen_run(start, out),
-            Self::F16(data) => data.widen_run(start, out),
-            Self::Bf16(data) => data.widen_run(start, out),
-            Self::Encoded(data) => data.widen_run(start, out),
-        }
-    }
-
-    /// A row-major `rows`x`cols` matrix of these weights, widened while it is packed.
+    /// A row-major `rows`x`cols` matrix of these elements.
     ///
     /// # Panics
     ///
     /// When the slice is shorter than `rows * cols`.
-    pub fn matrix(&self, rows: usize, cols: usize) -> Operand<'a> {
-        match *self {
-            Self::F32(data) => Operand::F32(Mat::new(data, rows, cols)),
-            Self::F16(data) => Operand::F16(Mat::new(data, rows, cols)),
-            Self::Bf16(data) => Operand::Bf16(Mat::new(data, rows, cols)),
-            Self::Encoded(data) => Operand::Encoded(Mat::new(data, rows, cols)),
-        }
+    pub fn matrix(&self, rows: usize, cols: usize) -> Mat<Self> {
+        Mat::new(*self, rows, cols)
     }
 
     /// The transposed view, `cols`x`rows`, of a row-major `rows`x`cols` matrix: a linear layer's `[out, in]`
@@ -245,34 +255,36 @@ impl<'a> WeightSlice<'a> {
     /// # Panics
     ///
     /// When the slice is shorter than `rows * cols`.
-    pub fn transposed_matrix(&self, rows: usize, cols: usize) -> Operand<'a> {
-        match self.matrix(rows, cols) {
-            Operand::F32(mat) => Operand::F32(mat.transposed()),
-            Operand::F16(mat) => Operand::F16(mat.transposed()),
-            Operand::Bf16(mat) => Operand::Bf16(mat.transposed()),
-            Operand::Encoded(mat) => Operand::Encoded(mat.transposed()),
-            packed @ Operand::Packed(_) => packed,
-        }
+    pub fn transposed_matrix(&self, rows: usize, cols: usize) -> Mat<Self> {
+        self.matrix(rows, cols).transposed()
     }
 }
 
-/// One side of a matrix product.
-#[derive(Clone, Copy)]
-pub enum Operand<'a> {
-    /// Single precision, any strides.
-    F32(MatRef<'a>),
-    /// Half precision, any strides; widened panel by panel.
-    F16(Mat<&'a [f16]>),
-    /// bfloat16, any strides; widened panel by panel.
-    Bf16(Mat<&'a [bf16]>),
-    /// Compressed, row-major or transposed; decoded panel by panel.
-    Encoded(Mat<Encoded<'a>>),
-    /// Already in the micro-kernel's layout, for this side of the product.
-    Packed(&'a crate::PackedMatrix),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<'a> From<MatRef<'a>> for Operand<'a> {
-    fn from(mat: MatRef<'a>) -> Self {
-        Self::F32(mat)
+    #[test]
+    fn extents_that_overflow_are_refused() {
+        let mut memory = [0.0; 32];
+        for (rows, cols, row_stride, col_stride) in [
+            (2, 1, usize::MAX, 1),
+            (1, 2, 1, usize::MAX),
+            (3, 1, usize::MAX / 2 + 1, 1),
+            (2, 2, usize::MAX / 2 + 1, usize::MAX / 2 + 1),
+            (usize::MAX, 3, usize::MAX, 1),
+        ] {
+            let writable = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let mat = MatMut::with_strides(&mut memory, rows, cols, row_stride, col_stride);
+                mat.rows()
+            }));
+            assert!(writable.is_err(), "{rows}x{cols} ({row_stride}, {col_stride})");
+            let data = [0.0_f32; 32];
+            let readable =
+                std::panic::catch_unwind(|| Mat::with_strides(&data[..], rows, cols, row_stride, col_stride));
+            assert!(readable.is_err(), "{rows}x{cols} ({row_stride}, {col_stride})");
+        }
+        assert_eq!(MatMut::with_strides(&mut memory, 1, 32, usize::MAX, 1).cols(), 32);
+        assert_eq!(MatMut::with_strides(&mut memory, 0, usize::MAX, usize::MAX, 1).rows(), 0);
     }
 }

@@ -1,22 +1,25 @@
 //! Normalisations: group, layer and batch norm.
 //!
-//! Mean and variance are taken in two passes. Sums run in `f32` over short stretches and in `f64` over the
-//! stretches, so that planes of millions of pixels keep a relative accuracy of 1e-6.
+//! Mean and variance are computed in two passes. Sums run in `f32` within short blocks and in `f64` over the
+//! blocks, which keeps a relative accuracy of 1e-6 over millions of pixels.
 
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp, SimdUnaryOp};
 use rten_vecmath::Silu;
 
+use crate::axis::{AxisShape, ColumnBlock, for_each_column_block};
+use crate::blocks::ranges;
 use crate::isa;
 use crate::pool::{for_each_chunk_mut, rows_per_task};
+use crate::simd;
 use crate::unary::{UnaryOp, unary_on_this_thread};
 
-/// Scale, shift and stabiliser of a normalisation.
+/// Scale, shift, epsilon and activation of a normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct NormParams<'a> {
-    /// Multiplies each normalised channel; 1 if absent.
+    /// The scale of each channel; 1 if absent.
     pub gamma: Option<&'a [f32]>,
-    /// Added to each channel; 0 if absent.
+    /// The shift of each channel; 0 if absent.
     pub beta: Option<&'a [f32]>,
     /// Added to the variance.
     pub epsilon: f32,
@@ -40,24 +43,6 @@ impl NormParams<'_> {
     }
 }
 
-/// The sizes of a tensor `[outer, axis, inner]` of which one axis is worked on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AxisShape {
-    /// The product of the sizes before the axis.
-    pub outer: usize,
-    /// The axis.
-    pub axis: usize,
-    /// The product of the sizes after the axis; 1 if it is the last.
-    pub inner: usize,
-}
-
-impl AxisShape {
-    /// The number of elements.
-    pub fn element_count(&self) -> usize {
-        self.outer * self.axis * self.inner
-    }
-}
-
 /// The sizes of a group norm's input `[batch, channels, spatial]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupNormShape {
@@ -71,9 +56,9 @@ pub struct GroupNormShape {
     pub groups: usize,
 }
 
-/// Elements that are summed in `f32` before the sum goes to `f64`.
-const STRETCH: usize = 1024;
-/// Independent `f32` sums of a stretch.
+/// Elements that are summed in `f32` before their sum is added in `f64`.
+const SUM_BLOCK: usize = 1024;
+/// Independent `f32` sums within a block.
 const LANES: usize = 64;
 
 /// The sum of a slice.
@@ -92,7 +77,7 @@ impl SimdOp for Sum<'_> {
     }
 }
 
-/// The sums of what a slice has more than a number, and of its squares.
+/// The sum of a slice's differences from a number, and the sum of their squares.
 struct Differences<'a>(&'a [f32], f32);
 
 impl SimdOp for Differences<'_> {
@@ -111,13 +96,13 @@ impl SimdOp for Differences<'_> {
     }
 }
 
-/// The sums of some terms of every element.
+/// The sums of `N` terms of every element.
 #[inline(always)]
 fn sums_of<const N: usize>(data: &[f32], terms: impl Fn(f32) -> [f32; N]) -> [f64; N] {
     let mut totals = [0.0; N];
-    for stretch in data.chunks(STRETCH) {
+    for block in data.chunks(SUM_BLOCK) {
         let mut sums = [[0.0_f32; LANES]; N];
-        let mut vectors = stretch.chunks_exact(LANES);
+        let mut vectors = block.chunks_exact(LANES);
         for vector in &mut vectors {
             for (lane, x) in vector.iter().enumerate() {
                 let terms = terms(*x);
@@ -138,7 +123,7 @@ fn sums_of<const N: usize>(data: &[f32], terms: impl Fn(f32) -> [f32; N]) -> [f6
     totals
 }
 
-/// The sum of a stretch's sums, by halves.
+/// The sum of a block's sums, by halves.
 #[inline(always)]
 fn total_of(sums: &[f32; LANES]) -> f64 {
     let mut wide = sums.map(f64::from);
@@ -161,7 +146,7 @@ pub(crate) fn sum(data: &[f32]) -> f64 {
 fn moments(data: &[f32]) -> (f32, f32) {
     let count = data.len() as f64;
     let centre = (sum(data) / count) as f32;
-    // The mean's rounding to f32 is made good by the mean of the differences.
+    // The mean of the differences corrects the rounding of the centre to f32.
     let [rest, squares] = isa::dispatch(Differences(data, centre)).map(|sum| sum / count);
     ((f64::from(centre) + rest) as f32, (squares - rest * rest).max(0.0) as f32)
 }
@@ -183,7 +168,7 @@ impl SimdOp for Affine<'_> {
         let ops = isa.f32();
         let (mean, scale, shift) = (ops.splat(self.mean), ops.splat(self.scale), ops.splat(self.shift));
         let Self { data, activation, .. } = self;
-        // Closures are inlined into the dispatched body only where they carry the attribute.
+        // Closures are inlined into the dispatched body only if they have the attribute.
         if activation == Some(UnaryOp::Silu) {
             isa::map_in_place(
                 isa,
@@ -205,8 +190,8 @@ impl SimdOp for Affine<'_> {
     }
 }
 
-/// Group norm of `input[batch, channels, spatial]` into `out`: each image's groups have their own statistics,
-/// each channel its own scale and shift.
+/// Group norm of `input[batch, channels, spatial]` into `out`. Each group of each image has its own
+/// statistics; each channel has its own scale and shift.
 ///
 /// # Panics
 ///
@@ -263,7 +248,7 @@ pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out
         return;
     }
     if shape.inner == 1 {
-        // An element is read three times.
+        // Each element is read three times.
         let rows = rows_per_task(3 * shape.axis);
         for_each_chunk_mut(out, rows * shape.axis, |task, chunk| {
             let input = &input[task * rows * shape.axis..][..chunk.len()];
@@ -275,7 +260,7 @@ pub fn layer_norm(shape: &AxisShape, input: &[f32], params: &NormParams<'_>, out
         });
         return;
     }
-    crate::axis::for_each_column_block(shape, out, |first, mut block| {
+    for_each_column_block(shape, out, |first, mut block| {
         isa::dispatch(NormalizeColumns { input: &input[first..], block: &mut block, params });
     });
 }
@@ -315,18 +300,18 @@ impl SimdOp for NormalizeRow<'_> {
 
 /// Layer norm of a block of columns.
 struct NormalizeColumns<'a, 'b> {
-    /// From the block's first element on.
+    /// The input from the block's first element on.
     input: &'a [f32],
-    block: &'a mut crate::axis::ColumnBlock<'b>,
+    block: &'a mut ColumnBlock<'b>,
     params: &'a NormParams<'a>,
 }
 
 /// Vectors of columns that are normalized together.
 const COLUMN_VECTORS: usize = 4;
-/// Rows whose sum is added to the other rows' as one: sums of sums lose less than a sum of all.
+/// Rows that are summed before their sum is added to the total: sums of sums lose fewer digits.
 const ROWS_SUMMED: usize = 32;
-/// Rows from the one that is read first to the one that is asked for.
-const ROWS_AHEAD: usize = 8;
+/// Distance, in rows, from the row that is read to the one that is prefetched.
+const PREFETCH_ROWS: usize = 8;
 
 impl SimdOp for NormalizeColumns<'_, '_> {
     type Output = ();
@@ -348,7 +333,7 @@ impl SimdOp for NormalizeColumns<'_, '_> {
     }
 }
 
-/// `V` vectors of a row, or a part of one.
+/// `V` vectors of a row, or part of one.
 #[inline(always)]
 fn columns<I: Isa, const V: usize>(isa: I, row: &[f32]) -> [I::F32; V] {
     let ops = isa.f32();
@@ -365,7 +350,7 @@ fn columns<I: Isa, const V: usize>(isa: I, row: &[f32]) -> [I::F32; V] {
 }
 
 impl NormalizeColumns<'_, '_> {
-    /// Normalizes `count` columns from the first on, `V` vectors or, if `V` is 1, a part of one.
+    /// Normalizes `count` columns from `first` on: `V` vectors or, if `V` is 1, part of one.
     #[inline(always)]
     fn normalize<I: Isa, const V: usize>(&mut self, isa: I, first: usize, count: usize) {
         let ops = isa.f32();
@@ -373,14 +358,14 @@ impl NormalizeColumns<'_, '_> {
         let Self { input, block, params } = self;
         let (axis, stride) = (block.rows(), block.stride());
         let start = |index: usize| index * stride + first;
-        // Means of differences from the first row, which lose nothing where all values are far from zero.
+        // Means of differences from the first row keep their digits where all values are far from zero.
         let origin = columns::<I, V>(isa, &input[start(0)..][..count]);
         let mut sums = [ops.zero(); V];
-        for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
+        for rows in ranges(axis, ROWS_SUMMED) {
             let mut part = [ops.zero(); V];
             for index in rows {
-                let ahead = (index + ROWS_AHEAD).min(axis - 1);
-                crate::simd::prefetch_line(input[start(ahead)..].as_ptr());
+                let ahead = (index + PREFETCH_ROWS).min(axis - 1);
+                simd::prefetch_line(input[start(ahead)..].as_ptr());
                 let row = columns::<I, V>(isa, &input[start(index)..][..count]);
                 for ((part, x), origin) in part.iter_mut().zip(row).zip(origin) {
                     *part = ops.add(*part, ops.sub(x, origin));
@@ -396,7 +381,7 @@ impl NormalizeColumns<'_, '_> {
             *mean = ops.mul_add(sum, share, origin);
         }
         let mut squares = [ops.zero(); V];
-        for rows in crate::gemm::ranges(axis, ROWS_SUMMED) {
+        for rows in ranges(axis, ROWS_SUMMED) {
             let mut part = [ops.zero(); V];
             for index in rows {
                 let row = columns::<I, V>(isa, &input[start(index)..][..count]);
@@ -427,7 +412,7 @@ impl NormalizeColumns<'_, '_> {
                 if count == V * len {
                     ops.store(value, &mut place[..len]);
                 } else {
-                    // SAFETY: as many elements as the mask has.
+                    // SAFETY: `place` has as many elements as the mask.
                     unsafe { ops.store_ptr_mask(value, place.as_mut_ptr(), ops.first_n_mask(count)) };
                 }
             }
@@ -438,7 +423,7 @@ impl NormalizeColumns<'_, '_> {
     }
 }
 
-/// Batch norm of `input[outer, axis, inner]` into `out` with the axis' given means and variances.
+/// Batch norm of `input[outer, axis, inner]` into `out`, with given means and variances along the axis.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! Index arithmetic over tensors with strides.
+//! Index arithmetic over strided tensors.
 
 /// The largest rank that kernels take.
 pub const MAX_RANK: usize = 6;
@@ -30,7 +30,7 @@ impl<const N: usize> Walk<N> {
         for (index, &len) in shape.iter().enumerate().filter(|(_, len)| **len != 1) {
             let axis = Axis { len, strides: strides.map(|strides| strides[index]) };
             if let Some(last) = walk.rank.checked_sub(1).map(|last| &mut walk.axes[last])
-                && (0..N).all(|n| last.strides[n] == axis.strides[n] * len)
+                && (0..N).all(|n| Some(last.strides[n]) == axis.strides[n].checked_mul(len))
             {
                 *last = Axis { len: last.len * len, strides: axis.strides };
             } else {
@@ -47,18 +47,20 @@ impl<const N: usize> Walk<N> {
         &self.axes[..self.rank]
     }
 
-    /// The axes but the last, and the last.
+    /// The outer axes, and the innermost one.
     pub(crate) fn split_inner(&self) -> (&[Axis<N>], Axis<N>) {
         (&self.axes[..self.rank - 1], self.axes[self.rank - 1])
     }
 
-    /// Panics unless operand `n`'s elements all lie within `len`.
+    /// Panics unless all elements of operand `n` lie within `len`.
     pub(crate) fn check_extent(&self, n: usize, len: usize) {
         if self.axes().iter().any(|axis| axis.len == 0) {
             return;
         }
-        let needed = 1 + self.axes().iter().map(|axis| (axis.len - 1) * axis.strides[n]).sum::<usize>();
-        assert!(needed <= len, "operand {n} needs {needed} elements, got {len}");
+        let needed = self.axes().iter().try_fold(1_usize, |needed, axis| {
+            needed.checked_add((axis.len - 1).checked_mul(axis.strides[n])?)
+        });
+        assert!(needed.is_some_and(|needed| needed <= len), "operand {n} exceeds its {len} elements");
     }
 }
 
@@ -75,7 +77,7 @@ pub(crate) fn offsets<const N: usize>(axes: &[Axis<N>], mut index: usize) -> [us
     offsets
 }
 
-/// The strides of a row-major tensor without gaps.
+/// The strides of a row-major tensor without gaps. Only the first `shape.len()` count.
 pub fn contiguous_strides(shape: &[usize]) -> [usize; MAX_RANK] {
     assert!(shape.len() <= MAX_RANK, "rank {} exceeds {MAX_RANK}", shape.len());
     let mut strides = [0; MAX_RANK];
@@ -87,8 +89,8 @@ pub fn contiguous_strides(shape: &[usize]) -> [usize; MAX_RANK] {
     strides
 }
 
-/// The strides, within `out_shape`, of a row-major tensor of `shape` under NumPy's broadcasting; `None` when the
-/// shapes do not broadcast. The first `out_shape.len()` are meaningful.
+/// The strides within `out_shape` of a row-major tensor of `shape` under NumPy's broadcasting; `None` when
+/// the shapes do not broadcast. Only the first `out_shape.len()` strides count.
 pub fn broadcast_strides(shape: &[usize], out_shape: &[usize]) -> Option<[usize; MAX_RANK]> {
     let missing = out_shape.len().checked_sub(shape.len())?;
     let own = contiguous_strides(shape);

@@ -1,6 +1,6 @@
 //! Attention, without its matrix of scores.
 
-use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
+use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, Partition};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
@@ -274,7 +274,7 @@ impl Parts {
                     value: Heads { data: values, layout: value.1 },
                     scale,
                     mask,
-                    by_image: packing.is_due(),
+                    partition: if packing.is_due() { Partition::Images } else { Partition::of(&shape) },
                 };
                 mixbit_kernels::attention(&args, precision, io.out[0], out);
                 Ok(())

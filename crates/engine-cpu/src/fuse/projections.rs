@@ -78,7 +78,7 @@ impl Projections {
             let mut rooms = Vec::new();
             let rights = kernel.operands(&mut rooms)?;
             let bias = (!bias.is_empty()).then_some(&bias[..]);
-            mixbit_kernels::gemm_several(io.out[0], left, &rights, kernel.precision(), bias);
+            mixbit_kernels::gemm_batched(io.out[0], left, &rights, kernel.precision(), bias);
             Ok(())
         })?;
         plan.prepare(move || packed.prepare());

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use mixbit_engine::Error;
 use mixbit_engine::geometry::{additive_mask, broadcast_strides, offsets};
-use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef, Precision};
+use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, MatRef, Partition, Precision};
 use mixbit_mil::OpView;
 
 use crate::plan::PlanBuilder;
@@ -52,7 +52,7 @@ fn attend(
         value: Heads { data: &inputs[2][part(keys, value_dim)], layout: layout(keys, value_dim) },
         scale: 1.0 / (dim as f32).sqrt(),
         mask,
-        by_image: false,
+        partition: Partition::of(&shape),
     };
     mixbit_kernels::attention(
         &args,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mixbit_engine::Error;
 use mixbit_engine::geometry::{conv_extents, pad_margins};
-use mixbit_kernels::{ConvEpilogue, ConvShape, Padding};
+use mixbit_kernels::{Bias, ConvShape, Epilogue, Mat, Padding};
 use mixbit_mil::OpView;
 use mixbit_mil::ops::ConvGeometry;
 
@@ -41,6 +41,7 @@ fn conv_shape(op: &OpView) -> Result<ConvShape, Error> {
 pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) -> Result<(), Error> {
     let shape = conv_shape(op)?;
     let ConvShape { batch, out_channels, .. } = shape;
+    let pixels = shape.out_size().iter().product();
     let Some(weight) = plan.conv_kernel(op.value("weight")?, false, &shape)? else {
         return plan.by_definition(op);
     };
@@ -51,10 +52,12 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
     plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
         let (shift, residual) = ending.operands(io);
         let shifted = shift.map(|shift| shifted(bias.as_deref(), shift, batch, out_channels));
-        let epilogue = ConvEpilogue {
-            bias: shifted.as_deref().or(bias.as_deref()),
-            residual,
+        let rows = batch * out_channels;
+        let epilogue = Epilogue {
+            bias: shifted.as_deref().or(bias.as_deref()).map_or(Bias::None, Bias::PerRow),
+            residual: residual.map(|residual| Mat::new(residual, rows, pixels)),
             activation: ending.activation,
+            gate: None,
         };
         let mut room = None;
         let operand = weight.operand(&mut room)?;
@@ -77,10 +80,12 @@ pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut PlanBuilder, gated: Gated
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[output], move |io| {
-        let (mut room, bias) = (None, bias.as_deref());
+        let mut room = None;
+        let bias = bias.as_deref().map_or(Bias::None, Bias::PerRow);
+        let epilogue = Epilogue { bias, gate: Some(activation), ..Epilogue::default() };
         let operand = weight.operand(&mut room)?;
         let (x, precision) = (io.floats[0], weight.precision());
-        mixbit_kernels::gated_conv2d(&shape, x, operand, precision, bias, activation, io.out[0]);
+        mixbit_kernels::conv2d(&shape, x, operand, precision, &epilogue, io.out[0]);
         Ok(())
     })?;
     plan.prepare(move || packed.prepare());

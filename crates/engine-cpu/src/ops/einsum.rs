@@ -157,8 +157,8 @@ pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
             );
             mixbit_kernels::gemm(
                 out,
-                Operand::F32(left),
-                Operand::F32(right),
+                Operand::from(left),
+                Operand::from(right),
                 precision,
                 &Epilogue::default(),
             );

@@ -34,8 +34,9 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) 
             bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn),
             residual: residual.map(|residual| Mat::new(residual, rows, outs)),
             activation: ending.activation,
+            gate: None,
         };
-        let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
+        let left = Operand::from(Mat::new(io.floats[0], rows, depth));
         let mut rooms = Vec::new();
         let right = weight.operands(&mut rooms)?[0];
         mixbit_kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
@@ -55,11 +56,13 @@ pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut PlanBuilder, gated: Gat
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let Gated { label, output, activation } = gated;
     plan.step(label, &[op.value("x")?], &[output], move |io| {
-        let left = Operand::F32(Mat::new(io.floats[0], rows, depth));
+        let left = Operand::from(Mat::new(io.floats[0], rows, depth));
         let mut rooms = Vec::new();
         let right = weight.operands(&mut rooms)?[0];
         let out = MatMut::new(io.out[0], rows, width);
-        mixbit_kernels::gated_gemm(out, left, right, weight.precision(), bias.as_deref(), activation);
+        let bias = bias.as_deref().map_or(Bias::None, Bias::PerColumn);
+        let epilogue = Epilogue { bias, gate: Some(activation), ..Epilogue::default() };
+        mixbit_kernels::gemm(out, left, right, weight.precision(), &epilogue);
         Ok(())
     })?;
     plan.prepare(move || packed.prepare());
@@ -78,9 +81,9 @@ fn lower_matmul(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         for (index, &(x_start, y_start)) in products.starts.iter().enumerate() {
             let out = &mut io.out[0][index * rows * columns..(index + 1) * rows * columns];
             let [row, column] = products.x_strides;
-            let left = Operand::F32(Mat::with_strides(&x[x_start..], rows, depth, row, column));
+            let left = Operand::from(Mat::with_strides(&x[x_start..], rows, depth, row, column));
             let [row, column] = products.y_strides;
-            let right = Operand::F32(Mat::with_strides(&y[y_start..], depth, columns, row, column));
+            let right = Operand::from(Mat::with_strides(&y[y_start..], depth, columns, row, column));
             mixbit_kernels::gemm(
                 MatMut::new(out, rows, columns),
                 left,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::matrix::Mat;
 use crate::testing::{Tolerance, check, check_cases, random};
 
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +23,7 @@ impl Order {
 enum Mask {
     None,
     Causal,
-    /// As transformers writes it: the lowest finite number.
+    /// The lowest finite number, as in the transformers library.
     CausalFinite,
     AllHidden,
 }
@@ -33,7 +34,7 @@ struct Case {
     order: Order,
     out_order: Order,
     mask: Mask,
-    /// Multiplies the inputs: large scores make the running maximum move.
+    /// The scale of the inputs: large scores raise the reference.
     gain: f32,
 }
 
@@ -146,17 +147,17 @@ fn every_shape_layout_and_mask() {
             value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
             scale: 1.0 / (s.dim as f32).sqrt(),
             mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
-            by_image: false,
+            partition: Partition::of(&s),
         };
         let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
-        // A score's absolute error is its weight's relative error, and it grows with the scores' magnitude.
+        // A weight's relative error is its score's absolute error, which grows with the score.
         let tolerance = Tolerance::OfLargest(2e-6 * f64::from(case.gain * case.gain / 6.0).max(1.0));
         check(&oracle(&args, out_layout), tolerance, |out| attention(&args, Precision::F32, out, out_layout))
     });
 }
 
-/// Queries, keys, values and weights have eight bits each in bfloat16: four roundings of at most 2^-9 each, of which those of
-/// the scores grow with them.
+/// In bfloat16, queries, keys, values and weights have eight bits each: four roundings of at most 2^-9. Those
+/// of the scores grow with the scores.
 #[test]
 fn narrow_precisions() {
     // Without gain: large scores have large errors.
@@ -175,7 +176,7 @@ fn narrow_precisions() {
                 value: Heads { data: &value, layout: case.order.layout(s.heads, s.keys, s.value_dim) },
                 scale: 1.0 / (s.dim as f32).sqrt(),
                 mask: mask.as_ref().map(|mask| Mat::new(&mask[..], s.queries, s.keys)),
-                by_image: false,
+                partition: Partition::of(&s),
             };
             let out_layout = case.out_order.layout(s.heads, s.queries, s.value_dim);
             check(&oracle(&args, out_layout), Tolerance::OfLargest(8e-3), |out| {
@@ -200,7 +201,8 @@ fn nan_reaches_the_output() {
             let [query, key, value] = [query, key, value].map(|data| Heads { data, layout });
             let mask = Some(Mat::new(&mask[..], queries, keys));
             let shape = shape(1, 1, queries, keys, dim, dim);
-            let args = Attention { shape, query, key, value, scale: 1.0, mask, by_image: false };
+            let args =
+                Attention { shape, query, key, value, scale: 1.0, mask, partition: Partition::of(&shape) };
             let mut out = vec![0.0; queries * dim];
             attention(&args, precision, &mut out, layout);
             for (query, row) in out.chunks_exact(dim).enumerate() {
@@ -221,10 +223,10 @@ fn nan_reaches_the_output() {
     }
 }
 
-/// Scores that climb, fall, or leap make what weights relate to move, in a block's midst and at its start.
+/// Scores that climb, fall or leap raise the reference, at the start and in the middle of a block.
 #[test]
-fn scores_may_climb() {
-    // So that in bfloat16 the scaled query is exact, as the keys are: integers of eight bits.
+fn climbing_scores_raise_the_reference() {
+    // Integers of eight bits: in bfloat16 the scaled queries are exact, as the keys are.
     let scale = std::f32::consts::LN_2;
     let climbs: [fn(usize) -> f32; 4] = [
         |key| (key / 2) as f32,
@@ -248,7 +250,7 @@ fn scores_may_climb() {
                 value: Heads { data: &value, layout: HeadLayout::token_major(1, 300, 5) },
                 scale,
                 mask: None,
-                by_image: false,
+                partition: Partition::Images,
             };
             let layout = HeadLayout::token_major(1, queries, 5);
             check(&oracle(&args, layout), Tolerance::OfLargest(limit), |out| {
@@ -272,7 +274,35 @@ fn overlapping_output_is_refused() {
         value: heads,
         scale: 1.0,
         mask: None,
-        by_image: false,
+        partition: Partition::Images,
     };
     attention(&args, Precision::F32, &mut [0.0; 64], HeadLayout { token: 4, ..layout });
+}
+
+#[test]
+#[should_panic(expected = "exceeds its 64 elements")]
+fn an_output_whose_extent_overflows_is_refused() {
+    let layout = HeadLayout::token_major(1, 8, 8);
+    let overflowing = HeadLayout { token: usize::MAX / 4, ..layout };
+    overflowing.check_output(&shape(1, 1, 8, 8, 8, 8), 64);
+}
+
+#[test]
+fn partitions_give_the_same_bytes() {
+    let s = shape(3, 4, 40, 30, 16, 16);
+    let data = random(1, s.batch * s.heads * s.queries * s.dim);
+    let layout = HeadLayout::token_major(s.heads, s.queries, s.dim);
+    let key_layout = HeadLayout::token_major(s.heads, s.keys, s.dim);
+    let [images, heads] = [Partition::Images, Partition::Heads].map(|partition| {
+        let heads = |layout| Heads { data: &data, layout };
+        let (query, key) = (heads(layout), heads(key_layout));
+        let args = Attention { shape: s, query, key, value: key, scale: 0.25, mask: None, partition };
+        let mut out = vec![f32::NAN; data.len()];
+        attention(&args, Precision::F32, &mut out, layout);
+        out
+    });
+    assert!(images.iter().all(|x| x.is_finite()) && images == heads);
+    // 120 tokens of all images are more than 64 channels.
+    assert_eq!(Partition::of(&s), Partition::Images);
+    assert_eq!(Partition::of(&AttentionShape { queries: 20, ..s }), Partition::Heads);
 }

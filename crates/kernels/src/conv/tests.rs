@@ -1,7 +1,10 @@
 use half::{bf16, f16};
 
 use super::*;
+use crate::gemm::epilogue::Bias;
+use crate::matrix::Mat;
 use crate::testing::{Tolerance, check, check_cases, random};
+use crate::unary::UnaryOp;
 
 pub(crate) const BASE: ConvShape = ConvShape {
     batch: 1,
@@ -86,7 +89,7 @@ fn every_window() {
         let weight = random(2, shape.out_channels * shape.depth());
         check(&oracle(shape, &input, &weight), TOLERANCE, |out| {
             let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-            conv2d(shape, &input, weight, Precision::F32, &ConvEpilogue::default(), out);
+            conv2d(shape, &input, weight, Precision::F32, &Epilogue::default(), out);
         })
     });
 }
@@ -102,7 +105,7 @@ fn every_precision() {
         let expected = oracle(shape, &input, &weight);
         for (precision, tolerance) in [(Precision::Bf16, 4e-6), (Precision::Int8, 3e-2)] {
             let run = |weight: Groups<'_>, out: &mut [f32]| {
-                direct(shape, &input, weight, precision, &ConvEpilogue::default(), out);
+                direct(shape, &input, weight, precision, &Epilogue::default(), out);
             };
             let weight = WeightSlice::F32(&weight);
             check(&expected, Tolerance::OfLargest(tolerance), |out| {
@@ -137,10 +140,12 @@ fn packed_and_half_weights_with_an_epilogue() {
                 *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
                 *value /= 1.0 + (-*value).exp();
             }
-            let epilogue = ConvEpilogue {
-                bias: Some(&bias),
-                residual: Some(&residual),
+            let rows = shape.batch * shape.out_channels;
+            let epilogue = Epilogue {
+                bias: Bias::PerRow(&bias),
+                residual: Some(Mat::new(&residual[..], rows, shape.out_size().iter().product())),
                 activation: Some(UnaryOp::Silu),
+                gate: None,
             };
             check(&expected, TOLERANCE, |out| {
                 let packed = pack_conv_weight(shape, WeightSlice::F16(&halves), Precision::F32);
@@ -159,7 +164,7 @@ fn packed_and_half_weights_with_an_epilogue() {
 fn gates_multiply_values() {
     let shapes: Vec<_> = shapes().into_iter().filter(|shape| shape.groups == 1).collect();
     check_cases(&shapes, |shape| {
-        // As many values as the shape has outputs, and as many gates.
+        // The shape's output channels are values; there are as many gates.
         let whole = ConvShape { out_channels: 2 * shape.out_channels, ..*shape };
         let input = random(3, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
         let weight = random(4, whole.out_channels * whole.depth());
@@ -173,14 +178,16 @@ fn gates_multiply_values() {
         let images = sums.chunks_exact((2 * image_len).max(1)).map(|image| image.split_at(image_len));
         let gated = images.flat_map(|(values, gates)| values.iter().zip(gates));
         let expected: Vec<f64> = gated.map(|(value, gate)| value * gate / (1.0 + (-gate).exp())).collect();
+        let epilogue =
+            Epilogue { bias: Bias::PerRow(&bias), gate: Some(UnaryOp::Silu), ..Epilogue::default() };
         check(&expected, TOLERANCE, |out| {
             let weight = ConvWeight::Stored(WeightSlice::F32(&weight));
-            gated_conv2d(&whole, &input, weight, Precision::F32, Some(&bias), UnaryOp::Silu, out);
+            conv2d(&whole, &input, weight, Precision::F32, &epilogue, out);
         })?;
         check(&expected, TOLERANCE, |out| {
             let packed = pack_gated_conv_weight(&whole, WeightSlice::F32(&weight), Precision::F32);
             let weight = ConvWeight::Packed(&packed);
-            gated_conv2d(&whole, &input, weight, Precision::F32, Some(&bias), UnaryOp::Silu, out);
+            conv2d(&whole, &input, weight, Precision::F32, &epilogue, out);
         })
     });
 }

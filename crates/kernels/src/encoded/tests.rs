@@ -3,26 +3,26 @@ use half::f16;
 use super::*;
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::{
-    ConvEpilogue, ConvShape, ConvWeight, Epilogue, Mat, MatMut, Operand, PackedMatrix, PackedSide, Padding,
+    Bias, ConvShape, ConvWeight, Epilogue, Mat, MatMut, Operand, PackedMatrix, PackedSide, Padding,
     Precision, WeightSlice, conv2d, gather_weight_rows, gemm, pack_conv_weight,
 };
 
 const WIDTHS: [usize; 6] = [1, 2, 3, 4, 6, 8];
 
-/// What a code stands for.
+/// The meaning of an index.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     Palette,
-    /// A palette whose entries ascend.
+    /// A sorted palette.
     Ascending,
-    /// A palette whose entries are scaled, in half precision.
+    /// A palette that is scaled in half precision.
     Scaled,
     /// Integers that are shifted and scaled, in half and in single precision.
     Shifted,
     ShiftedWide,
 }
 
-/// A compressed weight of rows and columns, with its table and its scale for each of some groups.
+/// A compressed weight with a table and a scale for each group.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     bits: usize,
@@ -127,7 +127,7 @@ impl Owned {
     }
 }
 
-/// Every width and form in every grouping of sizes around a read of codes, a run of the packing and a tile.
+/// Every width and form in every grouping, at sizes around a word of the stream, a packed run and a tile.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for bits in WIDTHS {
@@ -169,7 +169,7 @@ fn runs_decode_by_definition() {
     });
 }
 
-/// Ones where the bits of two results differ, at every instruction set and thread count.
+/// Compares two results bit by bit, at every instruction set and thread count.
 fn check_same(
     len: usize,
     dense: impl Fn(&mut [f32]) + Sync,
@@ -192,13 +192,13 @@ fn products_are_those_of_the_decoded_weights() {
         let [rows, columns] = case.size;
         let values = owned.dense();
         let (encoded, dense) = (owned.slice(), WeightSlice::F32(&values));
-        // Few rows, which take the path of dot products, and many.
+        // A few rows, which are dot products, and many.
         for others in [1, 4, 5, 33] {
             let label = |what: &'static str| move |error: String| format!("{what} {others}: {error}");
             let tokens = random(1, (others + 1) * columns.max(rows));
-            let tokens_by = |depth: usize| Operand::F32(Mat::new(&tokens[..], others, depth));
+            let tokens_by = |depth: usize| Operand::from(Mat::new(&tokens[..], others, depth));
             let linear = |weight: WeightSlice<'_>, out: &mut [f32]| {
-                let right = weight.transposed_matrix(rows, columns);
+                let right = weight.transposed_matrix(rows, columns).into();
                 gemm(
                     MatMut::new(out, others, rows),
                     tokens_by(columns),
@@ -210,7 +210,7 @@ fn products_are_those_of_the_decoded_weights() {
             check_same(others * rows, |out| linear(dense, out), |out| linear(encoded, out))
                 .map_err(label("right, transposed"))?;
             let product = |weight: WeightSlice<'_>, out: &mut [f32]| {
-                let right = weight.matrix(rows, columns);
+                let right = weight.matrix(rows, columns).into();
                 gemm(
                     MatMut::new(out, others, columns),
                     tokens_by(rows),
@@ -223,8 +223,8 @@ fn products_are_those_of_the_decoded_weights() {
                 .map_err(label("right"))?;
             let left = |weight: WeightSlice<'_>, out: &mut [f32]| {
                 // With gaps: a few dense rows times contiguous columns would be dot products.
-                let right = Operand::F32(Mat::with_strides(&tokens[..], columns, others, others + 1, 1));
-                let left = weight.matrix(rows, columns);
+                let right = Operand::from(Mat::with_strides(&tokens[..], columns, others, others + 1, 1));
+                let left = weight.matrix(rows, columns).into();
                 gemm(MatMut::new(out, rows, others), left, right, Precision::F32, &Epilogue::default());
             };
             check_same(rows * others, |out| left(dense, out), |out| left(encoded, out))
@@ -234,7 +234,7 @@ fn products_are_those_of_the_decoded_weights() {
     });
 }
 
-/// A depth of several blocks, more lanes than a block, and work that is shared among threads.
+/// Several blocks of depth, and work that is shared among threads.
 #[test]
 fn large_products_are_those_of_the_decoded_weights() {
     let cases = WIDTHS.map(|bits| Case { bits, size: [64, 1030], groups: [4, 2], form: Form::Palette });
@@ -245,8 +245,8 @@ fn large_products_are_those_of_the_decoded_weights() {
         for others in [3, 70] {
             let tokens = random(2, others * columns);
             let linear = |weight: WeightSlice<'_>, out: &mut [f32]| {
-                let left = Operand::F32(Mat::new(&tokens[..], others, columns));
-                let right = weight.transposed_matrix(rows, columns);
+                let left = Operand::from(Mat::new(&tokens[..], others, columns));
+                let right = weight.transposed_matrix(rows, columns).into();
                 gemm(MatMut::new(out, others, rows), left, right, Precision::F32, &Epilogue::default());
             };
             let dense = WeightSlice::F32(&values);
@@ -294,7 +294,7 @@ fn convolutions_are_those_of_the_decoded_weights() {
         let values = owned.dense();
         let input = random(3, shape.batch * shape.in_channels * shape.in_size[0] * shape.in_size[1]);
         let bias = random(4, shape.out_channels);
-        let epilogue = ConvEpilogue { bias: Some(&bias), ..ConvEpilogue::default() };
+        let epilogue = Epilogue { bias: Bias::PerRow(&bias), ..Epilogue::default() };
         let conv = |weight: ConvWeight<'_>, out: &mut [f32]| {
             conv2d(shape, &input, weight, Precision::F32, &epilogue, out)
         };

@@ -1,86 +1,125 @@
-//! What the words of a panel hold, and how elements get there.
+//! Panel formats: what a panel's words hold, and how elements are encoded.
+
+use std::marker::PhantomData;
 
 use rten_simd::{Isa, SimdOp};
 
-use crate::gemm::pack::PackedSide;
 use crate::isa;
 use crate::precision::Precision;
 use crate::simd;
+use crate::simd::microkernel::{F32Kernel, PanelOp, ScaledF32Kernel};
+use crate::simd::operands::Rows;
+use crate::simd::quantize::{LaneScale, scale_of};
 
-/// The content of a panel's words of 32 bits.
+/// Which side of a product a matrix is packed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackedSide {
+    /// The left factor.
+    Left,
+    /// The right factor.
+    Right,
+}
+
+/// The content of a panel's 32-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// An `f32`.
-    Single,
-    /// An `f32` rounded to bfloat16, where the CPU does not multiply those.
-    Rounded,
+    F32,
+    /// An `f32` rounded to bfloat16, where the CPU does not multiply bfloat16.
+    EmulatedBf16,
     /// Two bfloat16 of one lane, the first depth in the low half.
-    Pairs,
-    /// An `f32` that is a small integer, to be scaled, where the CPU does not multiply bytes. Sums up to 2^24 are exact: those of
-    /// a block 1280 deep may be larger only if nearly all that is multiplied is the largest there is.
-    Integers,
-    /// Four small integers of one lane, a byte each, the first depth in the lowest byte, to be scaled. On the right side,
-    /// [`simd::INT8_OFFSET`] is added to each.
-    Quads,
+    Bf16x2,
+    /// An `f32` with an integer value, scaled per lane, where the CPU does not multiply bytes. Sums are exact
+    /// up to 2^24; a block of depth 1280 exceeds that only if nearly all products are the largest possible.
+    EmulatedI8,
+    /// Four 8-bit integers of one lane, the first depth in the lowest byte, scaled per lane. The right side's
+    /// have a zero point of [`simd::INT8_OFFSET`].
+    I8x4,
 }
 
-/// The largest quantized value.
-pub(crate) const LARGEST: f32 = 127.0;
-/// Adding and subtracting it rounds an `f32` of at most 2^22 to an integer.
+/// Adding and then subtracting this rounds an `f32` of magnitude up to 2^22 to an integer.
 const ROUNDER: f32 = 12_582_912.0;
 
 impl Format {
     /// The format for a precision on this CPU.
     pub(crate) fn of(precision: Precision) -> Self {
         match precision {
-            Precision::F32 => Self::Single,
-            Precision::Bf16 if simd::has_bf16() => Self::Pairs,
-            Precision::Bf16 => Self::Rounded,
-            Precision::Int8 if simd::has_int8() => Self::Quads,
-            Precision::Int8 => Self::Integers,
+            Precision::F32 => Self::F32,
+            Precision::Bf16 if simd::has_bf16() => Self::Bf16x2,
+            Precision::Bf16 => Self::EmulatedBf16,
+            Precision::Int8 if simd::has_int8() => Self::I8x4,
+            Precision::Int8 => Self::EmulatedI8,
         }
     }
 
-    /// Depths that share a word.
+    /// Depths in a word.
     pub(crate) fn depths_per_word(self) -> usize {
         match self {
-            Self::Single | Self::Rounded | Self::Integers => 1,
-            Self::Pairs => 2,
-            Self::Quads => 4,
+            Self::F32 | Self::EmulatedBf16 | Self::EmulatedI8 => 1,
+            Self::Bf16x2 => 2,
+            Self::I8x4 => 4,
         }
     }
 
-    /// Whether each lane has a scale for each block of the depth.
+    /// Whether each lane has a scale for each block of depth.
     pub(crate) fn is_scaled(self) -> bool {
-        matches!(self, Self::Integers | Self::Quads)
+        matches!(self, Self::EmulatedI8 | Self::I8x4)
     }
 
-    /// The words of a lane over `depth`, without scales.
+    /// Words of a lane over `depth`, without scales.
     pub(crate) fn words(self, depth: usize) -> usize {
         depth.div_ceil(self.depths_per_word())
     }
 
-    /// The words of a panel of `width` lanes over `depth`: behind the elements, for a scaled format, one scale for each lane
-    /// and then one [`start`](encode_lane) for each lane.
+    /// Words of a panel of `width` lanes over `depth`. A scaled format has a scale and a
+    /// [start](LaneScale::start) for each lane behind the elements.
     pub(crate) fn panel_len(self, depth: usize, width: usize) -> usize {
         (self.words(depth) + if self.is_scaled() { 2 } else { 0 }) * width
     }
+
+    /// The depth of a block of a product over `depth`. Of several blocks of `f32`, a right panel stays in the
+    /// L1 cache. Narrower formats stream from the L2 cache in time, and longer blocks touch the output less
+    /// often.
+    pub(crate) fn block_depth(self, depth: usize) -> usize {
+        let (block, single) = match self {
+            Format::F32 | Format::EmulatedBf16 => (256, 384),
+            Format::Bf16x2 => (1280, 1280),
+            // A block shares its scales: shorter ones are more accurate.
+            Format::EmulatedI8 | Format::I8x4 => (512, 1280),
+        };
+        if depth <= single {
+            return depth.max(1);
+        }
+        depth.div_ceil(depth.div_ceil(block)).next_multiple_of(4)
+    }
+
+    /// Runs `op` with this format's micro-kernel.
+    pub(crate) fn dispatch<Op: PanelOp>(self, op: Op) -> Op::Output {
+        struct With<Op, K>(Op, PhantomData<K>);
+        impl<Op: PanelOp> SimdOp for With<Op, F32Kernel> {
+            type Output = Op::Output;
+            #[inline(always)]
+            fn eval<I: Isa>(self, isa: I) -> Op::Output {
+                self.0.eval::<I, F32Kernel>(isa)
+            }
+        }
+        impl<Op: PanelOp> SimdOp for With<Op, ScaledF32Kernel> {
+            type Output = Op::Output;
+            #[inline(always)]
+            fn eval<I: Isa>(self, isa: I) -> Op::Output {
+                self.0.eval::<I, ScaledF32Kernel>(isa)
+            }
+        }
+        match self {
+            Format::F32 | Format::EmulatedBf16 => isa::dispatch(With::<Op, F32Kernel>(op, PhantomData)),
+            Format::EmulatedI8 => isa::dispatch(With::<Op, ScaledF32Kernel>(op, PhantomData)),
+            Format::Bf16x2 => simd::dispatch_bf16x2(op),
+            Format::I8x4 => simd::dispatch_i8x4(op),
+        }
+    }
 }
 
-/// The scale and the start of a lane of a scaled format.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct LaneScale {
-    pub(crate) scale: f32,
-    /// What a sum of products with this lane, on the left, begins with: it makes good the right side's offset.
-    pub(crate) start: i32,
-}
-
-impl LaneScale {
-    /// What stands for a scale of a format without.
-    pub(crate) const NONE: LaneScale = LaneScale { scale: 1.0, start: 0 };
-}
-
-/// Writes a lane's `run` as words. For a format without scales, the result has no meaning.
+/// Encodes a lane's `run` as words. Formats without scales return [`LaneScale::NONE`].
 pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: &mut [u32]) -> LaneScale {
     struct Encode<'a>(Format, PackedSide, &'a [f32], &'a mut [u32]);
     impl SimdOp for Encode<'_> {
@@ -91,12 +130,12 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
             let Encode(format, side, run, words) = self;
             let mut lane = LaneScale::NONE;
             match format {
-                Format::Single => run.iter().zip(words).for_each(|(x, word)| *word = x.to_bits()),
-                Format::Rounded => {
+                Format::F32 => run.iter().zip(words).for_each(|(x, word)| *word = x.to_bits()),
+                Format::EmulatedBf16 => {
                     run.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
-                Format::Pairs if simd::pair_up(run, words) => {}
-                Format::Pairs => {
+                Format::Bf16x2 if simd::encode_bf16x2(run, words) => {}
+                Format::Bf16x2 => {
                     let (pairs, rest) = run.as_chunks::<2>();
                     for ([low, high], word) in pairs.iter().zip(words.iter_mut()) {
                         *word = bf16_bits(*low) >> 16 | bf16_bits(*high) & 0xffff_0000;
@@ -105,26 +144,26 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
                         *word = bf16_bits(*last) >> 16;
                     }
                 }
-                Format::Integers => {
+                Format::EmulatedI8 => {
                     let inverse;
                     (lane.scale, inverse) = scale_of(largest(run));
                     for (x, word) in run.iter().zip(words) {
                         *word = ((x * inverse + ROUNDER) - ROUNDER).to_bits();
                     }
                 }
-                Format::Quads => {
+                Format::I8x4 => {
                     let inverse;
                     (lane.scale, inverse) = scale_of(largest(run));
-                    let (done, mut sum) = simd::encode_quads(run, inverse, offset_bits(side), words);
+                    let (done, mut sum) = simd::encode_i8x4(run, inverse, offset_bits(side), words);
                     let (run, words) = (&run[4 * done..], &mut words[done..]);
                     let (quads, rest) = run.as_chunks::<4>();
                     for (quad, word) in quads.iter().zip(words.iter_mut()) {
-                        *word = quad_word(*quad, inverse, side, &mut sum);
+                        *word = i8x4_word(*quad, inverse, side, &mut sum);
                     }
                     if let (false, Some(word)) = (rest.is_empty(), words.last_mut()) {
                         let mut quad = [0.0; 4];
                         quad[..rest.len()].copy_from_slice(rest);
-                        *word = quad_word(quad, inverse, side, &mut sum);
+                        *word = i8x4_word(quad, inverse, side, &mut sum);
                     }
                     lane.start = sum.wrapping_mul(-simd::INT8_OFFSET);
                 }
@@ -135,18 +174,8 @@ pub(crate) fn encode_lane(format: Format, side: PackedSide, run: &[f32], words: 
     isa::dispatch(Encode(format, side, run, words))
 }
 
-/// Elements, a row for each depth.
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    /// From one row to the next.
-    pub(crate) stride: usize,
-    pub(crate) depth: usize,
-    /// The elements that are meant of a row.
-    pub(crate) lanes: usize,
-}
-
-/// Writes rows of at most `width` lanes as a panel from where they lie, and says whether it did: where the CPU does that faster
-/// than the compiler's loops.
+/// Encodes strided rows of at most `width` lanes as a panel, where the CPU has instructions for that. Returns
+/// false, with nothing written, elsewhere.
 pub(crate) fn encode_in_place(
     format: Format,
     side: PackedSide,
@@ -155,13 +184,13 @@ pub(crate) fn encode_in_place(
     panel: &mut [u32],
 ) -> bool {
     match format {
-        Format::Pairs => simd::pair_rows(rows, width, panel),
-        Format::Quads => simd::quad_rows(rows, width, offset_bits(side), panel),
-        Format::Single | Format::Rounded | Format::Integers => false,
+        Format::Bf16x2 => simd::encode_rows_bf16x2(rows, width, panel),
+        Format::I8x4 => simd::encode_rows_i8x4(rows, width, offset_bits(side), panel),
+        Format::F32 | Format::EmulatedBf16 | Format::EmulatedI8 => false,
     }
 }
 
-/// Writes `rows`, one of `width` lanes for each depth, as a panel.
+/// Encodes `rows`, one of `width` lanes for each depth, as a panel.
 pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width: usize, panel: &mut [u32]) {
     struct Encode<'a>(Format, PackedSide, &'a [f32], usize, &'a mut [u32]);
     impl SimdOp for Encode<'_> {
@@ -173,11 +202,11 @@ pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width:
             let depth = rows.len() / width;
             let (words, lanes) = panel.split_at_mut(format.words(depth) * width);
             match format {
-                Format::Single => rows.iter().zip(words).for_each(|(x, word)| *word = x.to_bits()),
-                Format::Rounded => {
+                Format::F32 => rows.iter().zip(words).for_each(|(x, word)| *word = x.to_bits()),
+                Format::EmulatedBf16 => {
                     rows.iter().zip(words).for_each(|(x, word)| *word = bf16_bits(*x) & 0xffff_0000)
                 }
-                Format::Pairs => {
+                Format::Bf16x2 => {
                     for (pair, words) in rows.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
                         let (low, high) = pair.split_at(width);
                         for ((word, low), index) in words.iter_mut().zip(low).zip(0..) {
@@ -186,7 +215,7 @@ pub(crate) fn encode_rows(format: Format, side: PackedSide, rows: &[f32], width:
                         }
                     }
                 }
-                Format::Integers | Format::Quads => {
+                Format::EmulatedI8 | Format::I8x4 => {
                     let (scales, starts) = lanes.split_at_mut(width);
                     scaled_rows(format, side, rows, words, scales, starts);
                 }
@@ -211,7 +240,7 @@ fn scaled_rows(
 ) {
     let width = scales.len();
     let mut first = 0;
-    // Lanes by sixteens, and what is left of them: every panel is a multiple of two wide.
+    // Sixteen lanes at a time, then the rest: every panel width is a multiple of two.
     while first < width {
         let (scales, starts) = (&mut scales[first..], &mut starts[first..]);
         first += match width - first {
@@ -222,7 +251,7 @@ fn scaled_rows(
     }
 }
 
-/// `N` lanes of [`scaled_rows`] from the first on; the scales and starts are theirs. Returns `N`.
+/// `N` lanes of [`scaled_rows`] from `first` on, and their scales and starts. Returns `N`.
 #[inline(always)]
 fn scaled_lanes<const N: usize>(
     format: Format,
@@ -245,7 +274,7 @@ fn scaled_lanes<const N: usize>(
     scales[..N].copy_from_slice(&both.map(|(scale, _)| scale.to_bits()));
     let mut sums = [0_i32; N];
     let words = words.chunks_exact_mut(width).map(|row| &mut row[first..first + N]);
-    if format == Format::Integers {
+    if format == Format::EmulatedI8 {
         for (row, words) in rows.chunks_exact(width).filter_map(lanes_of).zip(words) {
             for ((x, inverse), word) in row.iter().zip(&inverses).zip(words) {
                 *word = ((x * inverse + ROUNDER) - ROUNDER).to_bits();
@@ -257,7 +286,7 @@ fn scaled_lanes<const N: usize>(
             let quad = [row(0), row(1), row(2), row(3)];
             for (lane, word) in words.iter_mut().enumerate() {
                 let values = [quad[0][lane], quad[1][lane], quad[2][lane], quad[3][lane]];
-                *word = quad_word(values, inverses[lane], side, &mut sums[lane]);
+                *word = i8x4_word(values, inverses[lane], side, &mut sums[lane]);
             }
         }
     }
@@ -265,38 +294,29 @@ fn scaled_lanes<const N: usize>(
     N
 }
 
-/// The largest magnitude; NaN if there is one.
+/// The largest magnitude; NaN if any element is.
 #[inline(always)]
 fn largest(run: &[f32]) -> f32 {
-    // Magnitudes order as their bits do, NaN behind infinity.
+    // Magnitudes order as their bits, NaN above infinity.
     f32::from_bits(run.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)))
 }
 
-/// The scale of values up to `largest`, and its inverse. What is not finite makes the scale so, and with it every result.
+/// Four values quantized to one word. Adds the integers to `sum`.
 #[inline(always)]
-pub(crate) fn scale_of(largest: f32) -> (f32, f32) {
-    let scale = largest / LARGEST;
-    let inverse = LARGEST / largest;
-    // Of zeros, or numbers so small that the inverse is infinite.
-    if inverse.is_infinite() { (0.0, 0.0) } else { (scale, inverse) }
-}
-
-/// Four values as one word, with its values added to `sum`.
-#[inline(always)]
-fn quad_word(quad: [f32; 4], inverse: f32, side: PackedSide, sum: &mut i32) -> u32 {
+fn i8x4_word(quad: [f32; 4], inverse: f32, side: PackedSide, sum: &mut i32) -> u32 {
     let [a, b, c, d] = quad.map(|x| (x * inverse + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32);
     *sum = sum.wrapping_add(a).wrapping_add(b).wrapping_add(c).wrapping_add(d);
     let word = (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
     word as u32 ^ offset_bits(side)
 }
 
-/// What adds the offset of a side to the bytes of a word if it is turned over: adding 128 to a byte turns its highest bit over.
+/// XOR mask that adds a side's zero point to each byte of a word: adding 128 flips the highest bit.
 #[inline(always)]
 pub(crate) fn offset_bits(side: PackedSide) -> u32 {
     if side == PackedSide::Right { simd::INT8_OFFSET as u32 * 0x0101_0101 } else { 0 }
 }
 
-/// The bits of `x` rounded to bfloat16, in the high half; the low half holds no meaning. NaN stays NaN.
+/// The bits of `x` rounded to bfloat16, in the high half; the low half is unspecified. NaN stays NaN.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();

@@ -1,44 +1,37 @@
 //! Packing: the layout that the micro-kernel reads.
 //!
-//! A product's left side is cut into panels of `mr` rows, its right side into panels of `nr` columns; rows and
-//! columns are both called *lanes* here. A panel consists of words ([`Format`]) and is stored depth first: word `k` of
-//! `lane` of a panel `width` lanes wide is at `k * width + lane`. Missing lanes of the last panel are zero.
+//! The left side of a product is cut into panels of `mr` rows, the right side into panels of `nr` columns.
+//! Rows and columns are both called *lanes* here. A panel consists of words ([`Format`]), stored depth first:
+//! word `k` of `lane` of a panel `width` lanes wide is at `k * width + lane`. Missing lanes of the last panel
+//! are zero.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::gemm::format::{Format, Rows, encode_in_place, encode_lane, encode_rows};
-use crate::gemm::source::{ByDepth, ByLane, Source};
-use crate::gemm::tile::panel_width;
-use crate::gemm::{Side, blocks, depth_block, sizes, with_sides};
-use crate::matrix::Operand;
+use super::format::{Format, PackedSide, encode_in_place, encode_lane, encode_rows};
+use super::source::{ByDepth, ByLane, Source, Strided};
+use crate::blocks::blocks;
+use crate::matrix::{Mat, WeightSlice};
 use crate::memory::{Memory, with_scratch};
 use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
 use crate::simd;
+use crate::simd::microkernel::{LOWER_MR, WIDE_MR, best_height, tile_shape};
+use crate::simd::operands::{GROUP, Lanes, Rows};
 
-/// Which side of a product a matrix is packed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PackedSide {
-    /// The left factor.
-    Left,
-    /// The right factor.
-    Right,
-}
-
-/// A whole matrix in the layout of this CPU's micro-kernel.
+/// A matrix, or a batch of equally large ones, in the layout of this CPU's micro-kernel.
 ///
-/// Worth its memory for small models, whose weights are packed again in every call otherwise.
+/// Takes memory and saves packing the same weights in every product.
 #[derive(Debug)]
 pub struct PackedMatrix {
     /// For each block of the depth, one panel after the other.
     words: Memory<u32>,
     pub(crate) shape: PackedShape,
-    /// How many matrices of the shape there are, their panels numbered one matrix after the other.
-    pub(crate) images: usize,
+    /// The number of matrices. Their panels are numbered one matrix after the other.
+    pub(crate) batch: usize,
 }
 
-/// What a packed matrix is.
+/// The shape of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackedShape {
     pub(crate) lanes: usize,
@@ -46,53 +39,55 @@ pub(crate) struct PackedShape {
     pub(crate) width: usize,
     pub(crate) side: PackedSide,
     pub(crate) format: Format,
-    /// Whether the lanes are values and then as many gates. Their panels alternate, so that those lie beside each other that
-    /// are needed together.
+    /// Whether the lanes are values and then as many gates. Their panels alternate, which puts those that are
+    /// used together side by side.
     pub(crate) is_gated: bool,
 }
 
 impl PackedShape {
     pub(crate) fn new(lanes: usize, depth: usize, side: PackedSide, format: Format) -> Self {
-        // Without depth there is nothing to take a scale of.
-        let format = if depth == 0 { Format::Single } else { format };
+        // A lane without elements has no scale.
+        let format = if depth == 0 { Format::F32 } else { format };
         Self { lanes, depth, width: panel_width(side, lanes), side, format, is_gated: false }
     }
 
-    /// Of values and gates.
+    /// The same shape with lanes that are values and gates.
     ///
     /// # Panics
     /// When the number of lanes is odd.
     pub(crate) fn gated(self) -> Self {
-        assert!(self.lanes.is_multiple_of(2), "values and gates are as many");
+        assert!(self.lanes.is_multiple_of(2), "the number of lanes of values and gates is odd");
         Self { is_gated: true, ..self }
     }
 
-    /// The panels of a tile of the output.
+    /// Panels that make one tile of the output: two with gates.
     pub(crate) fn unit(&self) -> usize {
         1 + usize::from(self.is_gated)
     }
 
+    /// Panels of one matrix.
     pub(crate) fn panels(&self) -> usize {
         self.unit() * (self.lanes / self.unit()).div_ceil(self.width)
     }
 
-    /// The lanes of a panel of one image.
+    /// The lanes of a panel of one matrix.
     pub(crate) fn lanes_of(&self, panel: usize) -> Range<usize> {
         let (half, panel) = (self.lanes / self.unit(), [panel / self.unit(), panel % self.unit()]);
         let start = panel[1] * half;
         start + panel[0] * self.width..start + ((panel[0] + 1) * self.width).min(half)
     }
 
-    /// The words of so many panels over a range of the depth that consists of blocks.
+    /// Words of `panels` panels over a range of the depth that consists of whole blocks.
     pub(crate) fn len_of(&self, panels: usize, depths: &Range<usize>) -> usize {
-        let block = depth_block(self.format, self.depth);
+        let block = self.format.block_depth(self.depth);
         let (whole, rest) = (depths.len() / block, depths.len() % block);
         let panel_len = |depth| if depth > 0 { self.format.panel_len(depth, self.width) } else { 0 };
         panels * (whole * panel_len(block) + panel_len(rest))
     }
 
-    /// Packs panels of all images over a range of the depth that consists of blocks: for each block one panel after the
-    /// other. There is one source for each image, all of one shape, and panels are numbered image after image.
+    /// Packs panels of a batch over a range of the depth that consists of whole blocks: for each block, one
+    /// panel after the other. There is one source for each matrix, and panels are numbered one matrix after
+    /// the other.
     pub(crate) fn pack(
         &self,
         sources: &[Source<'_>],
@@ -101,10 +96,10 @@ impl PackedShape {
         work: Work,
         out: &mut [u32],
     ) {
-        self.pack_by(depth_block(self.format, self.depth), sources, panels, depths, work, out);
+        self.pack_by(self.format.block_depth(self.depth), sources, panels, depths, work, out);
     }
 
-    /// [`pack`](Self::pack) with blocks of a depth of `step`.
+    /// [`pack`](Self::pack) with blocks of depth `step`.
     pub(crate) fn pack_by(
         &self,
         step: usize,
@@ -142,7 +137,7 @@ impl PackedShape {
         }
     }
 
-    /// Panels cut into so many parts, as long as there are enough.
+    /// Panels cut into at most `parts` parts of whole tiles.
     pub(crate) fn parts(
         &self,
         panels: Range<usize>,
@@ -157,15 +152,15 @@ impl PackedShape {
         let mut words = &mut *job.words;
         let mut next = job.panels.start;
         while next < job.panels.end {
-            let (image, panel) = (next / self.panels(), next % self.panels());
-            let count = match sources[image] {
+            let (matrix, panel) = (next / self.panels(), next % self.panels());
+            let count = match sources[matrix] {
                 Source::ByLane(_) => 1,
                 Source::ByDepth(_) if self.format.is_scaled() => SCALED_TOGETHER,
-                Source::ByDepth(_) => ROWS_TOGETHER,
+                Source::ByDepth(_) => PANELS_TOGETHER,
             };
             let count = count.min(job.panels.end - next).min(self.panels() - panel);
             let (some, rest) = words.split_at_mut(count * panel_len);
-            match sources[image] {
+            match sources[matrix] {
                 Source::ByLane(source) => {
                     pack_lanes(source, self, self.lanes_of(panel), job.depths.clone(), some)
                 }
@@ -178,20 +173,20 @@ impl PackedShape {
     }
 }
 
-/// Panels handed to one packing task.
+/// Panels of one packing task.
 const PACK_GROUP: usize = 4;
 
 /// Who packs.
 #[derive(Clone, Copy)]
 pub(crate) enum Work {
-    /// This thread.
+    /// The calling thread.
     Alone,
-    /// All threads: some pack the first of so many [parts](PackedShape::parts), others the next one. Of a part they pack whole
-    /// blocks where there are some: more often than panels they are what a thread made itself.
+    /// All threads, each beginning with one of [`parts`](PackedShape::parts). Within a part, threads take
+    /// whole blocks of depth: these are likelier than panels to have been written by the same thread.
     Shared { parts: usize },
 }
 
-/// Panels to be packed over a range of the depth, one after the other.
+/// Panels of one block of depth, packed by one task.
 struct Job<'a> {
     part: usize,
     panels: Range<usize>,
@@ -200,81 +195,84 @@ struct Job<'a> {
 }
 
 impl PackedMatrix {
-    /// Packs `matrix` for one side of a product in a precision.
-    ///
-    /// # Panics
-    ///
-    /// When `matrix` is itself packed.
-    pub fn new(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
-        Self::several(&[matrix], side, precision)
+    /// Packs `matrix` for one side of a product.
+    pub fn new(matrix: Mat<WeightSlice<'_>>, side: PackedSide, precision: Precision) -> Self {
+        Self::batch(&[matrix], side, precision)
     }
 
-    /// Packs matrices of one size for [`gemm_several`](crate::gemm_several).
+    /// Packs matrices of one size for [`gemm_batched`](crate::gemm_batched).
     ///
     /// # Panics
     ///
-    /// When there are none, one is itself packed, or sizes differ.
-    pub fn several(matrices: &[Operand<'_>], side: PackedSide, precision: Precision) -> Self {
-        let (lanes, depth) = sizes(matrices[0], side);
-        assert!(matrices.iter().all(|matrix| sizes(*matrix, side) == (lanes, depth)), "sizes differ");
+    /// When `matrices` is empty, or their sizes differ.
+    pub fn batch(matrices: &[Mat<WeightSlice<'_>>], side: PackedSide, precision: Precision) -> Self {
+        let (lanes, depth) = matrices[0].sizes(side);
+        assert!(matrices.iter().all(|matrix| matrix.sizes(side) == (lanes, depth)), "sizes differ");
         Self::of_shape(matrices, PackedShape::new(lanes, depth, side, Format::of(precision)))
     }
 
-    /// Packs a `matrix` whose lanes are values and then as many gates, for [`gated_gemm`](crate::gated_gemm).
+    /// Packs a `matrix` whose lanes are values and then as many gates, for products whose epilogue has a
+    /// [gate](crate::Epilogue::gate).
     ///
     /// # Panics
     ///
-    /// When `matrix` is itself packed, or its lanes are not of an even number.
-    pub fn gated(matrix: Operand<'_>, side: PackedSide, precision: Precision) -> Self {
-        let (lanes, depth) = sizes(matrix, side);
+    /// When the number of lanes is odd.
+    pub fn gated(matrix: Mat<WeightSlice<'_>>, side: PackedSide, precision: Precision) -> Self {
+        let (lanes, depth) = matrix.sizes(side);
         Self::of_shape(&[matrix], PackedShape::new(lanes, depth, side, Format::of(precision)).gated())
     }
 
-    fn of_shape(matrices: &[Operand<'_>], shape: PackedShape) -> Self {
-        let (all, images) = (0..shape.depth, matrices.len());
-        let panels = 0..images * shape.panels();
+    fn of_shape(matrices: &[Mat<WeightSlice<'_>>], shape: PackedShape) -> Self {
+        let (all, batch) = (0..shape.depth, matrices.len());
+        let panels = 0..batch * shape.panels();
         let len = shape.len_of(panels.len(), &all);
         let mut words = Memory::zeros(len).expect("memory for a packed matrix");
-        with_sides(matrices, shape.side, |sides| {
-            let sources: Vec<Source<'_>> = sides.iter().filter_map(Side::source).collect();
-            assert_eq!(sources.len(), images, "a matrix is packed already");
-            shape.pack(&sources, panels, all, Work::Shared { parts: 1 }, &mut words);
-        });
-        Self { words, shape, images }
+        let sides: Vec<_> = matrices.iter().map(|matrix| Strided::new(matrix, shape.side)).collect();
+        let sources: Vec<_> = sides.iter().map(Strided::source).collect();
+        shape.pack(&sources, panels, all, Work::Shared { parts: 1 }, &mut words);
+        Self { words, shape, batch }
     }
 
-    /// The words.
+    /// The packed words.
     pub(crate) fn words(&self) -> &[u32] {
         &self.words
     }
 
-    /// The memory that it takes, in bytes.
+    /// The memory that the words take, in bytes.
     pub fn size_in_bytes(&self) -> usize {
         size_of_val(self.words())
     }
 }
 
 thread_local! {
-    /// Rows, or the runs of a few lanes, before they are words.
+    /// Rows, or one lane, before encoding.
     static ROWS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
-    /// The words of a few lanes before they are transposed.
+    /// Encoded lanes before transposition.
     static LANES: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
 }
 
-/// Lanes that are transposed at once.
-pub(crate) const GROUP: usize = 16;
+/// The lanes of a panel.
+fn panel_width(side: PackedSide, lanes: usize) -> usize {
+    match side {
+        PackedSide::Left => best_height(lanes, &PRODUCT_HEIGHTS),
+        PackedSide::Right => tile_shape().nr,
+    }
+}
 
-/// Lanes from the one that is read to the one that is asked for.
-const AHEAD: usize = 4;
+/// Tile heights of products where there are 32 vector registers.
+const PRODUCT_HEIGHTS: [usize; 2] = [LOWER_MR, WIDE_MR];
 
-/// Panels that are packed together from rows: what they need of a row is on few pages.
-const ROWS_TOGETHER: usize = 8;
-/// The same for scaled formats, of which all rows are read before any is encoded.
+/// Distance, in lanes, from the lane that is read to the one that is prefetched.
+const PREFETCH_DISTANCE: usize = 4;
+
+/// Panels that are packed together by rows: their parts of a row share pages.
+const PANELS_TOGETHER: usize = 8;
+/// The same for scaled formats, which read all rows before they encode any.
 const SCALED_TOGETHER: usize = 4;
-/// Rows that are read at once. Where they are a power of two apart, more would push each other out of the cache.
+/// Rows that are read at once. More of them, a power of two apart, would evict each other from the cache.
 const ROWS_AT_ONCE: usize = 16;
 
-/// Packs panels of one image, a few at most, from a source whose depths each have their lanes together.
+/// Packs a few panels of one matrix by rows.
 fn pack_rows(
     source: &dyn ByDepth,
     shape: &PackedShape,
@@ -284,7 +282,7 @@ fn pack_rows(
 ) {
     let &PackedShape { width, side, format, .. } = shape;
     let panel_len = format.panel_len(depths.len(), width);
-    // Panel by panel, then on to the next rows; what comes next is asked for.
+    // All panels for one chunk of rows, then the next chunk; each step prefetches the following one.
     let for_each_chunk = |body: &mut dyn FnMut(usize, Range<usize>, Range<usize>)| {
         for chunk in blocks(depths.clone(), ROWS_AT_ONCE) {
             for panel in panels.clone() {
@@ -315,7 +313,7 @@ fn pack_rows(
         for_each_chunk(&mut |panel, lanes, chunk| {
             let start = (panel - panels.start) * panel_len + format.words(chunk.start - depths.start) * width;
             let words = &mut out[start..][..format.words(chunk.len()) * width];
-            if format == Format::Single {
+            if format == Format::F32 {
                 return read_rows(source, lanes, chunk, width, bytemuck::cast_slice_mut(words));
             }
             if let Some((data, stride)) = source.floats() {
@@ -332,7 +330,7 @@ fn pack_rows(
     });
 }
 
-/// Reads rows, with zeros for lanes that a panel lacks.
+/// Reads rows, with zeros for missing lanes.
 fn read_rows(
     source: &dyn ByDepth,
     lanes: Range<usize>,
@@ -346,7 +344,7 @@ fn read_rows(
     source.read(lanes, depths, width, rows);
 }
 
-/// Packs one panel from a source whose lanes each have their depth together.
+/// Packs one panel lane by lane.
 fn pack_lanes(
     source: &dyn ByLane,
     shape: &PackedShape,
@@ -367,8 +365,8 @@ fn pack_lanes(
                 let count = GROUP.min(lanes.end - first);
                 let offset = first - lanes.start;
                 for (index, words) in buffer.chunks_exact_mut(words.max(1)).take(count).enumerate() {
-                    simd::prefetch(source.stored(first + index + AHEAD, &depths));
-                    if format == Format::Single {
+                    simd::prefetch(source.stored(first + index + PREFETCH_DISTANCE, &depths));
+                    if format == Format::F32 {
                         source.read(first + index, depths.clone(), bytemuck::cast_slice_mut(words));
                         continue;
                     }
@@ -389,18 +387,7 @@ fn pack_lanes(
     });
 }
 
-/// At most [`GROUP`] lanes of `len` words each.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes<'a> {
-    /// With room for [`GROUP`] of them.
-    pub(crate) words: &'a [u32],
-    /// Words from one lane to the next.
-    pub(crate) stride: usize,
-    pub(crate) len: usize,
-    pub(crate) count: usize,
-}
-
-/// Writes lanes to the rows of a panel, from lane `offset` on.
+/// Transposes lanes into the rows of a panel, from its lane `offset` on.
 pub(crate) fn transpose(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) {
     let done = simd::transpose_blocks(lanes, panel, width, offset);
     let Lanes { words, stride, len, count } = lanes;

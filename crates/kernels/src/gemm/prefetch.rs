@@ -1,82 +1,60 @@
-//! Memory that is asked for while a product is computed. The CPU waits if too much is asked for at once, so it is asked for in
-//! parts.
+//! Software prefetch of a product's output and of the elements that are packed next.
 
 use std::cell::Cell;
-use std::ops::Range;
 
-use super::tile::{Corner, Finish, Target, WIDE_MR};
+use super::epilogue::TileEpilogue;
+use super::tile::{Corner, Target};
 use crate::memory::LINE_BYTES;
 use crate::simd;
+use crate::simd::microkernel::{Prefetch, WIDE_MR};
 
-/// Memory that will be needed when a product is done.
-pub(crate) trait Ahead: Copy {
-    /// The number of parts.
-    const PARTS: usize;
+/// Portions of a tile's prefetch, at most one for each row.
+const TILE_PORTIONS: usize = WIDE_MR;
 
-    /// Asks for a part.
-    fn ask(self, part: usize);
-
-    /// The words that are multiplied after the given part is asked for, of all that there are.
-    #[inline(always)]
-    fn words(part: usize, words: usize) -> Range<usize> {
-        part * words / Self::PARTS..(part + 1) * words / Self::PARTS
-    }
-}
-
-/// Nothing.
-impl Ahead for () {
-    const PARTS: usize = 1;
-
-    #[inline(always)]
-    fn ask(self, _part: usize) {}
-}
-
-/// Parts in which a tile asks: as many as it has rows at most.
-pub(crate) const TILE_PARTS: usize = WIDE_MR;
-
-/// The output's memory below a tile of `size`, and what it is finished with, a row in each part; and what is upcoming.
+/// Prefetch interleaved with one tile: a row of the output and of the residual in each portion, and the
+/// elements that are packed next.
 #[derive(Clone, Copy)]
-pub(crate) struct TileAhead<'a> {
+pub(crate) struct TilePrefetch<'a> {
     pub(crate) target: &'a Target,
-    pub(crate) finish: Option<&'a Finish<'a>>,
+    pub(crate) epilogue: Option<&'a TileEpilogue<'a>>,
     pub(crate) corner: Corner,
     pub(crate) size: [usize; 2],
-    /// Whether the output has not been touched before.
+    /// Whether the output was not touched before.
     pub(crate) is_new: bool,
-    pub(crate) upcoming: &'a Upcoming,
+    pub(crate) packing: &'a PackPrefetch,
 }
 
-impl Ahead for TileAhead<'_> {
-    const PARTS: usize = TILE_PARTS;
+impl Prefetch for TilePrefetch<'_> {
+    const PORTIONS: usize = TILE_PORTIONS;
 
     #[inline(always)]
-    fn ask(self, part: usize) {
-        let Self { target, finish, corner, size: [mr, nr], is_new, upcoming } = self;
-        upcoming.ask();
-        let corner = Corner { row: corner.row + part, ..corner };
-        if part >= mr || corner.row >= target.rows {
+    fn issue(self, portion: usize) {
+        let Self { target, epilogue, corner, size: [mr, nr], is_new, packing } = self;
+        packing.issue();
+        let corner = Corner { row: corner.row + portion, ..corner };
+        if portion >= mr || corner.row >= target.rows {
             return;
         }
         if is_new {
             target.prefetch_row(corner, nr);
         }
-        if let Some(finish) = finish {
-            finish.prefetch_row(corner, nr);
+        if let Some(epilogue) = epilogue {
+            epilogue.prefetch_row(corner, nr);
         }
     }
 }
 
-/// Runs of memory that will be packed next: a few cache lines are asked for at a time.
-pub(crate) struct Upcoming {
-    stretches: [Stretch; 2],
-    /// The stretch, run and line to go on with.
+/// Prefetch of the runs that are packed next, a few cache lines at a time.
+pub(crate) struct PackPrefetch {
+    runs: [StridedRuns; 2],
+    /// The group of runs, the run and the line to go on with.
     next: Cell<[usize; 3]>,
-    at_once: usize,
+    lines_at_once: usize,
 }
 
-/// Runs that begin equally far apart.
+/// Runs of memory that begin equally far apart.
 #[derive(Clone, Copy)]
-pub(crate) struct Stretch {
+pub(crate) struct StridedRuns {
     start: *const u8,
     /// Bytes from one run to the next.
     stride: isize,
@@ -85,43 +63,41 @@ pub(crate) struct Stretch {
     lines: usize,
 }
 
-/// Elements of a cache line.
-pub(crate) const LINE: usize = LINE_BYTES / 4;
-
-impl Stretch {
+impl StridedRuns {
     /// No runs.
-    pub(crate) const NONE: Stretch = Stretch { start: std::ptr::null(), stride: 0, runs: 0, lines: 0 };
+    pub(crate) const NONE: StridedRuns =
+        StridedRuns { start: std::ptr::null(), stride: 0, runs: 0, lines: 0 };
 
-    /// So many runs, given the first two.
+    /// `runs` runs, given the first two.
     pub(crate) fn new([first, second]: [&[u8]; 2], runs: usize) -> Self {
         if first.is_empty() {
             return Self::NONE;
         }
         let stride = second.as_ptr().addr().wrapping_sub(first.as_ptr().addr()) as isize;
-        Stretch { start: first.as_ptr(), stride, runs, lines: first.len().div_ceil(LINE_BYTES) }
+        StridedRuns { start: first.as_ptr(), stride, runs, lines: first.len().div_ceil(LINE_BYTES) }
     }
 }
 
-impl Upcoming {
-    /// Two stretches, one after the other, in the time of so many tiles.
-    pub(crate) fn new(stretches: [Stretch; 2], tiles: usize) -> Self {
-        let lines: usize = stretches.iter().map(|stretch| stretch.runs * stretch.lines).sum();
-        let at_once = lines.div_ceil((tiles * TILE_PARTS).max(1));
-        Self { stretches, next: Cell::new([0; 3]), at_once }
+impl PackPrefetch {
+    /// Prefetch of two groups of runs, one after the other, spread over `tiles` tiles.
+    pub(crate) fn new(runs: [StridedRuns; 2], tiles: usize) -> Self {
+        let lines: usize = runs.iter().map(|runs| runs.runs * runs.lines).sum();
+        let lines_at_once = lines.div_ceil((tiles * TILE_PORTIONS).max(1));
+        Self { runs, next: Cell::new([0; 3]), lines_at_once }
     }
 
     #[inline(always)]
-    fn ask(&self) {
+    fn issue(&self) {
         let [mut index, mut run, mut line] = self.next.get();
-        for _ in 0..self.at_once {
-            let Some(stretch) = self.stretches.get(index) else { return };
-            let offset = run as isize * stretch.stride + (line * LINE_BYTES) as isize;
-            simd::prefetch_to_l2(stretch.start.wrapping_offset(offset));
+        for _ in 0..self.lines_at_once {
+            let Some(runs) = self.runs.get(index) else { return };
+            let offset = run as isize * runs.stride + (line * LINE_BYTES) as isize;
+            simd::prefetch_to_l2(runs.start.wrapping_offset(offset));
             line += 1;
-            if line >= stretch.lines {
+            if line >= runs.lines {
                 (run, line) = (run + 1, 0);
             }
-            if run >= stretch.runs {
+            if run >= runs.runs {
                 (index, run) = (index + 1, 0);
             }
         }

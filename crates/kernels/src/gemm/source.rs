@@ -1,26 +1,23 @@
-//! Where panels come from: the sides of a product as they are stored.
+//! Sources of panels: the sides of a product as they are stored.
 //!
-//! A new storage form (an image seen through a convolution window, a palettized weight) implements [`ByLane`] or
-//! [`ByDepth`], or [`Runs`] if it is a matrix of elements that are decoded a run at a time, to take part in a product.
+//! A storage form whose elements are decoded a run at a time implements [`Elements`]. Anything else that
+//! takes part in a product, such as an image seen through a convolution window, implements [`ByLane`] or
+//! [`ByDepth`].
 
-use std::any::TypeId;
 use std::ops::Range;
 
-use crate::convert::Element;
-use crate::gemm::format::{Format, LaneScale};
-use crate::gemm::pack::PackedSide;
-use crate::matrix::Mat;
-use crate::simd;
+use super::format::{Format, PackedSide};
+use crate::elements::Elements;
+use crate::matrix::{Mat, WeightSlice};
+use crate::simd::quantize::LaneScale;
 
-/// A side whose lanes each have their depth together.
+/// A side whose lanes are contiguous: each lane's depth is stored together.
 pub(crate) trait ByLane: Sync {
-    /// The number of rows (left side) or columns (right side).
-    fn lanes(&self) -> usize;
-
     /// Writes the given depths of one lane.
     fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]);
 
-    /// Writes the given depths of one lane as words of a format, if that is faster without values in between.
+    /// Encodes the given depths of one lane, where that is faster than [`read`](Self::read). `None`, with
+    /// nothing written, elsewhere.
     fn encode(
         &self,
         _lane: usize,
@@ -32,35 +29,34 @@ pub(crate) trait ByLane: Sync {
         None
     }
 
-    /// The memory of some depths of a lane, if they lie together. The lane may be beyond the last.
+    /// The memory of the given depths of a lane, for prefetching; empty if unknown. The lane may be out of
+    /// range.
     fn stored(&self, _lane: usize, _depths: &Range<usize>) -> &[u8] {
         &[]
     }
 }
 
-/// A side whose depths each have their lanes together.
+/// A side whose depths are contiguous: the lanes at each depth are stored together.
 pub(crate) trait ByDepth: Sync {
     /// The number of rows (left side) or columns (right side).
     fn lanes(&self) -> usize;
 
-    /// Writes rows of `width` elements, one for each depth, that begin with the given lanes. What is behind them in a row
-    /// is left alone.
+    /// Writes a row of `width` elements for each depth, beginning with the given lanes. The rest of a row is
+    /// left alone.
     fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]);
 
-    /// The memory of some lanes at one depth, if they lie together.
+    /// The memory of the given lanes at one depth, for prefetching; empty if unknown.
     fn stored(&self, _lanes: Range<usize>, _depth: usize) -> &[u8] {
         &[]
     }
 
-    /// The elements from the first lane of the first depth on, and how far depths are apart, if they are stored as they are.
+    /// All elements and the distance between depths, if they are stored as `f32`.
     fn floats(&self) -> Option<(&[f32], usize)> {
         None
     }
 
-    /// Asks for what [`read`](Self::read) would read, some time before it does.
-    fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
-        depths.for_each(|depth| simd::prefetch(self.stored(lanes.clone(), depth)));
-    }
+    /// Prefetches what [`read`](Self::read) would read.
+    fn prefetch(&self, _lanes: Range<usize>, _depths: Range<usize>) {}
 }
 
 /// One side of a product as it is stored.
@@ -70,78 +66,28 @@ pub(crate) enum Source<'a> {
     ByDepth(&'a dyn ByDepth),
 }
 
-impl Source<'_> {
-    pub(crate) fn lanes(&self) -> usize {
-        match self {
-            Self::ByLane(source) => source.lanes(),
-            Self::ByDepth(source) => source.lanes(),
-        }
-    }
-}
-
-/// Stored elements that are widened, or decoded, a run at a time.
-pub(crate) trait Runs: Copy + Send + Sync {
-    /// The values of the elements from `start` on.
-    fn widen_run(&self, start: usize, out: &mut [f32]);
-
-    /// The memory where `len` elements from `start` on lie, as far as there are so many.
-    fn stored(&self, start: usize, len: usize) -> &[u8];
-
-    /// All elements, if they are stored as they are.
-    fn floats(&self) -> Option<&[f32]> {
-        None
-    }
-
-    /// Writes `len` elements from `start` on as a lane's words, if that is faster without values in between.
-    fn encode_run(
-        &self,
-        _start: usize,
-        _len: usize,
-        _format: Format,
-        _side: PackedSide,
-        _words: &mut [u32],
-    ) -> Option<LaneScale> {
-        None
-    }
-}
-
-impl<T: Element> Runs for &[T] {
-    #[inline(always)]
-    fn widen_run(&self, start: usize, out: &mut [f32]) {
-        T::widen_slice(&self[start..start + out.len()], out);
-    }
-
-    fn stored(&self, start: usize, len: usize) -> &[u8] {
-        bytemuck::cast_slice(self.get(start..start + len).unwrap_or_default())
-    }
-
-    fn floats(&self) -> Option<&[f32]> {
-        (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| bytemuck::cast_slice(self))
-    }
-
-    fn encode_run(
-        &self,
-        start: usize,
-        len: usize,
-        format: Format,
-        side: PackedSide,
-        words: &mut [u32],
-    ) -> Option<LaneScale> {
-        T::encode(&self[start..start + len], format, side, words)
-    }
-}
-
 /// A strided matrix as one side of a product.
-pub(crate) struct Dense<R> {
-    data: R,
-    lanes: usize,
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a> {
+    data: &'a dyn Elements,
+    pub(crate) lanes: usize,
     lane_stride: usize,
     depth_stride: usize,
 }
 
-impl<R: Runs> Dense<R> {
-    pub(crate) fn new(mat: Mat<R>, side: PackedSide) -> Self {
-        let Mat { data, rows, cols, row_stride, col_stride } = mat;
+impl<'a> Strided<'a> {
+    /// A matrix of any stored type.
+    pub(crate) fn new(mat: &'a Mat<WeightSlice<'a>>, side: PackedSide) -> Self {
+        Self::over(mat.data.elements(), mat, side)
+    }
+
+    /// An `f32` matrix.
+    pub(crate) fn of_floats(mat: &'a Mat<&'a [f32]>, side: PackedSide) -> Self {
+        Self::over(&mat.data, mat, side)
+    }
+
+    fn over<D>(data: &'a dyn Elements, mat: &Mat<D>, side: PackedSide) -> Self {
+        let &Mat { rows, cols, row_stride, col_stride, .. } = mat;
         match side {
             PackedSide::Left => Self { data, lanes: rows, lane_stride: row_stride, depth_stride: col_stride },
             PackedSide::Right => {
@@ -155,18 +101,12 @@ impl<R: Runs> Dense<R> {
     }
 }
 
-impl<R: Runs> ByLane for Dense<R> {
-    fn lanes(&self) -> usize {
-        self.lanes
-    }
-
+impl ByLane for Strided<'_> {
     fn read(&self, lane: usize, depths: Range<usize>, out: &mut [f32]) {
-        let start = lane * self.lane_stride;
-        if self.depth_stride == 1 {
-            return self.data.widen_run(start + depths.start, out);
-        }
-        for (k, out) in depths.zip(out) {
-            self.data.widen_run(start + k * self.depth_stride, std::slice::from_mut(out));
+        let start = lane * self.lane_stride + depths.start * self.depth_stride;
+        match self.depth_stride {
+            1 => self.data.widen_run(start, out),
+            stride => self.data.widen_strided(start, stride, &mut out[..depths.len()]),
         }
     }
 
@@ -190,16 +130,15 @@ impl<R: Runs> ByLane for Dense<R> {
     }
 }
 
-impl<R: Runs> ByDepth for Dense<R> {
+impl ByDepth for Strided<'_> {
     fn lanes(&self) -> usize {
         self.lanes
     }
 
     fn read(&self, lanes: Range<usize>, depths: Range<usize>, width: usize, rows: &mut [f32]) {
-        for (k, row) in depths.zip(rows.chunks_exact_mut(width)) {
-            let start = k * self.depth_stride + lanes.start * self.lane_stride;
-            self.data.widen_run(start, &mut row[..lanes.len()]);
-        }
+        let start = depths.start * self.depth_stride + lanes.start * self.lane_stride;
+        let rows = &mut rows[..depths.len() * width];
+        self.data.widen_rows(start, self.depth_stride, lanes.len(), width, rows);
     }
 
     fn stored(&self, lanes: Range<usize>, depth: usize) -> &[u8] {
@@ -208,5 +147,10 @@ impl<R: Runs> ByDepth for Dense<R> {
 
     fn floats(&self) -> Option<(&[f32], usize)> {
         self.data.floats().map(|data| (data, self.depth_stride))
+    }
+
+    fn prefetch(&self, lanes: Range<usize>, depths: Range<usize>) {
+        let start = depths.start * self.depth_stride + lanes.start;
+        self.data.prefetch_rows(start, self.depth_stride, lanes.len(), depths.len());
     }
 }

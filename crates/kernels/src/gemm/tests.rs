@@ -5,9 +5,9 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::gemm::pack::PackedMatrix;
-use crate::matrix::{Mat, WeightSlice};
 use crate::pool::ThreadPool;
 use crate::testing::{Tolerance, check, check_cases, check_from, random};
+use crate::unary::UnaryOp;
 
 /// `[M, K, N]` around the tile sizes of every instruction set, the block sizes and the small-row path.
 const SIZES: &[[usize; 3]] = &[
@@ -48,7 +48,7 @@ enum Storage {
 const STORAGES: &[Storage] =
     &[Storage::F32, Storage::F32Columns, Storage::F32Strided, Storage::F16, Storage::Bf16, Storage::Packed];
 
-/// A matrix with its values as the operand sees them.
+/// A stored matrix and its values.
 struct Owned {
     rows: usize,
     cols: usize,
@@ -71,7 +71,7 @@ impl Owned {
             _ => {}
         }
         let (row_stride, col_stride) = Self::strides(rows, cols, storage);
-        // The gaps hold NaN: reading one shows.
+        // Gaps hold NaN, which reaches the output if one is read.
         let mut stored = vec![f32::NAN; rows * row_stride + cols * col_stride + 1];
         for row in 0..rows {
             for col in 0..cols {
@@ -79,7 +79,7 @@ impl Owned {
             }
         }
         let packed = (storage == Storage::Packed)
-            .then(|| PackedMatrix::new(Mat::new(&values[..], rows, cols).into(), side, Precision::F32));
+            .then(|| PackedMatrix::new(WeightSlice::F32(&values).matrix(rows, cols), side, Precision::F32));
         Self { rows, cols, storage, values, stored, halves, bfloats, packed }
     }
 
@@ -92,12 +92,21 @@ impl Owned {
     }
 
     fn operand(&self) -> Operand<'_> {
+        match &self.packed {
+            Some(packed) => Operand::Packed(packed),
+            None => self.matrix().into(),
+        }
+    }
+
+    fn matrix(&self) -> Mat<WeightSlice<'_>> {
         let (row_stride, col_stride) = Self::strides(self.rows, self.cols, self.storage);
         match self.storage {
             Storage::F16 => WeightSlice::F16(&self.halves).matrix(self.rows, self.cols),
             Storage::Bf16 => WeightSlice::Bf16(&self.bfloats).matrix(self.rows, self.cols),
-            Storage::Packed => Operand::Packed(self.packed.as_ref().expect("packed above")),
-            _ => Mat::with_strides(&self.stored[..], self.rows, self.cols, row_stride, col_stride).into(),
+            _ => {
+                let stored = WeightSlice::F32(&self.stored);
+                Mat::with_strides(stored, self.rows, self.cols, row_stride, col_stride)
+            }
         }
     }
 }
@@ -193,8 +202,8 @@ fn every_epilogue() {
         let left = Owned::new(3, m, k, Storage::F32, PackedSide::Left);
         let right = Owned::new(4, k, n, case.right, PackedSide::Right);
         let (per_row, per_column) = (random(5, m), random(6, n));
-        // With gaps between the rows.
-        let beside = random(7, m * (n + 3));
+        // There are gaps between the rows.
+        let residual = random(7, m * (n + 3));
         let bias = match case.bias {
             "row" => Bias::PerRow(&per_row),
             "column" => Bias::PerColumn(&per_column),
@@ -209,7 +218,7 @@ fn every_epilogue() {
                 Bias::PerColumn(bias) => *value += f64::from(bias[col]),
             }
             if case.residual {
-                *value += f64::from(beside[row * (n + 3) + col]);
+                *value += f64::from(residual[row * (n + 3) + col]);
             }
             match case.activation {
                 Some(UnaryOp::Silu) => *value /= 1.0 + (-*value).exp(),
@@ -220,8 +229,9 @@ fn every_epilogue() {
         check(&expected, TOLERANCE, |out| {
             let epilogue = Epilogue {
                 bias,
-                residual: case.residual.then(|| Mat::with_strides(&beside[..], m, n, n + 3, 1)),
+                residual: case.residual.then(|| Mat::with_strides(&residual[..], m, n, n + 3, 1)),
                 activation: case.activation,
+                gate: None,
             };
             let out = MatMut::new(out, m, n);
             gemm(out, left.operand(), right.operand(), Precision::F32, &epilogue);
@@ -254,18 +264,23 @@ fn gates_multiply_values() {
         let product = rounded_oracle(precision, &left, &right);
         let bias = random(5, 2 * n);
         for bias in [None, Some(&bias[..])] {
+            let epilogue = Epilogue {
+                bias: bias.map_or(Bias::None, Bias::PerColumn),
+                gate: Some(UnaryOp::Abs),
+                ..Epilogue::default()
+            };
             let expected = gated_oracle(&product, n, bias);
             check(&expected, Tolerance::OfLargest(1e-5), |out| {
                 let out = MatMut::new(out, m, n);
-                gated_gemm(out, left.operand(), right.operand(), precision, bias, UnaryOp::Abs);
+                gemm(out, left.operand(), right.operand(), precision, &epilogue);
             })?;
             // Packed for this CPU's widest set, so only that one can read it.
-            let packed = PackedMatrix::gated(right.operand(), PackedSide::Right, precision);
+            let packed = PackedMatrix::gated(right.matrix(), PackedSide::Right, precision);
             let [mut from_packed, mut from_stored] = [vec![f32::NAN; m * n], vec![f32::NAN; m * n]];
             let out = MatMut::new(&mut from_packed, m, n);
-            gated_gemm(out, left.operand(), Operand::Packed(&packed), precision, bias, UnaryOp::Abs);
+            gemm(out, left.operand(), Operand::Packed(&packed), precision, &epilogue);
             let out = MatMut::new(&mut from_stored, m, n);
-            gated_gemm(out, left.operand(), right.operand(), precision, bias, UnaryOp::Abs);
+            gemm(out, left.operand(), right.operand(), precision, &epilogue);
             if from_packed != from_stored {
                 return Err("differs if it is packed".to_string());
             }
@@ -274,14 +289,14 @@ fn gates_multiply_values() {
     });
 }
 
-/// The values that a precision keeps of one side's lane.
+/// The values of a lane after rounding to a precision.
 fn rounded(precision: Precision, run: &[f32]) -> Vec<f64> {
     match precision {
         Precision::F32 => run.iter().map(|x| f64::from(*x)).collect(),
         Precision::Bf16 => run.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
         Precision::Int8 => {
             let mut kept = Vec::new();
-            for block in run.chunks(depth_block(Format::Quads, run.len())) {
+            for block in run.chunks(Format::I8x4.block_depth(run.len())) {
                 let largest = block.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
                 let quantized = block.iter().map(|x| (x * (127.0 / largest)).round_ties_even());
                 kept.extend(quantized.map(|q| f64::from(q) * f64::from(largest) / 127.0));
@@ -326,7 +341,7 @@ fn every_precision_rounds_its_operands_and_nothing_else() {
             let out = MatMut::new(out, m, n);
             gemm(out, left.operand(), right.operand(), *precision, &Epilogue::default());
         })?;
-        let packed = PackedMatrix::new(right.operand(), PackedSide::Right, *precision);
+        let packed = PackedMatrix::new(right.matrix(), PackedSide::Right, *precision);
         let product = |right: Operand<'_>| {
             let mut out = vec![f32::NAN; m * n];
             let target = MatMut::new(&mut out, m, n);
@@ -342,7 +357,7 @@ fn every_precision_rounds_its_operands_and_nothing_else() {
 }
 
 #[test]
-fn several_products_of_one_left_side() {
+fn a_batch_of_right_sides() {
     let mut cases = Vec::new();
     for precision in Precision::ALL {
         for size in [[5, 1, 1], [13, 40, 33], [77, 65, 96], [154, 1300, 70], [300, 64, 31]] {
@@ -365,14 +380,15 @@ fn several_products_of_one_left_side() {
             let bias = |at: usize| bias.as_ref().map_or(0.0, |bias| f64::from(bias[index * n + at % n]));
             expected.extend(product.iter().enumerate().map(|(at, value)| value + bias(at)));
         }
-        let rights: Vec<Operand<'_>> = rights.iter().map(Owned::operand).collect();
+        let matrices: Vec<Mat<WeightSlice<'_>>> = rights.iter().map(Owned::matrix).collect();
+        let rights: Vec<Operand<'_>> = matrices.iter().map(|matrix| (*matrix).into()).collect();
         let product = |out: &mut [f32], is_packed: bool| {
             if is_packed {
-                let packed = PackedMatrix::several(&rights, PackedSide::Right, precision);
+                let packed = PackedMatrix::batch(&matrices, PackedSide::Right, precision);
                 let rights = [Operand::Packed(&packed)];
-                return gemm_several(out, left.operand(), &rights, precision, bias.as_deref());
+                return gemm_batched(out, left.operand(), &rights, precision, bias.as_deref());
             }
-            gemm_several(out, left.operand(), &rights, precision, bias.as_deref());
+            gemm_batched(out, left.operand(), &rights, precision, bias.as_deref());
         };
         for is_packed in [false, true] {
             check(&expected, Tolerance::OfLargest(6e-6), |out| product(out, is_packed))?;

@@ -1,4 +1,5 @@
-//! NEON: BF16 and dot products. Their intrinsics are not stable yet, so that they are written as assembly.
+//! NEON with BF16 and dot products. Their intrinsics are not stable yet, so the instructions are inline
+//! assembly.
 
 use std::arch::aarch64::{
     float32x4_t, int32x4_t, uint32x4_t, vcombine_u32, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32, vld1_u32,
@@ -8,64 +9,66 @@ use std::arch::{asm, is_aarch64_feature_detected};
 
 use rten_simd::isa::ArmNeonIsa;
 
-use crate::attention::{Exponentials, QueryPanel};
-use crate::gemm::prefetch::Ahead;
-use crate::gemm::tile::{Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Tile};
+use super::microkernel::{Microkernel, NARROW_MR, PanelOp, Prefetch, TILE_VECTORS, Tile};
+use super::weigh::{Exponentials, WeighOp};
 use crate::isa::is_native_level;
 
-/// Both sides' bytes have a sign.
+/// The zero point of the right side's bytes: both sides are signed.
 pub(crate) const INT8_OFFSET: i32 = 0;
 
-/// Whether products of bfloat16 are an instruction.
+/// Whether this CPU has an instruction for products of bfloat16.
 pub(crate) fn has_bf16() -> bool {
     is_native_level() && is_aarch64_feature_detected!("bf16")
 }
 
-/// Whether products of bytes are an instruction.
+/// Whether this CPU has an instruction for products of bytes.
 pub(crate) fn has_int8() -> bool {
     is_native_level() && is_aarch64_feature_detected!("dotprod")
 }
 
-/// Whether products of bfloat16 are faster than those of `f32`, where they are an instruction: one does twice the work.
+/// Whether that instruction beats `f32`: it does twice the work.
 pub(crate) fn bf16_pays() -> bool {
     true
 }
 
-/// Runs `op` with the micro-kernel of pairs of bfloat16.
+/// Runs `op` with the micro-kernel of words of two bfloat16.
 ///
 /// # Panics
-/// Where [`has_bf16`] says no.
-pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
+/// When [`has_bf16`] is false.
+pub(crate) fn dispatch_bf16x2<Op: PanelOp>(op: Op) -> Op::Output {
     assert!(has_bf16(), "this CPU has no products of bfloat16");
-    op.eval::<ArmNeonIsa, Pairs>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
+    op.eval::<ArmNeonIsa, Bf16x2Kernel>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
 }
 
-/// Attends to a panel of queries in pairs of bfloat16.
+/// Runs `op` with the micro-kernel of words of two bfloat16, and exponentials of binary logarithms.
 ///
 /// # Panics
-/// Where [`has_bf16`] says no.
-pub(crate) fn attend_pairs(panel: QueryPanel<'_>) {
+/// When [`has_bf16`] is false.
+pub(crate) fn dispatch_weigh_bf16x2<Op: WeighOp>(op: Op) {
     assert!(has_bf16(), "this CPU has no products of bfloat16");
     let isa = ArmNeonIsa::new().expect("every CPU of this architecture has NEON");
-    panel.attend::<ArmNeonIsa, Pairs, Exponentials<true>>(isa);
+    op.eval::<ArmNeonIsa, Bf16x2Kernel, Exponentials<true>>(isa);
 }
 
-/// Runs `op` with the micro-kernel of quads of bytes.
+/// Runs `op` with the micro-kernel of words of four bytes.
 ///
 /// # Panics
-/// Where [`has_int8`] says no.
-pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
+/// When [`has_int8`] is false.
+pub(crate) fn dispatch_i8x4<Op: PanelOp>(op: Op) -> Op::Output {
     assert!(has_int8(), "this CPU has no products of bytes");
-    op.eval::<ArmNeonIsa, Quads>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
+    op.eval::<ArmNeonIsa, I8x4Kernel>(ArmNeonIsa::new().expect("every CPU of this architecture has NEON"))
 }
 
 /// Words of a row of the right panel.
 const WIDTH: usize = TILE_VECTORS * 4;
 
-/// Adds the products of one word of each of six left lanes with one of each of eight right lanes. The assembly is that of
-/// one instruction between a vector and an element of another.
+/// Adds the products of one word of each of six left lanes with one word of each of eight right lanes. Each
+/// instruction multiplies a vector by one element of another.
 macro_rules! multiply_word {
-    ($extension:literal, $instruction:literal, $wide:literal, $narrow:literal, $sums:ident, $columns:expr, $rows:expr) => {
+    (
+        $extension:literal, $instruction:literal, $wide:literal, $narrow:literal,
+        $sums:ident, $columns:expr, $rows:expr
+    ) => {
         asm!(
             concat!(".arch_extension ", $extension),
             concat!($instruction, " {s00:v}.4s, {c0:v}.", $wide, ", {r0:v}.", $narrow, "[0]"),
@@ -96,47 +99,48 @@ macro_rules! multiply_word {
 /// One word of each of eight right lanes.
 ///
 /// # Safety
-/// Eight words can be read.
+/// Eight words are readable.
 #[inline(always)]
 unsafe fn columns(right: *const u32) -> [uint32x4_t; TILE_VECTORS] {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe { [vld1q_u32(right), vld1q_u32(right.add(4))] }
 }
 
-/// One word of each of six left lanes, in the first two elements of the second vector twice.
+/// One word of each of six left lanes; the second vector holds the last two twice.
 ///
 /// # Safety
-/// Six words can be read.
+/// Six words are readable.
 #[inline(always)]
 unsafe fn rows(left: *const u32) -> [uint32x4_t; 2] {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     unsafe {
         let last = vld1_u32(left.add(4));
         [vld1q_u32(left), vcombine_u32(last, last)]
     }
 }
 
-/// The micro-kernel of [`crate::gemm::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
-struct Pairs;
+/// The micro-kernel of words of two bfloat16. Used only through [`dispatch_bf16x2`].
+struct Bf16x2Kernel;
 
-impl Microkernel<ArmNeonIsa> for Pairs {
+impl Microkernel<ArmNeonIsa> for Bf16x2Kernel {
     #[inline(always)]
-    fn multiply<const MR: usize, A: Ahead>(
+    fn multiply<const MR: usize, P: Prefetch>(
         _isa: ArmNeonIsa,
         words: usize,
         left: &[u32],
         right: &[u32],
-        ahead: A,
+        prefetch: P,
     ) -> Tile<ArmNeonIsa, MR> {
         assert!(MR == NARROW_MR && left.len() >= words * MR && right.len() >= words * WIDTH);
         let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
-        // SAFETY: reads are within the lengths checked above, and `dispatch_pairs` has checked the instruction.
+        // SAFETY: reads are within the lengths checked above, and `dispatch_bf16x2` has checked the
+        // instruction.
         unsafe {
             let mut sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR] =
                 [[vdupq_n_f32(0.0); TILE_VECTORS]; NARROW_MR];
-            for part in 0..A::PARTS {
-                ahead.ask(part);
-                for _ in A::words(part, words) {
+            for portion in 0..P::PORTIONS {
+                prefetch.issue(portion);
+                for _ in P::words(portion, words) {
                     let (columns, rows) = (columns(right), rows(left));
                     multiply_word!("bf16", "bfdot", "8h", "2h", sums, columns, rows);
                     (left, right) = (left.add(MR), right.add(WIDTH));
@@ -147,28 +151,29 @@ impl Microkernel<ArmNeonIsa> for Pairs {
     }
 }
 
-/// The micro-kernel of [`crate::gemm::format::Format::Quads`]. Used only through [`dispatch_quads`].
-struct Quads;
+/// The micro-kernel of words of four bytes. Used only through [`dispatch_i8x4`].
+struct I8x4Kernel;
 
-impl Microkernel<ArmNeonIsa> for Quads {
+impl Microkernel<ArmNeonIsa> for I8x4Kernel {
     #[inline(always)]
-    fn multiply<const MR: usize, A: Ahead>(
+    fn multiply<const MR: usize, P: Prefetch>(
         _isa: ArmNeonIsa,
         words: usize,
         left: &[u32],
         right: &[u32],
-        ahead: A,
+        prefetch: P,
     ) -> Tile<ArmNeonIsa, MR> {
         // Behind the words are a scale and a start, here zero, for each lane.
         assert!(MR == NARROW_MR && left.len() >= (words + 1) * MR && right.len() >= (words + 1) * WIDTH);
         let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
-        // SAFETY: reads are within the lengths checked above, and `dispatch_quads` has checked the instruction.
+        // SAFETY: reads are within the lengths checked above, and `dispatch_i8x4` has checked the
+        // instruction.
         unsafe {
             let mut sums: [[int32x4_t; TILE_VECTORS]; NARROW_MR] =
                 [[vdupq_n_s32(0); TILE_VECTORS]; NARROW_MR];
-            for part in 0..A::PARTS {
-                ahead.ask(part);
-                for _ in A::words(part, words) {
+            for portion in 0..P::PORTIONS {
+                prefetch.issue(portion);
+                for _ in P::words(portion, words) {
                     let (columns, rows) = (columns(right), rows(left));
                     multiply_word!("dotprod", "sdot", "16b", "4b", sums, columns, rows);
                     (left, right) = (left.add(MR), right.add(WIDTH));
@@ -187,29 +192,29 @@ impl Microkernel<ArmNeonIsa> for Quads {
     }
 }
 
-/// Sums as a tile of as many rows: `MR` is [`NARROW_MR`] wherever vectors have four lanes.
+/// Sums as a tile of `MR` rows, which is [`NARROW_MR`] wherever vectors have four lanes.
 #[inline(always)]
 fn tile<const MR: usize>(sums: [[float32x4_t; TILE_VECTORS]; NARROW_MR]) -> Tile<ArmNeonIsa, MR> {
     std::array::from_fn(|row| sums[row])
 }
 
-/// Asks for the cache line of some memory, which may lie anywhere.
+/// Prefetches the cache line of any address.
 #[inline(always)]
 pub(crate) fn prefetch_line(place: *const f32) {
-    // SAFETY: a prefetch has no effect but on time.
+    // SAFETY: a prefetch affects timing only.
     unsafe { asm!("prfm pldl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }
 
-/// Asks for the cache line of some memory, which may lie anywhere, but not to have it in the first cache.
+/// Prefetches the cache line of any address into the L2 cache.
 #[inline(always)]
 pub(crate) fn prefetch_to_l2(place: *const u8) {
-    // SAFETY: a prefetch has no effect but on time.
+    // SAFETY: a prefetch affects timing only.
     unsafe { asm!("prfm pldl2keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }
 
-/// Asks for the cache line of some memory that will be written. It may lie anywhere.
+/// Prefetches the cache line of any address for writing.
 #[inline(always)]
 pub(crate) fn prefetch_to_write(place: *const f32) {
-    // SAFETY: a prefetch has no effect but on time.
+    // SAFETY: a prefetch affects timing only.
     unsafe { asm!("prfm pstl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags)) }
 }

@@ -1,19 +1,17 @@
-//! What only x86-64 has instructions of its own for: elsewhere nothing is done, and the compiler's loops do all.
+//! Routines that only x86-64 has instructions for: elsewhere they do nothing, and portable loops do the work.
 
-use crate::conv::winograd::tiles::{MadePiece, PackTiles};
-use crate::encoded::Codes;
-use crate::gemm::format::{LaneScale, Rows};
-use crate::gemm::pack::Lanes;
+use super::operands::{Codes, Lanes, OutputPiece, PackTiles, Rows};
+use super::quantize::LaneScale;
 
-pub(crate) fn pair_up<T>(_run: &[T], _words: &mut [u32]) -> bool {
+pub(crate) fn encode_bf16x2<T>(_run: &[T], _words: &mut [u32]) -> bool {
     false
 }
 
-pub(crate) fn pair_rows(_rows: &Rows<'_>, _width: usize, _words: &mut [u32]) -> bool {
+pub(crate) fn encode_rows_bf16x2(_rows: &Rows<'_>, _width: usize, _words: &mut [u32]) -> bool {
     false
 }
 
-pub(crate) fn quad_rows(_rows: &Rows<'_>, _width: usize, _flip: u32, _words: &mut [u32]) -> bool {
+pub(crate) fn encode_rows_i8x4(_rows: &Rows<'_>, _width: usize, _flip: u32, _words: &mut [u32]) -> bool {
     false
 }
 
@@ -35,11 +33,11 @@ pub(crate) fn pack_tiles(_job: PackTiles<'_>) -> bool {
 }
 
 /// # Safety
-/// None is needed.
+/// Nothing is written: any arguments are safe.
 pub(crate) unsafe fn store_tiles(
     _products: &[f32],
     _position_len: usize,
-    _pieces: &[MadePiece],
+    _pieces: &[OutputPiece],
     _bias: impl Fn(usize) -> f32,
     _out: *mut f32,
     _residual: Option<*const f32>,
@@ -55,7 +53,7 @@ pub(crate) fn widen_f16(_src: &[half::f16], _dst: &mut [f32]) -> usize {
     0
 }
 
-pub(crate) fn encode_quads(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
+pub(crate) fn encode_i8x4(_run: &[f32], _inverse: f32, _flip: u32, _words: &mut [u32]) -> (usize, i32) {
     (0, 0)
 }
 
@@ -69,11 +67,11 @@ pub(crate) fn look_up(
     0
 }
 
-pub(crate) fn look_up_pairs(_codes: &Codes<'_>, _len: usize, _words: &mut [u32]) -> Option<LaneScale> {
+pub(crate) fn look_up_bf16x2(_codes: &Codes<'_>, _len: usize, _words: &mut [u32]) -> Option<LaneScale> {
     None
 }
 
-pub(crate) fn look_up_quads(
+pub(crate) fn look_up_i8x4(
     _codes: &Codes<'_>,
     _len: usize,
     _flip: u32,

@@ -1,7 +1,7 @@
-//! CPUs without such instructions.
+//! CPUs without instructions for bfloat16, bytes and prefetches.
 
-use crate::attention::QueryPanel;
-use crate::gemm::tile::PanelOp;
+use super::microkernel::PanelOp;
+use super::weigh::WeighOp;
 
 pub(crate) const INT8_OFFSET: i32 = 0;
 
@@ -17,15 +17,15 @@ pub(crate) fn bf16_pays() -> bool {
     false
 }
 
-pub(crate) fn dispatch_pairs<Op: PanelOp>(_op: Op) -> Op::Output {
+pub(crate) fn dispatch_bf16x2<Op: PanelOp>(_op: Op) -> Op::Output {
     panic!("this CPU has no products of bfloat16")
 }
 
-pub(crate) fn attend_pairs(_panel: QueryPanel<'_>) {
+pub(crate) fn dispatch_weigh_bf16x2<Op: WeighOp>(_op: Op) {
     panic!("this CPU has no products of bfloat16")
 }
 
-pub(crate) fn dispatch_quads<Op: PanelOp>(_op: Op) -> Op::Output {
+pub(crate) fn dispatch_i8x4<Op: PanelOp>(_op: Op) -> Op::Output {
     panic!("this CPU has no products of bytes")
 }
 

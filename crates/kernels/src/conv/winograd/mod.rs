@@ -1,16 +1,18 @@
-//! 3x3 convolutions with 16 multiplications in place of 36: Winograd's minimal filtering F(2x2, 3x3), as Lavin and Gray
-//! describe it ("Fast algorithms for convolutional neural networks", 2015).
+//! 3x3 convolutions with 16 instead of 36 multiplications: Winograd's minimal filtering F(2x2, 3x3), as
+//! described by Lavin and Gray ("Fast algorithms for convolutional neural networks", 2015).
 //!
-//! The output is cut into tiles of 2x2 pixels, each of which sees 4x4 pixels of the input. With the transformed weight
-//! `U = G g G^T` and the transformed tile `V = B^T d B`, both 4x4, the tile is `A^T (U * V) A`, where `*` multiplies element by
-//! element and sums over channels. So the convolution is 16 matrix products `[O, C] x [C, tiles]`, one for each *position* of
-//! the 4x4, with sums and differences before and after.
+//! The output is cut into tiles of 2x2 pixels, each computed from 4x4 pixels of the input. With the
+//! transformed filter `U = G g G^T` and the transformed tile `V = B^T d B`, both 4x4, the output tile is `A^T
+//! (U * V) A`, where `*` multiplies element by element and sums over channels. The convolution becomes 16
+//! matrix products `[O, C] x [C, tiles]`, one for each *position* of the 4x4, with sums and differences
+//! before and after.
 //!
-//! Nothing of that is in memory as a whole: weights are decoded and transformed panel by panel as they are packed for other
-//! products, and so are tiles; the products of a few panels are kept until the 16 of them are one output.
+//! None of these matrices is stored whole. Filters are decoded and transformed panel by panel while they are
+//! packed, and so are tiles. The products of a few panels are kept until all 16 positions are summed to the
+//! output.
 //!
-//! A sum of four rounded products stands where one stood, so the error of rounding to bfloat16 is 1.7 times that of
-//! the direct product. That is why larger tiles, which save more, are not used.
+//! A sum of four rounded products replaces one, so the error of rounding to bfloat16 is 1.7 times that of the
+//! direct product. Larger tiles, which save more multiplications, lose more accuracy and are not used.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -18,52 +20,52 @@ use std::ops::Range;
 use rten_simd::Isa;
 use rten_simd::ops::BitOps;
 
-use crate::conv::ConvShape;
-use crate::gemm::format::{Format, encode_rows};
-use crate::gemm::pack::PackedSide;
-use crate::gemm::prefetch::{Ahead, LINE};
-use crate::gemm::ranges;
-use crate::gemm::tile::{
-    self, Bias, Corner, Finish, Microkernel, NARROW_MR, PanelOp, TILE_VECTORS, Target, TileShape, WIDE_MR,
-    is_wide, tile_shape,
-};
+use super::shape::ConvShape;
+use crate::blocks::ranges;
+use crate::gemm::epilogue::{Bias, Epilogue, TileEpilogue};
+use crate::gemm::format::{Format, PackedSide, encode_rows};
+use crate::gemm::tile::{Corner, LINE, Target};
 use crate::isa;
 use crate::memory::{Memory, with_scratch};
 use crate::pool::{for_each_chunk_mut, run_tasks};
 use crate::precision::Precision;
 use crate::simd;
-use tiles::{MadePiece, PackTiles, Stretch, Tiles, TransformTiles};
-use weights::Filtering;
+use crate::simd::microkernel::{
+    Microkernel, NARROW_MR, PanelOp, Prefetch, TILE_VECTORS, TileShape, WIDE_MR, is_wide, tile_shape,
+};
+use crate::simd::operands::{OutputPiece, PackTiles};
+use tiles::{TileRun, Tiles, TransformTiles};
+use weights::FilterTransform;
 
-pub(crate) use weights::{Filters, Weights};
+pub(crate) use weights::{Filters, PackedFilters};
 
-pub(crate) mod tiles;
+mod tiles;
 mod weights;
 
-/// Elements of a transformed weight or tile.
+/// Elements of a transformed filter or tile.
 const POSITIONS: usize = 16;
-/// Input channels from which on this is faster than the direct product.
+/// The fewest input channels at which this beats the direct product.
 const LEAST_CHANNELS: usize = 32;
-/// Tiles from which on it is worth to transform weights.
+/// The fewest tiles that repay the transformation of filters.
 const LEAST_TILES: usize = 32;
-/// Words up to which all transformed weights are held: 16 MB.
-const HOLD_WEIGHTS_UP_TO: usize = 1 << 22;
-/// Words of transformed tiles that are held where the weights are not: 32 MB.
-const HOLD_TILES_UP_TO: usize = 1 << 23;
-/// Left panels whose products with a right one are kept until they are an output.
+/// Words up to which all transformed filters are kept: 16 MB.
+const FILTER_WORDS: usize = 1 << 22;
+/// Words of transformed tiles that are kept where the filters are not: 32 MB.
+const TILE_WORDS: usize = 1 << 23;
+/// Left panels whose products with a right one are kept until they are summed to the output.
 const TOGETHER: usize = 2;
-/// Channels that are transformed at once, of tiles and of weights.
+/// Channels that are transformed at once, of tiles and of filters.
 const TILE_CHANNELS: usize = 16;
 const WEIGHT_CHANNELS: usize = 64;
-/// Channels from the one whose tiles are transformed to the one that is asked for.
-const AHEAD: usize = 4;
+/// Distance, in channels, from the tiles that are transformed to those that are prefetched.
+const PREFETCH_DISTANCE: usize = 4;
 /// The widest right panel.
 const WIDEST: usize = 32;
 
 thread_local! {
     static WEIGHTS: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     static TILES: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
-    /// What all tasks of a call share.
+    /// Filters or tiles that all tasks of a call share.
     static SHARED: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
     static PRODUCTS: RefCell<Memory<f32>> = const { RefCell::new(Memory::new()) };
     /// A few channels between transformation and encoding.
@@ -71,11 +73,11 @@ thread_local! {
     static WORDS: RefCell<Memory<u32>> = const { RefCell::new(Memory::new()) };
 }
 
-/// What panels hold in a convolution of the given precision; `None` if it cannot be done this way, or is not faster so.
+/// The panels' format for a convolution of the given precision; `None` where the direct product is as good.
 ///
-/// In single precision an infinity must stay one, and differences of two would make it NaN; so that is left to the direct product.
-/// Where bfloat16 is as fast as it should be, its products stand for those of bytes too: these are twice as fast, but
-/// there are 2.25 times as many of them, and they are less exact.
+/// `f32` is left to the direct product: an infinity must stay one, and the difference of two is NaN. Where
+/// bfloat16 is fast, it replaces bytes too: byte products are twice as fast, but there would be 2.25 times as
+/// many, and less accurate.
 pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> {
     let fits = shape.kernel == [3, 3]
         && shape.stride == [1, 1]
@@ -91,50 +93,51 @@ pub(crate) fn format(shape: &ConvShape, precision: Precision) -> Option<Format> 
     }
 }
 
-/// Convolves `input` with `weights` into the images of `target`, one row for each output channel.
+/// Convolves `input` with `filters` into the matrices of `target`: one for each image, with a row for each
+/// output channel.
 pub(crate) fn conv2d(
     shape: &ConvShape,
     input: &[f32],
-    weights: Weights<'_>,
+    filters: Filters<'_>,
     target: &Target,
-    finish: &Finish<'_>,
+    epilogue: &TileEpilogue<'_>,
 ) {
-    match weights {
-        Weights::Packed(filters) => {
+    match filters {
+        Filters::Packed(filters) => {
             let channels = [shape.in_channels, shape.out_channels];
             assert_eq!(filters.channels, channels, "packed weight differs from the shape");
-            Convolution::new(shape, input, filters.format, target, finish).by_tiles(&filters.words);
+            Convolution::new(shape, input, filters.format, target, epilogue).by_tiles(&filters.words);
         }
-        Weights::Stored(weight, format) => {
-            let convolution = Convolution::new(shape, input, format, target, finish);
-            let source = Filtering::new(shape, weight, format);
+        Filters::Stored(weight, format) => {
+            let convolution = Convolution::new(shape, input, format, target, epilogue);
+            let source = FilterTransform::new(shape, weight, format);
             let len = source.panels * source.panel_len;
-            if len <= HOLD_WEIGHTS_UP_TO {
+            if len <= FILTER_WORDS {
                 with_scratch(&SHARED, len, |words| {
                     source.transform(words);
                     convolution.by_tiles(words);
                 });
             } else {
-                convolution.by_weights(&source, HOLD_TILES_UP_TO);
+                convolution.by_weights(&source, TILE_WORDS);
             }
         }
     }
 }
 
-/// What all tasks have in common.
+/// What all tasks of a convolution have in common.
 struct Convolution<'a> {
     shape: &'a ConvShape,
     input: &'a [f32],
     format: Format,
     target: &'a Target,
-    finish: &'a Finish<'a>,
+    epilogue: &'a TileEpilogue<'a>,
     tiles: Tiles,
     /// Lanes of the panels.
     mr: usize,
     nr: usize,
     left_panels: usize,
     right_panels: usize,
-    /// Words of a left panel and of a right one, all positions together. Position follows upon position.
+    /// Words of a left and of a right panel over all positions, one position after the other.
     left_len: usize,
     right_len: usize,
 }
@@ -145,7 +148,7 @@ impl<'a> Convolution<'a> {
         input: &'a [f32],
         format: Format,
         target: &'a Target,
-        finish: &'a Finish<'a>,
+        epilogue: &'a TileEpilogue<'a>,
     ) -> Self {
         let tiles = Tiles::of(shape);
         let TileShape { mr, nr } = tile_shape();
@@ -155,7 +158,7 @@ impl<'a> Convolution<'a> {
             input,
             format,
             target,
-            finish,
+            epilogue,
             tiles,
             mr,
             nr,
@@ -166,7 +169,7 @@ impl<'a> Convolution<'a> {
         }
     }
 
-    /// Given all transformed weights; every task has tiles of its own.
+    /// Convolves with all transformed filters at hand; each task transforms its own tiles.
     fn by_tiles(&self, weights: &[u32]) {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
         run_tasks(true, right_panels, |right| {
@@ -180,8 +183,9 @@ impl<'a> Convolution<'a> {
         });
     }
 
-    /// Transforms tiles of up to `words` words first; every task has weights of its own.
-    fn by_weights(&self, source: &Filtering<'_>, words: usize) {
+    /// Convolves with tiles transformed first, up to `words` words at a time; each task transforms its own
+    /// filters.
+    fn by_weights(&self, source: &FilterTransform<'_>, words: usize) {
         let &Self { left_panels, right_panels, left_len, right_len, .. } = self;
         for held in ranges(right_panels, (words / right_len).max(1)) {
             with_scratch(&SHARED, held.len() * right_len, |tiles| {
@@ -207,21 +211,20 @@ impl<'a> Convolution<'a> {
     fn multiply(&self, left: Range<usize>, weights: &[u32], right: usize, tiles: &[u32]) {
         let len = POSITIONS * left.len() * self.mr * self.nr;
         with_scratch(&PRODUCTS, len, |products| {
-            tile::dispatch(self.format, Group { convolution: self, left, weights, right, tiles, products });
+            self.format.dispatch(Group { convolution: self, left, weights, right, tiles, products });
         });
     }
 
-    /// The transformed tiles of a panel.
+    /// Transforms and packs the tiles of a panel.
     fn transform_tiles(&self, panel: usize, words: &mut [u32]) {
         let &Self { shape, format, nr, .. } = self;
         let [in_rows, in_cols] = shape.in_size;
         let plane = in_rows * in_cols;
         let position_len = self.right_len / POSITIONS;
-        let stretches: Vec<Stretch> = self.tiles.stretches(panel, nr).collect();
-        if format == Format::Pairs {
+        let runs: Vec<TileRun> = self.tiles.runs(panel, nr).collect();
+        if format == Format::Bf16x2 {
             let image_stride = shape.in_channels * plane;
-            let pieces: Vec<_> =
-                stretches.iter().flat_map(|stretch| stretch.seen(shape, image_stride)).collect();
+            let pieces: Vec<_> = runs.iter().flat_map(|run| run.input_pieces(shape, image_stride)).collect();
             let (input, channels) = (self.input, shape.in_channels);
             let (pieces, words) = (&pieces[..], &mut words[..]);
             if simd::pack_tiles(PackTiles { input, plane, channels, pieces, words, position_len }) {
@@ -231,13 +234,13 @@ impl<'a> Convolution<'a> {
         with_scratch(&FLOATS, POSITIONS * TILE_CHANNELS * nr, |rows| {
             for block in ranges(shape.in_channels, TILE_CHANNELS) {
                 for (index, channel) in block.clone().enumerate() {
-                    self.prefetch(&stretches, channel + AHEAD);
+                    self.prefetch(&runs, channel + PREFETCH_DISTANCE);
                     isa::dispatch(TransformTiles {
                         planes: &self.input[channel * plane..],
                         image_stride: shape.in_channels * plane,
                         size: shape.in_size,
                         origin: [shape.padding.top, shape.padding.left],
-                        stretches: &stretches,
+                        runs: &runs,
                         out: &mut rows[index * nr..],
                         stride: TILE_CHANNELS * nr,
                     });
@@ -253,10 +256,10 @@ impl<'a> Convolution<'a> {
         });
     }
 
-    /// Asks for what tiles see of a channel, which may be beyond the last.
-    fn prefetch(&self, stretches: &[Stretch], channel: usize) {
+    /// Prefetches the pixels under some tiles in a channel, which may be beyond the last.
+    fn prefetch(&self, runs: &[TileRun], channel: usize) {
         let ConvShape { in_channels, in_size: [rows, cols], padding, .. } = *self.shape;
-        for &Stretch { len, image, at, .. } in stretches {
+        for &TileRun { len, image, at, .. } in runs {
             let first = (2 * at[1]).saturating_sub(padding.left);
             for row in 0..4 {
                 let y = (2 * at[0] + row).saturating_sub(padding.top);
@@ -269,14 +272,14 @@ impl<'a> Convolution<'a> {
     }
 }
 
-/// Some left panels times a right one, at every position.
+/// Some left panels times a right one at every position, and their output.
 struct Group<'a, 'b> {
     convolution: &'a Convolution<'b>,
     left: Range<usize>,
     weights: &'a [u32],
     right: usize,
     tiles: &'a [u32],
-    /// For each position, a row for each lane of the left panels.
+    /// For each position, one row for each lane of the left panels.
     products: &'a mut [f32],
 }
 
@@ -303,23 +306,24 @@ impl Group<'_, '_> {
         let nr = TILE_VECTORS * len;
         let left_len = self.convolution.left_len;
         let words = left_len / POSITIONS / MR;
-        let &Convolution { shape, target, finish, tiles, .. } = self.convolution;
+        let &Convolution { shape, target, epilogue, tiles, .. } = self.convolution;
         let mut lines = Vec::with_capacity(nr);
-        for stretch in tiles.stretches(self.right, nr) {
-            for (col, count) in stretch.made_rows(shape.out_size()) {
-                lines.extend((col..col + count).step_by(LINE).map(|col| (stretch.image, col)));
+        for run in tiles.runs(self.right, nr) {
+            for (col, count) in run.output_rows(shape.out_size()) {
+                lines.extend((col..col + count).step_by(LINE).map(|col| (run.image, col)));
             }
         }
         let rows = self.left.start * MR..(self.left.end * MR).min(target.rows);
-        let at_once = (rows.len() * lines.len()).div_ceil(POSITIONS * self.left.len() * OutputAhead::PARTS);
-        let next = Cell::new((rows.start, 0));
-        let ahead = OutputAhead { target, finish, lines: &lines, end: rows.end, at_once, next: &next };
+        let portions = POSITIONS * self.left.len() * OutputPrefetch::PORTIONS;
+        let lines_at_once = (rows.len() * lines.len()).div_ceil(portions);
+        let (lines, end, next) = (&lines[..], rows.end, &Cell::new((rows.start, 0)));
+        let prefetch = OutputPrefetch { target, epilogue, lines, end, lines_at_once, next };
         let positions = self.products.chunks_exact_mut(self.left.len() * MR * nr);
         for (position, products) in positions.enumerate() {
             let tiles = &self.tiles[position * words * nr..];
             for (left, product) in products.chunks_exact_mut(MR * nr).enumerate() {
                 let weights = &self.weights[left * left_len + position * words * MR..];
-                let sums = K::multiply::<MR, _>(isa, words, weights, tiles, ahead);
+                let sums = K::multiply::<MR, _>(isa, words, weights, tiles, prefetch);
                 for (row, sums) in sums.iter().enumerate() {
                     for (vector, sum) in sums.iter().enumerate() {
                         // SAFETY: the product has MR rows of TILE_VECTORS vectors.
@@ -330,7 +334,7 @@ impl Group<'_, '_> {
         }
     }
 
-    /// The output of the products, `N` lanes at a time.
+    /// Stores the output of the products, `N` lanes at a time.
     #[inline(always)]
     fn output<const N: usize>(&self, isa: impl Isa) {
         let nr = TILE_VECTORS * isa.f32().len();
@@ -338,9 +342,9 @@ impl Group<'_, '_> {
         let outputs = first..(self.left.end * self.convolution.mr).min(self.convolution.shape.out_channels);
         let position_len = self.left.len() * self.convolution.mr * nr;
         let &Convolution { shape, target, tiles, .. } = self.convolution;
-        let stretches = tiles.stretches(self.right, nr);
-        let pieces: Vec<MadePiece> =
-            stretches.flat_map(|stretch| stretch.made(shape.out_size(), target.image_stride())).collect();
+        let runs = tiles.runs(self.right, nr);
+        let pieces: Vec<OutputPiece> =
+            runs.flat_map(|run| run.output_pieces(shape.out_size(), target.matrix_stride)).collect();
         for output in outputs {
             let products = &self.products[(output - first) * nr..];
             if self.store_pieces(output, products, position_len, &pieces) {
@@ -358,83 +362,81 @@ impl Group<'_, '_> {
         }
     }
 
-    /// Writes the pixels of a panel in one channel by the CPU's own instructions, and says whether there are such.
+    /// Stores the pixels of a panel in one channel by instructions of the CPU. Returns false, with nothing
+    /// written, where there are none or the residual lies otherwise than the output.
     fn store_pieces(
         &self,
         output: usize,
         products: &[f32],
         position_len: usize,
-        pieces: &[MadePiece],
+        pieces: &[OutputPiece],
     ) -> bool {
-        let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
-        let residual = match &finish.residual {
-            Some(residual) => match residual.rows_of_images(output, target) {
-                Some(rows) => Some(rows.as_ptr()),
-                None => return false,
-            },
-            None => None,
-        };
-        let (bias, out) = (|image| finish.row_bias(image, output), target.row_start(output));
-        // SAFETY: pieces are pixels of the output, of which every tile belongs to one panel, and every panel with every output
-        // to one task; the residual has as many.
+        let &Convolution { shape, target, epilogue, tiles, nr, .. } = self.convolution;
+        let Ok(residual) = epilogue.residual_rows(output, target) else { return false };
+        let residual = residual.map(<[f32]>::as_ptr);
+        let (bias, out) = (|image| epilogue.row_bias(image, output), target.row_start(output));
+        // SAFETY: pieces are pixels of the output. Each tile belongs to one panel, and each panel, for each
+        // output channel, to one task. The residual has as many pixels.
         let is_stored = unsafe { simd::store_tiles(products, position_len, pieces, bias, out, residual) };
-        if is_stored && finish.activation.is_some() {
-            let rest = Finish { bias: Bias::None, residual: None, ..*finish };
-            for stretch in tiles.stretches(self.right, nr) {
-                for (col, count) in stretch.made_rows(shape.out_size()) {
-                    let corner = Corner { image: stretch.image, row: output, col };
-                    // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
-                    rest.finish_row(corner, unsafe { target.row_mut(corner, count) });
+        if is_stored && epilogue.epilogue.activation.is_some() {
+            let rest = Epilogue { bias: Bias::None, residual: None, ..epilogue.epilogue };
+            let rest = TileEpilogue { epilogue: rest, ..*epilogue };
+            for run in tiles.runs(self.right, nr) {
+                for (col, count) in run.output_rows(shape.out_size()) {
+                    let corner = Corner { matrix: run.image, row: output, col };
+                    // SAFETY: as above.
+                    rest.apply_row(corner, unsafe { target.row_mut(corner, count) });
                 }
             }
         }
         is_stored
     }
 
-    /// Writes two rows of pixels of a panel of tiles in one channel.
+    /// Stores the two rows of pixels of a panel of tiles in one channel.
     #[inline(always)]
     fn store(&self, output: usize, pixels: &[[f32; 2 * WIDEST]; 2]) {
-        let &Convolution { shape, target, finish, tiles, nr, .. } = self.convolution;
-        for stretch in tiles.stretches(self.right, nr) {
-            let Stretch { lane, image, .. } = stretch;
-            for (pixels, (col, count)) in pixels.iter().zip(stretch.made_rows(shape.out_size())) {
-                let corner = Corner { image, row: output, col };
-                // SAFETY: every tile belongs to one panel, and every panel with every output to one task.
+        let &Convolution { shape, target, epilogue, tiles, nr, .. } = self.convolution;
+        for run in tiles.runs(self.right, nr) {
+            let TileRun { lane, image, .. } = run;
+            for (pixels, (col, count)) in pixels.iter().zip(run.output_rows(shape.out_size())) {
+                let corner = Corner { matrix: image, row: output, col };
+                // SAFETY: each tile belongs to one panel, and each panel, for each output channel, to one
+                // task.
                 let out = unsafe { target.row_mut(corner, count) };
                 out.copy_from_slice(&pixels[2 * lane..][..count]);
-                finish.finish_row(corner, out);
+                epilogue.apply_row(corner, out);
             }
         }
     }
 }
 
-/// The output's memory below some products, and what it is finished with: some cache lines of the rows in each part.
+/// Prefetch of the output and the residual under some products: a few cache lines in each portion.
 #[derive(Clone, Copy)]
-struct OutputAhead<'a> {
+struct OutputPrefetch<'a> {
     target: &'a Target,
-    finish: &'a Finish<'a>,
-    /// For each cache line of a row, an image and a column in it.
+    epilogue: &'a TileEpilogue<'a>,
+    /// The image and the column of each cache line of a row.
     lines: &'a [(usize, usize)],
     /// The end of the rows.
     end: usize,
-    at_once: usize,
-    /// The row and the line that are next.
+    lines_at_once: usize,
+    /// The row and the line to go on with.
     next: &'a Cell<(usize, usize)>,
 }
 
-impl Ahead for OutputAhead<'_> {
-    const PARTS: usize = 8;
+impl Prefetch for OutputPrefetch<'_> {
+    const PORTIONS: usize = 8;
 
     #[inline(always)]
-    fn ask(self, _part: usize) {
-        let Self { target, finish, lines, end, at_once, next } = self;
+    fn issue(self, _portion: usize) {
+        let Self { target, epilogue, lines, end, lines_at_once, next } = self;
         let (mut row, mut line) = next.get();
-        for _ in 0..at_once {
+        for _ in 0..lines_at_once {
             if row < end {
                 let (image, col) = lines[line];
-                let corner = Corner { image, row, col };
+                let corner = Corner { matrix: image, row, col };
                 target.prefetch_row(corner, 1);
-                finish.prefetch_row(corner, 1);
+                epilogue.prefetch_row(corner, 1);
             }
             line += 1;
             if line == lines.len() {
@@ -445,14 +447,14 @@ impl Ahead for OutputAhead<'_> {
     }
 }
 
-/// `A^T m A` of the products of `N` tiles, each tile's two pixels of a row beside each other.
+/// `A^T m A` of the products of `N` tiles: two pixels of each tile in each row.
 #[inline(always)]
 fn combine_products<'a, const N: usize>(
     product: impl Fn(usize) -> &'a [f32; N],
     lane: usize,
     pixels: &mut [[f32; 2 * WIDEST]; 2],
 ) {
-    // A^T m, of the four columns.
+    // A^T m, column by column.
     let mut columns = [[[0.0; N]; 2]; 4];
     for (col, results) in columns.iter_mut().enumerate() {
         let [a, b, c, d] = [0, 1, 2, 3].map(|row| product(4 * row + col));

@@ -1,9 +1,10 @@
 use half::bf16;
 
 use super::*;
-use crate::conv::{ConvEpilogue, ConvWeight, Groups, Padding};
+use crate::conv::direct::{Groups, direct, group_epilogue};
+use crate::conv::{ConvWeight, Padding};
 use crate::encoded::{BlockGrid, Encoded, Scaling};
-use crate::matrix::WeightSlice;
+use crate::matrix::{Mat, WeightSlice};
 use crate::testing::{Tolerance, check, check_cases, random};
 use crate::unary::UnaryOp;
 
@@ -29,7 +30,7 @@ fn shapes() -> Vec<ConvShape> {
     shapes
 }
 
-/// Values that are multiples of 1/256, whose sums of a few are exact.
+/// Multiples of 1/256, whose sums are exact.
 fn grid(seed: u64, len: usize) -> Vec<f32> {
     random(seed, len).into_iter().map(|x| (x * 256.0).round() / 256.0).collect()
 }
@@ -100,13 +101,13 @@ fn convolve(
     input: &[f32],
     weight: WeightSlice<'_>,
     precision: Precision,
-    epilogue: &ConvEpilogue<'_>,
+    epilogue: &Epilogue<'_>,
     out: &mut [f32],
 ) {
     let pixels = shape.out_size().iter().product();
-    let finish = epilogue.group(shape, 0, shape.out_channels, pixels);
-    let target = Target::images(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
-    conv2d(shape, input, Weights::Stored(weight, Format::of(precision)), &target, &finish);
+    let epilogue = group_epilogue(epilogue, shape, 0);
+    let target = Target::batched(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
+    conv2d(shape, input, Filters::Stored(weight, Format::of(precision)), &target, &epilogue);
 }
 
 fn rounded(x: f64) -> f64 {
@@ -122,7 +123,8 @@ fn the_oracle_is_a_convolution() {
     assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-12));
 }
 
-/// Single precision is as exact as the direct product; bfloat16 rounds where the method says, and nowhere else.
+/// `f32` is as accurate as the direct product; bfloat16 rounds transformed filters and tiles, and nothing
+/// else.
 #[test]
 fn every_shape_in_every_format() {
     check_cases(&shapes(), |shape| {
@@ -131,28 +133,28 @@ fn every_shape_in_every_format() {
             let expected = oracle(shape, &input, &weight, round);
             check(&expected, Tolerance::OfLargest(3e-6), |out| {
                 let weight = WeightSlice::F32(&weight);
-                convolve(shape, &input, weight, precision, &ConvEpilogue::default(), out);
+                convolve(shape, &input, weight, precision, &Epilogue::default(), out);
             })?;
         }
         Ok(())
     });
 }
 
-/// Both ways to share the work, whatever the sizes.
+/// Both ways to share the work, at any size.
 #[test]
-fn held_weights_and_held_tiles() {
+fn kept_filters_and_kept_tiles() {
     let shape = ConvShape { in_channels: 40, out_channels: 70, in_size: [11, 18], batch: 2, ..BASE };
     let (input, weight) = operands(&shape);
     let expected = oracle(&shape, &input, &weight, |x| x);
-    for holds_weights in [true, false] {
+    for keeps_filters in [true, false] {
         check(&expected, Tolerance::OfLargest(3e-6), |out| {
             let pixels = shape.out_size().iter().product();
             let target =
-                Target::images(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
-            let finish = Finish::default();
-            let convolution = Convolution::new(&shape, &input, Format::Single, &target, &finish);
-            let source = Filtering::new(&shape, WeightSlice::F32(&weight), Format::Single);
-            if holds_weights {
+                Target::batched(out, shape.batch, shape.out_channels, pixels, shape.out_channels * pixels);
+            let epilogue = TileEpilogue::default();
+            let convolution = Convolution::new(&shape, &input, Format::F32, &target, &epilogue);
+            let source = FilterTransform::new(&shape, WeightSlice::F32(&weight), Format::F32);
+            if keeps_filters {
                 let mut words = vec![0; source.panels * source.panel_len];
                 source.transform(&mut words);
                 convolution.by_tiles(&words);
@@ -165,7 +167,7 @@ fn held_weights_and_held_tiles() {
 }
 
 #[test]
-fn what_follows_the_convolution() {
+fn every_epilogue() {
     let shapes = [
         ConvShape { in_size: [7, 9], batch: 2, ..BASE },
         ConvShape { in_size: [4, 66], out_channels: 14, batch: 2, ..BASE },
@@ -181,10 +183,12 @@ fn what_follows_the_convolution() {
                 *value += f64::from(bias[index / pixels % bias.len()]) + f64::from(residual[index]);
                 *value /= 1.0 + (-*value).exp();
             }
-            let epilogue = ConvEpilogue {
-                bias: Some(&bias),
-                residual: Some(&residual),
+            let rows = shape.batch * shape.out_channels;
+            let epilogue = Epilogue {
+                bias: Bias::PerRow(&bias),
+                residual: Some(Mat::new(&residual[..], rows, shape.out_size().iter().product())),
                 activation: Some(UnaryOp::Silu),
+                gate: None,
             };
             check(&expected, Tolerance::OfLargest(3e-6), |out| {
                 convolve(shape, &input, WeightSlice::F32(&weight), Precision::F32, &epilogue, out);
@@ -194,7 +198,7 @@ fn what_follows_the_convolution() {
     });
 }
 
-/// What the crate says of the method's error, against the direct product in the same precision.
+/// The stated error of the method, relative to the direct product in the same precision.
 #[test]
 fn bfloat16_is_less_exact_by_the_known_factor() {
     let shape = ConvShape { in_channels: 128, out_channels: 16, in_size: [16, 16], ..BASE };
@@ -207,25 +211,24 @@ fn bfloat16_is_less_exact_by_the_known_factor() {
         out.iter().zip(&expected).map(|(x, y)| (f64::from(*x) - y).powi(2)).sum::<f64>().sqrt()
     };
     let weight = WeightSlice::F32(&weight);
-    let filtered =
-        error(&|out| convolve(&shape, &input, weight, Precision::Bf16, &ConvEpilogue::default(), out));
+    let filtered = error(&|out| convolve(&shape, &input, weight, Precision::Bf16, &Epilogue::default(), out));
     let direct = error(&|out| {
-        let (weight, epilogue) = (Groups::Stored(weight), ConvEpilogue::default());
-        crate::conv::direct(&shape, &input, weight, Precision::Bf16, &epilogue, out);
+        let (weight, epilogue) = (Groups::Stored(weight), Epilogue::default());
+        direct(&shape, &input, weight, Precision::Bf16, &epilogue, out);
     });
     let ratio = filtered / direct;
     assert!((1.5..1.9).contains(&ratio), "{ratio}");
 }
 
 #[test]
-fn a_value_that_is_no_number_reaches_what_sees_it() {
+fn nan_reaches_the_tiles_that_read_it() {
     let shape = ConvShape { in_size: [8, 8], ..BASE };
     let (mut input, weight) = operands(&shape);
     input[64 * 3 + 8 * 4 + 4] = f32::NAN;
     for precision in [Precision::F32, Precision::Bf16] {
         let mut out = vec![0.0; shape.out_len()];
         let weight = WeightSlice::F32(&weight);
-        convolve(&shape, &input, weight, precision, &ConvEpilogue::default(), &mut out);
+        convolve(&shape, &input, weight, precision, &Epilogue::default(), &mut out);
         for (index, value) in out.iter().enumerate() {
             let (y, x) = (index / 8 % 8, index % 8);
             if (3..=5).contains(&y) && (3..=5).contains(&x) {
@@ -235,9 +238,9 @@ fn a_value_that_is_no_number_reaches_what_sees_it() {
     }
 }
 
-/// Where it is chosen, a weight that is packed beforehand gives the bytes of one that is not.
+/// Where the method is chosen, packed weights give the same bytes as stored ones.
 #[test]
-fn packed_weights_where_it_is_chosen() {
+fn packed_weights_give_the_same_bytes() {
     let shape = ConvShape { in_channels: 40, out_channels: 14, in_size: [16, 18], ..BASE };
     let (input, weight) = operands(&shape);
     let weight = WeightSlice::F32(&weight);
@@ -246,16 +249,16 @@ fn packed_weights_where_it_is_chosen() {
     assert!(format(&ConvShape { in_size: [4, 4], ..shape }, Precision::Bf16).is_none());
     let run = |weight: ConvWeight<'_>| {
         let mut out = vec![0.0; shape.out_len()];
-        crate::conv2d(&shape, &input, weight, Precision::Bf16, &ConvEpilogue::default(), &mut out);
+        crate::conv2d(&shape, &input, weight, Precision::Bf16, &Epilogue::default(), &mut out);
         out
     };
     let packed = crate::pack_conv_weight(&shape, weight, Precision::Bf16);
     assert_eq!(run(ConvWeight::Packed(&packed)), run(ConvWeight::Stored(weight)));
 }
 
-/// Codes are transformed without being values in memory first.
+/// Compressed filters, which are transformed in registers, equal the transformed values.
 #[test]
-fn filters_of_codes_are_those_of_their_values() {
+fn compressed_filters_equal_decoded_ones() {
     let mut cases = Vec::new();
     for bits in [1, 2, 3, 4, 6, 8] {
         for in_channels in [1, 16, 33, 64, 65, 130] {
@@ -267,7 +270,7 @@ fn filters_of_codes_are_those_of_their_values() {
     check_cases(&cases, |&(bits, shape)| {
         let (rows, columns) = (shape.out_channels, 9 * shape.in_channels);
         let len = rows * columns;
-        // Any bytes are codes.
+        // Any bytes are valid indices.
         let codes: Vec<u8> = (0..len * bits / 8 + 1).map(|index| ((index * 7919) >> 3) as u8).collect();
         let table = random(8, 1 << bits);
         let grid = BlockGrid { columns, block: [rows, columns] };
@@ -275,9 +278,9 @@ fn filters_of_codes_are_those_of_their_values() {
         let encoded = WeightSlice::Encoded(encoded);
         let mut values = vec![0.0; len];
         encoded.widen(&mut values);
-        for format in [Format::Single, Format::of(Precision::Bf16)] {
-            let dense = Filters::new(&shape, WeightSlice::F32(&values), format);
-            if *Filters::new(&shape, encoded, format).words != *dense.words {
+        for format in [Format::F32, Format::of(Precision::Bf16)] {
+            let dense = PackedFilters::new(&shape, WeightSlice::F32(&values), format);
+            if *PackedFilters::new(&shape, encoded, format).words != *dense.words {
                 return Err(format!("{format:?}"));
             }
         }

@@ -1,11 +1,12 @@
-//! Tiles: where they are, what they see, and how that is transformed.
+//! Winograd tiles: their positions, the pixels under them, and the input transformation.
 
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, SimdOp};
 
 use super::WIDEST;
-use crate::conv::ConvShape;
-use crate::gemm::tile::TILE_VECTORS;
+use crate::conv::shape::ConvShape;
+use crate::simd::microkernel::TILE_VECTORS;
+use crate::simd::operands::{InputPiece, OutputPiece};
 
 /// The tiles of all images, numbered row by row, image after image.
 #[derive(Clone, Copy)]
@@ -15,14 +16,14 @@ pub(super) struct Tiles {
     size: [usize; 2],
 }
 
-/// Neighbours in one row of tiles.
+/// A run of neighbouring tiles in one row of tiles.
 #[derive(Clone, Copy)]
-pub(super) struct Stretch {
-    /// The lane of the first.
+pub(super) struct TileRun {
+    /// The lane of the first tile.
     pub(super) lane: usize,
     pub(super) len: usize,
     pub(super) image: usize,
-    /// Row and column of the first.
+    /// Row and column, in tiles, of the first.
     pub(super) at: [usize; 2],
 }
 
@@ -35,8 +36,8 @@ impl Tiles {
         self.batch * self.size[0] * self.size[1]
     }
 
-    /// The tiles of a panel of `width`.
-    pub(super) fn stretches(self, panel: usize, width: usize) -> impl Iterator<Item = Stretch> {
+    /// The runs of tiles in a panel of `width` lanes.
+    pub(super) fn runs(self, panel: usize, width: usize) -> impl Iterator<Item = TileRun> {
         let [rows, cols] = self.size;
         let (first, end) = (panel * width, ((panel + 1) * width).min(self.count()));
         let mut next = first;
@@ -46,50 +47,15 @@ impl Tiles {
                 let (row, col) = (tile / cols, tile % cols);
                 let len = (cols - col).min(end - tile);
                 next += len;
-                Stretch { lane: tile - first, len, image: row / rows, at: [row % rows, col] }
+                TileRun { lane: tile - first, len, image: row / rows, at: [row % rows, col] }
             })
         })
     }
 }
 
-/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they see.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by that architecture's kernels"))]
-pub(crate) struct SeenPiece {
-    pub(crate) vector: usize,
-    /// The lanes, as a mask.
-    pub(crate) lanes: u16,
-    /// For each of the four rows that the tiles see: where in the input's first channel the pixels begin that sixteen tiles
-    /// would see, and a mask of those that are inside the row.
-    pub(crate) rows: [(isize, u64); 4],
-}
-
-/// Tiles of a stretch in one vector of sixteen lanes of a panel, and the pixels that they make.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by that architecture's kernels"))]
-pub(crate) struct MadePiece {
-    pub(crate) vector: usize,
-    pub(crate) image: usize,
-    /// For each of the two rows: where in the output's first channel the pixels begin that sixteen tiles would make, and a
-    /// mask of those that there are.
-    pub(crate) rows: [(isize, u32); 2],
-}
-
-/// All that [`simd::pack_tiles`] needs.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read by that architecture's kernels"))]
-pub(crate) struct PackTiles<'a> {
-    /// From the first image's first channel on.
-    pub(crate) input: &'a [f32],
-    /// Elements from one channel to the next.
-    pub(crate) plane: usize,
-    pub(crate) channels: usize,
-    /// In the order of vectors.
-    pub(crate) pieces: &'a [SeenPiece],
-    /// The panel: for each position, `position_len` words.
-    pub(crate) words: &'a mut [u32],
-    pub(crate) position_len: usize,
-}
-
-impl Stretch {
-    /// The parts of it in vectors of sixteen lanes: which, from which lane on, how many, and the column of the first.
+impl TileRun {
+    /// The run cut into vectors of sixteen lanes: the vector, its first lane, the number of tiles, and the
+    /// column of the first tile.
     fn parts(self) -> impl Iterator<Item = (usize, usize, usize, usize)> {
         const WIDTH: usize = 16;
         let (first, end) = (self.lane, self.lane + self.len);
@@ -100,8 +66,12 @@ impl Stretch {
         })
     }
 
-    /// What the tiles see of a convolution's input, whose images lie `image_stride` elements apart.
-    pub(super) fn seen(self, shape: &ConvShape, image_stride: usize) -> impl Iterator<Item = SeenPiece> {
+    /// The input pixels under the tiles. Images lie `image_stride` elements apart.
+    pub(super) fn input_pieces(
+        self,
+        shape: &ConvShape,
+        image_stride: usize,
+    ) -> impl Iterator<Item = InputPiece> {
         let [rows, cols] = shape.in_size.map(|extent| extent as isize);
         let (top, left) = (shape.padding.top as isize, shape.padding.left as isize);
         self.parts().map(move |(vector, lane, count, col)| {
@@ -113,23 +83,23 @@ impl Stretch {
                 ((self.image * image_stride) as isize + y * cols + start, inside)
             };
             let lanes = bits(lane as isize, (lane + count) as isize) as u16;
-            SeenPiece { vector, lanes, rows: [row(0), row(1), row(2), row(3)] }
+            InputPiece { vector, lanes, rows: [row(0), row(1), row(2), row(3)] }
         })
     }
 
-    /// The rows of pixels that the tiles make of an output of rows and columns: the first pixel, counted in its channel, and
-    /// how many. The upper comes first.
-    pub(super) fn made_rows(self, [rows, cols]: [usize; 2]) -> impl Iterator<Item = (usize, usize)> {
+    /// The rows of output pixels of the tiles, upper one first: the first pixel, counted within its channel,
+    /// and the number of pixels.
+    pub(super) fn output_rows(self, [rows, cols]: [usize; 2]) -> impl Iterator<Item = (usize, usize)> {
         let [row, col] = self.at.map(|at| 2 * at);
         (row..(row + 2).min(rows)).map(move |row| (row * cols + col, (2 * self.len).min(cols - col)))
     }
 
-    /// What the tiles make of an output of rows and columns, whose images lie `image_stride` elements apart.
-    pub(super) fn made(
+    /// The output pixels of the tiles. Images lie `image_stride` elements apart.
+    pub(super) fn output_pieces(
         self,
         [rows, cols]: [usize; 2],
         image_stride: usize,
-    ) -> impl Iterator<Item = MadePiece> {
+    ) -> impl Iterator<Item = OutputPiece> {
         self.parts().map(move |(vector, lane, count, col)| {
             let start = 2 * (col as isize - lane as isize);
             let end = (2 * (lane + count) as isize).min(cols as isize - start);
@@ -139,12 +109,12 @@ impl Stretch {
                 let offset = (self.image * image_stride + y * cols) as isize + start;
                 (offset, if y < rows { inside } else { 0 })
             };
-            MadePiece { vector, image: self.image, rows: [row(0), row(1)] }
+            OutputPiece { vector, image: self.image, rows: [row(0), row(1)] }
         })
     }
 }
 
-/// The bits of a mask from number `start` up to `end`, as far as there are such.
+/// A mask of the bits from `start` up to `end`, clamped to the word.
 fn bits(start: isize, end: isize) -> u64 {
     let below = |end: isize| match end {
         ..=0 => 0,
@@ -154,7 +124,7 @@ fn bits(start: isize, end: isize) -> u64 {
     below(end) & !below(start)
 }
 
-/// Transforms the tiles of a panel in one channel.
+/// Transforms a panel of tiles in one channel.
 pub(super) struct TransformTiles<'a> {
     /// The channel's first plane.
     pub(super) planes: &'a [f32],
@@ -163,8 +133,8 @@ pub(super) struct TransformTiles<'a> {
     pub(super) size: [usize; 2],
     /// Padding at the top and at the left.
     pub(super) origin: [usize; 2],
-    pub(super) stretches: &'a [Stretch],
-    /// A panel's lanes for each position, `stride` apart.
+    pub(super) runs: &'a [TileRun],
+    /// The panel's lanes at each position, `stride` apart.
     pub(super) out: &'a mut [f32],
     pub(super) stride: usize,
 }
@@ -175,9 +145,9 @@ impl SimdOp for TransformTiles<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
         let mut columns = [[[0.0; WIDEST]; 4]; 4];
-        for stretch in self.stretches {
+        for run in self.runs {
             for (row, columns) in columns.iter_mut().enumerate() {
-                self.columns(stretch, row, columns);
+                self.columns(run, row, columns);
             }
         }
         let width = TILE_VECTORS * isa.f32().len();
@@ -199,10 +169,10 @@ impl SimdOp for TransformTiles<'_> {
 }
 
 impl TransformTiles<'_> {
-    /// Row `row` of the tiles of a stretch, times `B`.
+    /// Row `row` of a run of tiles, times `B`.
     #[inline(always)]
-    fn columns(&self, stretch: &Stretch, row: usize, out: &mut [[f32; WIDEST]; 4]) {
-        let &Stretch { lane, len, image, at } = stretch;
+    fn columns(&self, run: &TileRun, row: usize, out: &mut [[f32; WIDEST]; 4]) {
+        let &TileRun { lane, len, image, at } = run;
         let [rows, cols] = self.size;
         let mut padded = [0.0; 2 * WIDEST + 2];
         let needed = 2 * len + 2;

@@ -1,41 +1,42 @@
-//! Weights: transformed and packed, all of a convolution's or a panel at a time.
+//! Winograd's filters: transformed and packed, a panel at a time.
 
 use rten_simd::{Isa, SimdOp};
 
 use super::{FLOATS, POSITIONS, WEIGHT_CHANNELS, WORDS};
-use crate::conv::ConvShape;
-use crate::gemm::format::{Format, encode_lane};
-use crate::gemm::pack::{GROUP, Lanes, PackedSide, transpose};
-use crate::gemm::ranges;
-use crate::gemm::tile::tile_shape;
+use crate::blocks::ranges;
+use crate::conv::shape::ConvShape;
+use crate::gemm::format::{Format, PackedSide, encode_lane};
+use crate::gemm::pack::transpose;
 use crate::isa;
 use crate::matrix::WeightSlice;
 use crate::memory::{Memory, with_scratch};
 use crate::pool::for_each_chunk_mut;
 use crate::simd;
+use crate::simd::microkernel::tile_shape;
+use crate::simd::operands::{GROUP, Lanes};
 
-/// The weight of a convolution.
+/// The filters of a convolution.
 #[derive(Clone, Copy)]
-pub(crate) enum Weights<'a> {
-    /// As stored, to be transformed and packed in a format.
+pub(crate) enum Filters<'a> {
+    /// The weight as stored, and the format to pack it in.
     Stored(WeightSlice<'a>, Format),
-    Packed(&'a Filters),
+    Packed(&'a PackedFilters),
 }
 
-/// All transformed weights of a convolution, packed.
+/// All filters of a convolution, transformed and packed.
 #[derive(Debug)]
-pub(crate) struct Filters {
-    /// Panel follows upon panel.
+pub(crate) struct PackedFilters {
+    /// One panel after the other.
     pub(super) words: Memory<u32>,
     pub(super) format: Format,
     /// Input and output channels.
     pub(super) channels: [usize; 2],
 }
 
-impl Filters {
+impl PackedFilters {
     /// Transforms and packs a weight `[O, C, 3, 3]`.
     pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
-        let source = Filtering::new(shape, weight, format);
+        let source = FilterTransform::new(shape, weight, format);
         let mut words = Memory::zeros(source.panels * source.panel_len).expect("memory for a packed weight");
         source.transform(&mut words);
         Self { words, format, channels: [shape.in_channels, shape.out_channels] }
@@ -50,37 +51,38 @@ impl Filters {
     }
 }
 
-/// A weight that is transformed as it is packed.
-pub(super) struct Filtering<'a> {
+/// Transforms a weight while packing it.
+pub(super) struct FilterTransform<'a> {
     weight: WeightSlice<'a>,
     format: Format,
     /// Input and output channels.
     channels: usize,
     outputs: usize,
-    /// Lanes of a panel, panels, and words of one.
+    /// Lanes of a panel, the number of panels, and words of a panel.
     mr: usize,
     pub(super) panels: usize,
     pub(super) panel_len: usize,
 }
 
-impl<'a> Filtering<'a> {
+impl<'a> FilterTransform<'a> {
     pub(super) fn new(shape: &ConvShape, weight: WeightSlice<'a>, format: Format) -> Self {
         let (channels, outputs, mr) = (shape.in_channels, shape.out_channels, tile_shape().mr);
         let panel_len = POSITIONS * format.words(channels) * mr;
         Self { weight, format, channels, outputs, mr, panels: outputs.div_ceil(mr), panel_len }
     }
 
-    /// All panels.
+    /// Transforms and packs all panels.
     pub(super) fn transform(&self, words: &mut [u32]) {
         for_each_chunk_mut(words, self.panel_len, |panel, words| self.transform_panel(panel, words));
     }
 
-    /// The transformed weights of a panel of output channels.
+    /// Transforms and packs one panel of output channels.
     pub(super) fn transform_panel(&self, panel: usize, words: &mut [u32]) {
         let &Self { weight, format, channels, mr, .. } = self;
+        let weight = weight.elements();
         let outputs = panel * mr..((panel + 1) * mr).min(self.outputs);
         let position_len = self.panel_len / POSITIONS;
-        // A lane's positions follow one upon another, each as long as in a whole block.
+        // A lane has one position after the other, each as long as in a whole block.
         let block_words = format.words(WEIGHT_CHANNELS);
         let lane_len = POSITIONS * block_words;
         if outputs.len() < mr {
@@ -93,13 +95,13 @@ impl<'a> Filtering<'a> {
                 for block in ranges(channels, WEIGHT_CHANNELS) {
                     let weights = &mut weights[..9 * block.len()];
                     if block.len() < WEIGHT_CHANNELS {
-                        // A last channel may share its word with one that is missing.
+                        // The last channel may share its word with a missing one.
                         taps.fill(0.0);
                     }
                     for (output, lane) in outputs.clone().zip(lanes.chunks_exact_mut(lane_len)) {
                         let start = (output * channels + block.start) * 9;
                         let codes = weight.codes_of(start..start + weights.len());
-                        let are_pairs = format == Format::Pairs;
+                        let are_pairs = format == Format::Bf16x2;
                         if are_pairs
                             && codes.is_some_and(|codes| simd::look_up_filters(&codes, block.len(), lane))
                         {
@@ -122,11 +124,11 @@ impl<'a> Filtering<'a> {
     }
 }
 
-/// Transforms the weights of one output and some input channels.
+/// Transforms the filters of one output channel and some input channels.
 struct TransformWeights<'a> {
-    /// For each of the nine taps, [`WEIGHT_CHANNELS`] places.
+    /// [`WEIGHT_CHANNELS`] elements for each of the nine taps.
     taps: &'a [f32],
-    /// For each position, as many.
+    /// [`WEIGHT_CHANNELS`] elements for each position.
     transformed: &'a mut [f32],
 }
 
@@ -141,7 +143,7 @@ impl SimdOp for TransformWeights<'_> {
             let tap = |index: usize| -> &[f32; WIDTH] {
                 taps[index * WEIGHT_CHANNELS + start..].first_chunk().expect("a block of taps")
             };
-            // G g, of the three columns.
+            // G g, column by column.
             let [first, second, third] = [0, 1, 2].map(|col| filter([tap(col), tap(3 + col), tap(6 + col)]));
             for (row, ((a, b), c)) in first.iter().zip(&second).zip(&third).enumerate() {
                 // The row times G^T.
@@ -155,7 +157,7 @@ impl SimdOp for TransformWeights<'_> {
     }
 }
 
-/// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] places for each tap.
+/// Splits the weights of some channels, nine to a channel, into [`WEIGHT_CHANNELS`] elements for each tap.
 fn split_taps(weights: &[f32], taps: &mut [f32]) {
     let done = simd::split_nines(weights, taps, WEIGHT_CHANNELS);
     for (channel, window) in weights.chunks_exact(9).enumerate().skip(done) {
@@ -165,7 +167,7 @@ fn split_taps(weights: &[f32], taps: &mut [f32]) {
     }
 }
 
-/// Three values of each lane by `G`.
+/// `G` times three values of each lane.
 #[inline(always)]
 fn filter<const N: usize>([a, b, c]: [&[f32; N]; 3]) -> [[f32; N]; 4] {
     let mut results = [*a, [0.0; N], [0.0; N], *c];

@@ -3,43 +3,43 @@ use crate::isa::forced::{self, Level};
 use crate::testing::{check_cases, random};
 
 const FORMATS: [Format; 5] =
-    [Format::Single, Format::Rounded, Format::Pairs, Format::Integers, Format::Quads];
+    [Format::F32, Format::EmulatedBf16, Format::Bf16x2, Format::EmulatedI8, Format::I8x4];
 
-/// The elements that a lane's words stand for, without scale and offset.
+/// The elements in a lane's words, without scale and zero point.
 fn decode(format: Format, side: PackedSide, words: &[u32]) -> Vec<f32> {
     let offset = if side == PackedSide::Right { simd::INT8_OFFSET } else { 0 };
     let mut values = Vec::new();
     for word in words {
         match format {
-            Format::Single | Format::Rounded | Format::Integers => values.push(f32::from_bits(*word)),
-            Format::Pairs => values.extend([f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]),
-            // With an offset, bytes have no sign.
-            Format::Quads if offset > 0 => {
+            Format::F32 | Format::EmulatedBf16 | Format::EmulatedI8 => values.push(f32::from_bits(*word)),
+            Format::Bf16x2 => values.extend([f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]),
+            // With a zero point, bytes are unsigned.
+            Format::I8x4 if offset > 0 => {
                 values.extend(word.to_le_bytes().map(|byte| (i32::from(byte) - offset) as f32));
             }
-            Format::Quads => values.extend(word.to_le_bytes().map(|byte| f32::from(byte as i8))),
+            Format::I8x4 => values.extend(word.to_le_bytes().map(|byte| f32::from(byte as i8))),
         }
     }
     values
 }
 
-/// What a format keeps of a lane.
+/// A lane's values after encoding.
 fn expected(format: Format, run: &[f32]) -> (Vec<f32>, f32) {
     let largest = run.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
     match format {
-        Format::Single => (run.to_vec(), 1.0),
-        Format::Rounded | Format::Pairs => {
+        Format::F32 => (run.to_vec(), 1.0),
+        Format::EmulatedBf16 | Format::Bf16x2 => {
             (run.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect(), 1.0)
         }
-        Format::Integers | Format::Quads if largest == 0.0 => (vec![0.0; run.len()], 0.0),
-        Format::Integers | Format::Quads => {
+        Format::EmulatedI8 | Format::I8x4 if largest == 0.0 => (vec![0.0; run.len()], 0.0),
+        Format::EmulatedI8 | Format::I8x4 => {
             (run.iter().map(|x| (x * (127.0 / largest)).round_ties_even()).collect(), largest / 127.0)
         }
     }
 }
 
 #[test]
-fn lanes_and_rows_hold_what_the_format_says() {
+fn lanes_and_rows_follow_the_format() {
     let mut cases = Vec::new();
     for level in Level::available() {
         for format in FORMATS {
@@ -84,7 +84,7 @@ fn lanes_and_rows_hold_what_the_format_says() {
                         return Err(format!("lane {lane}: {scale:?} and {behind:x?}, not {expected_scale}"));
                     }
                     let sum: f32 = values.iter().sum();
-                    if format == Format::Quads && scale.start != -simd::INT8_OFFSET * sum as i32 {
+                    if format == Format::I8x4 && scale.start != -simd::INT8_OFFSET * sum as i32 {
                         return Err(format!("lane {lane}: starts at {}, sum {sum}", scale.start));
                     }
                 }
@@ -95,7 +95,7 @@ fn lanes_and_rows_hold_what_the_format_says() {
 }
 
 #[test]
-fn what_is_not_finite_stays_so() {
+fn values_that_are_not_finite_stay_so() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for format in FORMATS {
             let run = [1.0, bad, 2.0];

@@ -1,30 +1,30 @@
-//! Codes of at most six bits to packed words, by tables in registers: no value is in memory in between.
+//! Palette indices of at most six bits to packed words, with the palette in registers and no values in
+//! memory.
 //!
-//! 64 codes of `b` bits are `8 b` bytes. These are spread so that each eight of the bytes begin with eight codes, and every code
-//! then becomes a byte of its own; what is above a code's bits in it is not looked at by a permutation of 64 entries, and masked
-//! for smaller tables.
+//! 64 indices of `b` bits are `8 b` bytes. A byte permutation gives each eight indices a 64-bit element of
+//! their own, and a multishift gives each index its own byte. Bits above an index are masked.
 
 use std::arch::x86_64::*;
 
 use super::{as_words, has_bf16, has_int8};
-use crate::encoded::Codes;
-use crate::gemm::format::{LaneScale, scale_of};
+use crate::simd::operands::Codes;
+use crate::simd::quantize::{LaneScale, scale_of};
 
-/// The most bits of a code.
+/// The most bits of an index.
 const MOST_BITS: usize = 6;
-/// Codes that become bytes at once.
+/// Indices that are spread to bytes at once.
 const GROUP: usize = 64;
 
-/// Whether the instructions are there that make bytes of codes.
+/// Whether this CPU has the instructions that spread indices to bytes.
 fn spreads_codes() -> bool {
     is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
 }
 
-/// Where 64 codes are, by their bits, if the first begins with a byte.
+/// Positions of 64 indices, by their bits, if the first begins on a byte.
 struct CodePlaces {
-    /// The bytes that each eight codes are spread to.
+    /// The stored byte for each byte of the 64-bit elements.
     bytes: [[u8; GROUP]; MOST_BITS + 1],
-    /// Where in eight bytes each code begins.
+    /// The bit of its 64-bit element that each index begins with.
     shifts: [[u8; GROUP]; MOST_BITS + 1],
 }
 
@@ -44,14 +44,14 @@ static CODE_PLACES: CodePlaces = {
     places
 };
 
-/// Makes bytes of codes.
+/// Spreads indices to bytes.
 #[derive(Clone, Copy)]
 struct Spread {
-    /// Which byte goes where.
+    /// The permutation of the stored bytes.
     places: __m512i,
-    /// Where in eight bytes each code begins.
+    /// The bit of its 64-bit element that each index begins with.
     shifts: __m512i,
-    /// The bits of a code.
+    /// Mask of an index's bits.
     mask: __m512i,
 }
 
@@ -71,40 +71,42 @@ impl Spread {
         }
     }
 
-    /// 64 codes from number `codes.element + at` on, where `at` is a multiple of 64; what is beyond the stream is zero.
+    /// 64 indices from element `codes.element + at` on, where `at` is a multiple of 64; zeros beyond the
+    /// stream.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     fn bytes(self, codes: &Codes<'_>, at: usize) -> __m512i {
         let start = (codes.element + at) * codes.bits / 8;
         let left = codes.codes.len().saturating_sub(start);
         let place = codes.codes.as_ptr().wrapping_add(start).cast();
-        // SAFETY: bytes that there are.
+        // SAFETY: the mask selects bytes of the stream only.
         let stored = unsafe { _mm512_maskz_loadu_epi8(first_bytes(left), place) };
         let spread = _mm512_permutexvar_epi8(self.places, stored);
         _mm512_and_si512(_mm512_multishift_epi64_epi8(self.shifts, spread), self.mask)
     }
 }
 
-/// The first lanes of 64, at most so many.
+/// Mask of the first `count` lanes of 64.
 #[inline(always)]
 fn first_bytes(count: usize) -> __mmask64 {
     if count >= 64 { !0 } else { (1 << count) - 1 }
 }
 
-/// The table, with zeros up to 64 entries.
+/// The table, padded with zeros to 64 entries.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn entries(table: &[f32]) -> [__m512; 4] {
     let mut entries = [_mm512_setzero_ps(); 4];
     for (entries, table) in entries.iter_mut().zip(table.chunks(16)) {
-        // SAFETY: entries that there are.
+        // SAFETY: the mask selects entries of the table only.
         *entries = unsafe { _mm512_maskz_loadu_ps(super::first_lanes(table.len()), table.as_ptr()) };
     }
     entries
 }
 
-/// Writes codes as a lane of pairs of bfloat16. `None`: nothing is done, for the CPU or the codes are not fit for it.
-pub(crate) fn look_up_pairs(codes: &Codes<'_>, len: usize, words: &mut [u32]) -> Option<LaneScale> {
+/// Decodes `len` indices to a lane of words of two bfloat16. `None`, with nothing written, where the CPU
+/// lacks the instructions or the indices have too many bits.
+pub(crate) fn look_up_bf16x2(codes: &Codes<'_>, len: usize, words: &mut [u32]) -> Option<LaneScale> {
     /// # Safety
     /// The CPU has the features.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
@@ -125,7 +127,7 @@ pub(crate) fn look_up_pairs(codes: &Codes<'_>, len: usize, words: &mut [u32]) ->
                 let elements = _mm512_maskz_mov_epi16(mask, elements);
                 let words = &mut words[start / 2..];
                 let count = (len - start).div_ceil(2).min(words.len());
-                // SAFETY: words that there are.
+                // SAFETY: the mask selects words of the slice only.
                 unsafe {
                     _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), super::first_lanes(count), elements);
                 }
@@ -141,20 +143,16 @@ pub(crate) fn look_up_pairs(codes: &Codes<'_>, len: usize, words: &mut [u32]) ->
     Some(LaneScale::NONE)
 }
 
-/// Writes codes as a lane of quads of bytes, with `flip` turned over in each word. `None`: nothing is done, for the CPU or the
-/// codes are not fit for it, or their table does not ascend.
-pub(crate) fn look_up_quads(
-    codes: &Codes<'_>,
-    len: usize,
-    flip: u32,
-    words: &mut [u32],
-) -> Option<LaneScale> {
+/// Decodes `len` indices to a lane of words of four bytes, each XORed with `flip`. `None`, with nothing
+/// written, where the CPU lacks the instructions, the indices have too many bits, or the table is not sorted
+/// and finite.
+pub(crate) fn look_up_i8x4(codes: &Codes<'_>, len: usize, flip: u32, words: &mut [u32]) -> Option<LaneScale> {
     /// # Safety
-    /// The CPU has the features, and there are words for all codes.
+    /// The CPU has the features, and `words` holds all indices.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     unsafe fn run(codes: &Codes<'_>, len: usize, flip: u32, words: &mut [u32]) -> LaneScale {
         let spread = Spread::new(codes);
-        // In a table that ascends, the largest magnitude of some entries is that of the first or of the last of them.
+        // In a sorted table, the largest magnitude of a set of entries is that of its first or last one.
         let (mut least, mut most) = (_mm512_set1_epi8(-1), _mm512_setzero_si512());
         for at in (0..len).step_by(GROUP) {
             let (bytes, mask) = (spread.bytes(codes, at), first_bytes(len - at));
@@ -174,7 +172,7 @@ pub(crate) fn look_up_quads(
         let mut bytes = [_mm_setzero_si128(); 4];
         for (bytes, entries) in bytes.iter_mut().zip(entries(codes.table)) {
             let integers = _mm512_cvtps_epi32(_mm512_mul_ps(entries, _mm512_set1_ps(inverse)));
-            // Entries that no code of the lane means may be larger than a byte.
+            // Entries that the lane does not use may exceed a byte.
             *bytes = _mm512_cvtsepi32_epi8(integers);
         }
         let [a, b, c, d] = bytes;
@@ -189,7 +187,7 @@ pub(crate) fn look_up_quads(
             let words = &mut words[at / 4..];
             let count = (len - at).div_ceil(4).min(words.len());
             let flipped = _mm512_xor_si512(integers, flip);
-            // SAFETY: words that there are.
+            // SAFETY: the mask selects words of the slice only.
             unsafe {
                 _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), super::first_lanes(count), flipped);
             }
@@ -202,20 +200,20 @@ pub(crate) fn look_up_quads(
         return None;
     }
     assert!(words.len() >= len.div_ceil(4));
-    // SAFETY: the CPU has the features, and the words are there.
+    // SAFETY: the CPU has the features, and the length of `words` was checked.
     Some(unsafe { run(codes, len, flip, words) })
 }
 
-/// Channels whose filters are looked up at once.
+/// Channels whose filters are decoded at once.
 const CHANNELS: usize = 64;
 /// Weights of a filter.
 const TAPS: usize = 9;
 
-/// Where a tap of each channel is: the bytes are nine vectors, and tap `t` of channel `c` is byte `9 c + t` of them.
+/// Positions of a tap of each channel: tap `t` of channel `c` is byte `9 c + t` of nine vectors.
 struct TapPlaces {
-    /// In its vector.
+    /// The byte within its vector.
     bytes: [[u8; CHANNELS]; TAPS],
-    /// For each tap and vector, the channels whose tap is in it.
+    /// For each tap and vector, the channels whose tap lies in that vector.
     masks: [[u64; TAPS]; TAPS],
 }
 
@@ -235,7 +233,7 @@ static TAP_PLACES: TapPlaces = {
     places
 };
 
-/// Three values of each lane by `G`, in the order of operations of [`crate::conv::winograd`]'s own loops.
+/// `G` times three values of each lane, in the same order of operations as the portable transformation.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn filter(a: __m512, b: __m512, c: __m512) -> [__m512; 4] {
@@ -244,11 +242,12 @@ fn filter(a: __m512, b: __m512, c: __m512) -> [__m512; 4] {
     [a, _mm512_add_ps(outer, inner), _mm512_sub_ps(outer, inner), c]
 }
 
-/// Transforms the filters of at most 64 input channels of an output ([`crate::conv::winograd`]), and writes each of the sixteen
-/// positions as 32 words, pairs of bfloat16. Says whether it did: not where the CPU or the codes are not fit for it.
+/// Decodes the 3x3 filters of at most 64 input channels, applies Winograd's transformation, and writes each
+/// of the sixteen positions as 32 words of two bfloat16. Returns false, with nothing written, where the CPU
+/// lacks the instructions or the indices have too many bits.
 pub(crate) fn look_up_filters(codes: &Codes<'_>, channels: usize, words: &mut [u32]) -> bool {
     /// # Safety
-    /// The CPU has the features, and there are 512 words.
+    /// The CPU has the features, and `words` has 512 elements.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
     unsafe fn run(codes: &Codes<'_>, channels: usize, words: &mut [u32]) {
         let spread = Spread::new(codes);
@@ -290,7 +289,7 @@ pub(crate) fn look_up_filters(codes: &Codes<'_>, channels: usize, words: &mut [u
                 let positions = filter(a, b, c);
                 for (col, position) in positions.into_iter().enumerate() {
                     let start = (4 * row + col) * CHANNELS / 2 + 8 * group;
-                    // SAFETY: eight of 512 words; sixteen bfloat16 are as many.
+                    // SAFETY: sixteen bfloat16 are eight of the 512 words.
                     unsafe {
                         let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(position));
                         _mm256_storeu_si256(words.as_mut_ptr().add(start).cast(), rounded);
@@ -303,7 +302,7 @@ pub(crate) fn look_up_filters(codes: &Codes<'_>, channels: usize, words: &mut [u
         return false;
     }
     assert!(channels <= CHANNELS && words.len() >= 16 * CHANNELS / 2);
-    // SAFETY: the CPU has the features, and the words are there.
+    // SAFETY: the CPU has the features, and the length of `words` was checked.
     unsafe { run(codes, channels, words) };
     true
 }

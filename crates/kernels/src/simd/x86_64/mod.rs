@@ -1,52 +1,50 @@
-//! AVX-512: BF16, VNNI, transposition.
+//! AVX-512 with BF16 and VNNI: micro-kernels, packing, transposition, table look-up.
 
 use std::arch::x86_64::*;
 
 use rten_simd::isa::Avx512Isa;
 
-use crate::attention::{PerQuery, QueryPanel, Weigh};
-use crate::encoded::read;
-use crate::gemm::format::{LARGEST, Rows};
-use crate::gemm::pack::Lanes;
-use crate::gemm::prefetch::Ahead;
-use crate::gemm::tile::{Microkernel, PanelOp, TILE_VECTORS, Tile};
+use super::microkernel::{Microkernel, PanelOp, Prefetch, TILE_VECTORS, Tile};
+use super::operands::{Lanes, Rows, read_word};
+use super::quantize::LARGEST;
+use super::weigh::{PerQuery, Weigh, WeighOp};
 use crate::isa::is_native_level;
 
 mod codes;
 mod tiles;
 
-pub(crate) use codes::{look_up_filters, look_up_pairs, look_up_quads};
+pub(crate) use codes::{look_up_bf16x2, look_up_filters, look_up_i8x4};
 pub(crate) use tiles::{pack_tiles, split_nines, store_tiles};
 
-/// What is added to the right side's integers: the instruction multiplies bytes without a sign by bytes with one.
+/// The zero point of the right side's bytes: `vpdpbusd` multiplies unsigned bytes by signed ones.
 pub(crate) const INT8_OFFSET: i32 = 128;
 
-/// Whether products of bfloat16 are an instruction.
+/// Whether this CPU has an instruction for products of bfloat16.
 pub(crate) fn has_bf16() -> bool {
     is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether products of bytes are an instruction.
+/// Whether this CPU has an instruction for products of bytes.
 pub(crate) fn has_int8() -> bool {
     is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Whether products of bfloat16 are faster than those of `f32`, where they are an instruction: AMD's take as long for twice
-/// the work, Intel's twice as long.
+/// Whether that instruction beats `f32`. AMD's CPUs issue it as often for twice the work, Intel's half as
+/// often.
 pub(crate) fn bf16_pays() -> bool {
     let identity = __cpuid(0);
     [identity.ebx, identity.edx, identity.ecx]
         == [b"Auth", b"enti", b"cAMD"].map(|name| u32::from_le_bytes(*name))
 }
 
-/// Runs `op` with the micro-kernel of pairs of bfloat16.
+/// Runs `op` with the micro-kernel of words of two bfloat16.
 ///
 /// # Panics
-/// Where [`has_bf16`] says no.
-pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
+/// When [`has_bf16`] is false.
+pub(crate) fn dispatch_bf16x2<Op: PanelOp>(op: Op) -> Op::Output {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512bf16")]
     unsafe fn run<Op: PanelOp>(isa: Avx512Isa, op: Op) -> Op::Output {
-        op.eval::<Avx512Isa, Pairs>(isa)
+        op.eval::<Avx512Isa, Bf16x2Kernel>(isa)
     }
     assert!(has_bf16(), "this CPU has no products of bfloat16");
     let isa = Avx512Isa::new().expect("checked by has_bf16");
@@ -54,29 +52,29 @@ pub(crate) fn dispatch_pairs<Op: PanelOp>(op: Op) -> Op::Output {
     unsafe { run(isa, op) }
 }
 
-/// Attends to a panel of queries in pairs of bfloat16.
+/// Runs `op` with the micro-kernel and the exponentials of words of two bfloat16.
 ///
 /// # Panics
-/// Where [`has_bf16`] says no.
-pub(crate) fn attend_pairs(panel: QueryPanel<'_>) {
+/// When [`has_bf16`] is false.
+pub(crate) fn dispatch_weigh_bf16x2<Op: WeighOp>(op: Op) {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512bf16")]
-    unsafe fn run(isa: Avx512Isa, panel: QueryPanel<'_>) {
-        panel.attend::<Avx512Isa, Pairs, Pairs>(isa);
+    unsafe fn run<Op: WeighOp>(isa: Avx512Isa, op: Op) {
+        op.eval::<Avx512Isa, Bf16x2Kernel, Bf16x2Kernel>(isa);
     }
     assert!(has_bf16(), "this CPU has no products of bfloat16");
     let isa = Avx512Isa::new().expect("checked by has_bf16");
     // SAFETY: the CPU has all of these features.
-    unsafe { run(isa, panel) }
+    unsafe { run(isa, op) }
 }
 
-/// Runs `op` with the micro-kernel of quads of bytes.
+/// Runs `op` with the micro-kernel of words of four bytes.
 ///
 /// # Panics
-/// Where [`has_int8`] says no.
-pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
+/// When [`has_int8`] is false.
+pub(crate) fn dispatch_i8x4<Op: PanelOp>(op: Op) -> Op::Output {
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,f16c,avx512vnni")]
     unsafe fn run<Op: PanelOp>(isa: Avx512Isa, op: Op) -> Op::Output {
-        op.eval::<Avx512Isa, Quads>(isa)
+        op.eval::<Avx512Isa, I8x4Kernel>(isa)
     }
     assert!(has_int8(), "this CPU has no products of bytes");
     let isa = Avx512Isa::new().expect("checked by has_int8");
@@ -84,9 +82,9 @@ pub(crate) fn dispatch_quads<Op: PanelOp>(op: Op) -> Op::Output {
     unsafe { run(isa, op) }
 }
 
-/// Asks for the row of a right panel that is multiplied so many rows later: the panel streams from the L2 cache.
+/// Prefetches a row of a right panel ahead of its use: the panel streams from the L2 cache.
 #[inline(always)]
-fn ask_for_rows(right: *const u32) {
+fn prefetch_rows(right: *const u32) {
     const ROWS: usize = 12;
     const WIDTH: usize = TILE_VECTORS * 16;
     for vector in 0..TILE_VECTORS {
@@ -94,28 +92,29 @@ fn ask_for_rows(right: *const u32) {
     }
 }
 
-/// The micro-kernel of [`crate::gemm::format::Format::Pairs`]. Used only through [`dispatch_pairs`].
-struct Pairs;
+/// The micro-kernel of words of two bfloat16. Used only through [`dispatch_bf16x2`].
+struct Bf16x2Kernel;
 
-impl Microkernel<Avx512Isa> for Pairs {
+impl Microkernel<Avx512Isa> for Bf16x2Kernel {
     #[inline(always)]
-    fn multiply<const MR: usize, A: Ahead>(
+    fn multiply<const MR: usize, P: Prefetch>(
         _isa: Avx512Isa,
         words: usize,
         left: &[u32],
         right: &[u32],
-        ahead: A,
+        prefetch: P,
     ) -> Tile<Avx512Isa, MR> {
         const WIDTH: usize = TILE_VECTORS * 16;
         assert!(left.len() >= words * MR && right.len() >= words * WIDTH);
         let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
-        // SAFETY: reads are within the lengths checked above, and `dispatch_pairs` has checked the instructions.
+        // SAFETY: reads are within the lengths checked above, and `dispatch_bf16x2` has checked the
+        // instructions.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); TILE_VECTORS]; MR];
-            for part in 0..A::PARTS {
-                ahead.ask(part);
-                for _ in A::words(part, words) {
-                    ask_for_rows(right);
+            for portion in 0..P::PORTIONS {
+                prefetch.issue(portion);
+                for _ in P::words(portion, words) {
+                    prefetch_rows(right);
                     let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
                     for (vector, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(right.add(16 * vector).cast());
@@ -140,13 +139,13 @@ impl Microkernel<Avx512Isa> for Pairs {
     }
 }
 
-/// Powers of two as pairs of bfloat16, made of their bits. A score is in units of powers of two.
+/// Powers of two in bfloat16, two to a word, composed from their bits. Scores are binary logarithms.
 ///
-/// With `n` the whole part of a power and `r` the rest, the bits of `2^(n + r)` in bfloat16 are `128 * (127 + n + m)`
-/// for a mantissa of `m = 2^r - 1`. So a polynomial for `m`, added to a number whose last place is worth 1/128, leaves
-/// them in the low half of the sum's bits, rounded as bfloat16 are.
-impl Weigh<Avx512Isa> for Pairs {
-    const GIVES_WORDS: bool = true;
+/// With `n` the whole part of an exponent and `r` the rest, the bits of `2^(n + r)` in bfloat16 are `128 *
+/// (127 + n + m)` for a mantissa of `m = 2^r - 1`. A polynomial for `m`, added to a number whose last place
+/// is worth 1/128, therefore leaves them in the low half of the sum's bits, rounded to bfloat16.
+impl Weigh<Avx512Isa> for Bf16x2Kernel {
+    const WRITES_WORDS: bool = true;
 
     #[inline(always)]
     fn weigh<const MR: usize>(
@@ -162,11 +161,12 @@ impl Weigh<Avx512Isa> for Pairs {
         let mut words = words.as_mut_ptr();
         for pair in 0..MR / 2 {
             for vector in 0..TILE_VECTORS {
-                // SAFETY: writes are within the length checked above, and `attend_pairs` has checked the instructions.
+                // SAFETY: writes are within the length checked above, and `dispatch_weigh_bf16x2` has checked
+                // the instructions.
                 unsafe {
                     let low = power_bits(scores[2 * pair][vector].0, reference[vector].0);
                     let high = power_bits(scores[2 * pair + 1][vector].0, reference[vector].0);
-                    // Numbers that differ in the low half only, or NaN: the bits of both together are NaN too.
+                    // Finite results differ in the low half only. ORed with a NaN, any bits are NaN.
                     let all = _mm512_or_si512(low, high);
                     let all = _mm512_or_si512(_mm512_castps_si512(seen[vector].0), all);
                     seen[vector] = _mm512_castsi512_ps(all).into();
@@ -189,7 +189,7 @@ unsafe fn power_bits(score: __m512, reference: __m512) -> __m512i {
     const LOWEST: f32 = -127.0;
     /// Its last place is worth 1/128, and its low half is zero.
     const BASE: f32 = 98_304.0;
-    // SAFETY: the caller's.
+    // SAFETY: the caller has checked the CPU.
     unsafe {
         // In this order, NaN stays NaN.
         let power = _mm512_max_ps(_mm512_set1_ps(LOWEST), _mm512_sub_ps(score, reference));
@@ -215,33 +215,34 @@ fn as_words(pairs: __m512bh) -> __m512i {
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// The micro-kernel of [`crate::gemm::format::Format::Quads`]. Used only through [`dispatch_quads`].
-struct Quads;
+/// The micro-kernel of words of four bytes. Used only through [`dispatch_i8x4`].
+struct I8x4Kernel;
 
-impl Microkernel<Avx512Isa> for Quads {
+impl Microkernel<Avx512Isa> for I8x4Kernel {
     #[inline(always)]
-    fn multiply<const MR: usize, A: Ahead>(
+    fn multiply<const MR: usize, P: Prefetch>(
         _isa: Avx512Isa,
         words: usize,
         left: &[u32],
         right: &[u32],
-        ahead: A,
+        prefetch: P,
     ) -> Tile<Avx512Isa, MR> {
         const WIDTH: usize = TILE_VECTORS * 16;
         // Behind the words are a scale and a start for each lane.
         assert!(left.len() >= (words + 2) * MR && right.len() >= (words + 1) * WIDTH);
         let (mut left, mut right) = (left.as_ptr(), right.as_ptr());
-        // SAFETY: reads are within the lengths checked above, and `dispatch_quads` has checked the instructions.
+        // SAFETY: reads are within the lengths checked above, and `dispatch_i8x4` has checked the
+        // instructions.
         unsafe {
             let starts = left.add((words + 1) * MR);
             let mut sums = [[_mm512_setzero_si512(); TILE_VECTORS]; MR];
             for (row, sums) in sums.iter_mut().enumerate() {
                 *sums = [_mm512_set1_epi32(*starts.add(row) as i32); TILE_VECTORS];
             }
-            for part in 0..A::PARTS {
-                ahead.ask(part);
-                for _ in A::words(part, words) {
-                    ask_for_rows(right);
+            for portion in 0..P::PORTIONS {
+                prefetch.issue(portion);
+                for _ in P::words(portion, words) {
+                    prefetch_rows(right);
                     let mut columns = [_mm512_setzero_si512(); TILE_VECTORS];
                     for (vector, column) in columns.iter_mut().enumerate() {
                         *column = _mm512_loadu_si512(right.add(16 * vector).cast());
@@ -268,10 +269,10 @@ impl Microkernel<Avx512Isa> for Quads {
     }
 }
 
-/// Sixteen words: elements of the one in the low halves, rounded to bfloat16, and of the other in the high ones.
+/// Sixteen words: `low` rounded to bfloat16 in their low halves, `high` in their high halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pairs(low: __m512, high: __m512) -> __m512i {
+fn to_bf16x2(low: __m512, high: __m512) -> __m512i {
     const PLACES: [u16; 32] = {
         let mut places = [0; 32];
         let mut place = 0;
@@ -286,12 +287,12 @@ fn pairs(low: __m512, high: __m512) -> __m512i {
     _mm512_permutexvar_epi16(places, as_words(_mm512_cvtne2ps_pbh(high, low)))
 }
 
-/// Elements that become sixteen `f32` in a load.
+/// An element type of which sixteen are loaded as `f32`.
 pub(crate) trait Loaded: Sized {
-    /// The elements of the lanes in `mask`, and zeros.
+    /// The elements of the lanes in `mask`, zeros elsewhere.
     ///
     /// # Safety
-    /// The CPU has the features, and the elements are there.
+    /// The CPU has the features, and the elements in `mask` are readable.
     unsafe fn load(mask: __mmask16, place: *const Self) -> __m512;
 }
 
@@ -299,7 +300,7 @@ impl Loaded for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn load(mask: __mmask16, place: *const f32) -> __m512 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe { _mm512_maskz_loadu_ps(mask, place) }
     }
 }
@@ -308,19 +309,19 @@ impl Loaded for half::f16 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn load(mask: __mmask16, place: *const half::f16) -> __m512 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's promise.
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, place.cast())) }
     }
 }
 
-/// Rounds elements to bfloat16 and writes every two of them as a word; a last one goes with a zero. Says whether it did: not
-/// where the CPU lacks the instruction.
-pub(crate) fn pair_up<T: Loaded>(run: &[T], words: &mut [u32]) -> bool {
+/// Rounds `run` to bfloat16, two elements to a word; a last one is paired with zero. Returns false, with
+/// nothing written, where the CPU lacks the instruction.
+pub(crate) fn encode_bf16x2<T: Loaded>(run: &[T], words: &mut [u32]) -> bool {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn groups<T: Loaded>(run: &[T], words: &mut [u32]) {
         for (pairs, words) in run.chunks(32).zip(words.chunks_mut(16)) {
             let (low, high) = pairs.split_at(pairs.len().min(16));
-            // SAFETY: elements and words that there are.
+            // SAFETY: the masks select elements and words of these slices only.
             unsafe {
                 let low = T::load(first_lanes(low.len()), low.as_ptr());
                 let high = T::load(first_lanes(high.len()), high.as_ptr());
@@ -332,27 +333,27 @@ pub(crate) fn pair_up<T: Loaded>(run: &[T], words: &mut [u32]) -> bool {
     if !has_bf16() {
         return false;
     }
-    // SAFETY: the CPU has the features: bfloat16's on top of vectors of any length.
+    // SAFETY: the CPU has the features. Those with bfloat16 have all vector lengths.
     unsafe { groups(run, words) };
     true
 }
 
-/// The first lanes of sixteen, at most so many.
+/// Mask of the first `count` lanes of sixteen.
 #[inline(always)]
 fn first_lanes(count: usize) -> __mmask16 {
     ((1_u32 << count.min(16)) - 1) as __mmask16
 }
 
-/// Checks that a panel of `width` lanes has words for rows, and that these are there.
+/// Panics unless `rows` lie within their slice and fit a panel of `width` lanes and `words` words.
 fn check_rows(rows: &Rows<'_>, width: usize, words: usize, depths_per_word: usize) {
     let &Rows { data, stride, depth, lanes } = rows;
     assert!(lanes <= width && words >= depth.div_ceil(depths_per_word) * width);
     assert!(depth == 0 || (depth - 1) * stride + lanes <= data.len());
 }
 
-/// Rounds rows to bfloat16 and writes every two of them, element by element, as a row of words; a last one goes with zeros.
-/// Says whether it did: not where the CPU lacks the instruction.
-pub(crate) fn pair_rows(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> bool {
+/// Rounds rows to bfloat16 and packs every two of them into a row of words; a last one is paired with zeros.
+/// Returns false, with nothing written, where the CPU lacks the instruction.
+pub(crate) fn encode_rows_bf16x2(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> bool {
     /// # Safety
     /// The CPU has the features, and [`check_rows`] has passed.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
@@ -364,12 +365,12 @@ pub(crate) fn pair_rows(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> boo
                 let high_mask = if 2 * pair + 1 < depth { mask } else { 0 };
                 let low = data.as_ptr().wrapping_add(2 * pair * stride + first);
                 let high = low.wrapping_add(stride);
-                // SAFETY: the caller's; a mask of nothing reads nothing.
+                // SAFETY: `check_rows` has passed. An empty mask reads nothing.
                 unsafe {
                     let (low, high) =
                         (_mm512_maskz_loadu_ps(mask, low), _mm512_maskz_loadu_ps(high_mask, high));
                     let out = words.as_mut_ptr().add(pair * width + first);
-                    _mm512_mask_storeu_epi32(out.cast(), first_lanes(width - first), pairs(low, high));
+                    _mm512_mask_storeu_epi32(out.cast(), first_lanes(width - first), to_bf16x2(low, high));
                 }
             }
         }
@@ -383,11 +384,11 @@ pub(crate) fn pair_rows(rows: &Rows<'_>, width: usize, words: &mut [u32]) -> boo
     true
 }
 
-/// Quantizes rows and writes every four of them, element by element, as a row of words with `flip` turned over; behind all of
-/// these the scale of each lane, and what its sums start with. Says whether it did. See [`crate::gemm::format`].
-pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) -> bool {
+/// Quantizes rows and packs every four of them into a row of words, each XORed with `flip`. Behind them come
+/// each lane's scale and start. Returns false, with nothing written, where the CPU lacks the instructions.
+pub(crate) fn encode_rows_i8x4(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) -> bool {
     /// # Safety
-    /// The CPU has the feature, and [`check_rows`] has passed with room for two more rows of words.
+    /// The CPU has the feature, and [`check_rows`] has passed with two more rows of words.
     #[target_feature(enable = "avx512f")]
     unsafe fn run(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u32]) {
         let &Rows { data, stride, depth, lanes } = rows;
@@ -400,7 +401,7 @@ pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u
             let mut largest = _mm512_setzero_si512();
             for row in 0..depth {
                 let place = start.wrapping_add(row * stride);
-                // SAFETY: the caller's, here and below.
+                // SAFETY: `check_rows` has passed, here and below.
                 let bits = unsafe { _mm512_maskz_loadu_epi32(mask, place.cast()) };
                 // Magnitudes order as their bits do, NaN behind infinity.
                 largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, magnitude));
@@ -419,7 +420,7 @@ pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u
                 for (index, integers) in integers.iter_mut().enumerate() {
                     let row = 4 * quad + index;
                     let mask = if row < depth { mask } else { 0 };
-                    // SAFETY: a mask of nothing reads nothing.
+                    // SAFETY: an empty mask reads nothing.
                     let values = unsafe { _mm512_maskz_loadu_ps(mask, start.wrapping_add(row * stride)) };
                     *integers = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
                     sums = _mm512_add_epi32(sums, *integers);
@@ -455,15 +456,15 @@ pub(crate) fn quad_rows(rows: &Rows<'_>, width: usize, flip: u32, words: &mut [u
     true
 }
 
-/// Transposes sixteen lanes of words to sixteen rows at a time, and says how many words of each lane that were. See
-/// [`crate::gemm::pack::transpose`].
+/// Transposes lanes to rows of a panel, sixteen words of each lane at a time. Returns the number of words of
+/// each lane that were transposed.
 pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize, offset: usize) -> usize {
     #[target_feature(enable = "avx512f")]
     unsafe fn block(words: *const u32, stride: usize, mask: __mmask16, out: *mut u32, width: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller has checked the lengths.
         let rows: [__m512i; 16] =
             std::array::from_fn(|lane| unsafe { _mm512_loadu_si512(words.add(lane * stride).cast()) });
-        // Words of neighbouring lanes side by side, then pairs of them, then the quarters in their places.
+        // Interleave words of neighbouring lanes, then pairs of words, then move quarters into place.
         let pairs: [__m512i; 16] = std::array::from_fn(|index| {
             let (low, high) = (rows[index / 2 * 2], rows[index / 2 * 2 + 1]);
             if index % 2 == 0 { _mm512_unpacklo_epi32(low, high) } else { _mm512_unpackhi_epi32(low, high) }
@@ -484,7 +485,7 @@ pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize
                 _mm512_shuffle_i32x4(ab_odd, cd_odd, 0xdd),
             ];
             for (quarter, column) in columns.into_iter().enumerate() {
-                // SAFETY: the caller's.
+                // SAFETY: the caller has checked the lengths.
                 unsafe {
                     _mm512_mask_storeu_epi32(out.add((4 * quarter + word) * width).cast(), mask, column)
                 };
@@ -505,8 +506,8 @@ pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize
     );
     let mask = first_lanes(count);
     for index in 0..blocks {
-        // SAFETY: sixteen words from each of sixteen lanes, and `count` words in each of sixteen rows, are within the lengths
-        // checked above. The CPU has AVX-512.
+        // SAFETY: sixteen words from each of sixteen lanes, and `count` words in each of sixteen rows, are
+        // within the lengths checked above. The CPU has AVX-512.
         unsafe {
             block(
                 words.as_ptr().add(index * 16),
@@ -520,28 +521,28 @@ pub(crate) fn transpose_blocks(lanes: Lanes<'_>, panel: &mut [u32], width: usize
     blocks * 16
 }
 
-/// Asks for the cache line of some memory, which may lie anywhere.
+/// Prefetches the cache line of any address.
 #[inline(always)]
 pub(crate) fn prefetch_line(place: *const f32) {
-    // SAFETY: every x86-64 CPU has SSE, and a prefetch has no effect but on time.
+    // SAFETY: every x86-64 CPU has SSE, and a prefetch affects timing only.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
 }
 
-/// Asks for the cache line of some memory, which may lie anywhere, but not to have it in the first cache.
+/// Prefetches the cache line of any address into the L2 cache.
 #[inline(always)]
 pub(crate) fn prefetch_to_l2(place: *const u8) {
     // SAFETY: as for `prefetch_line`.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
 }
 
-/// Asks for the cache line of some memory that will be written. It may lie anywhere.
+/// Prefetches the cache line of any address for writing.
 #[inline(always)]
 pub(crate) fn prefetch_to_write(place: *const f32) {
-    // SAFETY: a prefetch has no effect but on time, and every x86-64 CPU takes this one, if as nothing.
+    // SAFETY: a prefetch affects timing only. CPUs without this one treat it as a no-op.
     unsafe { std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly)) }
 }
 
-/// Widens half precision, sixteen at a time, and says how many that were.
+/// Widens half precision, sixteen elements at a time. Returns the number of elements widened.
 pub(crate) fn widen_f16(src: &[half::f16], dst: &mut [f32]) -> usize {
     #[target_feature(enable = "avx512f")]
     fn groups(src: &[[half::f16; 16]], dst: &mut [[f32; 16]]) {
@@ -562,9 +563,9 @@ pub(crate) fn widen_f16(src: &[half::f16], dst: &mut [f32]) -> usize {
     16 * src.len().min(dst.len())
 }
 
-/// Writes a lane's `run` as quads of bytes, each rounded from its value times `inverse`, and `flip` turned over in each
-/// word; sixteen words at a time. Says how many words that were, and the sum of their integers.
-pub(crate) fn encode_quads(run: &[f32], inverse: f32, flip: u32, words: &mut [u32]) -> (usize, i32) {
+/// Quantizes a lane's `run`, each value times `inverse` rounded to a byte, four to a word XORed with `flip`.
+/// Works on sixteen words at a time; returns the number of words written and the sum of their integers.
+pub(crate) fn encode_i8x4(run: &[f32], inverse: f32, flip: u32, words: &mut [u32]) -> (usize, i32) {
     #[target_feature(enable = "avx512f")]
     fn groups(run: &[[f32; 64]], inverse: f32, flip: u32, words: &mut [[u32; 16]]) -> i32 {
         let inverse = _mm512_set1_ps(inverse);
@@ -593,11 +594,12 @@ pub(crate) fn encode_quads(run: &[f32], inverse: f32, flip: u32, words: &mut [u3
     (16 * run.len().min(words.len()), sum)
 }
 
-/// Looks up codes of `bits` bits from number `element` of a stream on, sixteen at a time, and says how many that were.
-/// `table` has an entry for every code.
+/// Looks up palette indices of `bits` bits, from element `element` of a stream on, sixteen at a time. `table`
+/// has `1 << bits` entries. Returns the number of elements written.
 pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, out: &mut [f32]) -> usize {
     /// # Safety
-    /// The CPU has the features, `table` has `1 << bits` entries, and there are as many codes as `out` asks for.
+    /// The CPU has the features, `table` has `1 << bits` entries, and the stream has an index for each
+    /// element of `out`.
     #[target_feature(enable = "avx512f,bmi2")]
     unsafe fn groups<const BITS: usize>(table: &[f32], codes: &[u8], element: usize, out: &mut [[f32; 16]]) {
         let spread = 0x0101_0101_0101_0101 * ((1 << BITS) - 1) as u64;
@@ -610,9 +612,9 @@ pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, 
         let parts = [part(0), part(1), part(2), part(3)];
         let (mut byte, shift) = (element * BITS / 8, element * BITS % 8);
         for group in out {
-            // Eight codes are as many bytes as a code has bits.
-            let low = _pdep_u64(read(codes, byte) >> shift, spread);
-            let high = _pdep_u64(read(codes, byte + BITS) >> shift, spread);
+            // Eight indices of `BITS` bits are `BITS` bytes.
+            let low = _pdep_u64(read_word(codes, byte) >> shift, spread);
+            let high = _pdep_u64(read_word(codes, byte + BITS) >> shift, spread);
             let indices = _mm512_cvtepu8_epi32(_mm_set_epi64x(high as i64, low as i64));
             let values = match BITS {
                 ..=4 => _mm512_permutexvar_ps(indices, parts[0]),
@@ -636,7 +638,8 @@ pub(crate) fn look_up(table: &[f32], bits: usize, codes: &[u8], element: usize, 
     let (groups_of, _) = out.as_chunks_mut::<16>();
     let done = 16 * groups_of.len();
     assert!(table.len() >= 1 << bits);
-    // SAFETY: the CPU has the features, and the table is long enough; codes beyond their end are read as zeros.
+    // SAFETY: the CPU has the features, and the table is long enough; codes beyond their end are read as
+    // zeros.
     unsafe {
         match bits {
             1 => groups::<1>(table, codes, element, groups_of),

@@ -1,23 +1,24 @@
-//! Tiles of Winograd's convolution ([`crate::conv::winograd`]): from pixels to panels, and from products to pixels.
+//! Tiles of Winograd's convolution: from input pixels to panels, and from products to output pixels.
 
 use std::arch::x86_64::*;
 
 use rten_simd::isa::Avx512Isa;
 
-use super::{has_bf16, pairs};
-use crate::conv::winograd::tiles::{MadePiece, PackTiles, SeenPiece};
-use crate::gemm::tile::TILE_VECTORS;
+use super::{has_bf16, to_bf16x2};
 use crate::isa::is_native_level;
+use crate::simd::microkernel::TILE_VECTORS;
+use crate::simd::operands::{InputPiece, OutputPiece, PackTiles};
 
-/// Transforms the tiles of a panel in pairs of channels, and says whether it did: [`crate::conv::winograd`].
+/// Transforms and packs a panel of tiles, two channels to a word. Returns false, with nothing written, where
+/// the CPU lacks bfloat16.
 pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
     /// The tiles of sixteen lanes in the channel whose first pixel is at `plane`.
     ///
     /// # Safety
-    /// The pixels that the pieces see are there.
+    /// The pixels in the masks of the pieces are readable.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn transform(plane: *const f32, pieces: &[SeenPiece]) -> [__m512; 16] {
+    unsafe fn transform(plane: *const f32, pieces: &[InputPiece]) -> [__m512; 16] {
         let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         let mut columns = [[_mm512_setzero_ps(); 4]; 4];
@@ -28,7 +29,7 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
                 }
                 let pixels = |at: usize| {
                     let mask = (inside >> at) as __mmask16;
-                    // SAFETY: the caller's.
+                    // SAFETY: the caller's promise.
                     unsafe { _mm512_maskz_loadu_ps(mask, plane.wrapping_offset(offset).wrapping_add(at)) }
                 };
                 let (first, second, third, fourth) = (pixels(0), pixels(16), pixels(2), pixels(18));
@@ -54,14 +55,15 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
         tiles
     }
     /// # Safety
-    /// The CPU has the features, the pixels that the pieces see are there in every channel, and words for all of them.
+    /// The CPU has the features, the pixels in the masks are readable in every channel, and `words` holds the
+    /// panel.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(job: PackTiles<'_>) {
         let PackTiles { input, plane, channels, pieces, words, position_len } = job;
         let halves = pieces.partition_point(|piece| piece.vector == 0);
         for pair in 0..channels.div_ceil(2) {
             for (vector, pieces) in [&pieces[..halves], &pieces[halves..]].into_iter().enumerate() {
-                // SAFETY: the caller's.
+                // SAFETY: the caller's promise.
                 unsafe {
                     let start = input.as_ptr().add(2 * pair * plane);
                     let low = transform(start, pieces);
@@ -71,7 +73,7 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
                     };
                     let out = words.as_mut_ptr().add(pair * 2 * 16 + vector * 16);
                     for position in 0..16 {
-                        let both = pairs(low[position], high[position]);
+                        let both = to_bf16x2(low[position], high[position]);
                         _mm512_storeu_si512(out.add(position * position_len).cast(), both);
                     }
                 }
@@ -87,7 +89,7 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
         for (offset, inside) in piece.rows.into_iter().filter(|(_, inside)| *inside != 0) {
             let first = offset + inside.trailing_zeros() as isize;
             let end = offset + (64 - inside.leading_zeros()) as isize;
-            assert!(first >= 0 && last + end as usize <= job.input.len(), "a tile sees what is not there");
+            assert!(first >= 0 && last + end as usize <= job.input.len(), "a tile lies outside the image");
         }
     }
     assert!(job.pieces.is_sorted_by_key(|piece| piece.vector));
@@ -98,26 +100,28 @@ pub(crate) fn pack_tiles(job: PackTiles<'_>) -> bool {
     true
 }
 
-/// Makes the products of sixteen positions, `position_len` apart, pixels of one output channel, and says whether it did:
-/// [`crate::conv::winograd`]. `bias` is that of an image.
+/// Transforms the products of sixteen positions, `position_len` apart, to pixels of one output channel, and
+/// adds each image's `bias` and the `residual`. Returns false, with nothing written, where the CPU lacks
+/// AVX-512.
 ///
 /// # Safety
-/// The pixels of the pieces are there behind `out`, and behind `residual`, and nobody else has a reference to those of `out`.
+/// The pixels in the masks of the pieces are writable from `out` on and readable from `residual` on, and no
+/// other reference to those of `out` is alive.
 pub(crate) unsafe fn store_tiles(
     products: &[f32],
     position_len: usize,
-    pieces: &[MadePiece],
+    pieces: &[OutputPiece],
     bias: impl Fn(usize) -> f32,
     out: *mut f32,
     residual: Option<*const f32>,
 ) -> bool {
     /// # Safety
-    /// As for the whole; besides, the CPU has the feature, and the products are there.
+    /// As for the whole; besides, the CPU has the feature, and the products are readable.
     #[target_feature(enable = "avx512f")]
     unsafe fn run(
         products: *const f32,
         position_len: usize,
-        pieces: &[MadePiece],
+        pieces: &[OutputPiece],
         bias: impl Fn(usize) -> f32,
         out: *mut f32,
         residual: Option<*const f32>,
@@ -129,7 +133,7 @@ pub(crate) unsafe fn store_tiles(
             if pieces.peek().is_none() {
                 continue;
             }
-            // SAFETY: the caller's.
+            // SAFETY: the caller's promise.
             let product =
                 |position| unsafe { _mm512_loadu_ps(products.add(position * position_len + 16 * vector)) };
             let [mut first, mut second] = [[_mm512_setzero_ps(); 4]; 2];
@@ -152,7 +156,7 @@ pub(crate) unsafe fn store_tiles(
                         let mask = (inside >> (16 * half)) as __mmask16;
                         let offset = offset + 16 * half as isize;
                         let mut value = _mm512_add_ps(*pixels, bias);
-                        // SAFETY: the caller's.
+                        // SAFETY: the caller's promise.
                         unsafe {
                             if let Some(residual) = residual {
                                 let other = _mm512_maskz_loadu_ps(mask, residual.wrapping_offset(offset));
@@ -169,26 +173,28 @@ pub(crate) unsafe fn store_tiles(
         return false;
     }
     assert!(products.len() >= 15 * position_len + TILE_VECTORS * 16);
-    // SAFETY: the CPU has the feature, the products are there; the rest is the caller's promise.
+    // SAFETY: the CPU has the feature, and the products' length was checked; the rest is the caller's
+    // promise.
     unsafe { run(products.as_ptr(), position_len, pieces, bias, out, residual) }
     true
 }
 
-/// Splits windows of nine elements into nine runs, `stride` apart, and says how many windows that were.
+/// Splits windows of nine elements into nine runs, `stride` apart. Returns the number of windows split.
 pub(crate) fn split_nines(windows: &[f32], out: &mut [f32], stride: usize) -> usize {
     /// # Safety
-    /// The CPU has AVX-512, and every run has room for `groups` times sixteen elements.
+    /// The CPU has AVX-512, and every run holds `groups` times sixteen elements.
     #[target_feature(enable = "avx512f")]
     unsafe fn split(windows: *const f32, groups: usize, out: *mut f32, stride: usize) {
-        // Sixteen windows are nine vectors, and of every lane of the nine, one element belongs to a given run: vector `j`'s
-        // lane `l` is element `16 j + l` of the windows, and of run `r` if that is `r` modulo nine.
+        // Sixteen windows are nine vectors. In each lane, exactly one of the nine elements belongs to a given
+        // run: lane `l` of vector `j` is element `16 j + l`, which belongs to run `(16 j + l) % 9`.
         const LANES: [__mmask16; 9] =
             [0x0201, 0x0402, 0x0804, 0x1008, 0x2010, 0x4020, 0x8040, 0x0080, 0x0100];
         let lanes = _mm512_setr_epi32(0, 9, 2, 11, 4, 13, 6, 15, 8, 1, 10, 3, 12, 5, 14, 7);
         for run in 0..9 {
             let order = _mm512_add_epi32(lanes, _mm512_set1_epi32(run as i32));
             for group in 0..groups {
-                // SAFETY: the caller's; all of the sixteen windows are read, and sixteen elements of the run written.
+                // SAFETY: the caller's promise. All of sixteen windows are read, and sixteen elements of the
+                // run written.
                 unsafe {
                     let vectors = windows.add(144 * group);
                     let mut elements = _mm512_loadu_ps(vectors);
