@@ -23,9 +23,9 @@ pub enum BinaryOp {
     Mod,
     /// `x` to the power of `y`.
     Pow,
-    /// The greater; NaN if either is.
+    /// The maximum; NaN if either is.
     Maximum,
-    /// The lesser; NaN if either is.
+    /// The minimum; NaN if either is.
     Minimum,
 }
 
@@ -81,8 +81,8 @@ pub struct Strided<'a, T> {
 ///
 /// # Panics
 ///
-/// When an operand reaches beyond its slice, ranks differ or exceed [`crate::MAX_RANK`], or `out`'s length is not
-/// the shape's.
+/// When an operand reaches beyond its slice, ranks differ or exceed [`crate::MAX_RANK`], or `out`'s length is
+/// not the shape's.
 pub fn binary(op: BinaryOp, x: Strided<'_, f32>, y: Strided<'_, f32>, shape: &[usize], out: &mut [f32]) {
     assert_eq!(out.len(), shape.iter().product::<usize>(), "output length differs from the shape's");
     if out.is_empty() {
@@ -92,7 +92,7 @@ pub fn binary(op: BinaryOp, x: Strided<'_, f32>, y: Strided<'_, f32>, shape: &[u
     walk.check_extent(0, x.data.len());
     walk.check_extent(1, y.data.len());
     let (outer, inner) = walk.split_inner();
-    // Cuts at row boundaries, or within the rows when those are long.
+    // Cut at row boundaries, or within rows if they are long.
     let chunk_len = if inner.len >= GRAIN { GRAIN } else { (GRAIN / inner.len) * inner.len };
     for_each_chunk_mut(out, chunk_len, |task, mut chunk| {
         let mut position = task * chunk_len;
@@ -148,7 +148,7 @@ struct Apply<'a> {
     out: &'a mut [f32],
 }
 
-/// Runs `$body` with `$op` a constant, so that the loop in it has no branch on the function.
+/// Runs `$body` with `$op` as a constant, so that its loop does not branch on the function.
 macro_rules! for_constant_op {
     ($value:expr, $op:ident => $body:expr) => {
         match $value {

@@ -1,8 +1,8 @@
 //! Run-time choice of the instruction set.
 //!
-//! Every kernel is a [`SimdOp`] and goes through [`dispatch`]: the body is compiled once per instruction set
-//! (AVX-512, AVX2 with FMA, NEON, portable) and the widest that the CPU has is called. A body of plain loops
-//! profits too, because it is vectorised for the set it was compiled for.
+//! Every kernel is a [`SimdOp`] and goes through [`dispatch`]. Its body is compiled once per instruction set
+//! (AVX-512, AVX2 with FMA, NEON, portable), and the widest that the CPU has is called. Plain loops profit
+//! too: the compiler vectorises them for each set.
 
 use rten_simd::ops::BitOps;
 use rten_simd::{Isa, Simd, SimdOp};
@@ -22,7 +22,7 @@ pub(crate) fn dispatch<Op: SimdOp>(op: Op) -> Op::Output {
     op.dispatch()
 }
 
-/// Whether kernels use the widest instruction set of this CPU: they do but in tests that ask for another.
+/// Whether kernels use the widest instruction set of this CPU. Only tests can choose another.
 #[inline]
 pub(crate) fn is_native_level() -> bool {
     #[cfg(test)]
@@ -46,12 +46,12 @@ pub(crate) fn map_in_place<I: Isa>(isa: I, data: &mut [f32], f: impl Fn(I::F32) 
     }
 }
 
-/// Lets a test run the kernels of narrower instruction sets on a CPU that has a wider one.
+/// Runs kernels with a narrower instruction set than the CPU's, in tests.
 #[cfg(test)]
 pub(crate) mod forced {
     use std::cell::Cell;
 
-    /// An instruction set that a test can ask for.
+    /// An instruction set that a test can choose.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Level {
         Native,

@@ -1,26 +1,26 @@
-//! Vector functions that rten-vecmath does not have, or has with less accuracy than images need.
+//! Vector functions that rten-vecmath lacks, or has with less accuracy than images need.
 
 use rten_simd::ops::{BitOps, FloatOps, IntOps, NumOps};
 use rten_simd::{Isa, Simd};
 
-/// Below this, `exp` is not a normal number any more.
+/// Below this, `exp` is subnormal.
 const EXP_LOWEST: f32 = -87.3;
 
-/// `2^whole` for a whole number, if that is a normal one.
+/// `2^whole` for an integer, if the result is normal.
 #[inline(always)]
 fn power_of_two<I: Isa>(isa: I, whole: I::F32) -> I::F32 {
     let (ops, ints) = (isa.f32(), isa.i32());
     ints.shift_left::<23>(ints.add(ops.to_int_trunc(whole), ints.splat(127))).reinterpret_cast()
 }
 
-/// `exp(x)` for `x <= 0`, and right up to 88; zero where the result would be subnormal; NaN stays NaN.
+/// `exp(x)` for `x <= 0`, valid up to 88. Zero where the result would be subnormal; NaN stays NaN.
 ///
 /// Relative error at most 1.5e-7: `2^round(x / ln 2)` times a degree-6 polynomial on the remainder.
 #[inline(always)]
 pub(crate) fn exp_nonpositive<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let ops = isa.f32();
     let exponent = ops.round_ties_even(ops.mul(x, ops.splat(std::f32::consts::LOG2_E)));
-    // ln 2 in two parts, the first with few bits so that its products are exact.
+    // ln 2 in two parts; products of the first, which has few bits, are exact.
     let rest = ops.mul_add(exponent, ops.splat(-0.693_359_4), x);
     let rest = ops.mul_add(exponent, ops.splat(2.121_944_4e-4), rest);
     let mut poly = ops.splat(0.001_393_368_8);
@@ -61,7 +61,7 @@ fn erfc_nonnegative<I: Isa>(isa: I, t: I::F32, square: I::F32, error: I::F32) ->
     let decay = exp_nonpositive(isa, ops.neg(square));
     let decay = ops.mul(decay, ops.sub(ops.one(), error));
     let result = ops.mul(decay, scaled_erfc(isa, t));
-    // Far out, the quotient of infinities would be NaN where the decay is zero.
+    // For large `t`, the decay is zero, and a quotient of infinities would be NaN.
     ops.select(ops.zero(), result, ops.gt(t, ops.splat(12.0)))
 }
 
@@ -70,14 +70,14 @@ fn erfc_nonnegative<I: Isa>(isa: I, t: I::F32, square: I::F32, error: I::F32) ->
 fn square_with_error<I: Isa>(isa: I, x: I::F32) -> (I::F32, I::F32) {
     let (ops, ints) = (isa.f32(), isa.i32());
     let square = ops.mul(x, x);
-    // Twelve bits in each half, so that all their products are exact (Dekker, 1971).
+    // Products of halves of twelve bits are exact (Dekker, 1971).
     let bits: I::I32 = x.reinterpret_cast();
     let high: I::F32 = ints.and(bits, ints.splat(!0xfff)).reinterpret_cast();
     let low = ops.sub(x, high);
     let error = ops.sub(ops.mul(high, high), square);
     let error = ops.add(error, ops.mul(ops.mul(high, low), ops.splat(2.0)));
     let error = ops.add(error, ops.mul(low, low));
-    // Where the square overflows there is no error to speak of.
+    // Where the square overflows, the error is irrelevant.
     (square, ops.select(error, ops.zero(), ops.lt(square, ops.splat(1e30))))
 }
 
@@ -96,9 +96,10 @@ pub(crate) fn gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     ops.mul(x, phi)
 }
 
-/// [`gelu`] with an absolute error of at most 2.3e-6, for what is rounded to eight bits afterwards: a third of the work.
+/// [`gelu`] with an absolute error of at most 2.3e-6, for results that are rounded to eight bits: a third of
+/// the work.
 ///
-/// `Phi(x) - 1/2` is `x` times a polynomial in its square, fitted up to 5, where it is taken for 1/2.
+/// `Phi(x) - 1/2` is `x` times a polynomial in its square, fitted up to 5, and 1/2 from there on.
 #[inline(always)]
 pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     let ops = isa.f32();
@@ -126,7 +127,8 @@ pub(crate) fn coarse_gelu<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     ops.mul(x, ops.mul_add(near, poly, ops.splat(0.5)))
 }
 
-/// `x / (1 + exp(-slope * x))` with a relative error of at most 1e-5, for what is rounded to eight bits afterwards.
+/// `x / (1 + exp(-slope * x))` with a relative error of at most 1e-5, for results that are rounded to eight
+/// bits.
 #[inline(always)]
 pub(crate) fn coarse_swish<I: Isa>(isa: I, x: I::F32, slope: f32) -> I::F32 {
     let ops = isa.f32();

@@ -1,4 +1,4 @@
-//! Memory that vectors are read from and written to at full speed.
+//! Aligned memory, on large pages where the system has them.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -8,30 +8,31 @@ use std::thread::LocalKey;
 use bytemuck::Pod;
 use memmap2::MmapMut;
 
-/// Bytes of a cache line. Vectors that lie across two are read and written at half the speed.
+/// Bytes of a cache line. Vector loads and stores that cross two lines take twice as long.
 pub(crate) const LINE_BYTES: usize = 64;
 
-/// Bytes of a large page of x86-64 and of AArch64 with small pages of 4 KiB. What is at least as large is mapped on
-/// them where the system can.
+/// Bytes of a large page of x86-64, and of AArch64 with 4 KiB pages. Buffers of at least this size use large
+/// pages where the system has them.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// A stretch of elements that begins with a cache line.
+/// A buffer that begins on a cache line.
 ///
-/// From 2 MiB on it asks for large pages (Linux): rows of activations are farther apart than a small page is long, so that
-/// on small ones a tile of a product touches a page for every row.
+/// From 2 MiB on it requests large pages (Linux). Rows of activations are longer than a 4 KiB page, so a tile
+/// of a product would otherwise touch another page with each row.
 pub struct Memory<T> {
     storage: Storage<T>,
     len: usize,
 }
 
 enum Storage<T> {
-    /// With the index of the first element that begins a cache line.
+    /// The elements, and the index of the first one that begins a cache line.
     Small(Vec<T>, usize),
     Large(MmapMut),
 }
 
 impl<T: Pod> Memory<T> {
-    /// `len` zeros, whose pages are not touched yet if they are many; nothing if the system refuses to give as much.
+    /// A buffer of `len` zeros; `None` if the system refuses the memory. Pages of a large buffer are
+    /// untouched.
     pub fn zeros(len: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
         if bytes < LARGE_PAGE {
@@ -40,7 +41,7 @@ impl<T: Pod> Memory<T> {
             return Some(Memory { storage: Storage::Small(values, start), len });
         }
         let map = MmapMut::map_anon(bytes.checked_next_multiple_of(LARGE_PAGE)?).ok()?;
-        // A wish: on small pages everything works, if slower.
+        // Only a hint: small pages work too, if slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Some(Memory { storage: Storage::Large(map), len })
@@ -86,13 +87,14 @@ impl<T: Pod> DerefMut for Memory<T> {
     }
 }
 
-/// A scratch buffer that a thread keeps from call to call.
+/// A scratch buffer that a thread keeps between calls.
 pub(crate) type Scratch<T> = LocalKey<RefCell<Memory<T>>>;
 
-/// Lends `len` elements of unspecified content from this thread's `scratch`, from the beginning of a cache line on.
+/// Calls `body` with `len` elements of unspecified content from this thread's `scratch`. They begin on a
+/// cache line.
 ///
-/// The buffer is taken out while it is lent, so that a kernel that another one waits for on the same thread
-/// gets a buffer of its own.
+/// The buffer is taken out of `scratch` meanwhile: a nested kernel on the same thread gets a buffer of its
+/// own.
 pub(crate) fn with_scratch<T: Pod, R>(
     scratch: &'static Scratch<T>,
     len: usize,
@@ -100,7 +102,7 @@ pub(crate) fn with_scratch<T: Pod, R>(
 ) -> R {
     let mut buffer = scratch.take();
     if buffer.len() < len {
-        buffer = Memory::zeros(len).expect("memory for what a kernel packs");
+        buffer = Memory::zeros(len).expect("memory for packing scratch");
     }
     let result = body(&mut buffer[..len]);
     scratch.replace(buffer);
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_does_not_have_is_nothing() {
+    fn more_memory_than_the_system_has_is_refused() {
         for len in [usize::MAX, usize::MAX / 4, 1 << 60] {
             assert!(Memory::<f32>::zeros(len).is_none(), "{len}");
         }

@@ -1,4 +1,4 @@
-//! The multiply-add peak of this machine, measured: what no kernel can exceed.
+//! The measured multiply-add peak of this machine: the upper bound of every kernel.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,23 +10,24 @@ use crate::isa::dispatch;
 use crate::pool::parallel_for;
 use crate::{Precision, ThreadPool};
 
-/// How long a run is meant to take, in seconds: beyond a thread's start, below a virtual machine's interruptions.
+/// Target duration of a run in seconds: longer than a thread's start, shorter than a virtual machine's
+/// interruptions.
 const RUN: f64 = 0.03;
 
-/// Runs, of which the best counts.
+/// The number of runs; the best one counts.
 const RUNS: usize = 7;
 
-/// Rounds that are timed to know how many fill [`RUN`].
+/// Rounds that are timed to calibrate the number that fills [`RUN`].
 const TRIAL: usize = 100_000;
 
-/// Multiply-adds in registers: takes how often to repeat them, and gives how many operations that was.
+/// A loop of multiply-adds in registers: takes a number of rounds, returns the number of operations.
 type Loop = fn(usize) -> f64;
 
-/// The rate of multiply-adds in registers on all threads of a pool, in operations per second; a multiplication and an
-/// addition count as two. Takes about a quarter of a second.
+/// Measures the rate of multiply-adds in registers on all threads of a pool, in operations per second. A
+/// multiply-add counts as two. Takes about a quarter of a second.
 ///
-/// `None` where the CPU lacks the instruction: for [`Precision::Bf16`] `vdpbf16ps`, for [`Precision::Int8`] `vpdpbusd`,
-/// both with AVX-512.
+/// `None` where the CPU lacks the instruction, which is `vdpbf16ps` for [`Precision::Bf16`] and `vpdpbusd`
+/// for [`Precision::Int8`], both of AVX-512.
 ///
 /// ```
 /// let pool = mixbit_kernels::ThreadPool::new(Some(1)).expect("a thread");
@@ -62,11 +63,11 @@ fn multiply_adds(precision: Precision) -> Option<Loop> {
     }
 }
 
-/// Repeats independent multiply-adds in `f32` so often.
+/// Rounds of independent multiply-adds in `f32`.
 struct F32(usize);
 
 impl SimdOp for F32 {
-    /// The operations.
+    /// The number of operations.
     type Output = f64;
 
     #[inline(always)]
@@ -112,7 +113,7 @@ mod x86_64 {
     /// Enough to hide the latency, and few enough for the 32 registers of AVX-512.
     const CHAINS: usize = 24;
 
-    /// Operations of one instruction: pairs of `bf16` to 16 sums, fours of bytes to 16 sums.
+    /// Operations of one instruction: two bfloat16, or four bytes, for each of 16 sums.
     const BF16_OPERATIONS: usize = 2 * 2 * 16;
     const INT8_OPERATIONS: usize = 2 * 4 * 16;
 
@@ -128,7 +129,7 @@ mod x86_64 {
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn repeat_bf16(rounds: usize) -> f64 {
-        // SAFETY: any bits are a vector of `bf16`.
+        // SAFETY: any bits are valid bfloat16.
         let x: __m512bh = unsafe { std::mem::transmute(black_box(_mm512_setzero_si512())) };
         let mut sums = [_mm512_setzero_ps(); CHAINS];
         for _ in 0..rounds {
@@ -158,9 +159,9 @@ mod x86_64 {
 mod tests {
     use super::*;
 
-    /// The loops are neither removed nor cut short: twice the rounds take longer, on one thread as the tests run.
+    /// The compiler neither removes the loops nor cuts them short.
     #[test]
-    fn loops_do_what_they_count() {
+    fn loops_run_the_operations_they_count() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let Some(multiply_adds) = multiply_adds(precision) else { continue };
             assert_eq!(multiply_adds(6), 6.0 * multiply_adds(1), "{precision:?}");

@@ -1,13 +1,13 @@
 //! The thread pool and the two parallel loops that all kernels use.
 //!
-//! Work is cut into tasks by sizes alone, never by the number of threads, or in ways that leave each output
-//! element's arithmetic unchanged. The same input therefore gives the same bytes with any number of threads.
+//! Work is cut into tasks by sizes alone, or in ways that leave the arithmetic of each output element
+//! unchanged. The same input therefore gives the same bytes with any number of threads.
 //!
-//! A model is thousands of loops of some microseconds to some milliseconds, one after the other. Between two of them
-//! the workers keep watch for [`WATCH`], because waking a thread takes as long as a small loop, and then sleep; while
-//! they watch they let any other thread have the core. The thread that asks for a loop takes part in it. Tasks are
-//! handed out one by one, so nobody waits for more than one task of another thread, and a worker that comes late finds
-//! the loop over and is not waited for.
+//! A model runs thousands of loops, one after the other, each taking microseconds to milliseconds. Waking a
+//! thread takes as long as a small loop, so workers poll for the next loop for [`POLL_FOR`] before they
+//! sleep; meanwhile they yield the core to any other thread. The thread that starts a loop, its leader, takes
+//! part in it. Tasks are handed out one by one: nobody waits for more than one task of another thread, and
+//! nobody waits for a worker that comes late.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -17,14 +17,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The number of elements below which an element-wise pass is not worth handing to another thread.
+/// Elements of an element-wise pass that are worth handing to another thread.
 pub(crate) const GRAIN: usize = 16 * 1024;
 
-/// How long a worker watches for the next loop before it sleeps, and the leader for the end of the last tasks.
-const WATCH: Duration = Duration::from_micros(50);
+/// How long a worker polls for the next loop, and the leader for the end of the last tasks, before it sleeps.
+const POLL_FOR: Duration = Duration::from_micros(50);
 
-/// Looks at what is watched before the core is offered to others.
-const LOOKS: usize = 100;
+/// Polls before the core is yielded for the first time.
+const SPINS: usize = 100;
 
 /// The threads that kernels run on inside [`ThreadPool::install`].
 ///
@@ -52,8 +52,8 @@ impl std::error::Error for ThreadPoolError {
 }
 
 impl ThreadPool {
-    /// Starts a pool of `threads` threads, of which the one that runs a model is one; `None` takes one for each logical
-    /// CPU that the process may use.
+    /// Starts a pool of `threads` threads, including the one that calls kernels; `None` takes one for each
+    /// logical CPU that the process may use.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl ThreadPool {
             .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
             .unwrap_or(1)
             .max(1);
-        // Dropped with the workers that were started if one is refused.
+        // If a thread is refused, dropping the pool ends those that were started.
         let mut pool = ThreadPool { team: Arc::new(Team::new(count)), workers: Vec::new() };
         for index in 1..count {
             let team = pool.team.clone();
@@ -80,7 +80,7 @@ impl ThreadPool {
 
     /// Runs `body` on this thread; every kernel that it calls uses this pool.
     pub fn install<R>(&self, body: impl FnOnce() -> R) -> R {
-        /// Puts the pool back in which another was installed.
+        /// Reinstalls the pool that was installed before.
         struct Restore(Option<Arc<Team>>);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -91,12 +91,12 @@ impl ThreadPool {
         body()
     }
 
-    /// Runs `body` as [`install`](Self::install) does, until `cancelled` is raised: from then on, the loops of kernels
-    /// that `body` calls take no more tasks. A task lasts at most some tens of milliseconds.
+    /// Runs `body` as [`install`](Self::install) does, until `cancelled` is raised: from then on, the loops
+    /// of kernels that `body` calls take no more tasks. A task lasts at most some tens of milliseconds.
     ///
-    /// A kernel that was cut short returns normally. Its output, and anything packed meanwhile, is initialised memory of
-    /// unspecified content. `body` itself is not interrupted: look at the flag between kernels. Calls nest; any flag of
-    /// the calls around a loop ends it.
+    /// A kernel that was cut short returns normally. Its output, and anything packed meanwhile, is
+    /// initialised memory of unspecified content. `body` itself is not interrupted: look at the flag between
+    /// kernels. Calls nest; any flag of the calls around a loop ends it.
     pub fn install_until<R>(&self, cancelled: &AtomicBool, body: impl FnOnce() -> R) -> R {
         /// Puts the flags back that were in force before.
         struct Restore(Option<&'static StopFlags<'static>>);
@@ -107,9 +107,9 @@ impl ThreadPool {
         }
         let outer = STOP.get();
         let flags = StopFlags { flag: cancelled, outer };
-        // SAFETY: only the lifetime changes. This thread's copy is replaced when `_restore` is dropped, before `flags`
-        // and `cancelled` go. Workers copy it only while they take part in a loop of this thread, and put theirs back
-        // before that loop ends: see `Team::for_each`.
+        // SAFETY: only the lifetime changes. This thread's copy is replaced when `_restore` is dropped,
+        // before `flags` and `cancelled` go. Workers copy it only while they take part in a loop of this
+        // thread, and put theirs back before that loop ends: see `Team::for_each`.
         let lent = unsafe { std::mem::transmute::<&StopFlags<'_>, &'static StopFlags<'static>>(&flags) };
         STOP.set(Some(lent));
         let _restore = Restore(outer);
@@ -117,7 +117,8 @@ impl ThreadPool {
     }
 }
 
-/// The stop flags in force on a thread: one for each [`ThreadPool::install_until`] around its loops, innermost first.
+/// The stop flags in force on a thread: one for each [`ThreadPool::install_until`] around its loops,
+/// innermost first.
 struct StopFlags<'a> {
     flag: &'a AtomicBool,
     outer: Option<&'a StopFlags<'a>>,
@@ -138,72 +139,75 @@ impl Drop for ThreadPool {
     fn drop(&mut self) {
         let mut state = self.team.lock();
         state.is_closed = true;
-        // Under the lock, so that no worker falls asleep between looking and being woken.
+        // Under the lock, so that no worker falls asleep between its check and this wake-up.
         self.team.rounds.fetch_add(1, Ordering::Release);
         drop(state);
         self.team.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // Panics of tasks were handed to who asked for the loop.
+            // Panics of tasks were passed on to the leader of their loop.
             let _ = worker.join();
         }
     }
 }
 
 thread_local! {
-    /// The team of the pool that is installed on this thread.
+    /// The team of the pool installed on this thread.
     static CURRENT: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };
-    /// Whether this thread is in a task: loops within it are not shared again.
+    /// Whether this thread runs a task: loops within it are not shared again.
     static IS_IN_TASK: Cell<bool> = const { Cell::new(false) };
     /// The stop flags in force on this thread. They borrow from [`ThreadPool::install_until`]'s stack.
     static STOP: Cell<Option<&'static StopFlags<'static>>> = const { Cell::new(None) };
 }
 
-/// The team of this thread's pool, or of the pool for all that have none; `None` if its threads can't be started.
+/// The team of the installed pool, or else of the process's default pool; `None` if its threads can't be
+/// started.
 fn current_team() -> Option<Arc<Team>> {
-    static EVERYBODYS: OnceLock<Option<ThreadPool>> = OnceLock::new();
-    let everybodys =
-        || EVERYBODYS.get_or_init(|| ThreadPool::new(None).ok()).as_ref().map(|pool| pool.team.clone());
-    CURRENT.with(|current| current.borrow().clone()).or_else(everybodys)
+    static DEFAULT_POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let default_team =
+        || DEFAULT_POOL.get_or_init(|| ThreadPool::new(None).ok()).as_ref().map(|pool| pool.team.clone());
+    CURRENT.with(|current| current.borrow().clone()).or_else(default_team)
 }
 
-/// What the threads of a pool share.
+/// The state that the threads of a pool share.
 #[derive(Debug)]
 struct Team {
     threads: usize,
-    /// Held by the thread whose loop the workers share. Others do their loops alone in the meantime.
+    /// Held by the leader of the loop that workers share. Meanwhile, other threads run their loops alone.
     leader: Mutex<()>,
-    /// The number of loops so far, for workers to watch.
+    /// The number of loops so far. Workers poll it.
     rounds: AtomicU64,
-    /// Workers in the present loop, for the leader to watch. Changes while the state is locked.
+    /// Workers in the current loop. The leader polls it; it changes only while the state is locked.
     active: AtomicUsize,
     state: Mutex<State>,
-    /// For workers: there is a loop.
+    /// Wakes workers for a loop.
     wake: Condvar,
-    /// For the leader: nobody is active any more.
+    /// Wakes the leader when no worker is active.
     done: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// Takes part in the present loop until its tasks are handed out.
+    /// The current loop, until all its tasks are handed out.
     take_part: Option<TakePart>,
     sleeping: usize,
     leader_sleeps: bool,
     is_closed: bool,
 }
 
-/// Takes part in a loop, given the number of the thread in its team. It borrows from the leader's stack: see [`Team::share`].
+/// Takes part in a loop, given the thread's number in its team. Borrows from the leader's stack: see
+/// [`Team::share`].
 type TakePart = &'static (dyn Fn(usize) + Sync);
 
-/// Tasks of a loop that are yet to do: for each thread of a team a stretch of its own, so that loop after loop it works on the
-/// same part of the data, which is in its cache. When its own are done it takes others'.
+/// The tasks of a loop that nobody has taken: a range for each thread of the team. From loop to loop, a
+/// thread works on the same part of the data, which is in its cache. Threads that finish their own range take
+/// tasks of others.
 struct Tasks {
-    stretches: Vec<Stretch>,
+    ranges: Vec<TaskRange>,
 }
 
-/// The next task of a stretch, which may be beyond its end. On cache lines of its own.
+/// A range of tasks, on cache lines of its own. `next` may run past `end`.
 #[repr(align(128))]
-struct Stretch {
+struct TaskRange {
     next: AtomicUsize,
     end: usize,
 }
@@ -211,21 +215,21 @@ struct Stretch {
 impl Tasks {
     fn new(tasks: usize, threads: usize) -> Self {
         let bound = |thread: usize| thread * tasks / threads;
-        let stretch =
-            |thread: usize| Stretch { next: AtomicUsize::new(bound(thread)), end: bound(thread + 1) };
-        Self { stretches: (0..threads).map(stretch).collect() }
+        let range =
+            |thread: usize| TaskRange { next: AtomicUsize::new(bound(thread)), end: bound(thread + 1) };
+        Self { ranges: (0..threads).map(range).collect() }
     }
 
-    /// Calls `body` for tasks that nobody has taken until there are none or a flag is raised.
+    /// Takes tasks and calls `body` for them, until there are none or a flag is raised.
     fn take(&self, thread: usize, stop: Option<&StopFlags<'_>>, body: &(dyn Fn(usize) + Sync)) {
-        let (before, from) = self.stretches.split_at(thread.min(self.stretches.len()));
-        for stretch in from.iter().chain(before) {
+        let (before, from) = self.ranges.split_at(thread.min(self.ranges.len()));
+        for range in from.iter().chain(before) {
             loop {
                 if is_raised(stop) {
                     return;
                 }
-                let index = stretch.next.fetch_add(1, Ordering::Relaxed);
-                if index >= stretch.end {
+                let index = range.next.fetch_add(1, Ordering::Relaxed);
+                if index >= range.end {
                     break;
                 }
                 body(index);
@@ -233,9 +237,9 @@ impl Tasks {
         }
     }
 
-    /// Leaves what nobody has taken.
+    /// Drops the tasks that nobody has taken.
     fn give_up(&self) {
-        self.stretches.iter().for_each(|stretch| stretch.next.store(stretch.end, Ordering::Relaxed));
+        self.ranges.iter().for_each(|range| range.next.store(range.end, Ordering::Relaxed));
     }
 }
 
@@ -259,11 +263,11 @@ impl Team {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `body` for each index below `tasks` on this thread and the workers that come in time.
+    /// Calls `body` for each index below `tasks`, on this thread and the workers that come in time.
     fn for_each(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         let left = Tasks::new(tasks, self.threads);
         let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
@@ -289,11 +293,12 @@ impl Team {
         }
     }
 
-    /// Runs `take_part`, which does not unwind, on this thread and on workers; returns when all have left it.
+    /// Runs `take_part`, which does not unwind, on this thread and on workers. Returns when all have left it.
     fn share(&self, tasks: usize, take_part: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes. A worker gets the reference from the state, together with its entry in
-        // `active`, both under the lock; below, the reference is taken out of the state and then all that are active
-        // are waited for. Nothing in between unwinds. So nobody has it when this function returns.
+        // SAFETY: only the lifetime changes. A worker copies the reference from the state and enters `active`
+        // under one lock. Below, the reference is removed from the state, and this function waits until
+        // nobody is active. Nothing in between unwinds, so no thread has the reference when this function
+        // returns.
         let lent = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), TakePart>(take_part) };
         let sleeping = {
             let mut state = self.lock();
@@ -306,7 +311,7 @@ impl Team {
         }
         take_part(0);
         self.lock().take_part = None;
-        if watch(|| self.active.load(Ordering::Acquire) == 0) {
+        if poll(|| self.active.load(Ordering::Acquire) == 0) {
             return;
         }
         let mut state = self.lock();
@@ -317,11 +322,11 @@ impl Team {
         state.leader_sleeps = false;
     }
 
-    /// The life of a worker, given its number among the threads.
+    /// The loop of a worker thread, given its number in the team.
     fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
-            watch(|| self.rounds.load(Ordering::Acquire) != seen);
+            poll(|| self.rounds.load(Ordering::Acquire) != seen);
             let mut state = self.lock();
             while self.rounds.load(Ordering::Acquire) == seen {
                 state.sleeping += 1;
@@ -344,16 +349,16 @@ impl Team {
     }
 }
 
-/// Watches for an event for a while, and says whether it came.
-fn watch(came: impl Fn() -> bool) -> bool {
-    for _ in 0..LOOKS {
+/// Polls for an event for a while. Returns whether it came.
+fn poll(came: impl Fn() -> bool) -> bool {
+    for _ in 0..SPINS {
         if came() {
             return true;
         }
         std::hint::spin_loop();
     }
     let begin = Instant::now();
-    while begin.elapsed() < WATCH {
+    while begin.elapsed() < POLL_FOR {
         if came() {
             return true;
         }
@@ -362,12 +367,12 @@ fn watch(came: impl Fn() -> bool) -> bool {
     came()
 }
 
-/// The number of threads that share a loop of this thread.
+/// The number of threads that would share a loop of this thread.
 pub(crate) fn threads() -> usize {
     team_for(usize::MAX).map_or(1, |team| team.threads)
 }
 
-/// The team for a loop of `tasks` tasks; `None` if it should stay on the calling thread.
+/// The team for a loop of `tasks` tasks; `None` if the loop should stay on the calling thread.
 fn team_for(tasks: usize) -> Option<Arc<Team>> {
     #[cfg(test)]
     if crate::isa::forced::level() != crate::isa::forced::Level::Native {
@@ -379,11 +384,12 @@ fn team_for(tasks: usize) -> Option<Arc<Team>> {
     current_team().filter(|team| team.threads > 1)
 }
 
-/// Calls `body` once for each index below `tasks`, on the current pool. A loop within a task stays on its thread.
+/// Calls `body` once for each index below `tasks`, on the installed pool. A loop within a task stays on its
+/// thread.
 ///
 /// # Panics
 ///
-/// When `body` does, with the first of its panics.
+/// When `body` does: passes on the first of its panics.
 pub fn parallel_for(tasks: usize, body: impl Fn(usize) + Sync) {
     match team_for(tasks) {
         Some(team) => team.for_each(tasks, &body),
@@ -391,7 +397,8 @@ pub fn parallel_for(tasks: usize, body: impl Fn(usize) + Sync) {
     }
 }
 
-/// Calls `body` once for each index below `tasks`: on the current pool if the tasks are worth sharing, else here.
+/// Calls `body` once for each index below `tasks`: on the current pool if the tasks are worth sharing, else
+/// here.
 pub(crate) fn run_tasks(worth_sharing: bool, tasks: usize, body: impl Fn(usize) + Sync) {
     if worth_sharing {
         parallel_for(tasks, body);
@@ -406,15 +413,16 @@ fn serial_for(tasks: usize, body: impl Fn(usize)) {
     (0..tasks).take_while(|_| !is_raised(stop)).for_each(body);
 }
 
-/// Calls `body(index, chunk)` for consecutive chunks of `data`, each `chunk_len` long but for a shorter last one.
+/// Calls `body(index, chunk)` for consecutive chunks of `data`, each `chunk_len` long except for a shorter
+/// last one.
 ///
 /// # Panics
 ///
 /// When `chunk_len` is zero, or `body` panics.
 pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk_len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
-    /// The beginning of the data.
+    /// The start of the data.
     struct Start<T>(*mut T);
-    // SAFETY: every chunk is used by one task only, and so by one thread at a time, to which `T` may be sent.
+    // SAFETY: each chunk is used by one task only, and so by one thread at a time, to which `T` may be sent.
     unsafe impl<T: Send> Sync for Start<T> {}
     impl<T> Start<T> {
         /// # Safety
@@ -434,13 +442,14 @@ pub fn for_each_chunk_mut<T: Send>(data: &mut [T], chunk_len: usize, body: impl 
     let start = Start(data.as_mut_ptr());
     team.for_each(tasks, &|index| {
         let offset = index * chunk_len;
-        // SAFETY: chunks of different indices do not overlap, each index is handed out once, and `data` stays borrowed.
+        // SAFETY: chunks of different indices do not overlap, each index is handed out once, and `data` stays
+        // borrowed.
         let chunk = unsafe { start.slice(offset, chunk_len.min(len - offset)) };
         body(index, chunk);
     });
 }
 
-/// The number of rows per task such that a task handles about [`GRAIN`] elements.
+/// Rows per task such that a task handles about [`GRAIN`] elements.
 pub(crate) fn rows_per_task(row_len: usize) -> usize {
     (GRAIN / row_len.max(1)).max(1)
 }
@@ -482,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_take_part_whether_they_watch_or_sleep() {
+    fn workers_take_part_whether_they_poll_or_sleep() {
         let pool = pool(3);
         for rest in [0, 0, 3, 0, 3, 3] {
             std::thread::sleep(Duration::from_millis(rest));
@@ -523,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_who_asked_for_the_loop_and_the_pool_goes_on() {
+    fn a_panic_reaches_the_leader_and_the_pool_goes_on() {
         let pool = pool(3);
         for bad in [0, 7, 19] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -1,26 +1,30 @@
-//! What products are computed in.
+//! The precision of products.
 
-/// What the two sides of a product are rounded to before they are multiplied. Inputs, outputs and everything that is not a
-/// product are `f32` in any precision, and so are weights' scales and biases.
+/// The type that both sides of a product are rounded to before they are multiplied.
+///
+/// Inputs, outputs, scales, biases and everything that is not a product are `f32` in any precision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
-    /// Nothing is rounded.
+    /// Single precision: nothing is rounded.
     #[default]
     F32,
-    /// To bfloat16, eight significant bits; sums are `f32`.
+    /// bfloat16, eight significant bits; sums are `f32`.
     Bf16,
-    /// To integers from -127 to 127 times a scale, which each row (left) or column (right) has for each block of the depth;
-    /// sums are integers within a block and `f32` from block to block. Convolutions of 3x3 windows are computed as in
-    /// [`Bf16`](Self::Bf16) where that is [fastest](Self::fastest) and they save multiplications: it is faster there, and more exact.
+    /// Integers from -127 to 127 times a scale. Each row (left) or column (right) has a scale for each block
+    /// of the depth. Sums are integers within a block and `f32` between blocks.
+    ///
+    /// 3x3 convolutions that save multiplications by Winograd's filtering are computed in
+    /// [`Bf16`](Self::Bf16) where that is the [fastest](Self::fastest): it is faster there, and more
+    /// accurate.
     Int8,
 }
 
 impl Precision {
-    /// All of them.
+    /// All precisions.
     pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
 
-    /// Whether the CPU multiplies in this precision itself. In one that it does not, results are as precise, and not faster
-    /// than in `f32`.
+    /// Whether this CPU has instructions for this precision. It is emulated elsewhere: as accurate, and no
+    /// faster than `f32`.
     pub fn is_native(self) -> bool {
         match self {
             Precision::F32 => true,
@@ -29,10 +33,10 @@ impl Precision {
         }
     }
 
-    /// The fastest precision on this CPU of those that keep the quality of images: bfloat16 where its instructions do more
-    /// than those of single precision.
+    /// The fastest precision on this CPU that keeps the quality of images: bfloat16 where its instructions
+    /// beat those of `f32`.
     ///
-    /// AMD's CPUs do twice as much. Intel's have the instruction too, but do no more with it than with `f32`'s
+    /// On AMD's CPUs they do twice the work. Intel's CPUs with AVX-512 do no more with them than with `f32`
     /// (docs/performance.md has the figures).
     pub fn fastest() -> Self {
         if Precision::Bf16.is_native() && crate::simd::bf16_pays() { Precision::Bf16 } else { Precision::F32 }
@@ -53,9 +57,10 @@ impl std::fmt::Display for Precision {
 mod tests {
     use super::*;
 
-    /// `tools/qemu/run.sh` emulates a CPU that multiplies in every precision, and says so: its tests would pass without.
+    /// `tools/qemu/run.sh` emulates a CPU with instructions for every precision, and sets the variable.
+    /// Without this test, a CPU without them would pass unnoticed.
     #[test]
-    fn what_is_promised_is_native() {
+    fn promised_precisions_are_native() {
         for precision in Precision::ALL {
             let is_promised =
                 precision == Precision::F32 || std::env::var_os("MIXBIT_HAS_ALL_PRECISIONS").is_some();

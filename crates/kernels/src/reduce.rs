@@ -2,27 +2,28 @@
 
 use rten_simd::{Isa, SimdOp};
 
+use crate::axis::AxisShape;
 use crate::isa;
-use crate::norm::{AxisShape, sum};
+use crate::norm::sum;
 use crate::pool::{for_each_chunk_mut, rows_per_task};
 
-/// What a reduction makes of the elements along the axis.
+/// A reduction of the elements along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReduceOp {
-    /// Their sum; zero of none.
+    /// The sum; 0 for an empty axis.
     Sum,
-    /// Their mean; NaN of none.
+    /// The mean; NaN for an empty axis.
     Mean,
-    /// The greatest; NaN if any is NaN; negative infinity of none.
+    /// The maximum; NaN if any element is; negative infinity for an empty axis.
     Max,
-    /// The least; NaN if any is NaN; infinity of none.
+    /// The minimum; NaN if any element is; infinity for an empty axis.
     Min,
 }
 
-/// Columns whose results are collected at once.
+/// Columns that are reduced at once.
 const WIDTH: usize = 64;
 
-/// Reduces `input[outer, axis, inner]` along the axis into `out[outer, inner]`. Sums are taken in `f64`.
+/// Reduces `input[outer, axis, inner]` along the axis into `out[outer, inner]`. Sums are computed in `f64`.
 ///
 /// # Panics
 ///
@@ -151,8 +152,8 @@ impl SimdOp for ReduceColumns<'_> {
     }
 }
 
-/// The index of the first greatest element along the axis of `input[outer, axis, inner]`, into
-/// `out[outer, inner]`. NaN counts as greatest.
+/// Writes the index of the first maximum along the axis of `input[outer, axis, inner]` to `out[outer,
+/// inner]`. NaN counts as the maximum.
 ///
 /// # Panics
 ///
@@ -166,7 +167,7 @@ pub fn argmax<T: Copy + PartialOrd + Sync>(shape: &AxisShape, input: &[T], out: 
             let place = task * rows + index;
             let start = place / shape.inner * shape.axis * shape.inner + place % shape.inner;
             let at = |index: usize| input[start + index * shape.inner];
-            // A NaN is unequal to itself; nothing exceeds it.
+            // NaN is unequal to itself. Nothing exceeds it.
             let is_nan = |value: T| value.partial_cmp(&value).is_none();
             let mut best = 0;
             for index in 1..shape.axis {

@@ -3,10 +3,9 @@
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
-use crate::axis::{ColumnBlock, WIDTH, for_each_column_block};
+use crate::axis::{AxisShape, ColumnBlock, WIDTH, for_each_column_block};
 use crate::isa;
 use crate::math::exp_nonpositive;
-use crate::norm::AxisShape;
 use crate::pool::{for_each_chunk_mut, rows_per_task};
 
 /// Softmax along the axis of `input[outer, axis, inner]` into `out`.
@@ -77,7 +76,7 @@ impl SimdOp for Row<'_> {
 
 /// Softmax of a block of columns.
 struct Columns<'a, 'b> {
-    /// From the block's first element on.
+    /// The input from the block's first element on.
     input: &'a [f32],
     block: &'a mut ColumnBlock<'b>,
 }

@@ -1,5 +1,5 @@
-//! What the kernels' tests share: every kernel is compared with a naive `f64` oracle, at every instruction set
-//! that the CPU runs, with several thread counts, and with guards around the output.
+//! The tests' common parts. Every kernel is compared with a naive `f64` oracle, at every instruction set of
+//! the CPU, with several thread counts, and with guards around the output.
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
@@ -35,7 +35,7 @@ pub(crate) fn check_cases<C: Debug>(cases: &[C], body: impl Fn(&C) -> Result<(),
     );
 }
 
-/// How far results may be from the oracle.
+/// The largest error against the oracle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Tolerance {
     /// Relative to the largest magnitude of the expected output.
@@ -74,7 +74,7 @@ fn compare(actual: &[f32], expected: &[f64], tolerance: Tolerance) -> Result<(),
 const GUARD: usize = 40;
 const SENTINEL: f32 = -12345.678;
 
-/// A buffer whose surroundings are watched.
+/// A buffer with guards around it.
 struct Guarded(Vec<f32>);
 
 impl Guarded {
@@ -109,8 +109,8 @@ pub(crate) fn check(
     check_from(&vec![f32::NAN; expected.len()], expected, tolerance, kernel)
 }
 
-/// Runs `kernel` on an output that starts as `initial`, at every instruction set and thread count, and compares
-/// with the oracle. All thread counts must give the same bytes.
+/// Runs `kernel` on an output that starts as `initial`, at every instruction set and thread count, and
+/// compares with the oracle. All thread counts must give the same bytes.
 pub(crate) fn check_from(
     initial: &[f32],
     expected: &[f64],

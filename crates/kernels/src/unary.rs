@@ -17,11 +17,11 @@ pub enum UnaryOp {
     Neg,
     /// -1, 0 or 1; NaN stays NaN.
     Sign,
-    /// The next integer upwards.
+    /// Rounding up.
     Ceil,
-    /// The next integer downwards.
+    /// Rounding down.
     Floor,
-    /// The nearest integer, ties to even.
+    /// Rounding to the nearest integer, ties to even.
     Round,
     /// `x * x`.
     Square,
@@ -71,14 +71,15 @@ pub enum UnaryOp {
     Gelu,
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`: MIL's mode `TANH_APPROXIMATION`.
     GeluTanh,
-    /// `x * sigmoid(slope * x)`: with a slope of 1.702 MIL's GELU in mode `SIGMOID_APPROXIMATION`, CLIP's `quick_gelu`.
+    /// `x * sigmoid(slope * x)`: with a slope of 1.702, MIL's GELU in mode `SIGMOID_APPROXIMATION` and CLIP's
+    /// `quick_gelu`.
     Swish {
         /// Multiplies the operand of the sigmoid.
         slope: f32,
     },
 }
 
-/// One vector expression for all lanes.
+/// Maps a vector expression over a slice in place.
 macro_rules! vectors {
     ($isa:ident, $data:ident, $x:ident => $body:expr) => {
         map_in_place(
@@ -114,8 +115,8 @@ pub(crate) fn unary_on_this_thread(op: UnaryOp, data: &mut [f32]) {
     isa::dispatch(Apply(op, data));
 }
 
-/// [`unary_on_this_thread`] for results that are rounded to bfloat16 or bytes before they are used: where that is faster, with an
-/// error of at most 2.3e-6, or of 1e-5 of the result.
+/// [`unary_on_this_thread`] for results that are rounded to bfloat16 or bytes afterwards. Faster
+/// approximations, where there are some, have an error of at most 2.3e-6, or 1e-5 of the result.
 pub(crate) fn coarse_on_this_thread(op: UnaryOp, data: &mut [f32]) {
     struct Coarse<'a>(UnaryOp, &'a mut [f32]);
     impl SimdOp for Coarse<'_> {
@@ -176,7 +177,7 @@ impl SimdOp for Multiply<'_> {
 /// A function applied to a slice in place.
 struct Apply<'a>(UnaryOp, &'a mut [f32]);
 
-/// One scalar expression for each element, vectorised by the compiler where it can.
+/// Maps a scalar expression over a slice in place; the compiler vectorises it where it can.
 macro_rules! scalars {
     ($data:ident, $x:ident => $body:expr) => {
         for value in $data {
@@ -209,7 +210,8 @@ impl SimdOp for Apply<'_> {
             UnaryOp::Exp => vectors!(isa, data, x => Exp {}.eval(isa, x)),
             UnaryOp::Exp2 => scalars!(data, x => x.exp2()),
             UnaryOp::Log { epsilon } => scalars!(data, x => (x + epsilon).ln()),
-            // Time embeddings: few elements, angles up to a thousand, where an f32 reduction loses digits.
+            // Timestep embeddings have few elements and angles up to a thousand, where range reduction in f32
+            // loses digits.
             UnaryOp::Sin => scalars!(data, x => f64::from(x).sin() as f32),
             UnaryOp::Cos => scalars!(data, x => f64::from(x).cos() as f32),
             UnaryOp::Tanh => vectors!(isa, data, x => Tanh {}.eval(isa, x)),

@@ -3,7 +3,7 @@ use crate::testing::{Tolerance, check, check_cases, random};
 
 const TOLERANCE: Tolerance = Tolerance::OfLargest(1e-6);
 
-/// What a normalisation should give for one set of elements.
+/// The normalisation of one set of elements.
 fn normalized(values: &[f64], epsilon: f64) -> Vec<f64> {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
