@@ -1,6 +1,7 @@
-//! The methods of `mixbit analyze` beside each other: what measuring costs, and what their recipes are worth on prompts
-//! and states that none of them saw.
+//! A comparison of the methods of `mixbit analyze`: the cost of measuring, and the PSNR of their recipes on prompts and
+//! states that no method saw.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,17 +19,20 @@ use crate::repository;
 /// Bits per weight of the recipes.
 const BITS: [f64; 10] = [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0];
 
-/// Layers of at most so many weights stay as they are: the demo model's are small.
+/// Layers of at most this many weights stay unchanged: the demo model's are small.
 const MIN_SIZE: usize = 1000;
 
-/// What the default may cost beside the exhaustive method, and the high effort.
-const MOST_COST: [f64; 2] = [0.05, 0.5];
+/// The largest cost of the default and of the high effort, relative to the exhaustive method.
+const MAX_COST: [f64; 2] = [0.05, 0.5];
 
-/// What the high effort's recipes must be better by in dB, and from which to which bits.
-const BETTER: (f64, f64, f64) = (2.0, 3.5, 5.0);
+/// The least gain of the high effort's recipes over the exhaustive method's, in dB.
+const MIN_GAIN: f64 = 2.0;
 
-/// What predictions may be off by in dB.
-const MOST_OFF: f64 = 1.5;
+/// The bits for which [`MIN_GAIN`] holds.
+const GAINING_BITS: RangeInclusive<f64> = 3.5..=5.0;
+
+/// The largest error of a prediction, in dB.
+const MAX_PREDICTION_ERROR: f64 = 1.5;
 
 /// Prompts that all methods measure on; every other one is for their own verification.
 const MEASURED: [&str; 16] = [
@@ -62,12 +66,12 @@ const HELD_OUT: [&str; 8] = [
     "a small white triangle at the bottom left and a large red diamond at the top on a black background",
 ];
 
-/// Positions all over runs of 25 steps that no method measures on.
+/// Evaluations, spread over runs of 25 steps, that no method measures on.
 const EVALUATIONS: [usize; 9] = [0, 3, 6, 9, 12, 15, 18, 21, 24];
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Where measurements are kept: a bench that was interrupted goes on
+    /// The folder of the measurements; an interrupted run goes on from them
     #[arg(long, default_value = "target/bench-analyze")]
     scratch: PathBuf,
 }
@@ -75,7 +79,7 @@ pub(crate) struct Arguments {
 /// Analyzes the demo model by each method and prints costs, PSNRs and predictions.
 ///
 /// # Errors
-/// If a bar is missed.
+/// If a cost or a PSNR misses its bound.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let bench = Bench::new(arguments)?;
     let exhaustive = bench.analyze(&METHODS[1], &EFFORTS[1])?;
@@ -83,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let high = bench.analyze(&METHODS[0], &EFFORTS[2])?;
     let mut missed = Vec::new();
     println!("\n| method | evaluations of one image | of the exhaustive method |\n| --- | --- | --- |");
-    for (entry, most) in [(&exhaustive, 1.0), (&medium, MOST_COST[0]), (&high, MOST_COST[1])] {
+    for (entry, most) in [(&exhaustive, 1.0), (&medium, MAX_COST[0]), (&high, MAX_COST[1])] {
         let part = entry.analysis.evaluations / exhaustive.analysis.evaluations;
         println!("| {} | {:.0} | {:.1} % |", entry.name, entry.analysis.evaluations, 100.0 * part);
         if part > most {
@@ -112,12 +116,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if ours < theirs {
             missed.push(format!("at {bits} bits the default is {:.2} dB worse", theirs - ours));
         }
-        if (BETTER.1..=BETTER.2).contains(&bits) && best < theirs + BETTER.0 {
+        if GAINING_BITS.contains(&bits) && best < theirs + MIN_GAIN {
             missed.push(format!("at {bits} bits the high effort is only {:.2} dB better", best - theirs));
         }
         for (name, off) in [("default", expected - verified), ("high effort", expected_best - verified_best)]
         {
-            if off.is_nan() || off.abs() > MOST_OFF {
+            if off.is_nan() || off.abs() > MAX_PREDICTION_ERROR {
                 missed.push(format!("at {bits} bits the {name}'s prediction is off by {off:.2} dB"));
             }
         }
@@ -140,7 +144,7 @@ struct Bench<'a> {
 struct Entry {
     name: String,
     analysis: Analysis,
-    /// The mean PSNR of each recipe where no method measured.
+    /// The mean PSNR of each recipe on states that no method saw.
     held_out: Vec<f64>,
 }
 
@@ -204,7 +208,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A line now and then.
+/// Progress as an occasional line.
 struct Lines;
 
 impl Observer for Lines {

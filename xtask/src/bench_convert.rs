@@ -1,4 +1,4 @@
-//! How long a conversion takes, beside a copy of the same file.
+//! The time of a conversion, beside that of a copy of the same file.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,20 +9,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::repository;
+use crate::statistics::median;
 
-/// The package may take this many times as long as the copy.
-const MOST_RATIO: f64 = 1.5;
-/// The conversion may take this much memory, in bytes.
-const MOST_MEMORY: f64 = 500e6;
+/// The largest ratio of the conversion's time to the copy's.
+const MAX_RATIO: f64 = 1.5;
+/// The largest peak memory of the conversion, in bytes.
+const MAX_MEMORY: f64 = 500e6;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// A checkpoint, such as `cargo xtask synth sdxl-base DIR` writes
     model: PathBuf,
-    /// Where copies and packages are written, and removed again
+    /// A temporary folder for copies and packages
     #[arg(long, default_value = "target/bench-convert")]
     scratch: PathBuf,
-    /// Pairs of a copy and a conversion; the medians count
+    /// Pairs of a copy and a conversion, compared by their medians
     #[arg(long, default_value_t = 3)]
     runs: usize,
 }
@@ -46,21 +47,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             copied.as_secs_f64(),
             converted.as_secs_f64()
         );
-        copies.push(copied);
-        conversions.push(converted);
+        copies.push(copied.as_secs_f64());
+        conversions.push(converted.as_secs_f64());
         memory = memory.max(peak);
     }
     fs::remove_dir_all(&arguments.scratch)?;
-    let (copy, conversion) = (median(copies), median(conversions));
+    let (copy, conversion) = (median(&copies), median(&conversions));
     let ratio = conversion / copy;
     println!(
-        "{:.2} GB: copy and sync {copy:.2} s, conversion {conversion:.2} s, ratio {ratio:.2} (at most {MOST_RATIO}), \
+        "{:.2} GB: copy and sync {copy:.2} s, conversion {conversion:.2} s, ratio {ratio:.2} (at most {MAX_RATIO}), \
          peak memory {:.0} MB (at most {:.0})",
         bytes as f64 / 1e9,
         memory / 1e6,
-        MOST_MEMORY / 1e6
+        MAX_MEMORY / 1e6
     );
-    if ratio > MOST_RATIO || memory > MOST_MEMORY {
+    if ratio > MAX_RATIO || memory > MAX_MEMORY {
         bail!("the conversion is too slow or takes too much memory");
     }
     Ok(())
@@ -108,7 +109,7 @@ fn copy(files: &[PathBuf], to: &Path) -> anyhow::Result<Duration> {
     Ok(time)
 }
 
-/// Converts the UNet, and gives the time and the peak memory in bytes.
+/// Converts the UNet; the time, and the peak memory in bytes.
 fn convert(binary: &Path, model: &Path, to: &Path) -> anyhow::Result<(Duration, f64)> {
     let target = to.join("packages");
     let begin = Instant::now();
@@ -120,23 +121,19 @@ fn convert(binary: &Path, model: &Path, to: &Path) -> anyhow::Result<(Duration, 
         .output()
         .context("mixbit can't be run")?;
     let time = begin.elapsed();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
-        bail!("{said}");
+        bail!("{messages}");
     }
     fs::remove_dir_all(&target)?;
-    Ok((time, peak_memory(&said)?))
+    Ok((time, peak_memory(&messages)?))
 }
 
-/// The peak memory in bytes that a command said that it took.
-pub(crate) fn peak_memory(said: &str) -> anyhow::Result<f64> {
-    let megabytes = said.rsplit_once("peak memory ").and_then(|(_, rest)| rest.split(' ').next());
-    let megabytes: f64 =
-        megabytes.and_then(|text| text.trim().parse().ok()).context("mixbit did not say its memory")?;
+/// The peak memory in bytes in a command's messages.
+pub(crate) fn peak_memory(messages: &str) -> anyhow::Result<f64> {
+    let megabytes = messages.rsplit_once("peak memory ").and_then(|(_, rest)| rest.split(' ').next());
+    let megabytes: f64 = megabytes
+        .and_then(|text| text.trim().parse().ok())
+        .context("mixbit did not print its peak memory")?;
     Ok(megabytes * 1e6)
-}
-
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! How long a palettization by a mixed-bit recipe takes, beside coremltools' own.
+//! The time of a palettization by a mixed-bit recipe, beside that of coremltools' palettes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,22 +12,22 @@ use serde_json::{Map, json};
 
 use crate::bench_convert::{build, peak_memory};
 
-/// The palettization may take so long, in seconds.
-const MOST_SECONDS: f64 = 60.0;
-/// The palettization may take so much memory, in bytes.
-const MOST_MEMORY: f64 = 1e9;
-/// Smaller layers stay as they are, as in Apple's analysis.
-const LEAST_WEIGHTS: usize = 100_000;
-/// Bits of the layers, in parts of a hundred; with what stays f16 4.5 on average.
+/// The longest time of the palettization, in seconds.
+const MAX_SECONDS: f64 = 60.0;
+/// The largest peak memory of the palettization, in bytes.
+const MAX_MEMORY: f64 = 1e9;
+/// Layers of at most this many weights stay unchanged, as in Apple's analysis.
+const MIN_SIZE: usize = 100_000;
+/// The share of layers with each width, in percent: 4.5 bits on average with the unchanged layers.
 const SHARES: [(u32, u64); 4] = [(2, 30), (4, 42), (6, 16), (8, 12)];
-/// Layers that coremltools is timed on too.
-const BESIDE: usize = 8;
+/// The number of layers that coremltools is timed on too.
+const COREMLTOOLS_LAYERS: usize = 8;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// A checkpoint, such as `cargo xtask synth sdxl-base DIR` writes
     model: PathBuf,
-    /// Where the package is written, and removed again
+    /// A temporary folder for the package
     #[arg(long, default_value = "target/bench-palettize")]
     scratch: PathBuf,
     /// A Python that has coremltools, to time its palettes of some of the same layers
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let binary = build()?;
     fs::create_dir_all(&arguments.scratch)?;
     let recipe = arguments.scratch.join("recipe.json");
-    let layers = seeded(&arguments.model, &recipe)?;
+    let layers = write_recipe(&arguments.model, &recipe)?;
     let target = arguments.scratch.join("package");
     let begin = Instant::now();
     let output = Command::new(&binary)
@@ -52,37 +52,37 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .output()
         .context("mixbit can't be run")?;
     let seconds = begin.elapsed().as_secs_f64();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
-        bail!("{said}");
+        bail!("{messages}");
     }
-    let memory = peak_memory(&said)?;
+    let memory = peak_memory(&messages)?;
     print!("{}", String::from_utf8_lossy(&output.stdout));
     println!(
-        "{} layers in {seconds:.1} s (at most {MOST_SECONDS:.0}), peak memory {:.0} MB (at most {:.0})",
+        "{} layers in {seconds:.1} s (at most {MAX_SECONDS:.0}), peak memory {:.0} MB (at most {:.0})",
         layers.len(),
         memory / 1e6,
-        MOST_MEMORY / 1e6
+        MAX_MEMORY / 1e6
     );
     if let Some(python) = &arguments.python {
-        beside(python, &arguments.model, &layers)?;
+        time_coremltools(python, &arguments.model, &layers)?;
     }
     fs::remove_dir_all(&arguments.scratch)?;
-    if seconds > MOST_SECONDS || memory > MOST_MEMORY {
+    if seconds > MAX_SECONDS || memory > MAX_MEMORY {
         bail!("the palettization is too slow or takes too much memory");
     }
     Ok(())
 }
 
-/// Writes a recipe of random bits, always the same, and gives its layers.
-fn seeded(model: &Path, path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
+/// Writes a recipe of seeded random bits and returns its layers.
+fn write_recipe(model: &Path, path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
     let weights = mixbit_formats::Diffusers::open(model)?.weights("unet", None)?;
     let mut state = 93u64;
     let mut layers = Vec::new();
     for name in weights.names() {
         let Some(layer) = name.strip_suffix(".weight") else { continue };
         let Some(weight) = weights.get(name) else { continue };
-        if weight.ty().rank() < 2 || weight.ty().count() <= LEAST_WEIGHTS {
+        if weight.ty().rank() < 2 || weight.ty().count() <= MIN_SIZE {
             continue;
         }
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -100,13 +100,16 @@ fn seeded(model: &Path, path: &Path) -> anyhow::Result<Vec<(String, u32)>> {
     Ok(layers)
 }
 
-/// Times coremltools' palettes of the first layers, one process, one layer after the other.
-fn beside(python: &Path, model: &Path, layers: &[(String, u32)]) -> anyhow::Result<()> {
-    let asked: Map<_, _> =
-        layers.iter().take(BESIDE).map(|(layer, bits)| (format!("{layer}.weight"), json!(bits))).collect();
+/// Times coremltools' palettes of the first layers, in one process, one layer after the other.
+fn time_coremltools(python: &Path, model: &Path, layers: &[(String, u32)]) -> anyhow::Result<()> {
+    let requested: Map<_, _> = layers
+        .iter()
+        .take(COREMLTOOLS_LAYERS)
+        .map(|(layer, bits)| (format!("{layer}.weight"), json!(bits)))
+        .collect();
     let status = Command::new(python)
         .arg(crate::repository().join("xtask/python/palettize_beside.py"))
-        .args([&model.join("unet"), Path::new(&json!(asked).to_string())])
+        .args([&model.join("unet"), Path::new(&json!(requested).to_string())])
         .status()
         .context("Python can't be run")?;
     if status.success() { Ok(()) } else { bail!("coremltools' palettes failed") }

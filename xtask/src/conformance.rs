@@ -1,4 +1,4 @@
-//! Comparing the packages that mixbit writes with those of Apple's converter.
+//! The comparison of mixbit's packages with Apple's converter's.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::repository;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Run only the cases that have this word in their description
+    /// Run only the cases with this word in their description
     word: Option<String>,
 }
 

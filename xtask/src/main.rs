@@ -10,6 +10,7 @@ mod conformance;
 mod demo_eval;
 mod packages;
 mod rules;
+mod statistics;
 mod synth;
 
 use std::path::PathBuf;

@@ -8,15 +8,15 @@ use clap::builder::PossibleValuesParser;
 use mixbit_app::synthetic::{MODELS, PublishedModel};
 use mixbit_mil::DType;
 
-/// What to write.
+/// The arguments of `cargo xtask synth`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Which model
+    /// The model
     #[arg(value_parser = PossibleValuesParser::new(MODELS.iter().map(|model| model.name)))]
     model: String,
-    /// The directory to write; made if it is not there, files of the same names are replaced
+    /// The directory of the checkpoint; created if absent, and files of the same names are replaced
     directory: PathBuf,
-    /// Other seeds give other weights
+    /// The seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// The type of the weights
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     dtype: Type,
 }
 
-/// The types that weights are published in.
+/// The types of published weights.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Type {
     F16,
@@ -40,7 +40,7 @@ impl Type {
     }
 }
 
-/// Writes the model that is asked for.
+/// Writes the requested model.
 ///
 /// # Errors
 /// A file that can't be written, with its path.

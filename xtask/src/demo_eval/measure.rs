@@ -7,6 +7,7 @@
 use anyhow::ensure;
 
 use super::world::{Caption, Object, Outline, World};
+use crate::statistics::median;
 
 /// Width of the frame whose median is the background, in pixels.
 const FRAME: usize = 2;
@@ -14,7 +15,7 @@ const FRAME: usize = 2;
 /// Regions below this many pixels are specks.
 const MIN_AREA: usize = 60;
 
-/// How far a centre may be off on either axis, in pixels.
+/// The largest offset of a centre on either axis, in pixels.
 const POSITION_TOLERANCE: f64 = 16.0;
 
 /// Radii of a template, relative to that of the region's area.
@@ -23,7 +24,7 @@ const SCALES: [f64; 3] = [0.94, 1.0, 1.06];
 /// Shifts of a template from the region's centre on either axis, in pixels.
 const SHIFTS: [f64; 3] = [-1.0, 0.0, 1.0];
 
-/// What of a picture is as its caption says.
+/// The properties of a picture that agree with its caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) colour: bool,
@@ -32,7 +33,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// The names of what is wrong.
+    /// The names of the properties that don't.
     pub(super) fn wrong(self) -> impl Iterator<Item = &'static str> {
         let parts = [("colour", self.colour), ("position", self.position), ("shape", self.shape)];
         parts.into_iter().filter(|(_, right)| !right).map(|(name, _)| name)
@@ -92,19 +93,14 @@ fn distance<const N: usize>(a: &[f64; N], b: &[f64; N]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt()
 }
 
-/// How far the regions are from the objects in all.
+/// The sum of distances between regions and objects.
 fn cost<'r>(regions: impl Iterator<Item = &'r Region>, objects: &[Object]) -> f64 {
     regions.zip(objects).map(|(region, object)| distance(&region.centre, &object.centre)).sum()
 }
 
 /// The median of each channel.
-fn median(pixels: &[[f64; 3]]) -> [f64; 3] {
-    [0, 1, 2].map(|channel| {
-        let mut values: Vec<f64> = pixels.iter().map(|pixel| pixel[channel]).collect();
-        values.sort_by(f64::total_cmp);
-        let half = values.len() / 2;
-        if values.len().is_multiple_of(2) { (values[half - 1] + values[half]) / 2.0 } else { values[half] }
-    })
+fn median_colour(pixels: &[[f64; 3]]) -> [f64; 3] {
+    [0, 1, 2].map(|channel| median(&pixels.iter().map(|pixel| pixel[channel]).collect::<Vec<_>>()))
 }
 
 /// The first of the entries with the smallest score.
@@ -127,7 +123,7 @@ impl Picture {
         let is_outer = |coordinate: usize| coordinate < FRAME || coordinate + FRAME >= self.side;
         let pixels = self.pixels.iter().enumerate();
         let frame = pixels.filter(|(index, _)| is_outer(index % self.side) || is_outer(index / self.side));
-        median(&frame.map(|(_, pixel)| *pixel).collect::<Vec<_>>())
+        median_colour(&frame.map(|(_, pixel)| *pixel).collect::<Vec<_>>())
     }
 
     /// The 8-connected regions of pixels that differ from the background by more than `threshold`, in scan order.
@@ -177,7 +173,7 @@ impl Picture {
             pixels.map(|[x, y]| self.pixels[y * side + x]).collect()
         };
         let inner = colours(&mut region.pixels.iter().filter(is_inner));
-        median(&if inner.is_empty() { colours(&mut region.pixels.iter()) } else { inner })
+        median_colour(&if inner.is_empty() { colours(&mut region.pixels.iter()) } else { inner })
     }
 }
 

@@ -1,4 +1,4 @@
-//! How well the demo model draws what a caption says: held-out captions, drawn by mixbit and measured from pixels.
+//! An evaluation of the demo model: held-out captions, drawn by mixbit and measured from pixels.
 
 mod measure;
 mod world;
@@ -21,25 +21,25 @@ use crate::repository;
 use measure::{Verdict, measure};
 use world::{Caption, World};
 
-/// Of 100 pictures, how many must have the right colours and positions.
-const COLOUR_AND_POSITION: usize = 90;
+/// The least number of pictures of 100 with the right colours and positions.
+const MIN_COLOUR_AND_POSITION: usize = 90;
 
-/// Of 100 pictures, how many must have the right shapes.
-const SHAPE: usize = 85;
+/// The least number of pictures of 100 with the right shapes.
+const MIN_SHAPE: usize = 85;
 
-/// What to draw, and how.
+/// The arguments of `cargo xtask demo-eval`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Inference steps
     #[arg(long, default_value_t = 25)]
     steps: usize,
-    /// How strongly the caption guides
+    /// The guidance scale
     #[arg(long, default_value_t = 3.0)]
     guidance_scale: f32,
-    /// How many of the held-out captions, from the first
+    /// The number of held-out captions, from the first
     #[arg(long, default_value_t = 100)]
     count: usize,
-    /// Where to save the pictures
+    /// A directory for the pictures
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
     /// Another model of the same scenes, in the diffusers layout
@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     model: Option<PathBuf>,
 }
 
-/// How many pictures were right.
+/// The number of right pictures.
 #[derive(Default)]
 struct Totals {
     colour: usize,
@@ -65,7 +65,7 @@ impl Totals {
     }
 }
 
-/// Draws the captions and says how many pictures are right.
+/// Draws the captions and prints the number of right pictures.
 ///
 /// # Errors
 /// If a picture can't be drawn or saved, or too few are right.
@@ -138,12 +138,12 @@ fn report(totals: &Totals, count: usize, seconds: f64) -> anyhow::Result<()> {
         "of {count}: colour {}, position {}, colour and position {}, shape {} in {seconds:.0} s",
         totals.colour, totals.position, totals.colour_and_position, totals.shape
     );
-    for (what, right, needed) in [
-        ("colour and position", totals.colour_and_position, COLOUR_AND_POSITION),
-        ("shape", totals.shape, SHAPE),
+    for (property, right, needed) in [
+        ("colour and position", totals.colour_and_position, MIN_COLOUR_AND_POSITION),
+        ("shape", totals.shape, MIN_SHAPE),
     ] {
         if right * 100 < needed * count {
-            bail!("{what} is right in {right} of {count} pictures, below {needed} of 100");
+            bail!("{property} is right in {right} of {count} pictures, below {needed} of 100");
         }
     }
     Ok(())

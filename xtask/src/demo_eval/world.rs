@@ -1,4 +1,4 @@
-//! The demo model's world: palette, shapes, and the captions that are held out of its training.
+//! The demo model's world: palette, shapes, and the captions held out of its training.
 
 use std::f64::consts::PI;
 use std::fs;
@@ -20,11 +20,11 @@ pub(super) struct World {
     /// The outlines by name, at radius 1.
     #[serde(deserialize_with = "in_order")]
     pub(super) shapes: Vec<(String, Outline)>,
-    /// What to draw.
+    /// The held-out captions.
     pub(super) captions: Vec<Caption>,
 }
 
-/// A caption and what it describes.
+/// A caption and the scene that it describes.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Caption {
     pub(super) caption: String,
