@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the checks of a change, up to the first that fails: `.ci/check.sh quick`, or `full` with those that take hours.
-# `.ci/run` and `.ci/full` are these two as CI; `cargo xtask check` and `cargo xtask check --full` run them by hand.
-# A check that lacks a program exits with 69. In CI (CI=true) that is a failure; elsewhere it is reported at the end.
+# Runs the checks of a change, up to the first that fails: `.ci/check.sh quick`, or `full` with those that
+# take hours. `.ci/run` and `.ci/full` are these two as CI; `cargo xtask check` and `cargo xtask check --full`
+# run them by hand. A check that lacks a program exits with 69. In CI (CI=true) that is a failure; elsewhere
+# it is reported at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tier=${1:-quick}

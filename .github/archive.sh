@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs the release binary of a target with its completions, manual pages and licences: .github/archive.sh TARGET. Needs a
-# binary that runs on this machine. Archives go to target/archives.
+# Packs the release binary of a target with its completions, manual pages and licences: .github/archive.sh
+# TARGET. Needs a binary that runs on this machine. Archives go to target/archives.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=${1:?the target, such as x86_64-unknown-linux-gnu}

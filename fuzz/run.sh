@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every fuzz target: `replay` runs its seeds once each, on stable Rust; a number fuzzes each target for so many
-# seconds, with cargo-fuzz. Exits with 69 if a C++ compiler or cargo-fuzz is missing.
+# Runs every fuzz target: `replay` runs its seeds once each, on stable Rust; a number fuzzes each target for
+# so many seconds, with cargo-fuzz. Exits with 69 if a C++ compiler or cargo-fuzz is missing.
 set -eu
 cd "$(dirname "$(realpath "$0")")"
 mode=${1:?replay, or the seconds for each target}

@@ -1,5 +1,5 @@
-//! Any bytes as a component's `config.json` and as `scheduler_config.json`: no panic, no hang, graphs that are built are
-//! valid, and schedulers that are built stay finite.
+//! Any bytes as a component's `config.json` and as `scheduler_config.json`: no panic, no hang, graphs that
+//! are built are valid, and schedulers that are built stay finite.
 #![no_main]
 
 use mixbit_diffusion::arch::text_encoder::{self, Outputs};

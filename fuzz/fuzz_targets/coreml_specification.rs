@@ -1,5 +1,5 @@
-//! Any bytes as the specification of a package: no panic, and what is accepted is a valid program whose constants can
-//! be read and decoded in full.
+//! Any bytes as the specification of a package: no panic, and what is accepted is a valid program whose
+//! constants can be read and decoded in full.
 #![no_main]
 
 use mixbit_formats::coreml::from_files;

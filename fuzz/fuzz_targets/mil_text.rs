@@ -1,4 +1,5 @@
-//! Any bytes as MIL text: no panic, and what is accepted is a valid program that prints to a text of the same program.
+//! Any bytes as MIL text: no panic, and what is accepted is a valid program that prints to a text of the same
+//! program.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

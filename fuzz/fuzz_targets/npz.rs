@@ -1,4 +1,5 @@
-//! Any bytes as an `.npz` archive and as an `.npy` array: no panic, and what is accepted is as long as its type says.
+//! Any bytes as an `.npz` archive and as an `.npy` array: no panic, and what is accepted is as long as its
+//! type says.
 #![no_main]
 
 use mixbit_formats::npy::{Npz, parse_npy};

@@ -1,4 +1,5 @@
-//! Any bytes as a safetensors file: no panic, and what is accepted can be read in full and is as long as its type says.
+//! Any bytes as a safetensors file: no panic, and what is accepted can be read in full and is as long as its
+//! type says.
 #![no_main]
 
 use mixbit_formats::SafeTensors;

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Converts tiny models and compares the packages with Apple's. Needs Python 3.11 and, the first time, the package index;
-# without them it ends with 69. Arguments are passed on to run.py: with a word, only the cases that have it are run.
+# Converts tiny models and compares the packages with Apple's. Needs Python 3.11 and, the first time, the
+# package index; without them it ends with 69. Arguments are passed on to run.py: with a word, only the cases
+# that have it are run.
 set -eu
 here=$(dirname "$(realpath "$0")")
 cd "$here/../.."

@@ -20,7 +20,8 @@ def compare(package, checkpoint):
     `checkpoint` has arrays by name. Weights are the checkpoint's bit for bit, cast to the constant's type: the same
     elements in the same order, where linear layers have become convolutions too.
     """
-    # From two elements on: coremltools fails at smaller ones that are in a list, such as the inputs of `stack`.
+    # From two elements on: coremltools fails at smaller ones that are in a list, such as the inputs of
+    # `stack`.
     stored = cto.coreml.get_weights_metadata(package.model, weight_threshold=2)
     found, problems = set(), []
     # A constant with the checkpoint's own name is absent from the list.

@@ -9,8 +9,8 @@ import random
 
 import scenes
 
-# Captions of each kind: two objects whose pair is held out, two objects of which one has a held-out colour and shape,
-# one object of held-out colour and shape.
+# Captions of each kind: two objects whose pair is held out, two objects of which one has a held-out colour
+# and shape, one object of held-out colour and shape.
 COUNTS = {"pair": 60, "object in pair": 24, "object": 16}
 
 

@@ -65,7 +65,8 @@ HELD_OUT_OBJECTS = frozenset(
 # Of the unordered pairs of (colour, shape), one in this many never occurs in training.
 HELD_OUT_PAIR_MODULUS = 8
 
-# Centres are moved by up to this many pixels per axis and radii scaled by up to this share, in training scenes only.
+# Centres are moved by up to this many pixels per axis and radii scaled by up to this share, in training
+# scenes only.
 POSITION_JITTER = 2.5
 RADIUS_JITTER = 0.05
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks licences, duplicate versions and sources of all dependencies (deny.toml). Exits with 69 if cargo-deny can't be
-# installed.
+# Checks licences, duplicate versions and sources of all dependencies (deny.toml). Exits with 69 if cargo-deny
+# can't be installed.
 set -eu
 cd "$(dirname "$(realpath "$0")")/../.."
 if ! cargo deny --version >/dev/null 2>&1 && ! cargo install --quiet --locked cargo-deny; then

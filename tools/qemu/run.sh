@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds the kernels for aarch64 and runs their tests under QEMU, on a CPU that has all of Arm's vector extensions. Needs
-# QEMU's user emulation, a cross linker and Rust's standard library for the target; gets what is missing where it may, and
-# ends with 69 where it can't. Arguments are passed on to the tests: with a word, only those that have it are run.
+# Builds the kernels for aarch64 and runs their tests under QEMU, on a CPU that has all of Arm's vector
+# extensions. Needs QEMU's user emulation, a cross linker and Rust's standard library for the target; gets
+# what is missing where it may, and ends with 69 where it can't. Arguments are passed on to the tests: with a
+# word, only those that have it are run.
 set -eu
 cd "$(dirname "$(realpath "$0")")/../.."
 triple=aarch64-unknown-linux-gnu

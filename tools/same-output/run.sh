@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds a commit and the working tree, and compares what the two write: tools/same-output/run.sh COMMIT [OPTIONS OF run.py]
+# Builds a commit and the working tree, and compares what the two write: tools/same-output/run.sh COMMIT
+# [OPTIONS OF run.py]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 commit=$1

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Measures a UNet of Stable Diffusion 1.5's size with random weights, and fails if its step reaches less than a quarter of
-# the peak that was measured in the same run: a ratio, so that the machine's speed doesn't matter. Takes 2.1 GB of disk.
+# Measures a UNet of Stable Diffusion 1.5's size with random weights, and fails if its step reaches less than
+# a quarter of the peak that was measured in the same run: a ratio, so that the machine's speed doesn't
+# matter. Takes 2.1 GB of disk.
 set -eu
 cd "$(dirname "$(realpath "$0")")/../.."
 target=${CARGO_TARGET_DIR:-target}

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the Python wheel with the development profile, installs it into an environment of its own, and draws with the
-# program that it brings. Exits with 69 if there is no Python with venv, or maturin can't be installed.
+# Builds the Python wheel with the development profile, installs it into an environment of its own, and draws
+# with the program that it brings. Exits with 69 if there is no Python with venv, or maturin can't be
+# installed.
 set -eu
 cd "$(dirname "$(realpath "$0")")/../.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")

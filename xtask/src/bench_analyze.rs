@@ -1,5 +1,5 @@
-//! A comparison of the methods of `mixbit analyze`: the cost of measuring, and the PSNR of their recipes on prompts and
-//! states that no method saw.
+//! A comparison of the methods of `mixbit analyze`: the cost of measuring, and the PSNR of their recipes on
+//! prompts and states that no method saw.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

@@ -28,7 +28,8 @@ pub(crate) struct Arguments {
     runs: usize,
 }
 
-/// Converts the UNet of a checkpoint and copies its weights in turn, and prints times, their ratio and the memory.
+/// Converts the UNet of a checkpoint and copies its weights in turn, and prints times, their ratio and the
+/// memory.
 ///
 /// # Errors
 /// If the conversion takes more than 1.5 times as long as the copy, or more than 500 MB.

@@ -35,7 +35,8 @@ enum Task {
     BenchConvert(bench_convert::Arguments),
     /// Palettize a checkpoint's UNet by a seeded recipe, and measure time and memory
     BenchPalettize(bench_palettize::Arguments),
-    /// Run a network in mixbit, OpenVINO and PyTorch in turn, and compare times, memory and results; needs Python
+    /// Run a network in mixbit, OpenVINO and PyTorch in turn, and compare times, memory and results; needs
+    /// Python
     BenchPeers(bench_peers::Arguments),
     /// Write a checkpoint of a published model's size with random weights, in the diffusers layout
     Synth(synth::Arguments),

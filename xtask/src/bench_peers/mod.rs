@@ -1,8 +1,8 @@
 //! The same network, shapes and weights in mixbit, OpenVINO and PyTorch, in turn on one machine.
 //!
-//! Every contender is a process of its own, with its own threads and memory: a peer is `tools/bench-peers/peer.py`,
-//! mixbit is this program again with `--serve`. All are loaded before the first round. Each answers a request with one
-//! line: `step` with its seconds, `save` once the result is in a file.
+//! Every contender is a process of its own, with its own threads and memory: a peer is
+//! `tools/bench-peers/peer.py`, mixbit is this program again with `--serve`. All are loaded before the first
+//! round. Each answers a request with one line: `step` with its seconds, `save` once the result is in a file.
 
 mod contender;
 mod inputs;

@@ -12,7 +12,8 @@ pub(crate) struct Arguments {
     /// A checkpoint in the diffusers layout, such as `cargo xtask synth sd15 DIR` writes, for the peers
     #[arg(long)]
     pub(super) model: PathBuf,
-    /// Core ML packages of the same model for mixbit, such as `mixbit palettize` writes [default: the checkpoint]
+    /// Core ML packages of the same model for mixbit, such as `mixbit palettize` writes [default: the
+    /// checkpoint]
     #[arg(long)]
     pub(super) palettized: Option<PathBuf>,
     /// The network
@@ -33,13 +34,15 @@ pub(crate) struct Arguments {
     /// Precisions of mixbit
     #[arg(long, value_enum, value_delimiter = ',', default_value = "f32,bf16")]
     pub(super) ours: Vec<Precision>,
-    /// Let mixbit keep the text's keys and values from step to step, as `generate` does, though the peers compute them
+    /// Let mixbit keep the text's keys and values from step to step, as `generate` does, though the peers
+    /// compute them
     #[arg(long)]
     pub(super) keep_text: bool,
     /// The other frameworks; all are in memory at once
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0.., default_value = "openvino-bf16,torch-bf16")]
     pub(super) peers: Vec<Peer>,
-    /// A Python with the packages of `tools/bench-peers/requirements.txt` [default: an environment in the scratch folder]
+    /// A Python with the packages of `tools/bench-peers/requirements.txt` [default: an environment in the
+    /// scratch folder]
     #[arg(long)]
     pub(super) python: Option<PathBuf>,
     /// The folder of the environment, inputs and results

@@ -1,8 +1,9 @@
-//! Measuring a picture of a scene from its pixels alone; the same algorithm as `tools/demo-model/evaluate.py`.
+//! Measuring a picture of a scene from its pixels alone; the same algorithm as
+//! `tools/demo-model/evaluate.py`.
 //!
-//! The background is the median of the frame, objects are the connected regions that differ from it. A region's colour
-//! is the palette's nearest to the median of its inner pixels, its position its centre, its shape the best of templates
-//! of the region's own area.
+//! The background is the median of the frame, objects are the connected regions that differ from it. A
+//! region's colour is the palette's nearest to the median of its inner pixels, its position its centre, its
+//! shape the best of templates of the region's own area.
 
 use anyhow::ensure;
 
@@ -126,7 +127,8 @@ impl Picture {
         median_colour(&frame.map(|(_, pixel)| *pixel).collect::<Vec<_>>())
     }
 
-    /// The 8-connected regions of pixels that differ from the background by more than `threshold`, in scan order.
+    /// The 8-connected regions of pixels that differ from the background by more than `threshold`, in scan
+    /// order.
     fn regions(&self, background: &[f64; 3], threshold: f64) -> Vec<Region> {
         let mut left: Vec<bool> =
             self.pixels.iter().map(|pixel| distance(pixel, background) > threshold).collect();

@@ -124,7 +124,8 @@ fn edges(vertices: &[[f64; 2]]) -> impl Iterator<Item = ([f64; 2], [f64; 2])> {
 }
 
 impl Outline {
-    /// The distance in pixels from a point, relative to the origin of the outline at `radius`, negative inside.
+    /// The distance in pixels from a point, relative to the origin of the outline at `radius`, negative
+    /// inside.
     pub(super) fn signed_distance(&self, radius: f64, [x, y]: [f64; 2]) -> f64 {
         let Outline::Polygon(vertices) = self else { return x.hypot(y) - radius };
         let (mut nearest, mut inside) = (f64::INFINITY, false);

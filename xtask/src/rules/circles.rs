@@ -1,7 +1,7 @@
 //! Files of a crate that use each other in a circle.
 //!
-//! A file uses another if it names an item that the other declares, directly or through a re-export. That a module uses
-//! its own submodules does not count: apart from this the uses of a crate's files form no circle.
+//! A file uses another if it names an item that the other declares, directly or through a re-export. That a
+//! module uses its own submodules does not count: apart from this the uses of a crate's files form no circle.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ const CRATES: &[Row] = &[
     Row { name: "testkit", uses: &[], tests_use: &[] },
     Row { name: "mil", uses: &[], tests_use: &[] },
     Row { name: "kernels", uses: &[], tests_use: &[] },
-    Row { name: "formats", uses: &["mil"], tests_use: &["engine"] },
+    Row { name: "formats", uses: &["mil"], tests_use: &["engine", "engine-cpu"] },
     Row { name: "compress", uses: &["mil"], tests_use: &[] },
     Row { name: "engine", uses: &["mil"], tests_use: &[] },
     Row { name: "op-suite", uses: &["engine", "mil", "testkit"], tests_use: &[] },

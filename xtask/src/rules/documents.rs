@@ -1,11 +1,12 @@
-//! What documents and comments say of files: every path that a document names exists, no line is too long, and nothing
-//! names a folder of one machine.
+//! What documents and comments say of files: every path that a document names exists, no line is too long,
+//! and nothing names a folder of one machine.
 
 use std::path::Path;
 
 use super::Repository;
 
-/// The longest line of a document or a Rust file, in characters. Rows of tables and indented commands may be longer.
+/// The longest line of a document or a comment, in characters. Rows of tables and indented commands may be
+/// longer.
 const MAX_LINE: usize = 110;
 
 /// Folders of one machine.
@@ -29,15 +30,27 @@ pub(super) fn check(repository: &Repository) -> anyhow::Result<Vec<String>> {
             }
         }
     }
-    for extension in ["md", "py", "rs", "sh", "toml", "yml"] {
-        for path in repository.files("", extension) {
-            if path == "xtask/src/rules/documents.rs" {
-                continue;
+    for path in repository.files("", "rs") {
+        for (number, line) in repository.read(path)?.lines().enumerate() {
+            if line.trim_start().starts_with("//") && line.chars().count() > MAX_LINE {
+                violations.push(format!("{path}:{}: longer than {MAX_LINE} characters", number + 1));
             }
+        }
+    }
+    violations.extend(machine_paths(repository)?);
+    Ok(violations)
+}
+
+/// The lines of any text file that name a folder of one machine.
+fn machine_paths(repository: &Repository) -> anyhow::Result<Vec<String>> {
+    let mut violations = Vec::new();
+    for extension in ["md", "py", "rs", "sh", "toml", "yml"] {
+        let files = repository.files("", extension);
+        for path in files.filter(|path| *path != "xtask/src/rules/documents.rs") {
             for (number, line) in repository.read(path)?.lines().enumerate() {
                 for folder in machine_folders(line) {
-                    violations
-                        .push(format!("{path}:{}: names the folder {folder} of one machine", number + 1));
+                    let number = number + 1;
+                    violations.push(format!("{path}:{number}: names the folder {folder} of one machine"));
                 }
             }
         }

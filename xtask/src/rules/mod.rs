@@ -1,4 +1,5 @@
-//! Rules about the repository's text that no compiler checks: dependencies, `unsafe`, circles, paths in documents.
+//! Rules about the repository's text that no compiler checks: dependencies, `unsafe`, circles, paths in
+//! documents.
 
 mod circles;
 mod dependencies;

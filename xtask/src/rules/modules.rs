@@ -149,8 +149,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Adds a submodule, or one for each of the files that `path` attributes name for different systems: a look-up finds
-    /// the first.
+    /// Adds a submodule, or one for each of the files that `path` attributes name for different systems: a
+    /// look-up finds the first.
     fn add_module(
         &mut self,
         parent: usize,
