@@ -11,7 +11,7 @@ use mixbit_analysis::analyze::{
     Analysis, EFFORTS, Effort, Fitted, Goal, METHODS, Method, Observer, Options, Outcome, Point, Setting,
     Shard, analyze, psnr, schemes_of_recipes,
 };
-use mixbit_app::model;
+use mixbit_app::source;
 use mixbit_engine_cpu::Cpu;
 
 use crate::repository;
@@ -150,7 +150,7 @@ struct Entry {
 
 impl<'a> Bench<'a> {
     fn new(arguments: &'a Arguments) -> anyhow::Result<Self> {
-        let (model, _) = model::load(Some(&repository().join("crates/app/demo")), None)?;
+        let (model, _) = source::load(Some(&repository().join("crates/app/demo")), None)?;
         let setting = Setting {
             negative_prompt: None,
             size: model.defaults.size,

@@ -2,9 +2,8 @@
 
 use mixbit_packages::source::DiffusersModel;
 
-/// The name that people see.
-#[cfg(feature = "demo-model")]
-const NAME: &str = "mixbit demo";
+/// The model's name for people.
+pub(crate) const NAME: &str = "mixbit demo";
 
 /// Opens the model in the binary; `None` if it was built without.
 ///

@@ -24,7 +24,7 @@ const MIN_SIZE: usize = 2000;
 
 fn model(name: &str) -> DiffusionModel {
     let path = fixture_root().join("pipelines").join(name);
-    mixbit_app::model::load(Some(&path), None).unwrap().0
+    mixbit_app::source::load(Some(&path), None).unwrap().0
 }
 
 fn options(

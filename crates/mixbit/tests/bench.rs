@@ -150,7 +150,7 @@ fn other_models_are_measured() -> Result<(), Error> {
 /// A decoder in tiles is two stages: the whole plane up to the cut, and tiles.
 #[test]
 fn a_decoder_in_tiles_is_measured_whole() -> Result<(), Error> {
-    let (model, _) = mixbit_app::model::load(None, None)?;
+    let (model, _) = mixbit_app::source::load(None, None)?;
     let backend = Cpu::new(Some(2))?;
     let mut noise = random_source("torch")?.seeded(0)?;
     let mut counts = Vec::new();

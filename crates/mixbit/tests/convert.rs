@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mixbit_app::model::load;
+use mixbit_app::source::load;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use mixbit_diffusion::random::random_source;

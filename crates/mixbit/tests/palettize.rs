@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mixbit_app::model::load;
+use mixbit_app::source::load;
 use mixbit_compress::{Layer, Scheme, Width, layers};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};

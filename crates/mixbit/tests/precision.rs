@@ -1,6 +1,6 @@
 //! How far the demo model's UNet comes off in each precision, at several steps of a drawing.
 
-use mixbit_app::model::load;
+use mixbit_app::source::load;
 use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
 use mixbit_engine::{Arithmetic, Backend, Options, Tensor};

@@ -1,8 +1,8 @@
 //! Models as Core ML packages: a directory of `.mlpackage`s, or a `Resources` directory of `.mlmodelc`s.
 //!
-//! A bundle that mixbit converted carries its configurations and the names of its weights, so it is a model like any
-//! other: its graphs are built again over the packages' weights, for any size. The packages of other tools are run as
-//! they are, at the size that they were made for, under what their family is known for.
+//! A bundle that mixbit converted carries its configurations and the names of its weights: it is a model like any other,
+//! whose graphs are built again over the packages' weights, for any size. Packages of other tools are run unchanged, at
+//! the size that they were made for, with the scheduler and the scales of their family.
 
 mod foreign;
 
@@ -11,32 +11,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use mixbit_diffusion::model::{DiffusionModel, FileError, ModelFiles, TEXT_ENCODERS};
+use mixbit_diffusion::model::{DiffusionModel, FileError, ModelError, ModelFiles, TEXT_ENCODERS};
 use mixbit_formats::coreml;
 use mixbit_mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
 use serde_json::Value;
 
-use crate::package::{PARTS, Part, SAFETY_CHECKER, keys};
-
-/// The ends of a part's names that is not cut, in packages and compiled.
-pub const WHOLE: [&str; 2] = ["", ""];
-/// Those of the chunks of one that is.
-pub const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
-
-/// Whether a package or a compiled model of that name, without extension, is a part, or the chunk of it with those ends.
-pub fn is_named(stem: &str, part: &Part, [package, compiled]: [&str; 2]) -> bool {
-    let end = format!("{}{package}", part.name);
-    stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", part.compiled)
-}
+use crate::error::OpenError;
+use crate::package::{CHUNKS, PACKAGE_KINDS, PackageKind, SAFETY_CHECKER, WHOLE, keys};
 
 /// A directory of Core ML packages.
 pub struct Bundle {
     directory: PathBuf,
-    parts: BTreeMap<&'static str, Packaged>,
+    /// By [`PackageKind::name`].
+    packages: BTreeMap<&'static str, Packaged>,
 }
 
-/// A part of a bundle.
+/// A package of a bundle.
 struct Packaged {
     path: PathBuf,
     function: Function,
@@ -54,60 +44,81 @@ impl Bundle {
         })
     }
 
-    /// Reads the packages of a directory that are parts of a model. Weights are not read.
+    /// Reads the packages of a directory that belong to a model. Weights are not read.
     ///
     /// # Errors
     /// If a package can't be read, or there is no UNet among them.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
         let mut stems: BTreeMap<String, PathBuf> = BTreeMap::new();
-        let entries = fs::read_dir(path).with_context(|| format!("{} can't be listed", path.display()))?;
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        for path in entries(path)? {
             let extension = path.extension().and_then(|extension| extension.to_str());
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             if let (Some(stem), Some("mlpackage" | "mlmodelc")) = (stem, extension) {
                 stems.insert(stem.to_string(), path.clone());
             }
         }
-        let mut parts = BTreeMap::new();
+        let mut packages = BTreeMap::new();
         // No image is drawn with a safety checker: one that can't be read is no obstacle.
-        for part in PARTS.iter().filter(|part| **part != SAFETY_CHECKER) {
-            if let Some(packaged) = Packaged::find(&stems, part)? {
-                parts.insert(part.name, packaged);
+        for kind in PACKAGE_KINDS.iter().filter(|kind| **kind != SAFETY_CHECKER) {
+            if let Some(packaged) = Packaged::find(&stems, kind)? {
+                packages.insert(kind.name, packaged);
             }
         }
-        if !parts.contains_key("unet") && !parts.contains_key("refiner") {
+        if !packages.contains_key("unet") && !packages.contains_key("refiner") {
             let found: Vec<&str> = stems.keys().map(String::as_str).collect();
-            bail!("{} has no UNet among its packages: {}", path.display(), found.join(", "));
+            let what = format!("there is no UNet among its packages: {}", found.join(", "));
+            return Err(OpenError::Package { path: path.to_path_buf(), what });
         }
-        Ok(Bundle { directory: path.to_path_buf(), parts })
+        Ok(Bundle { directory: path.to_path_buf(), packages })
     }
 
     /// The model.
     ///
     /// # Errors
     /// If the packages lack a part of it, or don't fit each other.
-    pub fn model(&self) -> anyhow::Result<DiffusionModel> {
-        match self.parts.values().all(|part| part.metadata.user_defined.contains_key(keys::CONFIG)) {
-            true => Ok(DiffusionModel::from_files(self)?),
+    pub fn model(&self) -> Result<DiffusionModel, OpenError> {
+        match self.is_configured() {
+            true => DiffusionModel::from_files(self).map_err(|source| self.unusable(source)),
             false => foreign::model(self),
         }
     }
 
-    /// The first part that is of a component.
-    fn of_component(&self, component: &str) -> Option<&Packaged> {
-        self.parts.values().find(|part| part.says(keys::COMPONENT) == Some(component))
+    /// Whether the packages carry their configurations: mixbit's do.
+    fn is_configured(&self) -> bool {
+        self.packages.values().all(|package| package.metadata.user_defined.contains_key(keys::CONFIG))
     }
 
-    /// A file beside the packages.
-    fn file(&self, name: &str) -> anyhow::Result<Option<String>> {
+    fn unusable(&self, source: impl Into<ModelError>) -> OpenError {
+        OpenError::Model { model: self.directory.display().to_string(), source: source.into() }
+    }
+
+    fn lacks(&self, what: &str) -> OpenError {
+        OpenError::Package { path: self.directory.clone(), what: format!("it has no {what}") }
+    }
+
+    /// The first package of a component.
+    fn of_component(&self, component: &str) -> Option<&Packaged> {
+        self.packages.values().find(|package| package.says(keys::COMPONENT) == Some(component))
+    }
+
+    /// The text of a file beside the packages, if it is there.
+    fn file(&self, name: &str) -> Result<Option<String>, OpenError> {
         let path = self.directory.join(name);
         match path.is_file() {
-            true => Ok(Some(
-                fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?,
-            )),
+            true => fs::read_to_string(&path).map(Some).map_err(|cause| OpenError::Read { path, cause }),
             false => Ok(None),
         }
     }
+}
+
+/// The paths in a directory, in no order.
+///
+/// # Errors
+/// [`OpenError::Read`].
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let unreadable = |cause| OpenError::Read { path: directory.to_path_buf(), cause };
+    let entries = fs::read_dir(directory).map_err(unreadable)?;
+    Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
 }
 
 fn absent(component: &str) -> FileError {
@@ -115,24 +126,31 @@ fn absent(component: &str) -> FileError {
 }
 
 impl Packaged {
-    /// A part among packages by name; two chunks win over the whole, as in Apple's tools.
-    fn find(stems: &BTreeMap<String, PathBuf>, part: &Part) -> anyhow::Result<Option<Self>> {
-        let named = |ends| stems.iter().find(|(stem, _)| is_named(stem, part, ends)).map(|(_, path)| path);
+    /// A package by its kind; two chunks win over the whole, as in Apple's tools.
+    fn find(stems: &BTreeMap<String, PathBuf>, kind: &PackageKind) -> Result<Option<Self>, OpenError> {
+        let named = |ends| stems.iter().find(|(stem, _)| kind.has_stem(stem, ends)).map(|(_, path)| path);
         if let (Some(first), Some(second)) = (named(CHUNKS[0]), named(CHUNKS[1])) {
             let (first, second) = (Self::read(first)?, Self::read(second)?);
-            let function = join(&first.function, &second.function).with_context(|| {
-                format!("{} does not follow {}", second.path.display(), first.path.display())
+            let function = join(&first.function, &second.function).map_err(|error| OpenError::Package {
+                path: second.path.clone(),
+                what: format!("it does not follow {}: {error}", first.path.display()),
             })?;
             return Ok(Some(Packaged { function, ..first }));
         }
         named(WHOLE).map(|path| Self::read(path)).transpose()
     }
 
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path) -> Result<Self, OpenError> {
         let model = coreml::read(path)?;
-        let function = model.program.main().cloned();
-        let function = function.with_context(|| format!("{} has no function `main`", path.display()))?;
+        let function = model.program.main().cloned().ok_or_else(|| OpenError::Package {
+            path: path.to_path_buf(),
+            what: "it has no function `main`".to_string(),
+        })?;
         Ok(Packaged { path: path.to_path_buf(), function, metadata: model.metadata })
+    }
+
+    fn defect(&self, what: String) -> OpenError {
+        OpenError::Package { path: self.path.clone(), what }
     }
 
     /// A value of the user-defined metadata.
@@ -184,20 +202,21 @@ impl ModelFiles for Bundle {
     }
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
-        let parts = self.parts.values().filter(|part| part.says(keys::COMPONENT) == Some(component));
+        let packages =
+            self.packages.values().filter(|package| package.says(keys::COMPONENT) == Some(component));
         let mut all = BTreeMap::new();
-        for part in parts {
-            // What is compressed stays so, and is known by the name of what it decodes to.
-            let function = constexpr::decoded(&part.function)
-                .map_err(|error| format!("{}: {error}", part.path.display()))?;
+        for package in packages {
+            // Compressed constants stay compressed, under the names of the decoded weights.
+            let function = constexpr::decoded(&package.function)
+                .map_err(|error| format!("{}: {error}", package.path.display()))?;
             all.extend(constants(&function));
         }
         Ok(Arc::new(PackagedWeights { constants: all }))
     }
 
     fn full_precision(&self, component: &str) -> BTreeSet<String> {
-        let part = self.of_component(component);
-        let text = part.and_then(|part| part.says(keys::FULL_PRECISION)).unwrap_or_default();
+        let package = self.of_component(component);
+        let text = package.and_then(|package| package.says(keys::FULL_PRECISION)).unwrap_or_default();
         text.split_whitespace().map(|layer| format!("{layer}.weight")).collect()
     }
 }

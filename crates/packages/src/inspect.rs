@@ -1,79 +1,80 @@
-//! What the commands that look at files see: networks and weight files, with their tensors.
+//! Networks and weight files, opened to be looked at: their graphs, metadata and tensors.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_formats::{SafeTensors, coreml};
 use mixbit_mil::{Arg, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr};
+use thiserror::Error;
 
-use crate::package::{DEPLOYMENT_TARGETS, DeploymentTarget, Options, Source, plan};
-use crate::source::DiffusersModel;
+use crate::bundle::entries;
+use crate::error::OpenError;
+use crate::package::{ConversionOptions, ConversionSource, Package, PackageError, plan};
+use crate::source::{DiffusersModel, OpenOptions, OpenedModel, SOURCES, open as open_model};
 
-/// Literals of so many elements are tensors: in a package they are in the weight file.
+/// The fewest elements of a literal that is a tensor: in a package it is in the weight file.
 const LEAST_TABLE: usize = 10;
 
-/// A network, or a weight file.
-pub struct Part {
-    /// The file's name; of a checkpoint's networks the one that their packages have in a `Resources` directory.
+/// A network or weight file that can't be looked at.
+#[derive(Debug, Error)]
+pub enum InspectError {
+    /// A path that can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A file of another kind.
+    #[error("{} is neither a safetensors file nor a Core ML package", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A checkpoint whose networks can't be built.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// A tensor that can't be used.
+    #[error("{name}: {source}")]
+    Tensor {
+        /// The network.
+        name: String,
+        /// The defect.
+        source: mixbit_mil::Error,
+    },
+}
+
+/// A network or a weight file.
+pub struct InspectedNetwork {
+    /// The file's name; of a checkpoint's network, the name of its package in a `Resources` directory.
     pub name: String,
     /// The graph as it is stored; a weight file has none.
     pub function: Option<Function>,
+    /// The metadata of a package or weight file.
     pub metadata: BTreeMap<String, String>,
     /// The specification's version, of packages.
     pub specification: Option<u32>,
-    /// In the order of the graph, compressed ones decoded when they are read.
-    pub tensors: Vec<Tensor>,
+    /// The constant tensors in the order of the graph; compressed ones decode when they are read.
+    pub tensors: Vec<StoredTensor>,
 }
 
 /// A constant tensor of a network.
-pub struct Tensor {
+pub struct StoredTensor {
+    /// The tensor.
     pub weight: WeightRef,
-    /// What the constant is called in its program.
+    /// The constant's name in its program.
     pub constant: String,
-    /// Whether it is a table that the architecture asks for, not a weight of the checkpoint. Only graphs that are not in
-    /// a package yet show which of the two a constant is.
+    /// Whether the architecture made it, not the checkpoint. Only graphs that are not in a package yet tell.
     pub is_table: bool,
 }
 
-/// What a checkpoint leaves open about its graphs.
-#[derive(Clone, Copy)]
-pub struct Form {
-    pub attention: AttentionImplementation,
-    pub target: &'static DeploymentTarget,
-    /// Height and width of the latents; the model's own if absent.
-    pub latent: Option<[usize; 2]>,
-    pub batch_one: bool,
-    pub chunk_unet: bool,
-    pub control_unet: bool,
-}
-
-impl Default for Form {
-    fn default() -> Self {
-        Form {
-            attention: AttentionImplementation::Original,
-            target: &DEPLOYMENT_TARGETS[0],
-            latent: None,
-            batch_one: false,
-            chunk_unet: false,
-            control_unet: false,
-        }
-    }
-}
-
 /// Whether a path leads to one network or weight file, not to the networks of a model.
-pub fn is_one(path: &Path) -> bool {
+pub fn is_single(path: &Path) -> bool {
     is_package(path) || is_weight_file(path)
 }
 
-/// What is at a path: a package, those of a directory, a weight file, or the networks of a checkpoint, whose graphs are
-/// built in the given form.
+/// Opens a path: a package, the packages of a directory, a weight file, or the networks of a checkpoint, whose graphs are
+/// built in the form of the options.
 ///
 /// # Errors
-/// If it is none of these, or can't be read.
-pub fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
+/// [`InspectError`].
+pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNetwork>, InspectError> {
     if is_weight_file(path) {
         return Ok(vec![weight_file(path)?]);
     }
@@ -81,7 +82,7 @@ pub fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
         return Ok(vec![packaged(path)?]);
     }
     if path.is_file() {
-        bail!("{} is neither a safetensors file nor a Core ML package", path.display());
+        return Err(InspectError::Kind { path: path.to_path_buf() });
     }
     if path.is_dir() && !is_checkpoint(path) {
         let packages = packages(path)?;
@@ -89,12 +90,13 @@ pub fn open(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
             return packages.iter().map(|path| packaged(path)).collect();
         }
     }
-    checkpoint(path, form)
+    let checkpoints = SOURCES.into_iter().filter(|source| source.is_checkpoint);
+    checkpoint(&open_model(Some(path), &OpenOptions::default(), checkpoints)?, options)
 }
 
-/// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client downloaded.
+/// Whether a directory is a checkpoint, not a place of packages.
 pub fn is_checkpoint(path: &Path) -> bool {
-    path.join("model_index.json").is_file() || path.join("snapshots").is_dir()
+    DiffusersModel::is_at(path)
 }
 
 fn is_weight_file(path: &Path) -> bool {
@@ -107,11 +109,9 @@ pub fn is_package(path: &Path) -> bool {
     path.extension().is_some_and(is_one_of)
 }
 
-fn packages(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(directory).with_context(|| format!("{} can't be listed", directory.display()))?;
-    let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
-    let mut packages: Vec<PathBuf> = paths.filter(|path| is_package(path)).collect();
+fn packages(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let mut packages: Vec<PathBuf> =
+        entries(directory)?.into_iter().filter(|path| is_package(path)).collect();
     packages.sort();
     Ok(packages)
 }
@@ -120,10 +120,12 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn packaged(path: &Path) -> anyhow::Result<Part> {
-    let model = coreml::read(path)?;
-    let function = model.program.main().cloned();
-    let function = function.with_context(|| format!("{} has no function `main`", path.display()))?;
+fn packaged(path: &Path) -> Result<InspectedNetwork, InspectError> {
+    let model = coreml::read(path).map_err(OpenError::from)?;
+    let function = model.program.main().cloned().ok_or_else(|| OpenError::Package {
+        path: path.to_path_buf(),
+        what: "it has no function `main`".to_string(),
+    })?;
     let metadata = model.metadata;
     let mut all = metadata.user_defined;
     for (key, value) in [
@@ -136,19 +138,20 @@ fn packaged(path: &Path) -> anyhow::Result<Part> {
             all.insert(key.to_string(), value);
         }
     }
-    Ok(Part {
+    let unusable = |source| InspectError::Tensor { name: path.display().to_string(), source };
+    Ok(InspectedNetwork {
         name: file_name(path),
-        tensors: packaged_tensors(&function).with_context(|| path.display().to_string())?,
+        tensors: packaged_tensors(&function).map_err(unusable)?,
         function: Some(function),
         metadata: all,
         specification: Some(model.specification_version),
     })
 }
 
-/// Two packages that are halves of a network, as one; `None` if the second does not take what the first makes.
-pub fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
+/// Joins two packages that are halves of a network; `None` if the second does not take the outputs of the first.
+pub fn joined(name: String, first: &InspectedNetwork, second: &InspectedNetwork) -> Option<InspectedNetwork> {
     let function = mixbit_mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
-    Some(Part {
+    Some(InspectedNetwork {
         name,
         tensors: packaged_tensors(&function).ok()?,
         function: Some(function),
@@ -157,46 +160,39 @@ pub fn joined(name: String, first: &Part, second: &Part) -> Option<Part> {
     })
 }
 
-/// What of a package's constants was a table is not known any more.
-fn packaged_tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
-    Ok(tensors(function)?.into_iter().map(|tensor| Tensor { is_table: false, ..tensor }).collect())
+/// The tensors of a package, which does not tell tables from weights.
+fn packaged_tensors(function: &Function) -> Result<Vec<StoredTensor>, mixbit_mil::Error> {
+    Ok(tensors(function)?.into_iter().map(|tensor| StoredTensor { is_table: false, ..tensor }).collect())
 }
 
 /// The networks of a checkpoint.
-fn checkpoint(path: &Path, form: &Form) -> anyhow::Result<Vec<Part>> {
-    let model = DiffusersModel::open(path, None)?;
-    let source = Source { model: &model, refiner: None, vae: None, controlnets: Vec::new() };
-    let options = Options {
-        parts: Vec::new(),
-        model_version: model.name().to_string(),
-        latent: form.latent,
-        batch_one: form.batch_one,
-        attention: form.attention,
-        chunk_unet: form.chunk_unet,
-        control_unet: form.control_unet,
-        target: form.target,
-    };
-    let packages = plan(&source, &options)?;
-    let part = |package: &crate::package::Package| {
-        let function = package.function()?;
-        Ok(Part {
+fn checkpoint(
+    model: &OpenedModel,
+    options: &ConversionOptions,
+) -> Result<Vec<InspectedNetwork>, InspectError> {
+    let options = ConversionOptions { model_version: model.name().to_string(), ..options.clone() };
+    let packages = plan(&ConversionSource::of(model.files()), &options).map_err(PackageError::from)?;
+    let network = |package: &Package| {
+        let function = package.function().map_err(PackageError::from)?;
+        let unusable = |source| InspectError::Tensor { name: package.compiled.clone(), source };
+        Ok(InspectedNetwork {
             name: package.compiled.clone(),
-            tensors: tensors(&function)?,
+            tensors: tensors(&function).map_err(unusable)?,
             function: Some(function),
             metadata: BTreeMap::new(),
             specification: None,
         })
     };
-    packages.iter().map(part).collect()
+    packages.iter().map(network).collect()
 }
 
-fn weight_file(path: &Path) -> anyhow::Result<Part> {
+fn weight_file(path: &Path) -> Result<InspectedNetwork, OpenError> {
     let file = SafeTensors::open(path)?;
     let tensor = |name: &str| {
         let weight = file.get(name)?;
-        Some(Tensor { weight, constant: name.to_string(), is_table: false })
+        Some(StoredTensor { weight, constant: name.to_string(), is_table: false })
     };
-    Ok(Part {
+    Ok(InspectedNetwork {
         name: file_name(path),
         function: None,
         metadata: file.metadata().clone(),
@@ -206,7 +202,7 @@ fn weight_file(path: &Path) -> anyhow::Result<Part> {
 }
 
 /// The constant tensors that a function uses, in the order of their first use.
-fn tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
+fn tensors(function: &Function) -> Result<Vec<StoredTensor>, mixbit_mil::Error> {
     let function = constexpr::decoded(function)?;
     let mut seen: HashSet<ValueId> = HashSet::new();
     let of_ops = function.ops().iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
@@ -222,25 +218,28 @@ fn tensors(function: &Function) -> Result<Vec<Tensor>, mixbit_mil::Error> {
             }
             _ => continue,
         };
-        tensors.push(Tensor { weight, constant: value.name.clone(), is_table });
+        tensors.push(StoredTensor { weight, constant: value.name.clone(), is_table });
     }
     Ok(tensors)
 }
 
-impl Tensor {
+impl StoredTensor {
+    /// The number of elements.
     pub fn count(&self) -> usize {
         self.weight.ty().count()
     }
 
+    /// The bytes in the file, tables of a compressed tensor included.
     pub fn bytes(&self) -> usize {
         self.weight.stored_len()
     }
 
+    /// The bits of an element, tables of a compressed tensor included.
     pub fn bits(&self) -> f64 {
-        bits(self.count(), self.bytes())
+        bits_per_element(self.count(), self.bytes())
     }
 
-    /// How the tensor is stored, with the number of its palettes or scales if there are several.
+    /// The encoding, with the number of palettes or scales if there are several.
     pub fn encoding(&self) -> String {
         let encoding = encoding(&self.weight);
         match groups(&self.weight) {
@@ -249,7 +248,7 @@ impl Tensor {
         }
     }
 
-    /// How the tensor is stored.
+    /// The encoding: the element type in the file, or the method of compression.
     pub fn kind(&self) -> String {
         encoding(&self.weight)
     }
@@ -260,7 +259,6 @@ impl Tensor {
     }
 }
 
-/// How a tensor is stored: the element type in the file, or the way of compression.
 fn encoding(weight: &WeightRef) -> String {
     match weight.encoding() {
         None => weight.stored_dtype().name().to_string(),
@@ -295,16 +293,8 @@ fn groups(weight: &WeightRef) -> usize {
     }
 }
 
-/// Bytes for people.
-pub fn size(bytes: usize) -> String {
-    match bytes as f64 {
-        bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
-        bytes => format!("{:.1} MB", bytes / 1e6),
-    }
-}
-
-/// Bits that each of `count` elements takes.
-pub fn bits(count: usize, bytes: usize) -> f64 {
+/// The bits that each of `count` elements takes.
+pub fn bits_per_element(count: usize, bytes: usize) -> f64 {
     if count == 0 { 0.0 } else { 8.0 * bytes as f64 / count as f64 }
 }
 
@@ -337,7 +327,7 @@ mod tests {
             (linear(DType::I8, &[1, 1]), "8-bit linear", 32 + 2),
             (linear(DType::I4, &[8, 2]), "4-bit linear, 16 groups", 16 + 32),
         ] {
-            let tensor = Tensor { weight, constant: String::new(), is_table: false };
+            let tensor = StoredTensor { weight, constant: String::new(), is_table: false };
             assert_eq!((tensor.encoding().as_str(), tensor.bytes()), (named, bytes));
         }
     }

@@ -1,6 +1,6 @@
-//! Peak signal-to-noise ratios in dB, from the largest magnitude of what is compared with and the mean squared error.
+//! Peak signal-to-noise ratios in dB, with the largest magnitude of the expected values as the peak.
 
-/// The usual one: infinite if nothing differs.
+/// The usual ratio, from the peak and the mean squared error: infinite if nothing differs.
 pub fn psnr(peak: f64, mean_square: f64) -> f64 {
     match mean_square == 0.0 {
         true => f64::INFINITY,
@@ -8,9 +8,19 @@ pub fn psnr(peak: f64, mean_square: f64) -> f64 {
     }
 }
 
-/// That of Apple's converter and scripts (`compute_psnr` of ml-stable-diffusion), which is finite even if nothing differs.
+/// The ratio of Apple's converter and scripts (`compute_psnr` of ml-stable-diffusion): finite even if nothing differs.
 pub fn apple_psnr(peak: f64, mean_square: f64) -> f64 {
     20.0 * ((peak + 1e-5) / (mean_square.sqrt() + 1e-10)).log10()
+}
+
+/// [`psnr`] of values against the expected ones.
+pub fn psnr_of(found: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64> + Clone) -> f64 {
+    psnr(peak(expected.clone()), mean_square(found.zip(expected)))
+}
+
+/// [`apple_psnr`] of values against the expected ones.
+pub fn apple_psnr_of(found: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64> + Clone) -> f64 {
+    apple_psnr(peak(expected.clone()), mean_square(found.zip(expected)))
 }
 
 /// The mean squared difference of pairs of numbers; 0 for none.

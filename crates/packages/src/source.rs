@@ -1,134 +1,145 @@
-//! Models in the diffusers layout.
+//! Models on disk: the formats that are read, and the search for the one of a path.
+
+mod diffusers;
 
 use std::path::Path;
-use std::sync::Arc;
 
-use mixbit_diffusion::model::{FileError, ModelFiles};
-use mixbit_formats::Diffusers;
-use mixbit_mil::{Bytes, Weights};
-use serde_json::Value;
+use mixbit_diffusion::model::{DiffusionModel, ModelFiles};
 
-/// A model in the diffusers layout, in a directory or in the binary.
-#[derive(Debug)]
-pub struct DiffusersModel {
-    files: Diffusers,
+pub use diffusers::{Component, DiffusersModel};
+
+use crate::bundle::Bundle;
+use crate::error::OpenError;
+
+/// A format of models.
+pub struct Source {
+    /// The format's name, for messages.
+    pub name: &'static str,
+    /// Whether its weights are a checkpoint's: these can be converted.
+    pub is_checkpoint: bool,
+    /// Opens a path of this format; without a path, the model that is built in. Declines others.
+    ///
+    /// # Errors
+    /// If the path is of this format and can't be opened.
+    pub probe: fn(Option<&Path>, &OpenOptions) -> Result<Probe, OpenError>,
+}
+
+/// The answer of a [`Source`].
+pub enum Probe {
+    /// The path is of this format.
+    Found(OpenedModel),
+    /// It is not, for this reason.
+    Declined(String),
+    /// The source is not for requests of this kind: with a path, or without.
+    Skipped,
+}
+
+/// Choices among the files of a model.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The variant of the weights, as in diffusers: `fp16` takes `diffusion_pytorch_model.fp16.safetensors`.
+    pub variant: Option<String>,
+}
+
+/// The sources that need neither downloads nor data of the program, in the order in which they are tried.
+pub static SOURCES: [&Source; 2] = [&CORE_ML, &DIFFUSERS];
+
+/// Directories of Core ML packages.
+pub static CORE_ML: Source = Source { name: "Core ML packages", is_checkpoint: false, probe: probe_core_ml };
+
+/// Directories in the diffusers layout, and the Hugging Face client's.
+pub static DIFFUSERS: Source =
+    Source { name: "the diffusers layout", is_checkpoint: true, probe: probe_diffusers };
+
+/// A model that was found. Its configurations and weights are not read yet.
+pub struct OpenedModel {
     name: String,
-    variant: Option<String>,
+    content: Content,
 }
 
-/// What a directory is called.
-pub fn directory_name(path: &Path) -> String {
-    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+enum Content {
+    Files(Box<dyn ModelFiles>),
+    Packages(Bundle),
 }
 
-impl DiffusersModel {
-    /// Opens a directory. `variant` chooses among the weights, as in diffusers: `fp16` takes
-    /// `diffusion_pytorch_model.fp16.safetensors`.
-    ///
-    /// # Errors
-    /// If it holds no model.
-    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, mixbit_formats::Error> {
-        let files = Diffusers::open(path)?;
-        Ok(DiffusersModel { files, name: directory_name(path), variant: variant.map(str::to_string) })
-    }
-
-    /// A model of files in memory, by their paths in its directory.
-    ///
-    /// # Errors
-    /// If they are no model.
-    pub fn from_files(
-        name: &str,
-        files: impl IntoIterator<Item = (String, Bytes)>,
-    ) -> Result<Self, mixbit_formats::Error> {
-        let files = Diffusers::from_files(name, files)?;
-        Ok(DiffusersModel { files, name: name.to_string(), variant: None })
+impl OpenedModel {
+    /// A model of files, with its name for people.
+    pub fn new(name: impl Into<String>, files: impl ModelFiles + 'static) -> Self {
+        OpenedModel { name: name.into(), content: Content::Files(Box::new(files)) }
     }
 
     /// The name for people: the directory's.
     pub fn name(&self) -> &str {
         &self.name
     }
-}
 
-impl ModelFiles for DiffusersModel {
-    fn class(&self) -> &str {
-        self.files.class()
+    /// The model's files.
+    pub fn files(&self) -> &dyn ModelFiles {
+        match &self.content {
+            Content::Files(files) => &**files,
+            Content::Packages(bundle) => bundle,
+        }
     }
 
-    fn component(&self, name: &str) -> Option<&str> {
-        self.files.components().get(name)?.as_ref().map(|component| component.class.as_str())
-    }
-
-    fn option(&self, name: &str) -> Option<Value> {
-        self.files.options().get(name).cloned()
-    }
-
-    fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
-        Ok(self.files.json(component, file)?)
-    }
-
-    fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
-        Ok(self.files.optional_text(component, file)?)
-    }
-
-    fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
-        Ok(Arc::new(self.files.weights(component, self.variant.as_deref())?))
-    }
-}
-
-/// A component by itself: a directory with `config.json` and weights.
-#[derive(Debug)]
-pub struct NamedComponent {
-    files: Diffusers,
-    folder: String,
-    name: String,
-}
-
-impl NamedComponent {
-    /// Opens a component's directory, to be known as `name`, or as the directory is called.
+    /// The model, ready to run. Weights are referred to, not read.
     ///
     /// # Errors
-    /// If it has no `config.json` that says its class.
-    pub fn open(path: &Path, name: Option<&str>) -> Result<Self, mixbit_formats::Error> {
-        let (files, folder) = Diffusers::open_component(path)?;
-        let name = name.unwrap_or(&folder).to_string();
-        Ok(NamedComponent { files, folder, name })
-    }
-
-    /// The name that it is known as.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn folder<'a>(&'a self, component: &'a str) -> &'a str {
-        if component == self.name { &self.folder } else { component }
+    /// [`OpenError`] with the model's name or path.
+    pub fn model(&self) -> Result<DiffusionModel, OpenError> {
+        match &self.content {
+            Content::Files(files) => DiffusionModel::from_files(&**files)
+                .map_err(|source| OpenError::Model { model: self.name.clone(), source }),
+            Content::Packages(bundle) => bundle.model(),
+        }
     }
 }
 
-impl ModelFiles for NamedComponent {
-    fn class(&self) -> &str {
-        self.files.class()
+/// Opens a path, or the built-in model without one, by the first of the sources that does not decline.
+///
+/// # Errors
+/// [`OpenError::Unknown`] with the reason of each source, if all decline; else the error of the source.
+pub fn open<'s>(
+    path: Option<&Path>,
+    options: &OpenOptions,
+    sources: impl IntoIterator<Item = &'s Source>,
+) -> Result<OpenedModel, OpenError> {
+    if let Some(path) = path.filter(|path| !path.exists()) {
+        return Err(OpenError::NotFound { path: path.to_path_buf() });
     }
-
-    fn component(&self, name: &str) -> Option<&str> {
-        let component = self.files.components().get(self.folder(name))?.as_ref()?;
-        (name == self.name).then_some(component.class.as_str())
+    let mut reasons = Vec::new();
+    for source in sources {
+        match (source.probe)(path, options)? {
+            Probe::Found(model) => return Ok(model),
+            Probe::Skipped => {}
+            Probe::Declined(reason) => reasons.push(format!("not {}, since {reason}", source.name)),
+        }
     }
-
-    fn option(&self, _: &str) -> Option<Value> {
-        None
+    match path {
+        Some(path) => Err(OpenError::Unknown { path: path.to_path_buf(), reasons }),
+        None => Err(OpenError::NotGiven),
     }
+}
 
-    fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
-        Ok(self.files.json(self.folder(component), file)?)
+/// The name of a directory.
+pub(crate) fn directory_name(path: &Path) -> String {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn probe_core_ml(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {
+    let Some(path) = path else { return Ok(Probe::Skipped) };
+    if !Bundle::is_at(path) {
+        return Ok(Probe::Declined("it holds no .mlpackage and no .mlmodelc".to_string()));
     }
+    let content = Content::Packages(Bundle::open(path)?);
+    Ok(Probe::Found(OpenedModel { name: directory_name(path), content }))
+}
 
-    fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
-        Ok(self.files.optional_text(self.folder(component), file)?)
-    }
-
-    fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
-        Ok(Arc::new(self.files.weights(self.folder(component), None)?))
+fn probe_diffusers(path: Option<&Path>, options: &OpenOptions) -> Result<Probe, OpenError> {
+    let Some(path) = path else { return Ok(Probe::Skipped) };
+    match DiffusersModel::open(path, options.variant.as_deref()) {
+        Ok(model) => Ok(Probe::Found(OpenedModel::new(directory_name(path), model))),
+        Err(error) if DiffusersModel::is_at(path) => Err(error.into()),
+        Err(error) => Ok(Probe::Declined(error.to_string())),
     }
 }

@@ -1,7 +1,7 @@
 //! The inputs of the benchmarked network: made once, and read by every contender.
 
 use anyhow::{Context, bail};
-use mixbit_app::model;
+use mixbit_app::source;
 use mixbit_diffusion::arch::GraphOptions;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
@@ -37,7 +37,7 @@ pub(super) fn graph(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Re
 
 /// Writes the network's inputs in the layout of diffusers.
 pub(super) fn write(arguments: &Arguments) -> anyhow::Result<()> {
-    let (model, _) = model::load(Some(&arguments.model), None)?;
+    let (model, _) = source::load(Some(&arguments.model), None)?;
     let graph = graph(arguments, &model)?;
     let mut noise = TorchSource::new(SEED);
     let (mut specs, mut values) = (Vec::new(), Vec::new());

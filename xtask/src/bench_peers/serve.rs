@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use mixbit_app::model;
+use mixbit_app::source;
 use mixbit_engine::{Backend, Options, Tensor};
 use mixbit_engine_cpu::Cpu;
 
@@ -16,7 +16,7 @@ use super::options::{Arguments, Precision, name_of};
 /// # Errors
 /// If the network can't be run, or a request is unknown.
 pub(super) fn serve(arguments: &Arguments, precision: Precision) -> anyhow::Result<()> {
-    let (model, _) = model::load(Some(&arguments.model), None)?;
+    let (model, _) = source::load(Some(&arguments.model), None)?;
     let (network, output) = arguments.part.of(&model)?;
     let graph = inputs::graph(arguments, &model)?;
     let inputs = inputs::read(arguments, &graph)?;

@@ -14,6 +14,7 @@ use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::pipeline::{Request, Text};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
+use mixbit_mil::Unit;
 
 use super::progress::{Counter, Progress};
 use super::{interrupt, print_line, values};
@@ -22,7 +23,7 @@ use mixbit_analysis::analyze::{
     schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
-use mixbit_app::model;
+use mixbit_app::source;
 
 /// Bits per weight of the recipes that are made when nobody asks for others.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
@@ -123,7 +124,7 @@ enum Step {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    let (model, name) = model::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let options = arguments.options(&model.defaults)?;
     let backend = Cpu::new(arguments.threads)?;
     let mut observer = Shown { progress: &progress, measuring: None, verifying: None };
@@ -208,7 +209,9 @@ impl Arguments {
             };
             let mut counter: Option<Counter> = None;
             let mut drawn = |done: usize, total: usize| {
-                counter.get_or_insert_with(|| progress.count("drawing".to_string(), total)).advance(done);
+                counter
+                    .get_or_insert_with(|| progress.count("drawing", Unit::Steps, total))
+                    .steps(done, total);
             };
             let pictures = report::pictures(model, backend, analysis, &request, point.seed, &mut drawn)
                 .context("the report has no images")?;
@@ -324,7 +327,7 @@ fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Two counters, one after the other.
+/// The two phases of an analysis, one after the other.
 struct Shown<'p> {
     progress: &'p Progress,
     measuring: Option<Counter>,
@@ -333,17 +336,14 @@ struct Shown<'p> {
 
 impl Observer for Shown<'_> {
     fn measured(&mut self, done: usize, total: usize) {
-        let counter = self
-            .measuring
-            .get_or_insert_with(|| self.progress.count_on("measuring".to_string(), done, total));
-        counter.advance(done);
+        let begin = || self.progress.count_on("measuring", Unit::Measurements, done, total);
+        self.measuring.get_or_insert_with(begin).show(done as u64, total as u64, Unit::Measurements);
     }
 
     fn verified(&mut self, done: usize, total: usize) {
         self.measuring = None;
-        let counter =
-            self.verifying.get_or_insert_with(|| self.progress.count("verifying".to_string(), total));
-        counter.advance(done);
+        let begin = || self.progress.count("verifying", Unit::Steps, total);
+        self.verifying.get_or_insert_with(begin).steps(done, total);
     }
 }
 

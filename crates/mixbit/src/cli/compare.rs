@@ -12,13 +12,14 @@ use mixbit_diffusion::pipeline::{Request, Text};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::write_atomically;
+use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
 use mixbit_analysis::report::{Choose, Grid, Picture, Recoded, draw, pixel_psnr, psnr};
-use mixbit_app::model;
+use mixbit_app::source;
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe, uniform};
 use mixbit_packages::recipe::RecipeFile;
 
@@ -100,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut columns: Vec<Column> = Vec::new();
     let mut size = arguments.size;
     for &path in &models {
-        let (model, name) = model::load(path, arguments.variant.as_deref())?;
+        let (model, name) = source::load(path, arguments.variant.as_deref())?;
         let size = *size.get_or_insert(model.defaults.size);
         let mut recoded = Recoded::new(model);
         for (form, choose) in arguments.forms()? {
@@ -180,8 +181,8 @@ impl Arguments {
             let mut told = |done: usize, total: usize| {
                 let all = self.prompts.len() * total;
                 counter
-                    .get_or_insert_with(|| progress.count(name.to_string(), all))
-                    .advance(index * total + done);
+                    .get_or_insert_with(|| progress.count(name, Unit::Steps, all))
+                    .steps(index * total + done, all);
             };
             pictures.push(draw(model, backend, &request, self.seed, &mut told)?);
         }

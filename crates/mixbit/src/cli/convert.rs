@@ -6,21 +6,23 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
+use mixbit_engine::Cancel;
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
+use mixbit_mil::Unit;
+use mixbit_packages::inspect::bits_per_element;
+use mixbit_packages::package::{
+    ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan, write_vocabulary,
+};
+use mixbit_packages::palettize::{PlanSource, uniform_plan};
+use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
 
 use super::progress::Progress;
 use super::{interrupt, memory, palettize, print_line, values};
-use mixbit_app::model::open_or_demo;
-use mixbit_packages::inspect::bits;
-use mixbit_packages::package::{
-    DEPLOYMENT_TARGETS, DeploymentTarget, Options, Package, Source, check_output, plan, write_vocabulary,
-};
-use mixbit_packages::palettize::{MIN_SIZE, model_layers, uniform};
-use mixbit_packages::source::{DiffusersModel, NamedComponent};
 
 /// Apple's converter refuses a package whose output has less, in dB.
 const LEAST_PSNR: f64 = 35.0;
@@ -84,7 +86,7 @@ pub(super) struct Arguments {
     /// How attention is written: for the Neural Engine split, for the GPU original
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
           default_value = "SPLIT_EINSUM", help_heading = "Form")]
-    attention_implementation: String,
+    attention_implementation: AttentionImplementation,
     /// UNets that take one sample, not two
     #[arg(long, help_heading = "Form")]
     unet_batch_one: bool,
@@ -94,7 +96,7 @@ pub(super) struct Arguments {
     /// The oldest system to run on
     #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
           default_value = "macOS13", help_heading = "Form")]
-    min_deployment_target: String,
+    min_deployment_target: &'static DeploymentTarget,
 
     /// Palettes of so many bits for UNets, ControlNets and text encoders: 1, 2, 3, 4, 6 or 8
     #[arg(long, value_name = "N", value_parser = values::width, help_heading = "Form")]
@@ -118,15 +120,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    let model = open_or_demo(arguments.model.as_deref(), arguments.variant.as_deref())?;
-    let refiner = arguments.refiner_version.as_deref().map(|path| DiffusersModel::open(path, None));
-    let refiner = refiner.transpose()?;
+    let options = OpenOptions { variant: arguments.variant.clone() };
+    let model = open_checkpoint(arguments.model.as_deref(), &options)?;
+    let refiner = arguments.refiner_version.as_deref();
+    let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
     let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;
-    let controlnets = arguments.convert_controlnet.iter().map(|path| NamedComponent::open(path, None));
+    let controlnets = arguments.convert_controlnet.iter().map(|path| Component::open(path, None));
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
-    let source = Source {
-        model: &model,
-        refiner: refiner.as_ref().map(|refiner| (refiner.name().to_string(), refiner as &dyn ModelFiles)),
+    let source = ConversionSource {
+        model: model.files(),
+        refiner: refiner.as_ref().map(|refiner: &OpenedModel| (refiner.name().to_string(), refiner.files())),
         vae: vae.as_deref(),
         controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
     };
@@ -134,13 +137,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
-    write_vocabulary(&model, &arguments.output)?;
+    write_vocabulary(model.files(), &arguments.output)?;
     let mut bytes = 0;
     let resources = arguments.bundle_resources_for_swift_cli.then(|| arguments.output.join("Resources"));
     if let Some(resources) = &resources {
         fs::create_dir_all(resources.join("controlnet"))
             .with_context(|| format!("the directory {} can't be made", resources.display()))?;
-        write_vocabulary(&model, resources)?;
+        write_vocabulary(model.files(), resources)?;
     }
     let checker = arguments.check_output_correctness.then(|| Cpu::new(None)).transpose()?;
     for package in &packages {
@@ -148,7 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let Some(backend) = &checker {
             let path = package.path(&arguments.output);
             let _waiting = progress.wait("checking the package's output");
-            let psnr = check_output(package, &path, backend, Some(stop.clone()))?;
+            let psnr = check_output(package, &path, backend, &Cancel::from(stop.clone()))?;
             // Few bits have their price: that it is paid is no mistake of the conversion.
             if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
                 bail!(
@@ -181,7 +184,7 @@ fn write(
 ) -> anyhow::Result<u64> {
     let mut written = 0;
     if path.exists() && !force {
-        progress.say(format_args!("{} is there already; --force writes it again", path.display()));
+        progress.say(palettize::kept(path));
     } else {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let counter = progress.bytes(name);
@@ -199,13 +202,14 @@ impl Arguments {
         let compiled = resources.map(|resources| package.compiled_path(resources));
         let is_needed = self.force || !path.exists() || compiled.as_ref().is_some_and(|path| !path.exists());
         let model = package.model()?;
-        let palettized = match self.quantize_nbits {
-            Some(width) if is_needed && palettize::is_for_all(package.asked_as) => {
-                let scheme = Scheme::palette(width);
-                let choices = uniform(&model_layers(&model)?, scheme, MIN_SIZE);
-                let notes = palettize::Notes { how: scheme.to_string(), full_precision: Vec::new() };
-                let name = &package.name;
-                Some(palettize::palettized(&model, &choices, &notes, false, progress, name)?)
+        let scheme = self.quantize_nbits.filter(|_| is_needed).map(Scheme::palette);
+        let choices = scheme.map(|scheme| uniform_plan(package.kind, &model, scheme)).transpose()?.flatten();
+        let palettized = match (scheme, choices) {
+            (Some(scheme), Some(choices)) => {
+                let counter =
+                    progress.count(format!("{}, palettes", package.name), Unit::Layers, choices.len());
+                let provenance = PlanSource::uniform(scheme).provenance();
+                Some(provenance.palettize(&model, &choices, false, &counter)?)
             }
             _ => None,
         };
@@ -228,7 +232,7 @@ impl Arguments {
                     package.name,
                     report.layers.len(),
                     palettized.layer_count(),
-                    bits(report.weights as usize, report.after as usize)
+                    bits_per_element(report.weights as usize, report.after as usize)
                 ));
             }
             bytes += written;
@@ -236,7 +240,7 @@ impl Arguments {
         Ok(bytes)
     }
 
-    fn options(&self, model: &str) -> anyhow::Result<Options> {
+    fn options(&self, model: &str) -> anyhow::Result<ConversionOptions> {
         let asked = |chosen: &[(bool, &'static str)]| -> Vec<&'static str> {
             chosen.iter().filter(|(is_asked, _)| *is_asked).map(|(_, part)| *part).collect()
         };
@@ -254,20 +258,17 @@ impl Arguments {
                 (self.refiner_version.is_some(), "refiner"),
             ]));
         }
-        let target = target(&self.min_deployment_target).context("the deployment target is unknown")?;
+        let target = self.min_deployment_target;
         if let Some(scheme) = self.quantize_nbits.map(Scheme::palette).filter(|it| it.since() > target.opset)
         {
             bail!("{} bits need --min-deployment-target macOS15", scheme.width.bits());
         }
-        let attention = AttentionImplementation::ALL
-            .into_iter()
-            .find(|attention| attention.name().eq_ignore_ascii_case(&self.attention_implementation));
-        Ok(Options {
+        Ok(ConversionOptions {
             parts,
             model_version: self.model_version.clone().unwrap_or_else(|| model.to_string()),
             latent: self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]),
             batch_one: self.unet_batch_one,
-            attention: attention.context("the attention implementation is unknown")?,
+            attention: self.attention_implementation,
             chunk_unet: self.chunk_unet,
             control_unet: self.unet_support_controlnet,
             target,
@@ -275,14 +276,10 @@ impl Arguments {
     }
 }
 
-fn target(name: &str) -> Option<&'static DeploymentTarget> {
-    DEPLOYMENT_TARGETS.iter().find(|target| target.names.iter().any(|other| other.eq_ignore_ascii_case(name)))
-}
-
 /// A model's autoencoder, or one that is alone.
 fn autoencoder(path: &Path) -> anyhow::Result<Box<dyn ModelFiles>> {
     match path.join("model_index.json").is_file() {
         true => Ok(Box::new(DiffusersModel::open(path, None)?)),
-        false => Ok(Box::new(NamedComponent::open(path, Some("vae"))?)),
+        false => Ok(Box::new(Component::open(path, Some("vae"))?)),
     }
 }

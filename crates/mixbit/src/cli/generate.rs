@@ -15,14 +15,15 @@ use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
+use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::output::{Output, preview};
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
-use mixbit_app::model::load;
 use mixbit_app::parameters::Parameters;
 use mixbit_app::picture;
+use mixbit_app::source::load;
 
 /// How much is shown of the words that did not fit, in characters.
 const LONGEST_DROPPED: usize = 400;
@@ -280,7 +281,7 @@ fn denoise(
     times: &mut Times,
 ) -> anyhow::Result<pipeline::Run> {
     let mut run = pipeline.begin(Start::Noise, noise)?;
-    let counter = progress.count(name, run.total());
+    let counter = progress.count(name, Unit::Steps, run.total());
     loop {
         let begin = Instant::now();
         if !pipeline.step(&mut run, noise).map_err(|error| explained(error, &run))? {
@@ -288,7 +289,7 @@ fn denoise(
         }
         times.steps += begin.elapsed();
         times.evaluations += 1;
-        counter.advance(run.done());
+        counter.steps(run.done(), run.total());
         if previews.is_due(run.done(), run.total()) {
             let path = preview(previews.path, run.done());
             let image = pipeline.decode(run.predicted()).map_err(|error| explained(error, &run))?;

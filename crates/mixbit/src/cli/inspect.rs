@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use mixbit_mil::{Function, Program, ValueId};
+use mixbit_packages::inspect::{InspectedNetwork, StoredTensor, bits_per_element, open};
+use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
 use super::print_line;
-use super::table::{Side, Table, shortened, spelt_out};
-use mixbit_packages::inspect::{Form, Part, Tensor, bits, open, size};
+use super::table::{Side, Table, byte_size, shortened, spelt_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -29,38 +30,38 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let parts = open(&arguments.path, &Form::default())?;
-    if let [file] = &parts[..]
+    let networks = open(&arguments.path, &ConversionOptions::default())?;
+    if let [file] = &networks[..]
         && file.function.is_none()
     {
         return show_file(file, arguments);
     }
     if arguments.mil {
-        for function in parts.iter().filter_map(|part| part.function.as_ref()) {
+        for function in networks.iter().filter_map(|network| network.function.as_ref()) {
             print_line(Program::new(function.clone()))?;
         }
         return Ok(());
     }
     if arguments.json {
-        let parts: Vec<Value> = parts.iter().map(to_json).collect();
+        let parts: Vec<Value> = networks.iter().map(to_json).collect();
         return print_line(format_args!("{:#}", json!({"parts": parts})));
     }
-    for part in &parts {
-        print_line(to_text(part))?;
+    for network in &networks {
+        print_line(to_text(network))?;
         if arguments.layers {
-            print_layers(&weights(part))?;
+            print_layers(&weights(network))?;
         }
     }
     Ok(())
 }
 
 /// The weights of a network; in a package, all constants in its weight file.
-fn weights(part: &Part) -> Vec<&Tensor> {
-    part.tensors.iter().filter(|tensor| !tensor.is_table).collect()
+fn weights(network: &InspectedNetwork) -> Vec<&StoredTensor> {
+    network.tensors.iter().filter(|tensor| !tensor.is_table).collect()
 }
 
 /// The number of elements, and the bytes that they take as they are stored.
-fn sizes(tensors: &[&Tensor]) -> (usize, usize) {
+fn sizes(tensors: &[&StoredTensor]) -> (usize, usize) {
     tensors.iter().fold((0, 0), |(count, bytes), tensor| (count + tensor.count(), bytes + tensor.bytes()))
 }
 
@@ -78,31 +79,31 @@ fn histogram(function: &Function) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-fn to_json(part: &Part) -> Value {
-    let weights = weights(part);
+fn to_json(network: &InspectedNetwork) -> Value {
+    let weights = weights(network);
     let (count, bytes) = sizes(&weights);
-    let function = part.function.as_ref();
+    let function = network.function.as_ref();
     let features = |ids: fn(&Function) -> &[ValueId]| -> Vec<Value> {
         let named = function.map(|function| signature(function, ids(function))).unwrap_or_default();
         named.into_iter().map(|(name, ty)| json!({"name": name, "type": ty})).collect()
     };
     json!({
-        "name": part.name,
+        "name": network.name,
         "inputs": features(Function::inputs),
         "outputs": features(Function::outputs),
         "opset": function.map(|function| function.opset.name()),
-        "specification_version": part.specification,
+        "specification_version": network.specification,
         "operations": function.map(histogram),
         "weights": count,
         "weight_bytes": bytes,
-        "bits_per_weight": bits(count, bytes),
-        "metadata": part.metadata,
+        "bits_per_weight": bits_per_element(count, bytes),
+        "metadata": network.metadata,
         "layers": layers_json(&weights),
     })
 }
 
-fn layers_json(weights: &[&Tensor]) -> Vec<Value> {
-    let one = |tensor: &&Tensor| {
+fn layers_json(weights: &[&StoredTensor]) -> Vec<Value> {
+    let one = |tensor: &&StoredTensor| {
         json!({
             "name": tensor.weight.name(),
             "shape": tensor.weight.ty().shape,
@@ -115,19 +116,19 @@ fn layers_json(weights: &[&Tensor]) -> Vec<Value> {
     weights.iter().map(one).collect()
 }
 
-fn to_text(part: &Part) -> String {
-    let mut text = format!("{}\n", part.name);
+fn to_text(network: &InspectedNetwork) -> String {
+    let mut text = format!("{}\n", network.name);
     let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
-    let (count, bytes) = sizes(&weights(part));
-    let weights = format!("{count}, {}, {:.2} bits each", size(bytes), bits(count, bytes));
-    if let Some(function) = &part.function {
+    let (count, bytes) = sizes(&weights(network));
+    let weights = format!("{count}, {}, {:.2} bits each", byte_size(bytes), bits_per_element(count, bytes));
+    if let Some(function) = &network.function {
         for (what, ids) in [("input", function.inputs()), ("output", function.outputs())] {
             for (name, ty) in signature(function, ids) {
                 line(what, format!("{name}: {ty}"));
             }
         }
         line("weights", weights);
-        let version = part.specification.map(|version| format!(", specification {version}"));
+        let version = network.specification.map(|version| format!(", specification {version}"));
         line("opset", format!("{}{}", function.opset, version.unwrap_or_default()));
         let mut counts: Vec<(&str, usize)> = histogram(function).into_iter().collect();
         counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
@@ -136,14 +137,14 @@ fn to_text(part: &Part) -> String {
             line(if index == 0 { "ops" } else { "" }, row.join(", "));
         }
     }
-    for (key, value) in &part.metadata {
+    for (key, value) in &network.metadata {
         line("metadata", format!("{} = {}", spelt_out(key), shortened(value)));
     }
     text
 }
 
 /// Every weight in the order of the graph, then what each encoding amounts to.
-fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
+fn print_layers(weights: &[&StoredTensor]) -> anyhow::Result<()> {
     let mut layers = Table::new([
         ("bits", Side::Right),
         ("bytes", Side::Right),
@@ -161,9 +162,9 @@ fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
         ]);
     }
     print_line(format_args!("{layers}\n"))?;
-    let mut kinds: BTreeMap<String, Vec<&Tensor>> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, Vec<&StoredTensor>> = BTreeMap::new();
     weights.iter().for_each(|tensor| kinds.entry(tensor.kind()).or_default().push(tensor));
-    let mut kinds: Vec<(String, Vec<&Tensor>)> = kinds.into_iter().collect();
+    let mut kinds: Vec<(String, Vec<&StoredTensor>)> = kinds.into_iter().collect();
     kinds.sort_by_key(|(_, tensors)| std::cmp::Reverse(sizes(tensors).0));
     let mut totals = Table::new([
         ("bits", Side::Right),
@@ -172,9 +173,9 @@ fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
         ("weights", Side::Right),
         ("encoding", Side::Left),
     ]);
-    let mut total = |name: String, tensors: &[&Tensor]| {
+    let mut total = |name: String, tensors: &[&StoredTensor]| {
         let (count, bytes) = sizes(tensors);
-        let bits = format!("{:.2}", bits(count, bytes));
+        let bits = format!("{:.2}", bits_per_element(count, bytes));
         totals.row([bits, bytes.to_string(), count.to_string(), tensors.len().to_string(), name]);
     };
     for (kind, tensors) in kinds {
@@ -185,7 +186,7 @@ fn print_layers(weights: &[&Tensor]) -> anyhow::Result<()> {
 }
 
 /// A weight file by itself: its tensors.
-fn show_file(file: &Part, arguments: &Arguments) -> anyhow::Result<()> {
+fn show_file(file: &InspectedNetwork, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.mil {
         bail!("{} has weights, but no program", file.name);
     }
@@ -211,7 +212,7 @@ fn show_file(file: &Part, arguments: &Arguments) -> anyhow::Result<()> {
     print_line(format_args!(
         "{} tensors, {count} weights, {}, {:.2} bits each",
         tensors.len(),
-        size(bytes),
-        bits(count, bytes)
+        byte_size(bytes),
+        bits_per_element(count, bytes)
     ))
 }

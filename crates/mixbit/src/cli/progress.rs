@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write as _, stderr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -11,10 +11,10 @@ use mixbit_mil::{Stopped, Unit};
 /// Plain lines are at least this far apart.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How a bar that counts steps looks; it takes the room that the line has left.
-const STEPS: &str = "{prefix} [{wide_bar}] {pos}/{len}, {msg}{left} left";
+/// The form of a bar that counts; it fills the line.
+const COUNTS: &str = "{prefix} [{wide_bar}] {pos}/{len}, {msg}{left} left";
 
-/// How a bar that counts bytes looks.
+/// The form of a bar of bytes.
 const BYTES: &str = "{prefix} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
 
 /// Shows progress.
@@ -59,24 +59,22 @@ impl Progress {
         Waiting { bar }
     }
 
-    /// Counts to `total`.
-    pub(super) fn count(&self, name: String, total: usize) -> Counter {
-        self.count_on(name, 0, total)
+    /// A phase of `total` units of work.
+    pub(super) fn count(&self, name: impl Into<String>, unit: Unit, total: usize) -> Counter {
+        self.count_on(name, unit, 0, total)
     }
 
-    /// Counts to `total` from what was `done` before, which says nothing of the time that the rest will take.
-    pub(super) fn count_on(&self, name: String, done: usize, total: usize) -> Counter {
-        let bar = match self.shown {
-            Shown::Bar => {
-                let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
-                bar.set_position(done as u64);
-                bar.reset_eta();
-                bar.set_style(style(STEPS));
-                bar.enable_steady_tick(Duration::from_millis(100));
-                Some(bar)
-            }
-            _ => None,
-        };
+    /// A phase that goes on from `done` units, which say nothing about the time that the rest will take.
+    pub(super) fn count_on(&self, name: impl Into<String>, unit: Unit, done: usize, total: usize) -> Counter {
+        let name = name.into();
+        let bar = matches!(self.shown, Shown::Bar).then(|| {
+            let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
+            bar.set_style(style(if unit == Unit::Bytes { BYTES } else { COUNTS }));
+            bar.set_position(done as u64);
+            bar.reset_eta();
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
         let lines = matches!(self.shown, Shown::Lines);
         Counter {
             name,
@@ -87,21 +85,10 @@ impl Progress {
             state: Mutex::new(State { total: total as u64, last_line: None }),
         }
     }
-}
 
-impl Progress {
-    /// Counts the bytes that are written.
-    pub(super) fn bytes(&self, name: String) -> Counter {
-        let bar = match self.shown {
-            Shown::Bar => {
-                let bar = ProgressBar::new(0).with_prefix(name.clone());
-                bar.set_style(style(BYTES));
-                Some(bar)
-            }
-            _ => None,
-        };
-        let lines = matches!(self.shown, Shown::Lines);
-        Counter { name, before: 0, bar, lines, start: Instant::now(), state: Mutex::default() }
+    /// A phase of reading or writing; the bytes are known when it begins.
+    pub(super) fn bytes(&self, name: impl Into<String>) -> Counter {
+        self.count(name, Unit::Bytes, 0)
     }
 }
 
@@ -132,10 +119,10 @@ impl Drop for Waiting {
     }
 }
 
-/// A count on its way.
+/// A phase on its way.
 pub(super) struct Counter {
     name: String,
-    /// What was done before the count began.
+    /// Units that were done before the phase began.
     before: u64,
     bar: Option<ProgressBar>,
     lines: bool,
@@ -143,8 +130,7 @@ pub(super) struct Counter {
     state: Mutex<State>,
 }
 
-/// What changes as a count goes on.
-#[derive(Default)]
+/// The state of a phase that changes.
 struct State {
     total: u64,
     last_line: Option<Instant>,
@@ -152,68 +138,65 @@ struct State {
 
 impl mixbit_mil::Progress for Counter {
     fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
-        match unit {
-            Unit::Bytes => self.advance_bytes(done, total),
-            Unit::Steps | Unit::Layers | Unit::Measurements => self.show(done),
+        let own = done.saturating_sub(self.before);
+        let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
+        if let Some(bar) = &self.bar {
+            if own > 0 && unit != Unit::Bytes {
+                bar.set_message(format!("{}, ", rate(seconds, unit)));
+            }
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        self.state().total = total;
+        if self.lines && own > 0 && self.is_due(unit, done == total) {
+            print_line(match unit {
+                Unit::Bytes => {
+                    let [done, total] = [done, total].map(|bytes| bytes as f64 / 1e6);
+                    format!("{}: {done:.0} of {total:.0} MB", self.name)
+                }
+                _ => {
+                    let left = clock(seconds * total.saturating_sub(done) as f64);
+                    let (name, units, rate) = (&self.name, units(unit), rate(seconds, unit));
+                    format!("{name}: {done}/{total} {units}, {rate}, {left} left")
+                }
+            });
         }
         Ok(())
     }
 }
 
 impl Counter {
-    /// Shows that `done` are done.
-    pub(super) fn advance(&self, done: usize) {
-        self.show(done as u64);
+    /// Whether a line is due. Counts show their first and last, bytes only what takes long.
+    fn is_due(&self, unit: Unit, is_last: bool) -> bool {
+        let last_line = &mut self.state().last_line;
+        let is_due = match unit {
+            Unit::Bytes => last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL,
+            _ => is_last || last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL),
+        };
+        if is_due {
+            *last_line = Some(Instant::now());
+        }
+        is_due
     }
 
-    /// The units that are counted to, as far as they are known.
+    /// The units of the whole phase, as far as they are known.
     pub(super) fn total(&self) -> u64 {
         self.state().total
     }
 
-    /// A thread that panicked while it counted is no reason for another to.
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    /// A thread that panicked while it reported is no reason for another to.
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show(&self, done: u64) {
-        let mut state = self.state();
-        let own = done.saturating_sub(self.before);
-        let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
-        if let Some(bar) = &self.bar {
-            if own > 0 {
-                bar.set_message(format!("{}, ", rate(seconds)));
-            }
-            bar.set_position(done);
-        }
-        let is_due = state.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
-        if self.lines && own > 0 && (is_due || done == state.total) {
-            let left = seconds * (state.total - done) as f64;
-            print_line(format_args!(
-                "{}: {done}/{} steps, {}, {} left",
-                self.name,
-                state.total,
-                rate(seconds),
-                clock(left)
-            ));
-            state.last_line = Some(Instant::now());
-        }
+    /// Shows that `done` of `total` steps are done.
+    pub(super) fn steps(&self, done: usize, total: usize) {
+        self.show(done as u64, total as u64, Unit::Steps);
     }
 
-    /// Shows that `done` of `total` bytes are done.
-    pub(super) fn advance_bytes(&self, done: u64, total: u64) {
-        let mut state = self.state();
-        state.total = total;
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-        let is_due = state.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL;
-        if self.lines && is_due {
-            let [done, total] = [done, total].map(|bytes| bytes as f64 / 1e6);
-            print_line(format_args!("{}: {done:.0} of {total:.0} MB", self.name));
-            state.last_line = Some(Instant::now());
-        }
+    /// Shows progress; a terminal asks nobody to stop.
+    pub(super) fn show(&self, done: u64, total: u64, unit: Unit) {
+        let _ = mixbit_mil::Progress::advance(self, done, total, unit);
     }
 
     /// Says something above the bar.
@@ -234,12 +217,23 @@ impl Drop for Counter {
     }
 }
 
-/// A duration of one step, as the rate that reads better.
-fn rate(seconds: f64) -> String {
+/// The name of units in lines.
+fn units(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Steps => "steps",
+        Unit::Bytes => "bytes",
+        Unit::Layers => "layers",
+        Unit::Measurements => "measurements",
+    }
+}
+
+/// The duration of one unit, as the rate that reads better.
+fn rate(seconds: f64, unit: Unit) -> String {
+    let units = units(unit);
     if seconds > 1.0 {
-        format!("{seconds:.2} s/step")
+        format!("{seconds:.2} s/{}", units.trim_end_matches('s'))
     } else {
-        format!("{:.2} steps/s", 1.0 / seconds.max(1e-9))
+        format!("{:.2} {units}/s", 1.0 / seconds.max(1e-9))
     }
 }
 
@@ -273,7 +267,7 @@ mod tests {
 
     #[test]
     fn rates_are_what_reads_better() {
-        assert_eq!(rate(2.5), "2.50 s/step");
-        assert_eq!(rate(0.08), "12.50 steps/s");
+        assert_eq!(rate(2.5, Unit::Steps), "2.50 s/step");
+        assert_eq!(rate(0.08, Unit::Layers), "12.50 layers/s");
     }
 }

@@ -5,6 +5,14 @@ use std::fmt;
 /// Values longer than this are cut, unless they go into JSON.
 pub(super) const LONGEST_VALUE: usize = 60;
 
+/// Bytes in the unit that reads best.
+pub(super) fn byte_size(bytes: usize) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
+        bytes => format!("{:.1} MB", bytes / 1e6),
+    }
+}
+
 /// On which side of its column a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {

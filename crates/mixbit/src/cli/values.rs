@@ -1,6 +1,6 @@
 //! How values on the command line are read.
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::pipeline::Precision;
@@ -10,7 +10,7 @@ use mixbit_engine::Backend;
 
 use mixbit_analysis::analyze::{EFFORTS, METHODS, Method};
 use mixbit_app::synthetic::MODELS;
-use mixbit_packages::package::{DEPLOYMENT_TARGETS, PARTS};
+use mixbit_packages::package::{DEPLOYMENT_TARGETS, DeploymentTarget, PACKAGE_KINDS};
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
@@ -102,8 +102,12 @@ pub(super) fn spacings() -> PossibleValuesParser {
 }
 
 /// Every form of attention.
-pub(super) fn attention() -> PossibleValuesParser {
-    AttentionImplementation::ALL.map(|attention| PossibleValue::new(attention.name())).to_vec().into()
+pub(super) fn attention() -> impl TypedValueParser<Value = AttentionImplementation> {
+    let names = AttentionImplementation::ALL.map(|attention| PossibleValue::new(attention.name()));
+    PossibleValuesParser::new(names).try_map(|name| {
+        let mut all = AttentionImplementation::ALL.into_iter();
+        all.find(|attention| attention.name().eq_ignore_ascii_case(&name)).ok_or("there is no such form")
+    })
 }
 
 /// Reads the bits of a palette's indices.
@@ -119,17 +123,18 @@ pub(super) fn schemes() -> PossibleValuesParser {
     Scheme::all().map(value).collect::<Vec<_>>().into()
 }
 
-/// Every part of a model, as it is asked for.
+/// Every part of a model.
 pub(super) fn parts() -> PossibleValuesParser {
-    let mut names: Vec<&str> = PARTS.iter().map(|part| part.asked_as).collect();
+    let mut names: Vec<&str> = PACKAGE_KINDS.iter().map(|kind| kind.asked_as).collect();
     names.dedup();
     names.into_iter().map(PossibleValue::new).collect::<Vec<_>>().into()
 }
 
 /// Every deployment target, by its two names.
-pub(super) fn targets() -> PossibleValuesParser {
+pub(super) fn targets() -> impl TypedValueParser<Value = &'static DeploymentTarget> {
     let names = DEPLOYMENT_TARGETS.iter().flat_map(|target| target.names);
-    names.map(PossibleValue::new).collect::<Vec<_>>().into()
+    PossibleValuesParser::new(names.map(PossibleValue::new))
+        .try_map(|name| DeploymentTarget::of_name(&name).ok_or("there is no such system"))
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
-//! Packages that other tools converted: what they don't say is taken from what their family is known for.
+//! Packages of other tools: what their metadata lacks is taken from their family.
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
 use mixbit_diffusion::arch::{ArchError, GraphOptions};
-use mixbit_diffusion::model::{Decoder, Defaults, DiffusionModel, LatentFormat, Network, TextEncoder, Unet};
+use mixbit_diffusion::model::{
+    Decoder, Defaults, DiffusionModel, LatentFormat, ModelError, Network, TextEncoder, Unet,
+};
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_mil::{Function, TensorType};
 use serde_json::json;
 
 use super::{Bundle, Packaged};
+use crate::error::OpenError;
 
 /// Image pixels along each side of a latent pixel, for every published model.
 const SCALE: usize = 8;
@@ -36,27 +38,25 @@ const XL: Family =
 const WIDTH_OF_2: usize = 1024;
 
 /// A model of the packages of a bundle.
-pub(super) fn model(bundle: &Bundle) -> anyhow::Result<DiffusionModel> {
-    let part = |name: &str| {
-        let found = bundle.parts.get(name);
-        found.with_context(|| format!("{} has no package of the {name}", bundle.directory.display()))
-    };
-    let unet = part("unet").or_else(|_| part("refiner"))?;
-    let decoder = part("vae_decoder")?;
+pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
+    let package =
+        |name: &str| bundle.packages.get(name).ok_or_else(|| bundle.lacks(&format!("package of the {name}")));
+    let unet = package("unet").or_else(|_| package("refiner"))?;
+    let decoder = package("vae_decoder")?;
     let sample = input(unet, "sample")?;
     let &[batch, channels, height, width] = &sample.shape[..] else {
-        bail!("{}: its input `sample` is of type {sample}, not of four axes", unet.path.display());
+        return Err(unet.defect(format!("its input `sample` is of type {sample}, not of four axes")));
     };
     let time_ids = input(unet, "time_ids").ok().map(|ids| ids.count() / batch.max(1));
     let family = if time_ids.is_some() { XL } else { ONE_AND_TWO };
     let mut text_encoders = Vec::new();
     for name in ["text_encoder", "text_encoder_2"] {
-        if let Some(packaged) = bundle.parts.get(name) {
+        if let Some(packaged) = bundle.packages.get(name) {
             text_encoders.push(text_encoder(bundle, name, packaged)?);
         }
     }
     if text_encoders.is_empty() {
-        bail!("{} has no package of a text encoder", bundle.directory.display());
+        return Err(bundle.lacks("package of a text encoder"));
     }
     Ok(DiffusionModel {
         text_encoders,
@@ -74,7 +74,8 @@ pub(super) fn model(bundle: &Bundle) -> anyhow::Result<DiffusionModel> {
             "steps_offset": 1,
             "skip_prk_steps": true,
             "timestep_spacing": "leading",
-        }))?,
+        }))
+        .map_err(|source| bundle.unusable(source))?,
         zeros_for_absent_negative: family.zeros_for_absent_negative,
         defaults: Defaults {
             size: [width * SCALE, height * SCALE],
@@ -84,23 +85,21 @@ pub(super) fn model(bundle: &Bundle) -> anyhow::Result<DiffusionModel> {
     })
 }
 
-fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> anyhow::Result<TextEncoder> {
+fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> Result<TextEncoder, OpenError> {
     let ids = input(packaged, "input_ids")?;
     let outputs = packaged.function.outputs().iter().map(|&id| packaged.function.value(id));
     let states = ["hidden_embeds", "last_hidden_state"]
         .into_iter()
         .find_map(|name| outputs.clone().find(|value| value.name == name).map(|value| (name, value)));
-    let (states, value) =
-        states.with_context(|| format!("{}: it puts out no text states", packaged.path.display()))?;
+    let no_states = || packaged.defect("it has no output of prompt embeddings".to_string());
+    let (states, value) = states.ok_or_else(no_states)?;
     let width = value.ty.shape.last().copied().unwrap_or(0);
     let padding = match (name, width) {
         ("text_encoder_2", _) | (_, WIDTH_OF_2) => "!",
         _ => "<|endoftext|>",
     };
-    let read = |file| {
-        let text = bundle.file(file)?;
-        text.with_context(|| format!("{} has no {file}, the tokenizer's", bundle.directory.display()))
-    };
+    let read =
+        |file| bundle.file(file)?.ok_or_else(|| bundle.lacks(&format!("{file}, which its tokenizer needs")));
     let (vocab, merges) = (read("vocab.json")?, read("merges.txt")?);
     let config = json!({"model_max_length": ids.count(), "pad_token": padding}).to_string();
     let tokenizer = Tokenizer::new(&TokenizerFiles {
@@ -108,16 +107,19 @@ fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> anyhow::Res
         merges: Some(&merges),
         config: Some(&config),
         ..TokenizerFiles::default()
-    })?;
+    });
+    let component = || name.to_string();
+    let tokenizer = tokenizer
+        .map_err(|source| bundle.unusable(ModelError::Tokenizer { component: component(), source }))?;
     Ok(TextEncoder { tokenizer, network: fixed(name, packaged, "input_ids", 1), states })
 }
 
-fn input<'a>(packaged: &'a Packaged, name: &str) -> anyhow::Result<&'a TensorType> {
+fn input<'a>(packaged: &'a Packaged, name: &str) -> Result<&'a TensorType, OpenError> {
     let inputs = packaged.function.inputs().iter().map(|&id| packaged.function.value(id));
     let found = inputs.clone().find(|value| value.name == name);
-    let value = found.with_context(|| {
+    let value = found.ok_or_else(|| {
         let names: Vec<&str> = inputs.map(|value| value.name.as_str()).collect();
-        format!("{}: it has no input `{name}`; it has {}", packaged.path.display(), names.join(", "))
+        packaged.defect(format!("it has no input `{name}`; it has {}", names.join(", ")))
     })?;
     Ok(&value.ty)
 }

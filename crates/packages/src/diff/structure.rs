@@ -1,38 +1,46 @@
-//! What two networks are besides their weights.
+//! The differences of two networks besides their weights.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use mixbit_mil::{Arg, Constant, Def, Function, Literal, Op, OpView, ValueId};
 
-use crate::inspect::{Part, Tensor};
+use crate::inspect::{InspectedNetwork, StoredTensor};
 
-/// Something with a name that is different in B, or that one side lacks.
+/// A named property that differs, or that one side lacks.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change {
+    /// The property's name.
     pub name: String,
+    /// Its value in A and in B.
     pub sides: [Option<String>; 2],
 }
 
-/// How the structure of a network differs in B.
+/// The differences of two networks' structure.
 #[derive(Debug, Default)]
 pub struct Structure {
+    /// Inputs, with their types.
     pub inputs: Vec<Change>,
+    /// Outputs, with their types.
     pub outputs: Vec<Change>,
     /// The opset, and of packages the specification's version.
     pub formats: Vec<Change>,
-    /// How often each op occurs. Those that decode weights are left out.
+    /// The number of ops of each type, without those that decode weights.
     pub operations: Vec<Change>,
-    /// Where the graphs first are not the same, in words.
+    /// The first place where the graphs differ, in words.
     pub first_difference: Option<String>,
-    /// Compared where both sides have metadata: checkpoints have none.
+    /// The metadata, where both sides have some: checkpoints have none.
     pub metadata: Vec<Change>,
 }
 
 impl Structure {
-    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors` are those that
-    /// belong together.
-    pub fn compare([a, b]: [&Part; 2], graphs: [Option<&Function>; 2], tensors: &[[&Tensor; 2]]) -> Self {
+    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors` are the pairs
+    /// that belong together.
+    pub(super) fn compare(
+        [a, b]: [&InspectedNetwork; 2],
+        graphs: [Option<&Function>; 2],
+        tensors: &[[&StoredTensor; 2]],
+    ) -> Self {
         let mut structure = Structure::default();
         if let [Some(x), Some(y)] = graphs {
             structure.inputs = changes(signature(x, x.inputs()), signature(y, y.inputs()));
@@ -57,13 +65,14 @@ impl Structure {
         structure
     }
 
+    /// Whether nothing differs.
     pub fn is_same(&self) -> bool {
         let lists = [&self.inputs, &self.outputs, &self.formats, &self.operations, &self.metadata];
         lists.iter().all(|list| list.is_empty()) && self.first_difference.is_none()
     }
 }
 
-/// What is not the same in two sets of named texts, by name.
+/// The differences of two sets of named texts, by name.
 fn changes(a: BTreeMap<String, String>, mut b: BTreeMap<String, String>) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, value) in a {
@@ -89,13 +98,13 @@ fn histogram(function: &Function) -> BTreeMap<String, String> {
 }
 
 /// Whether two graphs have ops of the same types in the same order.
-pub fn has_same_ops(a: &Function, b: &Function) -> bool {
+pub(super) fn has_same_ops(a: &Function, b: &Function) -> bool {
     a.ops().iter().map(|op| op.def.name).eq(b.ops().iter().map(|op| op.def.name))
 }
 
 /// The first op of A that B does not have, in words: with the same attributes, on the same values and the same tensors.
 /// The order of ops means nothing. `tensors` are pairs that are compared by their elements elsewhere.
-fn first_difference(a: &Function, b: &Function, tensors: &[[&Tensor; 2]]) -> Option<String> {
+fn first_difference(a: &Function, b: &Function, tensors: &[[&StoredTensor; 2]]) -> Option<String> {
     let keys = [Keys::of(a, tensors, 0), Keys::of(b, tensors, 1)];
     let in_b: HashSet<u64> = b.ops().iter().flat_map(|op| &op.outputs).map(|id| keys[1].values[id]).collect();
     let is_other = |(_, op): &(usize, &Op)| op.outputs.iter().any(|id| !in_b.contains(&keys[0].values[id]));
@@ -134,7 +143,7 @@ struct Keys {
 
 impl Keys {
     /// `side` says which of each pair of tensors is the function's.
-    fn of(function: &Function, tensors: &[[&Tensor; 2]], side: usize) -> Self {
+    fn of(function: &Function, tensors: &[[&StoredTensor; 2]], side: usize) -> Self {
         let pairs = tensors.iter().enumerate();
         let pairs: HashMap<&str, usize> =
             pairs.map(|(index, pair)| (pair[side].constant.as_str(), index)).collect();
@@ -275,7 +284,7 @@ mod tests {
         };
         let tensors = ["v", "w"].map(|name| {
             let weight = WeightRef::new(name, TensorType::new(DType::F32, [16]), Bytes::new(vec![0; 64]));
-            Tensor { weight: weight.unwrap(), constant: name.to_string(), is_table: false }
+            StoredTensor { weight: weight.unwrap(), constant: name.to_string(), is_table: false }
         });
         let pairs = [[&tensors[0]; 2], [&tensors[1]; 2]];
         assert_eq!(first_difference(&graph(["v", "w"]), &graph(["v", "w"]), &pairs), None);

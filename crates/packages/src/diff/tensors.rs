@@ -1,44 +1,47 @@
-//! Which tensors of two networks belong together, and how far they are apart.
+//! The tensors of two networks that belong together, and their distances.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use mixbit_mil::{Arg, Bytes, DType, Function, TensorType, WeightError, WeightRef, identifier};
+use mixbit_mil::{
+    Arg, Bytes, DType, Function, Progress, TensorType, Unit, WeightError, WeightRef, identifier,
+};
 
+use super::DiffError;
 use super::structure::has_same_ops;
-use crate::inspect::Tensor;
+use crate::inspect::StoredTensor;
 use crate::psnr::apple_psnr;
 
-/// Elements that are compared at a time: what is in memory as numbers.
+/// Elements that are decoded and compared at a time.
 const BLOCK: usize = 1 << 14;
 
-/// What coremltools appends to names of constants that it rewrites.
+/// Suffixes that coremltools appends to names of constants that it rewrites.
 const SUFFIXES: [&str; 5] = ["_pcs", "_palettized", "_quantized", "_sparsified", "_to_fp16"];
 
 /// The tensors of two networks, those of A first in pairs.
 pub struct Matched<'a> {
     /// In the order of A.
-    pub pairs: Vec<[&'a Tensor; 2]>,
-    /// What has no counterpart, of each side, but for tables without a name.
-    pub only: [Vec<&'a Tensor>; 2],
+    pub pairs: Vec<[&'a StoredTensor; 2]>,
+    /// The tensors without a counterpart, of each side, but for tables without a name.
+    pub only: [Vec<&'a StoredTensor>; 2],
 }
 
-/// How far a tensor of B is from that of A.
+/// The distance of a tensor of B from that of A.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Distance {
     /// Every element is the same.
     Equal,
     /// The PSNR in dB; NaN where an element is not finite on one side only.
     Psnr(f64),
-    /// The shapes, or what the elements are, can't be compared.
+    /// The shapes or the element types can't be compared.
     Shape,
 }
 
-/// Finds the tensors that belong together: by their names in the checkpoint; where either has none, by the names of the
+/// Pairs the tensors that belong together: by their names in the checkpoint; where either has none, by the names of the
 /// constants, or by their place if the two graphs have the same ops.
-pub fn matched<'a>(tensors: [&'a [Tensor]; 2], graphs: [Option<&Function>; 2]) -> Matched<'a> {
+pub(super) fn matched<'a>(tensors: [&'a [StoredTensor]; 2], graphs: [Option<&Function>; 2]) -> Matched<'a> {
     let mut rest = tensors.map(|tensors| tensors.iter().enumerate().collect::<Vec<_>>());
     let mut pairs = Vec::new();
     match_by(&mut rest, &mut pairs, |_, tensor| checkpoint_name(tensor).map(str::to_string));
@@ -58,13 +61,13 @@ pub fn matched<'a>(tensors: [&'a [Tensor]; 2], graphs: [Option<&Function>; 2]) -
     Matched { pairs: pairs.into_iter().map(|(_, pair)| pair).collect(), only }
 }
 
-type Ordered<'a> = (usize, &'a Tensor);
+type Ordered<'a> = (usize, &'a StoredTensor);
 
 /// Moves what has the same key on both sides from `rest` to `pairs`.
 fn match_by<'a, K: std::hash::Hash + Eq>(
     rest: &mut [Vec<Ordered<'a>>; 2],
-    pairs: &mut Vec<(usize, [&'a Tensor; 2])>,
-    key: impl Fn(usize, &Tensor) -> Option<K>,
+    pairs: &mut Vec<(usize, [&'a StoredTensor; 2])>,
+    key: impl Fn(usize, &StoredTensor) -> Option<K>,
 ) {
     let [a, b] = rest;
     let mut by_key: HashMap<K, VecDeque<usize>> = HashMap::new();
@@ -73,7 +76,7 @@ fn match_by<'a, K: std::hash::Hash + Eq>(
             by_key.entry(key).or_default().push_back(order);
         }
     }
-    let of_b: HashMap<usize, &'a Tensor> = b.iter().copied().collect();
+    let of_b: HashMap<usize, &'a StoredTensor> = b.iter().copied().collect();
     let mut taken = Vec::new();
     a.retain(|&(order, tensor)| {
         let found = key(0, tensor).and_then(|key| by_key.get_mut(&key)?.pop_front());
@@ -88,14 +91,14 @@ fn match_by<'a, K: std::hash::Hash + Eq>(
 }
 
 /// The name in the checkpoint, if the tensor carries one: a constant's own can't have dots.
-fn checkpoint_name(tensor: &Tensor) -> Option<&str> {
+fn checkpoint_name(tensor: &StoredTensor) -> Option<&str> {
     let name = tensor.weight.name();
     let is_of_checkpoint = name.contains('.') || (name != tensor.constant && !is_unnamed(tensor));
     is_of_checkpoint.then_some(name)
 }
 
 /// The name of the constant as the tools agree on it, if it is named after something.
-fn constant_name(tensor: &Tensor) -> Option<String> {
+fn constant_name(tensor: &StoredTensor) -> Option<String> {
     let name = identifier(checkpoint_name(tensor).unwrap_or(&tensor.constant));
     let mut name = name.strip_prefix("text_encoder_").unwrap_or(&name);
     while let Some(stem) = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)) {
@@ -107,7 +110,7 @@ fn constant_name(tensor: &Tensor) -> Option<String> {
 
 /// Whether a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the graph. What
 /// another graph has for it is a difference of the graphs.
-fn is_unnamed(tensor: &Tensor) -> bool {
+fn is_unnamed(tensor: &StoredTensor) -> bool {
     is_counted(tensor.weight.name(), "const")
 }
 
@@ -117,7 +120,7 @@ fn is_counted(name: &str, word: &str) -> bool {
 }
 
 /// The shape without axes of extent 1: a kernel is a matrix in other places.
-fn squeezed(tensor: &Tensor) -> Vec<usize> {
+fn squeezed(tensor: &StoredTensor) -> Vec<usize> {
     tensor.weight.ty().shape.iter().copied().filter(|&extent| extent != 1).collect()
 }
 
@@ -134,18 +137,19 @@ fn places(function: &Function) -> HashMap<&str, [usize; 3]> {
     places
 }
 
-/// Compares every pair on all processors, a tensor each at a time. `progress` is called with the bytes that are done.
+/// Compares every pair on all processors, a tensor each at a time. `progress` counts bytes.
 ///
 /// # Errors
-/// If a tensor can't be read.
-pub fn distances(
-    pairs: &[[&Tensor; 2]],
-    progress: &mut dyn FnMut(u64),
-) -> Result<Vec<Distance>, WeightError> {
+/// If a tensor can't be read, or `progress` stops the work.
+pub(super) fn distances(
+    pairs: &[[&StoredTensor; 2]],
+    progress: &dyn Progress,
+) -> Result<Vec<Distance>, DiffError> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(pairs.len());
     let next = AtomicUsize::new(0);
     let mut distances = vec![Distance::Equal; pairs.len()];
-    let mut done = 0;
+    let bytes = |pair: &[&StoredTensor; 2]| pair.iter().map(|tensor| tensor.bytes() as u64).sum::<u64>();
+    let (mut done, total) = (0, pairs.iter().map(bytes).sum());
     thread::scope(|scope| {
         let (results, received) = mpsc::channel();
         for _ in 0..threads {
@@ -161,14 +165,14 @@ pub fn distances(
         drop(results);
         for (index, distance) in received {
             distances[index] = distance?;
-            done += pairs[index].iter().map(|tensor| tensor.bytes() as u64).sum::<u64>();
-            progress(done);
+            done += bytes(&pairs[index]);
+            progress.advance(done, total, Unit::Bytes)?;
         }
         Ok(distances)
     })
 }
 
-fn distance(a: &Tensor, b: &Tensor) -> Result<Distance, WeightError> {
+fn distance(a: &StoredTensor, b: &StoredTensor) -> Result<Distance, WeightError> {
     if squeezed(a) != squeezed(b) {
         return Ok(Distance::Shape);
     }
@@ -271,18 +275,18 @@ impl Sums {
 mod tests {
     use super::*;
 
-    fn tensor(name: &str, constant: &str, shape: &[usize], values: &[f32]) -> Tensor {
+    fn tensor(name: &str, constant: &str, shape: &[usize], values: &[f32]) -> StoredTensor {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let weight = WeightRef::new(name, TensorType::new(DType::F32, shape), Bytes::new(bytes)).unwrap();
-        Tensor { weight, constant: constant.to_string(), is_table: false }
+        StoredTensor { weight, constant: constant.to_string(), is_table: false }
     }
 
     /// The same elements stored as `dtype`.
-    fn stored_as(dtype: DType, tensor: &Tensor) -> Tensor {
+    fn stored_as(dtype: DType, tensor: &StoredTensor) -> StoredTensor {
         let bytes = tensor.weight.cast(dtype).read().unwrap().into_owned();
         let ty = tensor.weight.ty().with_dtype(dtype);
         let weight = WeightRef::new(tensor.weight.name(), ty, Bytes::new(bytes)).unwrap();
-        Tensor { weight, constant: tensor.constant.clone(), is_table: false }
+        StoredTensor { weight, constant: tensor.constant.clone(), is_table: false }
     }
 
     #[test]
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn names_of_tools_and_checkpoints_meet() {
         let names = |a: &[(&str, &str)], b: &[(&str, &str)]| -> (Vec<[String; 2]>, [usize; 2]) {
-            let list = |names: &[(&str, &str)]| -> Vec<Tensor> {
+            let list = |names: &[(&str, &str)]| -> Vec<StoredTensor> {
                 names.iter().map(|(name, constant)| tensor(name, constant, &[1], &[0.0])).collect()
             };
             let (a, b) = (list(a), list(b));

@@ -1,61 +1,86 @@
-//! Whether a written package computes what its source does.
+//! The output of a written package, compared with that of its source.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
 use mixbit_engine::{Arithmetic, Backend, Cancel, Options, Tensor};
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, Value};
+use thiserror::Error;
 
-use super::Package;
-use crate::psnr::{apple_psnr, mean_square, peak};
+use super::error::PlanError;
+use super::write::Package;
+use crate::psnr::apple_psnr_of;
 
 /// Outputs that are not compared: a safety checker's decision, which may turn with the last digit of a score. Apple's
 /// converter compares the scores alone.
 const DECISIONS: [&str; 2] = ["filtered_images", "has_nsfw_concepts"];
 
-/// The timestep that networks are tried at.
+/// The timestep of the trial inputs.
 const TIMESTEP: f32 = 501.0;
 
-/// Runs a package as a Core ML device does, every result rounded to what it is declared as, and the graph over the
-/// checkpoint in `fp32`, both on the same noise. Gives the PSNR in dB, with the largest magnitude as the peak, of the
-/// output where it is least.
+/// Outputs that can't be compared.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// A network that can't be built.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A package that can't be read.
+    #[error(transparent)]
+    Format(#[from] mixbit_formats::Error),
+    /// A package without a function.
+    #[error("{} has no function `main`", path.display())]
+    NoFunction {
+        /// The package.
+        path: PathBuf,
+    },
+    /// A package that lacks an output.
+    #[error("{} has no output `{name}`", path.display())]
+    NoOutput {
+        /// The package.
+        path: PathBuf,
+        /// The output.
+        name: String,
+    },
+    /// A network that can't be run.
+    #[error(transparent)]
+    Engine(#[from] mixbit_engine::Error),
+}
+
+/// Runs a package as a Core ML device does, every result rounded to its declared type, and the graph over the
+/// checkpoint in `fp32`, both on the same noise. Returns the least PSNR of an output in dB, with the largest magnitude as
+/// the peak; NaN if an output is not finite.
 ///
 /// # Errors
-/// If one of the two can't be run.
+/// [`OutputError`].
 pub fn check_output(
     package: &Package,
     path: &Path,
     backend: &dyn Backend,
-    stop: Option<Arc<AtomicBool>>,
-) -> anyhow::Result<f64> {
+    cancel: &Cancel,
+) -> Result<f64, OutputError> {
     let source = package.function()?;
     let written = coreml::read(path)?;
-    let written = written.program.main().with_context(|| format!("{} has no function", path.display()))?;
+    let no_function = || OutputError::NoFunction { path: path.to_path_buf() };
+    let written = written.program.main().ok_or_else(no_function)?;
     let inputs = inputs(&source)?;
-    let expected = run(&source, &inputs, backend, Arithmetic::F32, stop.clone())?;
-    let found = run(written, &inputs, backend, Arithmetic::AsDeclared, stop)?;
+    let expected = run(&source, &inputs, backend, Arithmetic::F32, cancel)?;
+    let found = run(written, &inputs, backend, Arithmetic::AsDeclared, cancel)?;
     let mut least = f64::INFINITY;
     for (name, expected) in expected.iter().filter(|(name, _)| !DECISIONS.contains(&name.as_str())) {
-        let (_, found) = found
-            .iter()
-            .find(|(other, _)| other == name)
-            .with_context(|| format!("{} has no output `{name}`", path.display()))?;
+        let no_output = || OutputError::NoOutput { path: path.to_path_buf(), name: name.clone() };
+        let (_, found) = found.iter().find(|(other, _)| other == name).ok_or_else(no_output)?;
         let psnr = psnr(found, expected);
-        // NaN is worse than all.
-        least = if psnr.is_nan() { psnr } else { least.min(psnr) };
-        if least.is_nan() {
-            break;
+        if psnr.is_nan() {
+            return Ok(psnr);
         }
+        least = least.min(psnr);
     }
     Ok(least)
 }
 
-/// Noise for every input, but for those that are numbers with a meaning.
-fn inputs(function: &Function) -> anyhow::Result<Vec<(String, Tensor)>> {
+/// Trial inputs: noise, but for those whose numbers have a meaning.
+fn inputs(function: &Function) -> Result<Vec<(String, Tensor)>, mixbit_engine::Error> {
     let mut noise = TorchSource::new(93);
     let vocabulary = vocabulary(function);
     let one = |value: &Value| {
@@ -76,7 +101,7 @@ fn inputs(function: &Function) -> anyhow::Result<Vec<(String, Tensor)>> {
     function.inputs().iter().map(|&id| function.value(id)).map(one).collect()
 }
 
-/// How many tokens the function has embeddings for, if it has any.
+/// The rows of the largest table of embeddings; 1 if there is none.
 fn vocabulary(function: &Function) -> usize {
     let gathers = function.ops().iter().filter(|op| op.def.name == "gather");
     let tables = gathers.filter_map(|op| function.view(op).ty("x").ok()?.shape.first().copied());
@@ -88,18 +113,18 @@ fn run(
     inputs: &[(String, Tensor)],
     backend: &dyn Backend,
     arithmetic: Arithmetic,
-    stop: Option<Arc<AtomicBool>>,
-) -> anyhow::Result<Vec<(String, Vec<f32>)>> {
+    cancel: &Cancel,
+) -> Result<Vec<(String, Vec<f32>)>, mixbit_engine::Error> {
     let mut model = backend.compile(function, &Options { arithmetic, ..Options::default() })?;
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let results = model.run_until(&given, &stop.map(Cancel::from).unwrap_or_default())?;
+    let results = model.run_until(&given, cancel)?;
     let named = model.outputs().iter().zip(results);
     Ok(named.map(|(output, result)| (output.name.clone(), result.into_f32().unwrap_or_default())).collect())
 }
 
 fn psnr(found: &[f32], expected: &[f32]) -> f64 {
     let [found, expected] = [found, expected].map(|values| values.iter().map(|&value| f64::from(value)));
-    apple_psnr(peak(expected.clone()), mean_square(found.zip(expected)))
+    apple_psnr_of(found, expected)
 }
 
 #[cfg(test)]

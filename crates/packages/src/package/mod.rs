@@ -1,39 +1,46 @@
 //! Models as Core ML packages, under the names that Apple's `ml-stable-diffusion` gives them.
 //!
-//! - [`PARTS`] lists the networks of a model: what each package is called, and what it is for;
-//! - [`plan`] says which packages a model becomes, each a graph over the checkpoint's weights;
+//! - [`PACKAGE_KINDS`] lists the networks of a model: the name of each package, and its purpose;
+//! - [`plan`] lists the packages that a model becomes, each a graph over the checkpoint's weights;
 //! - [`Package::write`] writes one.
 //!
-//! A package made here carries its component's configuration as user-defined metadata ([`keys`]), so that it is enough
-//! by itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of the latents.
+//! A package made here carries its component's configuration as user-defined metadata ([`keys`]). It is complete by
+//! itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of the latents.
 
 mod check;
+mod error;
 mod plan;
 mod vocabulary;
 mod write;
 
 use mixbit_mil::Opset;
 
-pub use check::check_output;
-pub use plan::{Options, PlanError, Source, plan};
-pub use vocabulary::write_vocabulary;
-pub use write::{Package, PackageError};
+pub use check::{OutputError, check_output};
+pub use error::{PackageError, PlanError};
+pub use plan::{ConversionOptions, ConversionSource, plan};
+pub use vocabulary::{VocabularyError, write_vocabulary};
+pub use write::Package;
 
-/// A network of a model, as Apple's tools know it.
+/// A network of a model, as Apple's tools name it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct PackageKind {
     /// The end of the package's name: `Stable_Diffusion_version_<model>_<name>.mlpackage`.
     pub name: &'static str,
     /// The name in a `Resources` directory, before `.mlmodelc`.
     pub compiled: &'static str,
-    /// The part that is asked for when this one is meant: both text encoders are converted as one.
+    /// The name on the command line: both text encoders are converted as one.
     pub asked_as: &'static str,
-    /// One line of what it does.
+    /// The purpose, in one line.
     pub about: &'static str,
+    /// Whether it predicts noise: recipes are for UNets.
+    pub is_unet: bool,
+    /// Whether it is palettized when a whole model is. Autoencoders and safety checkers are not, as with Apple's
+    /// converter.
+    pub is_palettized: bool,
 }
 
-/// Every part.
-pub static PARTS: &[Part] = &[
+/// Every kind of package.
+pub static PACKAGE_KINDS: &[PackageKind] = &[
     TEXT_ENCODER,
     TEXT_ENCODER_2,
     UNET,
@@ -45,60 +52,96 @@ pub static PARTS: &[Part] = &[
     SAFETY_CHECKER,
 ];
 
-const TEXT_ENCODER: Part = Part {
+const TEXT_ENCODER: PackageKind = PackageKind {
     name: "text_encoder",
     compiled: "TextEncoder",
     asked_as: "text_encoder",
     about: "Turns the tokens of a prompt into the states that the UNet attends to",
+    is_unet: false,
+    is_palettized: true,
 };
-const TEXT_ENCODER_2: Part = Part {
+const TEXT_ENCODER_2: PackageKind = PackageKind {
     name: "text_encoder_2",
     compiled: "TextEncoder2",
     asked_as: "text_encoder",
     about: "Turns the tokens of a prompt into further states, and into one vector for the whole prompt",
+    is_unet: false,
+    is_palettized: true,
 };
-const UNET: Part = Part {
+const UNET: PackageKind = PackageKind {
     name: "unet",
     compiled: "Unet",
     asked_as: "unet",
     about: "Predicts the noise in the latents of an image",
+    is_unet: true,
+    is_palettized: true,
 };
-const REFINER: Part = Part {
+const REFINER: PackageKind = PackageKind {
     name: "refiner",
     compiled: "UnetRefiner",
     asked_as: "refiner",
     about: "Predicts the noise in the latents of an image that is nearly done",
+    is_unet: true,
+    is_palettized: true,
 };
-const CONTROL_UNET: Part = Part {
+const CONTROL_UNET: PackageKind = PackageKind {
     name: "control-unet",
     compiled: "ControlledUnet",
     asked_as: "control-unet",
     about: "Predicts the noise in the latents of an image, led by a ControlNet's residuals",
+    is_unet: true,
+    is_palettized: true,
 };
-const CONTROLNET: Part = Part {
+const CONTROLNET: PackageKind = PackageKind {
     name: "controlnet",
     compiled: "controlnet",
     asked_as: "controlnet",
     about: "Turns an image of edges, depth or poses into residuals that lead a UNet",
+    is_unet: false,
+    is_palettized: true,
 };
-const VAE_DECODER: Part = Part {
+const VAE_DECODER: PackageKind = PackageKind {
     name: "vae_decoder",
     compiled: "VAEDecoder",
     asked_as: "vae_decoder",
     about: "Turns latents into an image",
+    is_unet: false,
+    is_palettized: false,
 };
-const VAE_ENCODER: Part = Part {
+const VAE_ENCODER: PackageKind = PackageKind {
     name: "vae_encoder",
     compiled: "VAEEncoder",
     asked_as: "vae_encoder",
     about: "Turns an image into latents",
+    is_unet: false,
+    is_palettized: false,
 };
-pub const SAFETY_CHECKER: Part = Part {
+pub(crate) const SAFETY_CHECKER: PackageKind = PackageKind {
     name: "safety_checker",
     compiled: "SafetyChecker",
     asked_as: "safety_checker",
     about: "Tells whether an image shows what should not be shown, and blacks it out",
+    is_unet: false,
+    is_palettized: false,
 };
+
+/// The ends of a kind's names, in packages and compiled: of a whole network, and of the two halves of one that is cut.
+pub(crate) const WHOLE: [&str; 2] = ["", ""];
+pub(crate) const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
+
+impl PackageKind {
+    /// The kind of a package or compiled model by its file name without extension, whole or a chunk.
+    pub fn of_stem(stem: &str) -> Option<&'static PackageKind> {
+        let ends = [WHOLE, CHUNKS[0], CHUNKS[1]];
+        PACKAGE_KINDS.iter().find(|kind| ends.iter().any(|&ends| kind.has_stem(stem, ends)))
+    }
+
+    /// Whether a file name without extension is this kind's with these ends.
+    pub(crate) fn has_stem(&self, stem: &str, [package, compiled]: [&str; 2]) -> bool {
+        let end = format!("{}{package}", self.name);
+        stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", self.compiled)
+    }
+}
 
 /// User-defined metadata of the packages.
 pub mod keys {
@@ -116,7 +159,7 @@ pub mod keys {
     pub const SCHEDULER: &str = "mixbit.scheduler";
     /// The model's `model_index.json`.
     pub const MODEL_INDEX: &str = "mixbit.model_index";
-    /// How the package was palettized: a scheme, or a recipe's name and checksum.
+    /// The scheme that the package was palettized by, or the recipe's name and checksum.
     pub const RECIPE: &str = "mixbit.recipe";
     /// Layers that `--precision int8` does not quantize, separated by spaces.
     pub const FULL_PRECISION: &str = "mixbit.full_precision";
@@ -124,12 +167,12 @@ pub mod keys {
     pub const TOKENIZER: &str = "mixbit.tokenizer";
 }
 
-/// A system that a package must run on, and later ones.
+/// The oldest system that a package must run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeploymentTarget {
     /// The names on the command line: macOS and iOS.
     pub names: [&'static str; 2],
-    /// The ops that it has.
+    /// Its ops.
     pub opset: Opset,
     /// The version of the specification.
     pub specification_version: u32,
@@ -141,6 +184,26 @@ pub static DEPLOYMENT_TARGETS: &[DeploymentTarget] = &[
     DeploymentTarget { names: ["macOS14", "iOS17"], opset: Opset::Ios17, specification_version: 8 },
     DeploymentTarget { names: ["macOS15", "iOS18"], opset: Opset::Ios18, specification_version: 9 },
 ];
+
+impl DeploymentTarget {
+    /// The target of a macOS or iOS name, in any case.
+    pub fn of_name(name: &str) -> Option<&'static DeploymentTarget> {
+        DEPLOYMENT_TARGETS
+            .iter()
+            .find(|target| target.names.iter().any(|known| known.eq_ignore_ascii_case(name)))
+    }
+
+    /// The oldest target that has an opset.
+    pub fn of_opset(opset: Opset) -> Option<&'static DeploymentTarget> {
+        DEPLOYMENT_TARGETS.iter().find(|target| target.opset >= opset)
+    }
+}
+
+impl Default for &'static DeploymentTarget {
+    fn default() -> Self {
+        &DEPLOYMENT_TARGETS[0]
+    }
+}
 
 /// A model's name as a part of file names.
 fn file_name(model: &str) -> String {

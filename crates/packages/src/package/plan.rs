@@ -9,23 +9,24 @@ use mixbit_diffusion::arch::{
 use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
 use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
-use thiserror::Error;
 
+use super::error::PlanError;
+use super::write::{Build, Package};
 use super::{
-    CONTROL_UNET, CONTROLNET, DeploymentTarget, Package, Part, REFINER, SAFETY_CHECKER, TEXT_ENCODER,
+    CONTROL_UNET, CONTROLNET, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER, TEXT_ENCODER,
     TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
 const APPLE_VERSION: &str = "1.1.0";
 
-/// A network whose configuration and weights are at hand.
+/// Builds a network from its configuration and weights.
 type Graph = Arc<dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync>;
 
-/// How a model is converted.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The parts to convert, as they are asked for; all that the model has if it is empty.
+/// The form of the packages that a model becomes.
+#[derive(Clone, Debug, Default)]
+pub struct ConversionOptions {
+    /// The packages to make, by [`PackageKind::asked_as`]; all that the model has if it is empty.
     pub parts: Vec<&'static str>,
     /// The model's name in file names and metadata.
     pub model_version: String,
@@ -33,7 +34,7 @@ pub struct Options {
     pub latent: Option<[usize; 2]>,
     /// Whether UNets take one sample, not two.
     pub batch_one: bool,
-    /// How attention is written.
+    /// The form of attention.
     pub attention: AttentionImplementation,
     /// Whether UNets are cut in two.
     pub chunk_unet: bool,
@@ -43,56 +44,33 @@ pub struct Options {
     pub target: &'static DeploymentTarget,
 }
 
-/// Where the parts come from.
-pub struct Source<'a> {
+/// The models and components that packages are made of.
+pub struct ConversionSource<'a> {
     /// The model.
     pub model: &'a dyn ModelFiles,
     /// A model whose UNet becomes the refiner, and its name.
     pub refiner: Option<(String, &'a dyn ModelFiles)>,
-    /// A model or component whose autoencoder is taken in place of the model's.
+    /// A model or component whose autoencoder replaces the model's.
     pub vae: Option<&'a dyn ModelFiles>,
-    /// ControlNets by name; each has one component, named as it is.
+    /// ControlNets by name; each has one component of that name.
     pub controlnets: Vec<(String, &'a dyn ModelFiles)>,
 }
 
-/// Why a model can't be converted as asked.
-#[derive(Debug, Error)]
-pub enum PlanError {
-    /// The model can't be used.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A part was asked for that the model does not have.
-    #[error("the model has no {part} to convert; it has {present}")]
-    NoPart {
-        /// The part.
-        part: String,
-        /// Those that it has.
-        present: String,
-    },
-    /// A component is of another kind than its place asks for.
-    #[error("{component}: it is a {class}, which has another place in a model")]
-    Kind {
-        /// The component.
-        component: String,
-        /// Its class.
-        class: String,
-    },
-    /// A network can't be cut in two.
-    #[error("{component}: it is too small to be cut in two")]
-    Chunks {
-        /// The component.
-        component: String,
-    },
+impl<'a> ConversionSource<'a> {
+    /// A model by itself.
+    pub fn of(model: &'a dyn ModelFiles) -> Self {
+        ConversionSource { model, refiner: None, vae: None, controlnets: Vec::new() }
+    }
 }
 
-/// The packages that a model becomes, in the order in which they are written. No weight is read.
+/// Lists the packages that a model becomes, in the order in which they are written. No weight is read.
 ///
 /// # Errors
-/// If the model can't be used or lacks a part that is asked for.
-pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, PlanError> {
+/// [`PlanError`], if the model can't be used or lacks a part that is asked for.
+pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Result<Vec<Package>, PlanError> {
     let mut planner = Planner { options, source, packages: Vec::new() };
     let Config::Unet(unet) = component_config(source.model, "unet")? else {
-        return Err(kind(source.model, "unet"));
+        return Err(wrong_class(source.model, "unet"));
     };
     planner.text_encoders(&unet)?;
     planner.unets(&unet)?;
@@ -103,11 +81,12 @@ pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, Plan
         planner.safety_checker(&unet)?;
     }
     let packages = planner.packages;
-    let is_wanted = |package: &Package| options.parts.is_empty() || options.parts.contains(&package.asked_as);
+    let is_wanted =
+        |package: &Package| options.parts.is_empty() || options.parts.contains(&package.kind.asked_as);
     if let Some(absent) =
-        options.parts.iter().find(|part| packages.iter().all(|package| package.asked_as != **part))
+        options.parts.iter().find(|part| packages.iter().all(|package| package.kind.asked_as != **part))
     {
-        let mut present: Vec<&str> = packages.iter().map(|package| package.asked_as).collect();
+        let mut present: Vec<&str> = packages.iter().map(|package| package.kind.asked_as).collect();
         present.dedup();
         if has_safety_checker && !present.contains(&SAFETY_CHECKER.asked_as) {
             present.push(SAFETY_CHECKER.asked_as);
@@ -117,9 +96,9 @@ pub fn plan(source: &Source<'_>, options: &Options) -> Result<Vec<Package>, Plan
     Ok(packages.into_iter().filter(is_wanted).collect())
 }
 
-fn kind(files: &dyn ModelFiles, component: &str) -> PlanError {
+fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
     let class = files.component(component).unwrap_or_default().to_string();
-    PlanError::Kind { component: component.to_string(), class }
+    PlanError::Class { component: component.to_string(), class }
 }
 
 fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, PlanError> {
@@ -127,18 +106,18 @@ fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, 
 }
 
 struct Planner<'a> {
-    options: &'a Options,
-    source: &'a Source<'a>,
+    options: &'a ConversionOptions,
+    source: &'a ConversionSource<'a>,
     packages: Vec<Package>,
 }
 
-/// One part of a model, before it is a graph.
+/// A component of a model, before its graph is built.
 struct Component<'a> {
-    part: &'static Part,
+    kind: &'static PackageKind,
     files: &'a dyn ModelFiles,
-    /// The folder.
+    /// The component's folder.
     name: &'a str,
-    /// The model that it is from.
+    /// The name of its model.
     version: &'a str,
     graph: Graph,
     graph_options: GraphOptions,
@@ -149,14 +128,14 @@ struct Component<'a> {
 impl<'a> Planner<'a> {
     fn text_encoders(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let outputs = text_encoder::Outputs { pooled: true, ..unet.text_outputs() };
-        let parts = [&TEXT_ENCODER, &TEXT_ENCODER_2];
-        for ((name, tokenizer), part) in TEXT_ENCODERS.into_iter().zip(parts) {
+        let kinds = [&TEXT_ENCODER, &TEXT_ENCODER_2];
+        for ((name, tokenizer), kind) in TEXT_ENCODERS.into_iter().zip(kinds) {
             let files = self.source.model;
             if files.component(name).is_none() {
                 continue;
             }
             let Config::TextEncoder(config) = component_config(files, name)? else {
-                return Err(kind(files, name));
+                return Err(wrong_class(files, name));
             };
             let tokens = config.max_position_embeddings;
             let weights = weights(files, name)?;
@@ -166,7 +145,7 @@ impl<'a> Planner<'a> {
             let tokenizer = files.text(tokenizer, "tokenizer_config.json").map_err(ModelError::File)?;
             let more = tokenizer.map(|text| (keys::TOKENIZER, compact(&text))).into_iter().collect();
             let version = &self.options.model_version;
-            self.add(Component { part, files, name, version, graph, graph_options, more }, false)?;
+            self.add(Component { kind, files, name, version, graph, graph_options, more }, false)?;
         }
         Ok(())
     }
@@ -199,11 +178,11 @@ impl<'a> Planner<'a> {
         if let Some((version, refiner)) = &self.source.refiner {
             let refiner = *refiner;
             let Config::Unet(config) = component_config(refiner, "unet")? else {
-                return Err(kind(refiner, "unet"));
+                return Err(wrong_class(refiner, "unet"));
             };
             unets.push((&REFINER, refiner, version, *config, pooled_channels(refiner)?, false));
         }
-        for (part, files, version, config, pooled, control) in unets {
+        for (kind, files, version, config, pooled, control) in unets {
             let graph_options = graph_options(&config, pooled, control)?;
             let weights = weights(files, "unet")?;
             let graph: Graph = Arc::new(move |options| unet::build(&config, &*weights, options));
@@ -213,17 +192,17 @@ impl<'a> Planner<'a> {
                 (keys::SCHEDULER, scheduler.to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
-            components.push(Component { part, files, name: "unet", version, graph, graph_options, more });
+            components.push(Component { kind, files, name: "unet", version, graph, graph_options, more });
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
-                return Err(kind(*files, name));
+                return Err(wrong_class(*files, name));
             };
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
             let graph: Graph = Arc::new(move |options| unet::control::build(&config, &*weights, options));
             components.push(Component {
-                part: &CONTROLNET,
+                kind: &CONTROLNET,
                 files: *files,
                 name,
                 version: name,
@@ -233,7 +212,7 @@ impl<'a> Planner<'a> {
             });
         }
         for component in components {
-            let is_cut = options.chunk_unet && component.part.name != CONTROLNET.name;
+            let is_cut = options.chunk_unet && component.kind.name != CONTROLNET.name;
             self.add(component, is_cut)?;
         }
         Ok(())
@@ -256,21 +235,21 @@ impl<'a> Planner<'a> {
             ),
             (&VAE_ENCODER, Arc::new(move |options| vae::build_encoder(&config, &*weights, options)), encoder),
         ];
-        for (part, graph, dtype) in parts {
+        for (kind, graph, dtype) in parts {
             let graph_options = GraphOptions { height, width, ..self.graph_options(dtype) };
             let version = &self.options.model_version;
             let more = Vec::new();
-            self.add(Component { part, files, name: "vae", version, graph, graph_options, more }, false)?;
+            self.add(Component { kind, files, name: "vae", version, graph, graph_options, more }, false)?;
         }
         Ok(())
     }
 
-    /// Where the autoencoder comes from, and its configuration.
+    /// The files of the autoencoder, and its configuration.
     fn vae(&self) -> Result<(&'a dyn ModelFiles, vae::Config), PlanError> {
         let files = self.source.vae.unwrap_or(self.source.model);
         match component_config(files, "vae")? {
             Config::Vae(config) => Ok((files, config)),
-            _ => Err(kind(files, "vae")),
+            _ => Err(wrong_class(files, "vae")),
         }
     }
 
@@ -284,15 +263,15 @@ impl<'a> Planner<'a> {
     fn safety_checker(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, name) = (self.source.model, SAFETY_CHECKER.name);
         let Config::SafetyChecker(config) = component_config(files, name)? else {
-            return Err(kind(files, name));
+            return Err(wrong_class(files, name));
         };
         let (_, vae) = self.vae()?;
         let image = self.size(unet).map(|extent| extent.saturating_mul(vae.scale()));
         let weights = weights(files, name)?;
         let graph: Graph = Arc::new(move |options| safety_checker::build(&config, &*weights, options, image));
         let graph_options = self.graph_options(DType::F16);
-        let (part, version, more) = (&SAFETY_CHECKER, &self.options.model_version, Vec::new());
-        self.add(Component { part, files, name, version, graph, graph_options, more }, false)
+        let (kind, version, more) = (&SAFETY_CHECKER, &self.options.model_version, Vec::new());
+        self.add(Component { kind, files, name, version, graph, graph_options, more }, false)
     }
 
     fn size(&self, unet: &unet::Config) -> [usize; 2] {
@@ -305,7 +284,7 @@ impl<'a> Planner<'a> {
 
     /// Adds a component as one package, or as two.
     fn add(&mut self, component: Component<'_>, is_cut: bool) -> Result<(), PlanError> {
-        let Component { part, files, name, version, graph, graph_options, more } = component;
+        let Component { kind, files, name, version, graph, graph_options, more } = component;
         let config = files.json(name, "config.json").map_err(ModelError::File)?;
         let mut user_defined: BTreeMap<String, String> =
             more.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
@@ -318,26 +297,25 @@ impl<'a> Planner<'a> {
             user_defined.insert(key.to_string(), value);
         }
         let model = &self.options.model_version;
-        let (file, compiled) = match part.name == CONTROLNET.name {
+        let (file, compiled) = match kind.name == CONTROLNET.name {
             true => (format!("ControlNet_{}", file_name(name)), format!("controlnet/{}", title_case(name))),
             false => (
-                format!("Stable_Diffusion_version_{}_{}", file_name(model), part.name),
-                part.compiled.to_string(),
+                format!("Stable_Diffusion_version_{}_{}", file_name(model), kind.name),
+                kind.compiled.to_string(),
             ),
         };
         let build = move || -> Result<Function, ArchError> { graph(&graph_options) };
-        let package = |suffix: [String; 2], build: super::write::Build| Package {
+        let package = |suffix: [String; 2], build: Build| Package {
             name: format!("{file}{}", suffix[0]),
             compiled: format!("{compiled}{}", suffix[1]),
-            asked_as: part.asked_as,
-            about: part.about,
+            kind,
             model_version: version.to_string(),
             specification_version: self.options.target.specification_version,
             user_defined: user_defined.clone(),
             build,
         };
         if !is_cut {
-            let build = move || build().map_err(|source| network(name_of(part), source));
+            let build = move || build().map_err(|source| network(name_of(kind), source));
             let package = package([String::new(), String::new()], Box::new(build));
             self.packages.push(package);
             return Ok(());
@@ -347,8 +325,8 @@ impl<'a> Planner<'a> {
         for index in 0..2 {
             let build = build.clone();
             let chunk = move || {
-                let whole = build().map_err(|source| network(name_of(part), source))?;
-                let chunks = bisect(&whole).ok_or(PlanError::Chunks { component: name_of(part) })?;
+                let whole = build().map_err(|source| network(name_of(kind), source))?;
+                let chunks = bisect(&whole).ok_or(PlanError::Chunks { component: name_of(kind) })?;
                 let [first, second] = chunks;
                 Ok(if index == 0 { first } else { second })
             };
@@ -360,15 +338,15 @@ impl<'a> Planner<'a> {
     }
 }
 
-fn name_of(part: &Part) -> String {
-    part.name.to_string()
+fn name_of(kind: &PackageKind) -> String {
+    kind.name.to_string()
 }
 
 fn network(component: String, source: ArchError) -> PlanError {
     ModelError::Network { component, source }.into()
 }
 
-/// What of `model_index.json` a pipeline needs besides its components.
+/// The options of `model_index.json` that drawing needs.
 fn model_index(files: &dyn ModelFiles) -> String {
     let mut index = Map::new();
     index.insert("_class_name".to_string(), json!(files.class()));

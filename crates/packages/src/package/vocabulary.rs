@@ -1,18 +1,40 @@
-//! The tokenizer's files beside the packages, as Apple's tools read them.
+//! The tokenizer's files beside the packages, for Apple's tools.
 
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS};
 use mixbit_formats::write_atomically;
 use serde_json::Value;
+use thiserror::Error;
+
+/// A vocabulary that can't be written.
+#[derive(Debug, Error)]
+pub enum VocabularyError {
+    /// A file of the model that can't be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A model without a tokenizer.
+    #[error("the model has no tokenizer: download the whole model")]
+    Absent,
+    /// A `tokenizer.json` without what the two files hold.
+    #[error("{component}/tokenizer.json {what}")]
+    Malformed {
+        /// The tokenizer's folder.
+        component: &'static str,
+        /// The defect.
+        what: String,
+    },
+    /// Files that can't be written.
+    #[error(transparent)]
+    Format(#[from] mixbit_formats::Error),
+}
 
 /// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the same.
 ///
 /// # Errors
-/// If the model has no tokenizer, or the files can't be written.
-pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> anyhow::Result<()> {
+/// [`VocabularyError`].
+pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> Result<(), VocabularyError> {
     let [vocab, merges] = vocabulary(model)?;
     for (name, text) in [("vocab.json", vocab), ("merges.txt", merges)] {
         write_atomically(&directory.join(name), |file| file.write_all(text.as_bytes()))?;
@@ -21,7 +43,7 @@ pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> anyhow::Res
 }
 
 /// The contents of `vocab.json` and `merges.txt`.
-fn vocabulary(model: &dyn ModelFiles) -> anyhow::Result<[String; 2]> {
+fn vocabulary(model: &dyn ModelFiles) -> Result<[String; 2], VocabularyError> {
     let read = |component, file| model.text(component, file).map_err(ModelError::File);
     for (_, tokenizer) in TEXT_ENCODERS {
         if let (Some(vocab), Some(merges)) = (read(tokenizer, "vocab.json")?, read(tokenizer, "merges.txt")?)
@@ -29,24 +51,25 @@ fn vocabulary(model: &dyn ModelFiles) -> anyhow::Result<[String; 2]> {
             return Ok([vocab, merges]);
         }
         if let Some(text) = read(tokenizer, "tokenizer.json")? {
-            return from_tokenizer(&text).with_context(|| format!("{tokenizer}/tokenizer.json"));
+            let malformed = |what| VocabularyError::Malformed { component: tokenizer, what };
+            return from_tokenizer(&text).map_err(malformed);
         }
     }
-    anyhow::bail!("the model has no tokenizer")
+    Err(VocabularyError::Absent)
 }
 
-/// The two files that a `tokenizer.json` stands for.
-fn from_tokenizer(text: &str) -> anyhow::Result<[String; 2]> {
-    let tokenizer: Value = serde_json::from_str(text)?;
+/// The contents of both files from a `tokenizer.json`, or its defect.
+fn from_tokenizer(text: &str) -> Result<[String; 2], String> {
+    let tokenizer: Value = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
     let (vocab, merges) = (&tokenizer["model"]["vocab"], &tokenizer["model"]["merges"]);
-    let merges = vocab.as_object().and(merges.as_array()).context("it has no vocabulary with merges")?;
+    let merges = vocab.as_object().and(merges.as_array()).ok_or("has no vocabulary with merges")?;
     let mut lines = "#version: 0.2\n".to_string();
     for merge in merges {
         let line = match merge {
             Value::String(pair) => pair.clone(),
             pair => match (pair[0].as_str(), pair[1].as_str()) {
                 (Some(left), Some(right)) => format!("{left} {right}"),
-                _ => anyhow::bail!("one of its merges is not a pair"),
+                _ => return Err("has a merge that is not a pair".to_string()),
             },
         };
         lines.push_str(&line);

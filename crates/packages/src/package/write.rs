@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use mixbit_formats::coreml::{self, Feature, Metadata};
 use mixbit_mil::{Function, Program, Progress, ValueId};
-use thiserror::Error;
 
-use super::PlanError;
+use super::PackageKind;
+use super::error::{PackageError, PlanError};
 
 pub(super) type Build = Box<dyn Fn() -> Result<Function, PlanError> + Send + Sync>;
 
@@ -17,41 +17,21 @@ pub struct Package {
     pub name: String,
     /// The name in a `Resources` directory without `.mlmodelc`.
     pub compiled: String,
-    /// The [`Part`](super::Part) that is asked for when this package is meant.
-    pub asked_as: &'static str,
-    pub(super) about: &'static str,
+    /// The kind of network; both chunks of a network have its kind.
+    pub kind: &'static PackageKind,
     pub(super) model_version: String,
     pub(super) specification_version: u32,
     pub(super) user_defined: BTreeMap<String, String>,
     pub(super) build: Build,
 }
 
-/// Why a package can't be written.
-#[derive(Debug, Error)]
-pub enum PackageError {
-    /// The network can't be built.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The graph breaks a rule: a defect of mixbit.
-    #[error("{package}: the graph is not valid: {source}")]
-    Graph {
-        /// The package's name.
-        package: String,
-        /// The rule.
-        source: mixbit_mil::Error,
-    },
-    /// The files can't be written.
-    #[error(transparent)]
-    Format(#[from] mixbit_formats::Error),
-}
-
 impl Package {
-    /// Where the package lies in a directory.
+    /// The package's path in a directory.
     pub fn path(&self, directory: &Path) -> PathBuf {
         directory.join(format!("{}.mlpackage", self.name))
     }
 
-    /// Where the compiled model lies in a `Resources` directory.
+    /// The compiled model's path in a `Resources` directory.
     pub fn compiled_path(&self, resources: &Path) -> PathBuf {
         resources.join(format!("{}.mlmodelc", self.compiled))
     }
@@ -73,7 +53,7 @@ impl Package {
         Ok(coreml::write_package(path, &self.model()?, progress)?)
     }
 
-    /// Writes the model as Apple's compiler would, in the way of [`write`](Self::write).
+    /// Writes the compiled model, as Apple's compiler would; else as [`write`](Self::write).
     ///
     /// # Errors
     /// [`PackageError`].
@@ -96,7 +76,7 @@ impl Package {
             inputs: features(function.inputs()),
             outputs: features(function.outputs()),
             metadata: Metadata {
-                short_description: self.about.to_string(),
+                short_description: self.kind.about.to_string(),
                 version: self.model_version.clone(),
                 author: format!("See the model card of {}", self.model_version),
                 license: format!("See the model card of {}", self.model_version),
@@ -118,7 +98,7 @@ fn feature(function: &Function, id: ValueId) -> Feature {
     }
 }
 
-/// What the inputs and outputs are, for people who look at a package.
+/// Descriptions of inputs and outputs, for people who look at a package.
 static FEATURES: &[(&str, &str)] = &[
     ("input_ids", "The ids of the prompt's tokens, as floats"),
     ("last_hidden_state", "The text states that the UNet attends to"),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{PalettizeError, Palettized, model_layers};
-use crate::psnr::{mean_square, peak, psnr};
+use crate::psnr::psnr_of;
 
 /// What became of the layers of a model.
 #[derive(Clone, Debug, Default)]
@@ -132,8 +132,8 @@ fn compare(before: &Layer, after: &Layer, written: &Layer) -> Result<Option<Laye
     }
     let source = before.weight.read()?;
     let psnr = match before.ty().dtype {
-        DType::F16 => distance(halves(&found), halves(&source)),
-        _ => distance(singles(&found), singles(&source)),
+        DType::F16 => psnr_of(halves(&found), halves(&source)),
+        _ => psnr_of(singles(&found), singles(&source)),
     };
     let bits = 8.0 * stored(written) as f64 / written.count().max(1) as f64;
     Ok(Some(LayerReport { name: before.name.clone(), bits, psnr }))
@@ -145,8 +145,4 @@ fn halves(bytes: &[u8]) -> impl Iterator<Item = f64> + Clone {
 
 fn singles(bytes: &[u8]) -> impl Iterator<Item = f64> + Clone {
     bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into())
-}
-
-fn distance(found: impl Iterator<Item = f64>, expected: impl Iterator<Item = f64> + Clone) -> f64 {
-    psnr(peak(expected.clone()), mean_square(found.zip(expected)))
 }

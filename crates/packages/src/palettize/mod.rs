@@ -1,10 +1,13 @@
 //! Networks with the weights of their layers in fewer bits.
 //!
-//! - [`uniform`], [`by_recipe`] and [`by_structure`] say how each layer of a network is stored;
+//! - [`uniform`], [`by_recipe`] and [`by_structure`] choose a scheme for each layer of a network;
 //! - [`palettize`] makes a model of it that can be written;
-//! - [`Palettized::check`] reads what was written and compares every weight with what it came from.
+//! - [`Palettized::check`] reads a written model and compares every weight with its source;
+//! - [`Job`] does all this for the packages of a model.
 
 mod check;
+mod job;
+mod target;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +19,8 @@ use thiserror::Error;
 use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
 
 pub use check::{CheckError, LayerReport, Report};
+pub use job::{Job, JobError, Outcome, Phase, Phases, PlanSource, Provenance, Warning, uniform_plan};
+pub use target::{Target, TargetError};
 
 /// Layers of at most so many weights stay as they are, as with Apple's `--quantize-nbits`.
 pub const MIN_SIZE: usize = 2048;

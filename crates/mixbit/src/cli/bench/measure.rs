@@ -6,6 +6,7 @@ use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::pipeline::{Part, PipelineError, Precision, Role};
 use mixbit_engine::{Timing, TracedStep};
 use mixbit_engine_cpu::Cpu;
+use mixbit_mil::Unit;
 
 use super::super::progress::Progress;
 
@@ -32,15 +33,15 @@ pub(super) struct Measured {
 
 /// Prepares a part, runs it once and then `runs` times, and gives its memory back.
 pub(super) fn measure(mut part: Part, runs: usize, progress: &Progress) -> Result<Measured, PipelineError> {
-    let counter = progress.count(part.component.to_string(), runs + 1);
+    let counter = progress.count(part.component, Unit::Steps, runs + 1);
     let prepare = timed(|| part.load())?;
     let first = timed(|| part.run())?;
-    counter.advance(1);
+    counter.steps(1, runs + 1);
     let before = part.profile();
     let mut times = Vec::with_capacity(runs);
     for done in 0..runs {
         times.push(timed(|| part.run())?);
-        counter.advance(done + 2);
+        counter.steps(done + 2, runs + 1);
     }
     let measured = Measured {
         role: part.role,

@@ -18,11 +18,12 @@ use mixbit_diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, S
 use mixbit_diffusion::random::random_source;
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
+use mixbit_mil::Unit;
 
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
-use mixbit_app::model::load;
+use mixbit_app::source::load;
 use report::Report;
 
 /// What is drawn where only the time counts. Prompts of any length take the same.
@@ -174,9 +175,9 @@ fn draw(
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let mut pipeline = Pipeline::new(model, backend, request.clone()).map_err(explained)?;
     let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-    let counter = progress.count("drawing".to_string(), run.total());
+    let counter = progress.count("drawing", Unit::Steps, run.total());
     while pipeline.step(&mut run, &mut *noise).map_err(explained)? {
-        counter.advance(run.done());
+        counter.steps(run.done(), run.total());
     }
     pipeline.release_unet();
     pipeline.decode(run.latents()).map_err(explained)?;

@@ -1,23 +1,21 @@
 //! Models with random weights, in a cache directory.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use mixbit_compress::{Scheme, Width};
-use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_formats::coreml;
-use mixbit_mil::{DType, Stopped, Unit};
-
-use super::super::palettize::{Notes, is_for_all, palettized};
-use super::super::progress::{Counter, Progress};
+use mixbit_app::source::open_checkpoint;
 use mixbit_app::synthetic::PublishedModel;
-use mixbit_packages::inspect::size;
-use mixbit_packages::package::{DEPLOYMENT_TARGETS, Options, Source, plan, write_vocabulary};
-use mixbit_packages::palettize::{MIN_SIZE, model_layers, uniform};
-use mixbit_packages::source::DiffusersModel;
+use mixbit_compress::{Scheme, Width};
+use mixbit_mil::{DType, Stopped, Unit};
+use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
+use mixbit_packages::palettize::{Job, PlanSource, Target};
+use mixbit_packages::source::OpenOptions;
+
+use super::super::palettize::counter;
+use super::super::progress::{Counter, Progress};
+use super::super::table::byte_size;
 
 /// Other seeds give other weights, which take the same time.
 const SEED: u64 = 0;
@@ -35,8 +33,8 @@ struct Stoppable<'a> {
 }
 
 impl mixbit_mil::Progress for Stoppable<'_> {
-    fn advance(&self, done: u64, total: u64, _: Unit) -> Result<(), Stopped> {
-        self.counter.advance_bytes(done, total);
+    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
+        self.counter.advance(done, total, unit)?;
         if self.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(()) }
     }
 }
@@ -77,10 +75,10 @@ impl<'a> Cache<'a> {
         let bytes = DType::F16.bits() / 8 * skeleton.parameters();
         self.progress.say(format_args!(
             "writing {} of random weights to {}",
-            size(bytes),
+            byte_size(bytes),
             directory.display()
         ));
-        let counter = Stoppable { counter: self.progress.bytes(name.to_string()), stop: self.stop };
+        let counter = Stoppable { counter: self.progress.bytes(name), stop: self.stop };
         let written = skeleton.write(&directory, SEED, DType::F16, &counter);
         self.check_stop()?;
         written.with_context(|| {
@@ -91,37 +89,20 @@ impl<'a> Cache<'a> {
 
     /// Packages with the layers of a checkpoint in palettes; those that are there stay.
     fn packages(&self, checkpoint: &Path, name: &str, width: Width) -> anyhow::Result<PathBuf> {
-        let scheme = Scheme::palette(width);
         let directory = self.directory.join(format!("{name}-{}-bit", width.bits()));
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("the directory {} can't be made", directory.display()))?;
-        let model = DiffusersModel::open(checkpoint, None)?;
-        let target = DEPLOYMENT_TARGETS.iter().find(|target| target.opset >= scheme.since());
-        let options = Options {
+        let model = open_checkpoint(Some(checkpoint), &OpenOptions::default())?;
+        let source = PlanSource::uniform(Scheme::palette(width));
+        let options = ConversionOptions {
             parts: DRAWN_WITH.to_vec(),
             model_version: name.to_string(),
-            latent: None,
-            batch_one: false,
-            attention: AttentionImplementation::default(),
-            chunk_unet: false,
-            control_unet: false,
-            target: target.context("no system has palettes of so many bits")?,
+            target: source.target(<&DeploymentTarget>::default()),
+            ..ConversionOptions::default()
         };
-        let source = Source { model: &model, refiner: None, vae: None, controlnets: Vec::new() };
-        write_vocabulary(&model, &directory)?;
-        for package in plan(&source, &options)? {
-            let path = package.path(&directory);
-            if path.exists() {
-                continue;
-            }
+        let (job, _) = Job::new(Target::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
+        for (index, target) in job.targets().iter().enumerate() {
             self.check_stop()?;
-            let mut model = package.model()?;
-            if is_for_all(package.asked_as) {
-                let choices = uniform(&model_layers(&model)?, scheme, MIN_SIZE);
-                let notes = Notes { how: scheme.to_string(), full_precision: Vec::new() };
-                model = palettized(&model, &choices, &notes, false, self.progress, package.asked_as)?.model;
-            }
-            coreml::write_package(&path, &model, &self.progress.bytes(package.asked_as.to_string()))?;
+            let file = &target.source;
+            job.write(index, false, &|phase| Box::new(counter(self.progress, phase, target, file)))?;
         }
         Ok(directory)
     }

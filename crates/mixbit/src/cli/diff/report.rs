@@ -5,12 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Comparison;
-use super::networks::role;
-use crate::cli::table::{LONGEST_VALUE, Side, Table, shortened, spelt_out};
-use mixbit_packages::diff::structure::Change;
-use mixbit_packages::diff::tensors::Distance;
-use mixbit_packages::inspect::{Tensor, bits, size};
+use mixbit_packages::diff::{Change, Comparison, Distance};
+use mixbit_packages::inspect::{StoredTensor, bits_per_element};
+
+use crate::cli::table::{LONGEST_VALUE, Side, Table, byte_size, shortened, spelt_out};
 
 /// How many tensors are listed unless all are asked for.
 const LISTED: usize = 10;
@@ -34,7 +32,7 @@ type Size = (usize, usize);
 /// A tensor that differs, with the network that it is in.
 struct Different<'a> {
     network: String,
-    pair: [&'a Tensor; 2],
+    pair: [&'a StoredTensor; 2],
     distance: Distance,
 }
 
@@ -48,124 +46,108 @@ impl Different<'_> {
     }
 }
 
-impl Comparison<'_> {
-    fn role(&self) -> String {
-        role(&self.parts[0].name)
+/// The names of both networks.
+fn name(comparison: &Comparison) -> String {
+    match comparison.networks.each_ref().map(|network| network.name.as_str()) {
+        [a, b] if a == b => a.to_string(),
+        [a, b] => format!("{a} -> {b}"),
     }
+}
 
-    fn name(&self) -> String {
-        match self.parts.each_ref().map(|part| part.name.as_str()) {
-            [a, b] if a == b => a.to_string(),
-            [a, b] => format!("{a} -> {b}"),
-        }
+/// One line on the weights.
+fn weights_text(comparison: &Comparison) -> String {
+    let mut found = Vec::new();
+    let equal = comparison.count(|distance| *distance == Distance::Equal);
+    if equal > 0 {
+        found.push(format!("{equal} the same"));
     }
-
-    fn sizes(&self) -> [Size; 2] {
-        self.parts.each_ref().map(|part| {
-            let sizes = part.tensors.iter().map(|tensor| (tensor.count(), tensor.bytes()));
-            sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
+    let psnrs = || {
+        comparison.distances.iter().filter_map(|distance| match distance {
+            Distance::Psnr(psnr) => Some(*psnr),
+            _ => None,
         })
+    };
+    let differ = psnrs().count();
+    if differ > 0 {
+        // A PSNR that is no number is the worst.
+        let least = psnrs()
+            .fold(f64::INFINITY, |least, psnr| if psnr < least || psnr.is_nan() { psnr } else { least });
+        found.push(format!("{differ} differ, the worst at {}", decibels(least)));
     }
-
-    fn count(&self, is: impl Fn(&Distance) -> bool) -> usize {
-        self.distances.iter().filter(|distance| is(distance)).count()
+    let shapes = comparison.count(|distance| *distance == Distance::Shape);
+    if shapes > 0 {
+        found.push(format!("{shapes} of another shape"));
     }
-
-    /// One line on the weights.
-    fn weights(&self) -> String {
-        let mut found = Vec::new();
-        let equal = self.count(|distance| *distance == Distance::Equal);
-        if equal > 0 {
-            found.push(format!("{equal} the same"));
+    for (side, only) in ["A", "B"].iter().zip(&comparison.tensors.only) {
+        if !only.is_empty() {
+            found.push(format!("{} only in {side}", only.len()));
         }
-        let psnrs = || {
-            self.distances.iter().filter_map(|distance| match distance {
-                Distance::Psnr(psnr) => Some(*psnr),
+    }
+    if found.is_empty() { "none".to_string() } else { found.join(", ") }
+}
+
+fn comparison_text(comparison: &Comparison) -> String {
+    let mut text = format!("{}\n", spelt_out(&name(comparison)));
+    let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
+    let structure = &comparison.structure;
+    for (name, changes) in [("input", &structure.inputs), ("output", &structure.outputs)] {
+        changes.iter().for_each(|change| line(name, change_text(change)));
+    }
+    structure.formats.iter().for_each(|change| line("format", change_text(change)));
+    let ops: Vec<String> = structure.operations.iter().map(op_text).collect();
+    for (index, row) in ops.chunks(OPS_IN_LINE).enumerate() {
+        line(if index == 0 { "ops" } else { "" }, row.join(", "));
+    }
+    if let Some(difference) = &structure.first_difference {
+        line("graph", format!("differs from here on: {}", spelt_out(difference)));
+    }
+    structure.metadata.iter().for_each(|change| line("metadata", change_text(change)));
+    line("weights", weights_text(comparison));
+    line("size", size_text(comparison.sizes()));
+    text
+}
+
+fn comparison_json(comparison: &Comparison) -> Value {
+    let [a, b] = comparison.sizes();
+    let structure = &comparison.structure;
+    let tensors = comparison.tensors.pairs.iter().zip(&comparison.distances);
+    let layers: Vec<Value> = tensors
+        .map(|(pair, distance)| {
+            let psnr = match distance {
+                Distance::Psnr(psnr) if psnr.is_finite() => Some(*psnr),
                 _ => None,
+            };
+            json!({
+                "name": pair[0].weight.name(),
+                "shapes": pair.map(|tensor| tensor.weight.ty().shape.clone()),
+                "encodings": pair.map(StoredTensor::encoding),
+                "bytes": pair.map(StoredTensor::bytes),
+                "bits_per_weight": pair.map(StoredTensor::bits),
+                "equal": *distance == Distance::Equal,
+                "psnr": psnr,
             })
-        };
-        let differ = psnrs().count();
-        if differ > 0 {
-            // A PSNR that is no number is the worst.
-            let least = psnrs()
-                .fold(f64::INFINITY, |least, psnr| if psnr < least || psnr.is_nan() { psnr } else { least });
-            found.push(format!("{differ} differ, the worst at {}", decibels(least)));
-        }
-        let shapes = self.count(|distance| *distance == Distance::Shape);
-        if shapes > 0 {
-            found.push(format!("{shapes} of another shape"));
-        }
-        for (side, only) in ["A", "B"].iter().zip(&self.tensors.only) {
-            if !only.is_empty() {
-                found.push(format!("{} only in {side}", only.len()));
-            }
-        }
-        if found.is_empty() { "none".to_string() } else { found.join(", ") }
-    }
-
-    fn to_text(&self) -> String {
-        let mut text = format!("{}\n", spelt_out(&self.name()));
-        let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
-        let structure = &self.structure;
-        for (name, changes) in [("input", &structure.inputs), ("output", &structure.outputs)] {
-            changes.iter().for_each(|change| line(name, change_text(change)));
-        }
-        structure.formats.iter().for_each(|change| line("format", change_text(change)));
-        let ops: Vec<String> = structure.operations.iter().map(op_text).collect();
-        for (index, row) in ops.chunks(OPS_IN_LINE).enumerate() {
-            line(if index == 0 { "ops" } else { "" }, row.join(", "));
-        }
-        if let Some(difference) = &structure.first_difference {
-            line("graph", format!("differs from here on: {}", spelt_out(difference)));
-        }
-        structure.metadata.iter().for_each(|change| line("metadata", change_text(change)));
-        line("weights", self.weights());
-        line("size", size_text(self.sizes()));
-        text
-    }
-
-    fn to_json(&self) -> Value {
-        let [a, b] = self.sizes();
-        let structure = &self.structure;
-        let tensors = self.tensors.pairs.iter().zip(&self.distances);
-        let layers: Vec<Value> = tensors
-            .map(|(pair, distance)| {
-                let psnr = match distance {
-                    Distance::Psnr(psnr) if psnr.is_finite() => Some(*psnr),
-                    _ => None,
-                };
-                json!({
-                    "name": pair[0].weight.name(),
-                    "shapes": pair.map(|tensor| tensor.weight.ty().shape.clone()),
-                    "encodings": pair.map(Tensor::encoding),
-                    "bytes": pair.map(Tensor::bytes),
-                    "bits_per_weight": pair.map(Tensor::bits),
-                    "equal": *distance == Distance::Equal,
-                    "psnr": psnr,
-                })
-            })
-            .collect();
-        let only = self
-            .tensors
-            .only
-            .each_ref()
-            .map(|only| only.iter().map(|tensor| tensor.weight.name().to_string()).collect::<Vec<_>>());
-        json!({
-            "names": self.parts.each_ref().map(|part| &part.name),
-            "same": self.is_same(),
-            "inputs": changes_json(&structure.inputs),
-            "outputs": changes_json(&structure.outputs),
-            "formats": changes_json(&structure.formats),
-            "operations": changes_json(&structure.operations),
-            "first_difference": structure.first_difference,
-            "metadata": changes_json(&structure.metadata),
-            "weights": [a.0, b.0],
-            "weight_bytes": [a.1, b.1],
-            "bits_per_weight": [bits(a.0, a.1), bits(b.0, b.1)],
-            "layers": layers,
-            "only": only,
         })
-    }
+        .collect();
+    let only = comparison
+        .tensors
+        .only
+        .each_ref()
+        .map(|only| only.iter().map(|tensor| tensor.weight.name().to_string()).collect::<Vec<_>>());
+    json!({
+        "names": comparison.networks.each_ref().map(|network| &network.name),
+        "same": comparison.is_same(),
+        "inputs": changes_json(&structure.inputs),
+        "outputs": changes_json(&structure.outputs),
+        "formats": changes_json(&structure.formats),
+        "operations": changes_json(&structure.operations),
+        "first_difference": structure.first_difference,
+        "metadata": changes_json(&structure.metadata),
+        "weights": [a.0, b.0],
+        "weight_bytes": [a.1, b.1],
+        "bits_per_weight": [bits_per_element(a.0, a.1), bits_per_element(b.0, b.1)],
+        "layers": layers,
+        "only": only,
+    })
 }
 
 impl Report<'_> {
@@ -177,7 +159,7 @@ impl Report<'_> {
         json!({
             "paths": self.paths.map(|path| path.display().to_string()),
             "same": self.is_same(),
-            "parts": self.comparisons.iter().map(Comparison::to_json).collect::<Vec<_>>(),
+            "parts": self.comparisons.iter().map(comparison_json).collect::<Vec<_>>(),
             "only": self.only,
         })
     }
@@ -185,7 +167,7 @@ impl Report<'_> {
     /// A summary, then the tensors that differ most, or all of them.
     pub(super) fn to_text(&self, all: bool) -> String {
         let mut text = format!("{}\n\n", self.summary());
-        self.comparisons.iter().for_each(|comparison| text += &format!("{}\n", comparison.to_text()));
+        self.comparisons.iter().for_each(|comparison| text += &format!("{}\n", comparison_text(comparison)));
         let limit = if all { usize::MAX } else { LISTED };
         text + &self.worst(limit) + &self.only_in_one(limit)
     }
@@ -212,7 +194,7 @@ impl Report<'_> {
         format!("A: {a}\nB: {b}\n{found}{total}")
     }
 
-    fn label(&self, network: &str, tensor: &Tensor) -> String {
+    fn label(&self, network: &str, tensor: &StoredTensor) -> String {
         match self.comparisons.len() {
             1 => tensor.weight.name().to_string(),
             _ => format!("{network}: {}", tensor.weight.name()),
@@ -302,8 +284,8 @@ fn decibels_of(distance: Distance) -> String {
 }
 
 fn size_text(sizes: [Size; 2]) -> String {
-    let bytes = sizes.map(|(_, bytes)| size(bytes));
-    let bits = sizes.map(|(count, bytes)| format!("{:.2}", bits(count, bytes)));
+    let bytes = sizes.map(|(_, bytes)| byte_size(bytes));
+    let bits = sizes.map(|(count, bytes)| format!("{:.2}", bits_per_element(count, bytes)));
     let ([a, b], [x, y]) = (bytes, bits);
     format!("{}, {} bits each", arrow(a, b), arrow(x, y))
 }

@@ -1,0 +1,65 @@
+//! The sources of models that a program opens: those of packages, and the demo model in the binary.
+
+use std::path::Path;
+
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_packages::OpenError;
+use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, Source};
+
+use crate::demo;
+
+/// Every source, in the order in which they are tried.
+pub static SOURCES: [&Source; 3] = [&CORE_ML, &DIFFUSERS, &DEMO];
+
+/// The demo model, where no path is given.
+pub static DEMO: Source = Source { name: "the demo model", is_checkpoint: true, probe: probe_demo };
+
+/// Opens the model at a path; without one, the demo model.
+///
+/// # Errors
+/// [`OpenError`], with the reason of each source if no one finds a model.
+pub fn open(path: Option<&Path>, options: &OpenOptions) -> Result<OpenedModel, OpenError> {
+    mixbit_packages::source::open(path, options, SOURCES)
+}
+
+/// Opens a checkpoint, which can be converted, as [`open`] does.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open_checkpoint(path: Option<&Path>, options: &OpenOptions) -> Result<OpenedModel, OpenError> {
+    let checkpoints = SOURCES.into_iter().filter(|source| source.is_checkpoint);
+    mixbit_packages::source::open(path, options, checkpoints)
+}
+
+/// Opens a model as [`open`] does, ready to run, and gives its name for people.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn load(path: Option<&Path>, variant: Option<&str>) -> Result<(DiffusionModel, String), OpenError> {
+    let opened = open(path, &OpenOptions { variant: variant.map(str::to_string) })?;
+    Ok((opened.model()?, opened.name().to_string()))
+}
+
+fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {
+    if path.is_some() {
+        return Ok(Probe::Skipped);
+    }
+    Ok(match demo::open()? {
+        Some(files) => Probe::Found(OpenedModel::new(demo::NAME, files)),
+        None => Probe::Declined("this build has none".to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_no_source_reads_is_refused_with_reasons() {
+        let scratch = mixbit_testkit::Scratch::new();
+        let refused = |path: &Path| open(Some(path), &OpenOptions::default()).err().unwrap();
+        let error = refused(scratch.path());
+        assert!(matches!(&error, OpenError::Unknown { reasons, .. } if reasons.len() == 2), "{error}");
+        assert!(matches!(refused(&scratch.path().join("absent")), OpenError::NotFound { .. }));
+    }
+}

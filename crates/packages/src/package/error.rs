@@ -1,0 +1,53 @@
+//! Errors of conversion.
+
+use mixbit_diffusion::model::ModelError;
+use thiserror::Error;
+
+/// A model that can't be converted as asked.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// A model that can't be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A part that the model does not have.
+    #[error("the model has no {part} to convert; it has {present}")]
+    NoPart {
+        /// The part.
+        part: String,
+        /// Its parts.
+        present: String,
+    },
+    /// A component of a class that its place in the model does not allow.
+    #[error("`{component}` can't be a {class}: that class has another place in a model")]
+    Class {
+        /// The component.
+        component: String,
+        /// Its class.
+        class: String,
+    },
+    /// A network that can't be cut in two.
+    #[error("{component} is too small to be cut in two: leave out --chunk-unet")]
+    Chunks {
+        /// The component.
+        component: String,
+    },
+}
+
+/// A package that can't be written.
+#[derive(Debug, Error)]
+pub enum PackageError {
+    /// A network that can't be built.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A graph that breaks a rule of MIL: a defect of mixbit.
+    #[error("{package}: the graph is not valid, a defect of mixbit: {source}")]
+    Graph {
+        /// The package's name.
+        package: String,
+        /// The rule.
+        source: mixbit_mil::Error,
+    },
+    /// Files that can't be written.
+    #[error(transparent)]
+    Format(#[from] mixbit_formats::Error),
+}
