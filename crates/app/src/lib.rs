@@ -1,11 +1,13 @@
-//! What the programs share.
+//! The parts that a command line, a server and a web page share.
 //!
 //! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
+//! - [`error`] has the kinds of errors, from which status codes follow;
 //! - [`synthetic`] writes models of published sizes with random weights.
 #![forbid(unsafe_code)]
 
 pub mod demo;
+pub mod error;
 pub mod parameters;
 pub mod picture;
 pub mod source;

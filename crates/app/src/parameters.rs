@@ -7,13 +7,13 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-/// How the line with the negative prompt begins.
+/// The begin of the line with the negative prompt.
 const NEGATIVE: &str = "Negative prompt:";
 
 /// A last line with fewer pairs than this is a part of the prompt, as in the web UI.
 const FEWEST_PAIRS: usize = 3;
 
-/// What an image was made from.
+/// The generation parameters of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     /// The prompt.
@@ -30,7 +30,7 @@ impl Parameters {
         self.settings.push((name.to_string(), value.to_string()));
     }
 
-    /// Reads the text of an image. Any text can be read: what is no setting is prompt.
+    /// Reads the text of an image. Any text can be read: lines that are no settings are prompt.
     pub fn parse(text: &str) -> Self {
         let mut lines: Vec<&str> = text.trim().lines().collect();
         let settings = match lines.last().map(|line| pairs(line)) {
@@ -83,7 +83,7 @@ fn quoted(value: &str) -> String {
 fn pairs(line: &str) -> Vec<(String, String)> {
     let (mut pairs, mut rest) = (Vec::new(), line);
     while let Some((name, after)) = rest.split_once(':') {
-        // Where a piece without a colon precedes, the name is what follows it.
+        // The name begins after the last comma: a piece without a colon may precede it.
         let name = name.rsplit(',').next().unwrap_or(name).trim();
         let (value, after) = value(after);
         rest = after;
@@ -94,7 +94,7 @@ fn pairs(line: &str) -> Vec<(String, String)> {
     pairs
 }
 
-/// The value at the beginning of a text, and what follows its comma.
+/// The value at the beginning of a text, and the text after its comma.
 fn value(text: &str) -> (String, &str) {
     let text = text.trim_start();
     if text.starts_with('"') {

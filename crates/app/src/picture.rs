@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use mixbit_diffusion::pipeline::Image;
 use mixbit_formats::write_atomically;
+use thiserror::Error;
 
 /// The keyword of the text chunk, the web UI's.
 const KEYWORD: &str = "parameters";
@@ -14,18 +14,62 @@ const KEYWORD: &str = "parameters";
 /// The longest compressed text that is read, in bytes.
 const LONGEST_TEXT: usize = 1 << 24;
 
+/// A picture file without parameters that can be read.
+#[derive(Debug, Error)]
+pub enum PictureError {
+    /// A file that can't be opened.
+    #[error("can't read {}: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        cause: io::Error,
+    },
+    /// A file that is not PNG, or malformed.
+    #[error("{} is not a PNG file that can be read: {cause}", path.display())]
+    NotPng {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        cause: png::DecodingError,
+    },
+    /// Parameters that are damaged, or longer than a text may be.
+    #[error("{}: its generation parameters are damaged, or too long: {cause}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        cause: png::DecodingError,
+    },
+    /// A picture without parameters.
+    #[error("{} has no generation parameters; {}", path.display(), other_texts(keywords))]
+    Absent {
+        /// The file.
+        path: PathBuf,
+        /// The keywords of its other texts.
+        keywords: Vec<String>,
+    },
+}
+
+fn other_texts(keywords: &[String]) -> String {
+    match keywords {
+        [] => "it has no other text either".to_string(),
+        keywords => format!("its texts are {}", keywords.join(", ")),
+    }
+}
+
 /// Writes an image whole or not at all; `parameters` becomes its text.
 ///
 /// # Errors
 /// If the file can't be written, with its path.
-pub fn write(path: &Path, image: &Image, parameters: &str) -> anyhow::Result<()> {
+pub fn write(path: &Path, image: &Image, parameters: &str) -> Result<(), mixbit_formats::Error> {
     let pixels = image.to_rgb8();
     let side = |extent: usize| u32::try_from(extent).map_err(io::Error::other);
     write_atomically(path, |file| {
         let mut encoder = png::Encoder::new(file, side(image.width)?, side(image.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
-        // The older chunk is what every reader knows, but it holds Latin-1 only.
+        // Every reader knows the older chunk, which holds Latin-1 only.
         let is_latin1 = parameters.chars().all(|c| u32::from(c) < 256);
         match is_latin1 {
             true => encoder.add_text_chunk(KEYWORD.to_string(), parameters.to_string())?,
@@ -34,43 +78,39 @@ pub fn write(path: &Path, image: &Image, parameters: &str) -> anyhow::Result<()>
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&pixels)?;
         Ok(writer.finish()?)
-    })?;
-    Ok(())
+    })
 }
 
 /// The generation parameters of a PNG file, as text.
 ///
 /// # Errors
-/// If the file can't be read, is no PNG, or holds no parameters, with its path.
-pub fn read_parameters(path: &Path) -> anyhow::Result<String> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("{shown} can't be opened"))?;
+/// [`PictureError`].
+pub fn read_parameters(path: &Path) -> Result<String, PictureError> {
+    let path_buf = || path.to_path_buf();
+    let file = File::open(path).map_err(|cause| PictureError::Read { path: path_buf(), cause })?;
     let mut reader = png::Decoder::new(BufReader::new(file))
         .read_info()
-        .with_context(|| format!("{shown} is not a PNG file that can be read"))?;
+        .map_err(|cause| PictureError::NotPng { path: path_buf(), cause })?;
     // Text may also follow the pixels; a file that is cut there still has what came before.
     let _ = reader.finish();
     let info = reader.info();
     let (plain, utf8) = (&info.uncompressed_latin1_text, &info.utf8_text);
     let compressed = &info.compressed_latin1_text;
-    let damaged = || format!("{shown}: its generation parameters are damaged, or too long");
+    let damaged = |cause| PictureError::Damaged { path: path_buf(), cause };
     if let Some(chunk) = plain.iter().find(|chunk| chunk.keyword == KEYWORD) {
         return Ok(chunk.text.clone());
     }
     if let Some(mut chunk) = utf8.iter().find(|chunk| chunk.keyword == KEYWORD).cloned() {
-        chunk.decompress_text_with_limit(LONGEST_TEXT).with_context(damaged)?;
-        return chunk.get_text().with_context(damaged);
+        chunk.decompress_text_with_limit(LONGEST_TEXT).map_err(damaged)?;
+        return chunk.get_text().map_err(damaged);
     }
     if let Some(mut chunk) = compressed.iter().find(|chunk| chunk.keyword == KEYWORD).cloned() {
-        chunk.decompress_text_with_limit(LONGEST_TEXT).with_context(damaged)?;
-        return chunk.get_text().with_context(damaged);
+        chunk.decompress_text_with_limit(LONGEST_TEXT).map_err(damaged)?;
+        return chunk.get_text().map_err(damaged);
     }
     let keywords = plain.iter().map(|chunk| &*chunk.keyword).chain(utf8.iter().map(|chunk| &*chunk.keyword));
-    let others: Vec<&str> = keywords.chain(compressed.iter().map(|chunk| &*chunk.keyword)).collect();
-    match others.is_empty() {
-        true => anyhow::bail!("{shown} has no generation parameters, nor any other text"),
-        false => anyhow::bail!("{shown} has no generation parameters; its texts are {}", others.join(", ")),
-    }
+    let keywords = keywords.chain(compressed.iter().map(|chunk| &*chunk.keyword)).map(str::to_string);
+    Err(PictureError::Absent { path: path_buf(), keywords: keywords.collect() })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod family;
 pub mod model;
 pub mod pipeline;
 pub mod random;

@@ -130,7 +130,7 @@ fn save(
     parameters.set("Steps", arguments.steps);
     parameters.set("CFG scale", arguments.guidance_scale);
     parameters.set("Seed", caption.seed);
-    picture::write(&directory.join(format!("{index:03}.png")), image, &parameters.to_string())
+    Ok(picture::write(&directory.join(format!("{index:03}.png")), image, &parameters.to_string())?)
 }
 
 fn report(totals: &Totals, count: usize, seconds: f64) -> anyhow::Result<()> {

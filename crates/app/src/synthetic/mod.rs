@@ -1,31 +1,68 @@
-//! Checkpoints of published sizes with random weights: what a model costs can be measured without having it.
+//! Checkpoints of published sizes with random weights, to measure the cost of a model without having it.
 //!
-//! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the tensors are what
-//! [`mixbit_diffusion::arch`] asks for when it builds the networks.
+//! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the tensors are
+//! those that [`mixbit_diffusion::arch`] builds the networks from.
 
 mod weights;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use mixbit_diffusion::arch::{ARCHITECTURES, Architecture, Config};
+use mixbit_diffusion::arch::{ARCHITECTURES, ArchError, Architecture, Config};
+use mixbit_diffusion::family::CLIP_VOCABULARY;
 use mixbit_formats::Diffusers;
 use mixbit_formats::diffusers::Component;
 use mixbit_formats::safetensors::{self, TensorSpec};
 use mixbit_mil::{Bytes, DType, Progress, Tally, TensorType, Unit};
 
+use thiserror::Error;
+
 use weights::Fill;
 
 const INDEX: &str = "model_index.json";
+
+/// A model that can't be made or written.
+#[derive(Debug, Error)]
+pub enum SyntheticError {
+    /// A configuration that is not supported.
+    #[error("{component}: {source}")]
+    Config {
+        /// The component's folder.
+        component: String,
+        /// The reason.
+        source: ArchError,
+    },
+    /// A model without a text encoder.
+    #[error("the model has no text encoder")]
+    NoTextEncoder,
+    /// A component whose library has no known name for its weights.
+    #[error("no file name is known for the weights of {library}'s {class}")]
+    Library {
+        /// The library.
+        library: String,
+        /// The component's class.
+        class: String,
+    },
+    /// A directory that can't be made.
+    #[error("can't make the directory {}: {cause}", path.display())]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        cause: std::io::Error,
+    },
+    /// A file that is malformed or can't be written.
+    #[error(transparent)]
+    Format(#[from] mixbit_formats::Error),
+}
 
 /// A published model without weights.
 pub struct PublishedModel {
     /// The name on command lines.
     pub name: &'static str,
-    /// Paths in the model's directory, and what is in them.
+    /// Contents by their paths in the model's directory.
     files: &'static [(&'static str, &'static str)],
 }
 
@@ -82,13 +119,7 @@ pub static MODELS: &[PublishedModel] = &[
     ),
 ];
 
-/// CLIP's own vocabulary, for the tokenizers of models that bring none.
-const VOCABULARY: [(&str, &str); 2] = [
-    ("vocab.json", include_str!("../../../../fixtures/tokenizer/vocab.json")),
-    ("merges.txt", include_str!("../../../../fixtures/tokenizer/merges.txt")),
-];
-
-/// The class of tokenizers that take it.
+/// The class of tokenizers that take CLIP's vocabulary.
 const TOKENIZER: &str = "CLIPTokenizer";
 
 impl PublishedModel {
@@ -101,7 +132,7 @@ impl PublishedModel {
     ///
     /// # Errors
     /// If its files are malformed.
-    pub fn skeleton(&self) -> anyhow::Result<Skeleton> {
+    pub fn skeleton(&self) -> Result<Skeleton, SyntheticError> {
         Skeleton::new(self.name, self.files.iter().map(|(path, text)| (path.to_string(), text.to_string())))
     }
 }
@@ -112,7 +143,7 @@ type Shapes = BTreeMap<String, Vec<usize>>;
 /// A model without weights: its small files, and the tensors that it needs.
 pub struct Skeleton {
     model: Diffusers,
-    /// Paths in the model's directory, and what is in them.
+    /// Contents by their paths in the model's directory.
     files: BTreeMap<String, String>,
     /// The tensors of each component that has some.
     shapes: BTreeMap<String, Shapes>,
@@ -123,7 +154,10 @@ impl Skeleton {
     ///
     /// # Errors
     /// If a configuration is malformed or not supported.
-    pub fn new(name: &str, files: impl IntoIterator<Item = (String, String)>) -> anyhow::Result<Self> {
+    pub fn new(
+        name: &str,
+        files: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SyntheticError> {
         let mut files: BTreeMap<String, String> = files.into_iter().collect();
         let bytes = |(path, text): (&String, &String)| (path.clone(), Bytes::new(text.clone().into_bytes()));
         let model = Diffusers::from_files(name, files.iter().map(bytes))?;
@@ -133,7 +167,7 @@ impl Skeleton {
             components.filter(|(_, part)| part.as_ref().is_some_and(|it| it.class == TOKENIZER))
         {
             if !files.contains_key(&format!("{folder}/tokenizer.json")) {
-                for (file, text) in VOCABULARY {
+                for (file, text) in CLIP_VOCABULARY {
                     files.entry(format!("{folder}/{file}")).or_insert_with(|| text.to_string());
                 }
             }
@@ -165,7 +199,7 @@ impl Skeleton {
         seed: u64,
         dtype: DType,
         progress: &dyn Progress,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), SyntheticError> {
         let size = (dtype.bits() / 8) as u64;
         let tally = Tally::new(progress, size * self.parameters() as u64, Unit::Bytes);
         let files = self.files.iter().filter(|(path, _)| *path != INDEX);
@@ -182,11 +216,11 @@ impl Skeleton {
 }
 
 /// The tensors of every component that has weights.
-fn shapes(model: &Diffusers) -> anyhow::Result<BTreeMap<String, Shapes>> {
+fn shapes(model: &Diffusers) -> Result<BTreeMap<String, Shapes>, SyntheticError> {
     let mut configs = BTreeMap::new();
     for (name, component) in model.components() {
         let Some(architecture) = component.as_ref().and_then(architecture) else { continue };
-        let config = architecture.config(&model.config(name)?).with_context(|| name.clone())?;
+        let config = architecture.config(&model.config(name)?).map_err(|error| unsupported(name, error))?;
         configs.insert(name.clone(), config);
     }
     // In the order of names the last text encoder is the one whose pooled output the UNet takes.
@@ -194,50 +228,62 @@ fn shapes(model: &Diffusers) -> anyhow::Result<BTreeMap<String, Shapes>> {
         Config::TextEncoder(config) => Some(config.pooled_channels()),
         _ => None,
     });
-    let pooled = pooled.context("the model has no text encoder")?;
+    let pooled = pooled.ok_or(SyntheticError::NoTextEncoder)?;
     let all = configs.into_iter().map(|(name, config)| {
-        let shapes = config.tensors(pooled).with_context(|| name.clone())?;
+        let shapes = config.tensors(pooled).map_err(|error| unsupported(&name, error))?;
         Ok((name, shapes))
     });
     all.collect()
+}
+
+fn unsupported(component: &str, source: ArchError) -> SyntheticError {
+    SyntheticError::Config { component: component.to_string(), source }
 }
 
 fn architecture(component: &Component) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|architecture| architecture.class == component.class)
 }
 
-/// What a component's library calls its weights.
-fn weights_file(component: &Component) -> anyhow::Result<&'static str> {
+/// The file name of a component's weights, by its library.
+fn weights_file(component: &Component) -> Result<&'static str, SyntheticError> {
     match component.library.as_str() {
         "diffusers" => Ok("diffusion_pytorch_model.safetensors"),
         // diffusers' own modules that derive from transformers' classes name their pipeline.
         "transformers" | "stable_diffusion" => Ok("model.safetensors"),
-        other => bail!("no weights are known of {other}'s {}", component.class),
+        library => {
+            Err(SyntheticError::Library { library: library.to_string(), class: component.class.clone() })
+        }
     }
 }
 
-fn make_folder(path: &Path) -> anyhow::Result<()> {
+fn make_folder(path: &Path) -> Result<(), SyntheticError> {
     let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))
+    fs::create_dir_all(folder).map_err(|cause| SyntheticError::Make { path: folder.to_path_buf(), cause })
 }
 
-fn write_text(path: &Path, text: &str) -> anyhow::Result<()> {
+fn write_text(path: &Path, text: &str) -> Result<(), SyntheticError> {
     make_folder(path)?;
     Ok(mixbit_formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
 }
 
 /// Writes one file of weights.
-fn write_weights(path: &Path, shapes: &Shapes, seed: u64, dtype: DType, tally: &Tally) -> anyhow::Result<()> {
+fn write_weights(
+    path: &Path,
+    shapes: &Shapes,
+    seed: u64,
+    dtype: DType,
+    tally: &Tally,
+) -> Result<(), mixbit_formats::Error> {
     let specs: Vec<TensorSpec> = shapes
         .iter()
         .map(|(name, shape)| TensorSpec { name: name.clone(), ty: TensorType::new(dtype, shape.clone()) })
         .collect();
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(safetensors::write(path, &metadata, &specs, |index, writer| {
+    safetensors::write(path, &metadata, &specs, |index, writer| {
         let TensorSpec { name, ty } = &specs[index];
         weights::write(writer, dtype, &Fill::of(seed, name, &ty.shape), ty.count())?;
         tally.add(ty.byte_len().unwrap_or(0) as u64).map_err(std::io::Error::other)
-    })?)
+    })
 }
 
 #[cfg(test)]
