@@ -34,7 +34,7 @@ pub struct Target {
 #[derive(Debug, Error)]
 pub enum TargetError {
     /// An output that is the input.
-    #[error("{} is the input: choose another output", path.display())]
+    #[error("{} is what is read: choose another output", path.display())]
     Input {
         /// The path.
         path: PathBuf,
