@@ -12,6 +12,7 @@ use mixbit_analysis::analyze::{
     Shard, analyze, psnr, schemes_of_recipes,
 };
 use mixbit_app::source;
+use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 
 use crate::repository;
@@ -135,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 struct Bench<'a> {
     arguments: &'a Arguments,
     model: mixbit_diffusion::model::DiffusionModel,
-    backend: Cpu,
+    backend: Arc<dyn Backend>,
     setting: Setting,
     stop: Arc<AtomicBool>,
 }
@@ -160,7 +161,7 @@ impl<'a> Bench<'a> {
         Ok(Bench {
             arguments,
             model,
-            backend: Cpu::new(None)?,
+            backend: Arc::new(Cpu::new(None)?),
             setting,
             stop: Arc::new(AtomicBool::new(false)),
         })

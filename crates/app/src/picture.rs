@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
-use mixbit_diffusion::pipeline::Image;
+use mixbit_diffusion::session::Image;
 use mixbit_formats::write_atomically;
 use thiserror::Error;
 

@@ -1,7 +1,7 @@
 //! Stable Diffusion: from a prompt to an image, for any model of the family.
 //!
 //! - [`model::DiffusionModel`] is a model: its networks as graphs over its weights, its tokenizers, its rules;
-//! - [`pipeline::Pipeline`] runs it on an [`mixbit_engine::Backend`];
+//! - [`session::Session`] draws with it on an [`mixbit_engine::Backend`], request after request;
 //! - [`arch`] builds the networks, [`scheduler`], [`random`] and [`tokenizer`] are what the loop needs besides.
 //!
 //! This crate reads no files and knows no device: a model comes as [`model::ModelFiles`], weights as [`mixbit_mil::Weights`].
@@ -12,7 +12,7 @@
 pub mod arch;
 pub mod family;
 pub mod model;
-pub mod pipeline;
 pub mod random;
 pub mod scheduler;
+pub mod session;
 pub mod tokenizer;

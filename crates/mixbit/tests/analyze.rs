@@ -13,6 +13,7 @@ use mixbit_analysis::analyze::{
 };
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
+use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_packages::recipe::RecipeFile;
 use mixbit_testkit::{Scratch, fixture_root};
@@ -79,7 +80,8 @@ impl Observer for Stops {
 
 fn run(model: &DiffusionModel, options: &Options, mut observer: Stops) -> anyhow::Result<Outcome> {
     let stop = observer.stop.clone();
-    analyze(model, &Cpu::new(Some(1))?, options, &stop, &mut observer)
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(Some(1))?);
+    analyze(model, &backend, options, &stop, &mut observer)
 }
 
 fn done(outcome: Outcome) -> Analysis {

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::process::{Command, Output};
+use std::sync::Arc;
 #[cfg(unix)]
 use std::{
     io::{BufRead, BufReader, Read},
     process::Stdio,
 };
 
-use mixbit_diffusion::pipeline::{Part, Request, Role, Text, Tiling};
 use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Component, Request, Session, Text, Tiling};
 use mixbit_engine_cpu::Cpu;
 use mixbit_testkit::{Scratch, fixture_root};
 use serde_json::Value;
@@ -150,24 +151,27 @@ fn other_models_are_measured() -> Result<(), Error> {
 /// A decoder in tiles is two stages: the whole plane up to the cut, and tiles.
 #[test]
 fn a_decoder_in_tiles_is_measured_whole() -> Result<(), Error> {
-    let (model, _) = mixbit_app::source::load(None, None)?;
-    let backend = Cpu::new(Some(2))?;
+    let model = Arc::new(mixbit_app::source::load(None, None)?.0);
+    let mut session = Session::new(model.clone(), Arc::new(Cpu::new(Some(2))?));
     let mut noise = random_source("torch")?.seeded(0)?;
     let mut counts = Vec::new();
     for tiling in [Tiling::Never, Tiling::Always] {
         let request = Request { size: [520, 512], tiling, ..Request::new(&model, Text::new("a")) };
-        let mut parts = Part::of(&model, &backend, &request, &[Role::Decoder], &mut *noise)?;
-        let part = &mut parts[0];
+        let stages = session.stages(&request, &[Component::Decoder], 2, &mut *noise)?;
+        let stage = &stages[0];
         for _ in 0..2 {
-            part.run()?;
+            stage.run(&mut session, &Cancel::default())?;
         }
-        let multiply_adds: u64 = part.profile().iter().map(|timing| timing.multiply_adds).sum();
-        counts.push((part.trace().len(), multiply_adds));
-        part.release();
+        let multiply_adds: u64 = stage.profile(&session).iter().map(|timing| timing.multiply_adds).sum();
+        counts.push((stage.trace(&session).len(), multiply_adds));
+        session.unload();
         // What was measured stays.
-        assert_eq!(part.profile().iter().map(|timing| timing.multiply_adds).sum::<u64>(), multiply_adds);
-        assert_eq!(part.trace().len(), counts[counts.len() - 1].0);
-        assert!(part.trace().iter().all(|stage| !stage.is_empty()));
+        assert_eq!(
+            stage.profile(&session).iter().map(|timing| timing.multiply_adds).sum::<u64>(),
+            multiply_adds
+        );
+        assert_eq!(stage.trace(&session).len(), counts[counts.len() - 1].0);
+        assert!(stage.trace(&session).iter().all(|steps| !steps.is_empty()));
     }
     let [(whole_stages, whole), (tiled_stages, tiled)] = counts[..] else { return Err("not two".into()) };
     assert_eq!((whole_stages, tiled_stages), (1, 2));

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use mixbit_app::source::load;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Precision, Request, Session, Text};
 use mixbit_engine::{Backend, Options, Reference, Tensor};
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
@@ -29,14 +30,11 @@ fn convert(output: &Path, options: &[&str]) -> Result<(), Error> {
 }
 
 fn draw(model: &DiffusionModel, change: impl FnOnce(&mut Request)) -> Result<Vec<f32>, Error> {
-    let cpu = Cpu::new(None)?;
     let mut request = Request { steps: 4, ..Request::new(model, Text::new(PROMPT)) };
     change(&mut request);
-    let mut pipeline = Pipeline::new(model, &cpu, request)?;
+    let mut session = Session::new(Arc::new(model.clone()), Arc::new(Cpu::new(None)?));
     let mut noise = random_source("torch")?.seeded(93)?;
-    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-    while pipeline.step(&mut run, &mut *noise)? {}
-    Ok(pipeline.decode(run.latents())?.planes)
+    Ok(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?.planes)
 }
 
 #[test]

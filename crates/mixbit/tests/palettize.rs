@@ -5,13 +5,14 @@ use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mixbit_app::source::load;
 use mixbit_compress::{Layer, Scheme, Width, layers};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Request, Session, Text};
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
 use mixbit_mil::{Constant, constexpr};
@@ -48,13 +49,10 @@ fn demo() -> PathBuf {
 }
 
 fn draw(model: &DiffusionModel, size: [usize; 2]) -> Result<Vec<f32>, Error> {
-    let cpu = Cpu::new(None)?;
     let request = Request { steps: 4, size, ..Request::new(model, Text::new(PROMPT)) };
-    let mut pipeline = Pipeline::new(model, &cpu, request)?;
+    let mut session = Session::new(Arc::new(model.clone()), Arc::new(Cpu::new(None)?));
     let mut noise = random_source("torch")?.seeded(93)?;
-    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-    while pipeline.step(&mut run, &mut *noise)? {}
-    Ok(pipeline.decode(run.latents())?.planes)
+    Ok(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?.planes)
 }
 
 fn packaged_layers(package: &Path) -> Result<Vec<Layer>, Error> {

@@ -1,9 +1,11 @@
 //! Whole runs of tiny models against the final latents of diffusers' own pipelines.
 
+use std::sync::Arc;
+
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{MicroConditioning, Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::NoiseSource;
 use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_diffusion::session::{Cancel, MicroConditioning, Placement, Request, Session, Start, Text};
 use mixbit_engine::{Backend, Reference};
 use mixbit_engine_cpu::Cpu;
 use mixbit_packages::source::DiffusersModel;
@@ -17,16 +19,16 @@ const TOLERANCE: f64 = 1e-3;
 
 #[test]
 fn final_latents_are_those_of_diffusers() {
-    let cpu = Cpu::new(Some(2)).unwrap();
-    compare("pipelines on the CPU", &cpu, |_| true);
+    let cpu = Arc::new(Cpu::new(Some(2)).unwrap());
+    compare("pipelines on the CPU", cpu, |_| true);
 }
 
 #[test]
 fn final_latents_of_each_model_on_the_reference() {
-    compare("pipelines on the reference", &Reference, |key| key.ends_with("/default"));
+    compare("pipelines on the reference", Arc::new(Reference), |key| key.ends_with("/default"));
 }
 
-fn compare(table: &str, backend: &dyn Backend, chosen: impl Fn(&str) -> bool) {
+fn compare(table: &str, backend: Arc<dyn Backend>, chosen: impl Fn(&str) -> bool) {
     let fixture = Fixture::open("pipelines");
     let arrays = fixture.arrays("results.safetensors");
     let mut failures = Failures::new(table);
@@ -37,8 +39,8 @@ fn compare(table: &str, backend: &dyn Backend, chosen: impl Fn(&str) -> bool) {
         }
         failures.case(key, || {
             let directory = fixture.path(case["dir"].as_str().unwrap());
-            let model = DiffusionModel::from_files(&DiffusersModel::open(&directory, None)?)?;
-            let found = draw(&model, backend, case, |name| {
+            let model = Arc::new(DiffusionModel::from_files(&DiffusersModel::open(&directory, None)?)?);
+            let found = draw(&model, backend.clone(), case, |name| {
                 arrays.get(&format!("{key}/{name}")).map(|array| array.f32s()).unwrap_or_default()
             })?;
             let expected = &arrays[&format!("{key}/latents")];
@@ -60,15 +62,17 @@ struct Drawn {
 }
 
 fn draw(
-    model: &DiffusionModel,
-    backend: &dyn Backend,
+    model: &Arc<DiffusionModel>,
+    backend: Arc<dyn Backend>,
     case: &Value,
     array: impl Fn(&str) -> Vec<f32>,
 ) -> Result<Drawn, Error> {
     let arguments = &case["arguments"];
-    let mut pipeline = Pipeline::new(model, backend, request(model, case)?)?;
+    let mut session = Session::new(model.clone(), Placement::new(backend));
+    let mut request = request(model, case)?;
     let images = arguments["num_images_per_prompt"].as_u64().unwrap_or(1) as usize;
-    let count: usize = pipeline.latent_shape().iter().product();
+    let latent = &model.decoder.latent;
+    let count = latent.channels * request.size.map(|extent| extent / latent.scale).iter().product::<usize>();
     let (start, noise) = (array("start"), array("noise"));
     let mut drawn = Drawn { latents: Vec::new(), image: Vec::new() };
     for image in 0..images {
@@ -77,19 +81,19 @@ fn draw(
         };
         let (start, mut draws) = (own(&start), own(&noise));
         let float = |name: &str| arguments[name].as_f64();
-        let begin = match (float("strength"), float("denoising_start")) {
-            (Some(strength), _) => Start::Image { latents: &start, strength },
-            (None, Some(from)) => Start::Continue { latents: &start, from },
+        request.start = match (float("strength"), float("denoising_start")) {
+            (Some(strength), _) => Start::Latents { latents: start, strength },
+            (None, Some(from)) => Start::Continue { latents: start, from },
             (None, None) => {
                 draws.splice(0..0, start.iter().copied());
                 Start::Noise
             }
         };
         let mut noise = Recorded(draws);
-        let mut run = pipeline.begin(begin, &mut noise)?;
-        while pipeline.step(&mut run, &mut noise)? {}
+        let mut run = session.begin(&request, &mut noise, &Cancel::default(), &mut |_| {})?;
+        while session.step(&mut run, &mut noise, &mut |_| {})? {}
         assert!(noise.0.is_empty(), "{} values of noise are left", noise.0.len());
-        drawn.image.extend(pipeline.decode(run.latents())?.planes);
+        drawn.image.extend(session.decode(&run, run.latents(), &mut |_| {})?.planes);
         drawn.latents.extend(run.latents());
     }
     Ok(drawn)

@@ -1,7 +1,9 @@
 //! Images that are decoded in tiles, beside the same decoded whole.
 
-use mixbit_diffusion::pipeline::{Pipeline, Request, Start, Text, Tiling};
+use std::sync::Arc;
+
 use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Request, Session, Text, Tiling};
 use mixbit_engine_cpu::Cpu;
 use mixbit_packages::psnr::{mean_square, psnr};
 use mixbit_testkit::Failures;
@@ -10,7 +12,7 @@ type Error = Box<dyn std::error::Error>;
 
 /// The demo model's images of one size after a few steps, decoded in each way from the same latents.
 fn decode<const N: usize>(size: [usize; 2], ways: [(Tiling, usize); N]) -> Result<[Vec<u8>; N], Error> {
-    let (model, _) = mixbit_app::source::load(None, None)?;
+    let model = Arc::new(mixbit_app::source::load(None, None)?.0);
     let text = Text::new(
         "a large red circle at the left and a small blue square at the right on a white background",
     );
@@ -18,15 +20,15 @@ fn decode<const N: usize>(size: [usize; 2], ways: [(Tiling, usize); N]) -> Resul
     let mut latents: Option<Vec<f32>> = None;
     let mut images = ways.map(|_| Vec::new());
     for (image, (tiling, threads)) in images.iter_mut().zip(ways) {
-        let backend = Cpu::new(Some(threads))?;
-        let mut pipeline = Pipeline::new(&model, &backend, Request { tiling, ..request.clone() })?;
+        let mut session = Session::new(model.clone(), Arc::new(Cpu::new(Some(threads))?));
+        let request = Request { tiling, ..request.clone() };
+        let mut noise = random_source("torch")?.seeded(1)?;
+        let mut run = session.begin(&request, &mut *noise, &Cancel::default(), &mut |_| {})?;
         if latents.is_none() {
-            let mut noise = random_source("torch")?.seeded(1)?;
-            let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-            while pipeline.step(&mut run, &mut *noise)? {}
+            while session.step(&mut run, &mut *noise, &mut |_| {})? {}
             latents = Some(run.latents().to_vec());
         }
-        *image = pipeline.decode(latents.as_deref().unwrap_or_default())?.to_rgb8();
+        *image = session.decode(&run, latents.as_deref().unwrap_or_default(), &mut |_| {})?.to_rgb8();
     }
     Ok(images)
 }

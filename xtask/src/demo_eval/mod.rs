@@ -5,15 +5,15 @@ mod world;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use mixbit_app::parameters::Parameters;
 use mixbit_app::picture;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Image, Pipeline, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
-use mixbit_engine::Backend;
+use mixbit_diffusion::session::{Cancel, Image, Request, Role, Session, Text};
 use mixbit_engine_cpu::Cpu;
 use mixbit_packages::source::DiffusersModel;
 
@@ -77,15 +77,15 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         bail!("there is no caption to draw");
     }
     let files = DiffusersModel::open(arguments.model.as_deref().unwrap_or(&demo), None)?;
-    let model = DiffusionModel::from_files(&files)?;
-    let backend = Cpu::new(None)?;
+    let model = Arc::new(DiffusionModel::from_files(&files)?);
+    let mut session = Session::new(model, Arc::new(Cpu::new(None)?));
     if let Some(directory) = &arguments.save {
         fs::create_dir_all(directory).with_context(|| format!("{} can't be made", directory.display()))?;
     }
     let start = Instant::now();
     let mut totals = Totals::default();
     for (index, caption) in captions.iter().enumerate() {
-        let image = draw(&model, &backend, world.side, caption, arguments)
+        let image = draw(&mut session, world.side, caption, arguments)
             .with_context(|| format!("caption {index}, \"{}\"", caption.caption))?;
         let verdict = measure(&image.to_rgb8(), &world, caption)?;
         if let Some(directory) = &arguments.save {
@@ -100,8 +100,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn draw(
-    model: &DiffusionModel,
-    backend: &dyn Backend,
+    session: &mut Session,
     side: usize,
     caption: &Caption,
     arguments: &Arguments,
@@ -110,13 +109,10 @@ fn draw(
         size: [side, side],
         steps: arguments.steps,
         guidance_scale: arguments.guidance_scale,
-        ..Request::new(model, Text::new(&caption.caption))
+        ..Request::new(session.model(Role::Base)?, Text::new(&caption.caption))
     };
-    let mut pipeline = Pipeline::new(model, backend, request)?;
     let mut noise = random_source("torch")?.seeded(caption.seed)?;
-    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-    while pipeline.step(&mut run, &mut *noise)? {}
-    Ok(pipeline.decode(run.latents())?)
+    Ok(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?)
 }
 
 fn save(

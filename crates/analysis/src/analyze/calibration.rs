@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Inputs, Pipeline, Request, Run, Start, Text};
 use mixbit_diffusion::random::TorchSource;
+use mixbit_diffusion::session::{Cancel, Inputs, Request, Run, Session, Text};
 use mixbit_engine::Backend;
 use mixbit_mil::Function;
 use serde::{Deserialize, Serialize};
@@ -69,14 +69,14 @@ pub(super) struct Sample {
 
 impl Sample {
     /// The state that a run is in.
-    fn new(pipeline: &Pipeline<'_>, run: &Run, scale: f32) -> anyhow::Result<Self> {
-        let count = pipeline.samples() * run.latents().len();
-        let offset = pipeline.denoised(run, &vec![0.0; count])?;
-        let one = pipeline.denoised(run, &vec![1.0; count])?;
+    fn new(run: &Run, scale: f32) -> anyhow::Result<Self> {
+        let count = run.samples() * run.latents().len();
+        let offset = run.denoised(&vec![0.0; count])?;
+        let one = run.denoised(&vec![1.0; count])?;
         let slope = one.iter().zip(&offset).map(|(one, zero)| one - zero).sum::<f32>() / offset.len() as f32;
-        let guidance = (pipeline.samples() == 2).then_some(scale);
+        let guidance = (run.samples() == 2).then_some(scale);
         let timestep = run.timesteps().get(run.done()).copied().unwrap_or_default();
-        Ok(Sample { inputs: pipeline.inputs(run)?, offset, slope, guidance, timestep })
+        Ok(Sample { inputs: run.inputs()?, offset, slope, guidance, timestep })
     }
 
     /// The predictions that make one.
@@ -99,13 +99,15 @@ impl Sample {
 /// number of the network's runs that it took.
 pub(super) fn samples(
     model: &DiffusionModel,
-    backend: &dyn Backend,
+    backend: &Arc<dyn Backend>,
     setting: &Setting,
     points: &[Point],
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<(Vec<Sample>, Function, usize)> {
     let mut samples: Vec<Option<Sample>> = points.iter().map(|_| None).collect();
     let (mut graph, mut runs) = (None, 0);
+    let (model, cancel) = (Arc::new(model.clone()), Cancel::from(stop.clone()));
+    let mut session = Session::new(model.clone(), backend.clone());
     for first in points {
         let same: Vec<usize> = (0..points.len())
             .filter(|&at| (&points[at].prompt, points[at].seed) == (&first.prompt, first.seed))
@@ -119,27 +121,25 @@ pub(super) fn samples(
             size: setting.size,
             steps: setting.steps,
             guidance_scale: setting.guidance_scale,
-            stop: Some(stop.clone()),
-            ..Request::new(model, text)
+            ..Request::new(&model, text)
         };
-        let mut pipeline = Pipeline::new(model, backend, request)?;
         let mut noise = TorchSource::new(first.seed);
-        let mut run = pipeline.begin(Start::Noise, &mut noise)?;
+        let mut run = session.begin(&request, &mut noise, &cancel, &mut |_| {})?;
         let last = same.iter().map(|&at| points[at].evaluation).max().unwrap_or(0);
         if last >= run.total() {
             bail!("evaluation {last} is past the last of {} steps", setting.steps);
         }
         for evaluation in 0..=last {
             for &at in same.iter().filter(|&&at| points[at].evaluation == evaluation) {
-                samples[at] = Some(Sample::new(&pipeline, &run, setting.guidance_scale)?);
+                samples[at] = Some(Sample::new(&run, setting.guidance_scale)?);
             }
             if evaluation < last {
-                pipeline.step(&mut run, &mut noise)?;
+                session.step(&mut run, &mut noise, &mut |_| {})?;
                 runs += 1;
             }
         }
         if graph.is_none() {
-            graph = Some(pipeline.unet_graph().clone());
+            graph = Some(run.unet_graph().clone());
         }
     }
     let graph = graph.context("there is no prompt to measure on")?;

@@ -273,7 +273,7 @@ struct Probe<'l> {
 /// A model that is being analyzed.
 struct Work<'w> {
     model: &'w DiffusionModel,
-    backend: &'w dyn Backend,
+    backend: &'w Arc<dyn Backend>,
     options: &'w Options,
     stop: &'w Arc<AtomicBool>,
     observer: &'w mut dyn Observer,
@@ -285,7 +285,7 @@ struct Work<'w> {
 /// If the network can't be run, measurements can't be kept, or those that are there are of something else.
 pub fn analyze(
     model: &DiffusionModel,
-    backend: &dyn Backend,
+    backend: &Arc<dyn Backend>,
     options: &Options,
     stop: &Arc<AtomicBool>,
     observer: &mut dyn Observer,
@@ -307,7 +307,7 @@ impl Work<'_> {
             calibration::samples(self.model, self.backend, &setting, &points, self.stop)?;
         let batch = samples.first().map_or(1, calibration::Sample::rows) as f64;
         let timesteps = samples.iter().map(|sample| sample.timestep).collect();
-        let network = Network::new(&graph, self.backend, self.stop.clone())?;
+        let network = Network::new(&graph, &**self.backend, self.stop.clone())?;
         let layers = candidates(&network, self.options.min_size)?;
         let all: Vec<Layer> = match self.options.int8 {
             Some(_) => network.layers().cloned().collect(),

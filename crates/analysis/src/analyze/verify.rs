@@ -117,14 +117,14 @@ pub struct Fitted<'a> {
 /// If the network can't be run or a layer's weights can't be compressed.
 pub fn psnr(
     model: &DiffusionModel,
-    backend: &dyn Backend,
+    backend: &Arc<dyn Backend>,
     setting: &Setting,
     points: &[Point],
     recipes: &[Fitted<'_>],
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Vec<Vec<f64>>> {
     let (samples, graph, _) = calibration::samples(model, backend, setting, points, stop)?;
-    let network = Network::new(&graph, backend, stop.clone())?;
+    let network = Network::new(&graph, &**backend, stop.clone())?;
     let (layers, bytes) = (candidates(&network, 0)?, network.bytes());
     let mut bench = Bench::new(network, samples)?;
     let mut all = Vec::new();

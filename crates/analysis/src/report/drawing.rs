@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mixbit_compress::{Layer, Scheme, layers};
 use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::{DiffusionModel, ModelError, Network};
-use mixbit_diffusion::pipeline::{Image, Pipeline, PipelineError, Request, Start};
 use mixbit_diffusion::random::TorchSource;
+use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Session};
 use mixbit_engine::Backend;
 use mixbit_mil::{Constant, Function, WeightRef, constexpr};
 use rayon::prelude::*;
@@ -29,19 +29,20 @@ pub struct Picture {
 /// If the model or the request can't be run, or it was stopped.
 pub fn draw(
     model: &DiffusionModel,
-    backend: &dyn Backend,
+    backend: &Arc<dyn Backend>,
     request: &Request,
+    cancel: &Cancel,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Picture, PipelineError> {
-    let mut pipeline = Pipeline::new(model, backend, request.clone())?;
+) -> Result<Picture, GenerateError> {
+    let mut session = Session::new(Arc::new(model.clone()), backend.clone());
     let mut noise = TorchSource::new(seed);
-    let mut run = pipeline.begin(Start::Noise, &mut noise)?;
+    let mut run = session.begin(request, &mut noise, cancel, &mut |_| {})?;
     progress(0, run.total());
-    while pipeline.step(&mut run, &mut noise)? {
+    while session.step(&mut run, &mut noise, &mut |_| {})? {
         progress(run.done(), run.total());
     }
-    Ok(Picture { image: pipeline.decode(run.latents())?, latents: run.latents().to_vec() })
+    Ok(Picture { image: session.decode(&run, run.latents(), &mut |_| {})?, latents: run.latents().to_vec() })
 }
 
 /// Says how the layers of a UNet are stored, or why they can't be stored so.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use mixbit_diffusion::pipeline::Image;
+use mixbit_diffusion::session::Image;
 
 use super::raster::{Bitmap, Letters};
 

@@ -20,7 +20,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Image, PipelineError, Request};
+use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request};
+use std::sync::Arc;
+
 use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
 
@@ -84,20 +86,21 @@ pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> 
 /// If the model can't be run with a recipe, or it was stopped.
 pub fn pictures(
     model: DiffusionModel,
-    backend: &dyn Backend,
+    backend: &Arc<dyn Backend>,
     analysis: &Analysis,
     request: &Request,
+    cancel: &Cancel,
     seed: u64,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Pictures, PipelineError> {
+) -> Result<Pictures, GenerateError> {
     let mut recoded = Recoded::new(model);
     let images = 1 + analysis.recipes.len();
     let mut drawn = 0;
     let mut next = |model: &DiffusionModel| {
         let mut told = |done: usize, total: usize| progress(drawn * total + done, images * total);
-        let picture = draw(model, backend, request, seed, &mut told)?;
+        let picture = draw(model, backend, request, cancel, seed, &mut told)?;
         drawn += 1;
-        Ok::<_, PipelineError>(picture)
+        Ok::<_, GenerateError>(picture)
     };
     let original = next(recoded.original())?;
     let mut recipes = Vec::new();

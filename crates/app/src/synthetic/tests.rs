@@ -1,10 +1,11 @@
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Pipeline, Precision, Request, Start, Text};
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_diffusion::session::{Cancel, Precision, Request, Session, Text};
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
+use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Stopped;
 use mixbit_testkit::{Failures, Scratch, fixture_root};
 
@@ -170,8 +171,8 @@ fn the_receiver_of_progress_ends_the_writing() {
 }
 
 fn draw(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let model = DiffusionModel::from_files(&DiffusersModel::open(directory, None)?)?;
-    let backend = mixbit_engine_cpu::Cpu::new(Some(1))?;
+    let model = Arc::new(DiffusionModel::from_files(&DiffusersModel::open(directory, None)?)?);
+    let mut session = Session::new(model.clone(), Arc::new(Cpu::new(Some(1))?));
     for precision in [Precision::F32, Precision::F16] {
         let request = Request {
             steps: 3,
@@ -180,11 +181,8 @@ fn draw(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
             precision,
             ..Request::new(&model, Text::new("a"))
         };
-        let mut pipeline = Pipeline::new(&model, &backend, request)?;
         let mut noise = random_source("torch")?.seeded(0)?;
-        let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
-        while pipeline.step(&mut run, &mut *noise)? {}
-        pipeline.decode(run.latents())?;
+        session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?;
     }
     Ok(())
 }

@@ -63,7 +63,7 @@ impl AttentionImplementation {
 }
 
 /// What a graph is built for. Shapes in MIL are static: another size is another graph over the same weights.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphOptions {
     /// Samples per run. A UNet with classifier-free guidance takes two for each image.
     pub batch: usize,

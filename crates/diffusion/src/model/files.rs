@@ -40,7 +40,7 @@ pub trait ModelFiles {
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError>;
 
     /// Names of a component's weights whose layers lose too much where products are computed in integers
-    /// ([`Precision::Int8`](crate::pipeline::Precision::Int8)). None, if nobody measured that.
+    /// ([`Precision::Int8`](crate::session::Precision::Int8)). None, if nobody measured that.
     fn full_precision(&self, _component: &str) -> BTreeSet<String> {
         BTreeSet::new()
     }

@@ -2,7 +2,7 @@
 //!
 //! [`DiffusionModel::from_files`] reads one in the diffusers layout. What distinguishes one family from another (the
 //! latent scale, which text layer, whether an absent negative prompt is zeros) is decided here once, from the model's
-//! own configuration; the [`pipeline`](crate::pipeline) only follows.
+//! own configuration; the [`session`](crate::session) only follows.
 
 mod error;
 mod files;
@@ -31,8 +31,8 @@ pub const TEXT_ENCODERS: [(&str, &str); 2] =
 /// The key of `model_index.json` under which a model says what mixbit should take when the user does not say.
 const DEFAULTS: &str = "_mixbit";
 
-/// A model that can be run. Weights are referred to, not read.
-#[derive(Debug)]
+/// A model that can be run. Weights are referred to, not read, and networks are shared by clones.
+#[derive(Clone, Debug)]
 pub struct DiffusionModel {
     /// The text encoders, in the order in which their states are joined.
     pub text_encoders: Vec<TextEncoder>,
@@ -49,10 +49,10 @@ pub struct DiffusionModel {
 }
 
 /// A text encoder and its tokenizer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TextEncoder {
     /// The tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The graph: see [`text_encoder::build`].
     pub network: Network,
     /// The name of the graph's output that the UNet attends to.
@@ -60,7 +60,7 @@ pub struct TextEncoder {
 }
 
 /// The denoising network.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Unet {
     /// The graph: see [`unet::build`].
     pub network: Network,
@@ -71,7 +71,7 @@ pub struct Unet {
 }
 
 /// The autoencoder's decoder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Decoder {
     /// The graph: see [`vae::build_decoder`].
     pub network: Network,
@@ -94,8 +94,12 @@ pub struct Defaults {
 
 type Build = dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync;
 
-/// One of a model's networks: a graph for any size.
-pub struct Network {
+/// One of a model's networks: a graph for any size. Clones are the same network, and equal; two networks that were made
+/// apart never are.
+#[derive(Clone)]
+pub struct Network(Arc<Definition>);
+
+struct Definition {
     component: String,
     build: Box<Build>,
     full_precision: BTreeSet<String>,
@@ -107,22 +111,37 @@ impl Network {
         component: impl Into<String>,
         build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
     ) -> Self {
-        Network { component: component.into(), build: Box::new(build), full_precision: BTreeSet::new() }
+        Network::with_full_precision(component, build, BTreeSet::new())
     }
 
-    /// The same network, in which the layers with weights of these names are not to be computed in integers.
-    pub fn with_full_precision(self, weights: BTreeSet<String>) -> Self {
-        Network { full_precision: weights, ..self }
+    /// A network in which the layers with weights of these names are not to be computed in integers.
+    pub fn with_full_precision(
+        component: impl Into<String>,
+        build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
+        weights: BTreeSet<String>,
+    ) -> Self {
+        let build = Box::new(build);
+        Network(Arc::new(Definition { component: component.into(), build, full_precision: weights }))
+    }
+
+    /// Another network: this one's graphs, changed by `change`.
+    pub fn map(
+        &self,
+        change: impl Fn(Function) -> Result<Function, ArchError> + Send + Sync + 'static,
+    ) -> Self {
+        let original = self.clone();
+        let build = move |options: &GraphOptions| change((original.0.build)(options)?);
+        Network::with_full_precision(self.component(), build, self.full_precision().clone())
     }
 
     /// Names of weights whose layers are not to be computed in integers.
     pub fn full_precision(&self) -> &BTreeSet<String> {
-        &self.full_precision
+        &self.0.full_precision
     }
 
     /// The folder that the network comes from.
     pub fn component(&self) -> &str {
-        &self.component
+        &self.0.component
     }
 
     /// The graph for one size.
@@ -130,8 +149,8 @@ impl Network {
     /// # Errors
     /// A missing or misshapen weight, or options that the network does not fit; with the component's name.
     pub fn graph(&self, options: &GraphOptions) -> Result<Function, ModelError> {
-        (self.build)(options)
-            .map_err(|source| ModelError::Network { component: self.component.clone(), source })
+        (self.0.build)(options)
+            .map_err(|source| ModelError::Network { component: self.component().to_string(), source })
     }
 
     /// The name of the first weight of a graph that holds an infinity or a NaN.
@@ -150,9 +169,17 @@ impl Network {
     }
 }
 
+impl PartialEq for Network {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Network {}
+
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Network({})", self.component)
+        write!(f, "Network({})", self.component())
     }
 }
 
@@ -206,8 +233,7 @@ impl DiffusionModel {
             unet: Unet {
                 time_ids,
                 takes_guidance: unet_config.time.condition.is_some(),
-                network: unet_network(*unet_config, weights(files, "unet")?)
-                    .with_full_precision(files.full_precision("unet")),
+                network: unet_network(*unet_config, weights(files, "unet")?, files.full_precision("unet")),
             },
             decoder: Decoder {
                 latent,
@@ -222,10 +248,23 @@ impl DiffusionModel {
                     .unwrap_or(true),
         })
     }
+
+    /// Whether a network is one of the model's.
+    pub fn has(&self, network: &Network) -> bool {
+        let mut text_encoders = self.text_encoders.iter().map(|encoder| &encoder.network);
+        text_encoders.any(|own| own == network)
+            || self.unet.network == *network
+            || self.decoder.network == *network
+    }
 }
 
-fn unet_network(config: unet::Config, weights: Arc<dyn Weights>) -> Network {
-    Network::new("unet", move |options| unet::build(&config, &*weights, options))
+fn unet_network(
+    config: unet::Config,
+    weights: Arc<dyn Weights>,
+    full_precision: BTreeSet<String>,
+) -> Network {
+    let build = move |options: &GraphOptions| unet::build(&config, &*weights, options);
+    Network::with_full_precision("unet", build, full_precision)
 }
 
 fn decoder_network(config: vae::Config, weights: Arc<dyn Weights>) -> Network {
@@ -257,7 +296,7 @@ fn text_encoders(
         let weights = weights(files, component)?;
         let build = move |options: &GraphOptions| text_encoder::build(&config, &*weights, options, outputs);
         encoders.push(TextEncoder {
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             network: Network::new(component, build),
             states: outputs.hidden_name(),
         });

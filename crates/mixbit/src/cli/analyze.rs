@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Request, Text};
+use mixbit_diffusion::session::{Cancel, Request, Text};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let progress = Progress::new(arguments.quiet);
     let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let options = arguments.options(&model.defaults)?;
-    let backend = Cpu::new(arguments.threads)?;
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(arguments.threads)?);
     let mut observer = Shown { progress: &progress, measuring: None, verifying: None };
     let outcome = analyze(&model, &backend, &options, &stop, &mut observer)?;
     drop(observer);
@@ -193,7 +193,7 @@ impl Arguments {
         name: &str,
         analysis: &Analysis,
         options: &Options,
-        backend: &dyn Backend,
+        backend: &Arc<dyn Backend>,
         stop: &Arc<AtomicBool>,
         progress: &Progress,
     ) -> anyhow::Result<PathBuf> {
@@ -204,17 +204,18 @@ impl Arguments {
             let request = Request {
                 size: options.setting.size,
                 guidance_scale: options.setting.guidance_scale,
-                stop: Some(stop.clone()),
                 ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
             };
+            let cancel = Cancel::from(stop.clone());
             let mut counter: Option<Counter> = None;
             let mut drawn = |done: usize, total: usize| {
                 counter
                     .get_or_insert_with(|| progress.count("drawing", Unit::Steps, total))
                     .steps(done, total);
             };
-            let pictures = report::pictures(model, backend, analysis, &request, point.seed, &mut drawn)
-                .context("the report has no images")?;
+            let pictures =
+                report::pictures(model, backend, analysis, &request, &cancel, point.seed, &mut drawn)
+                    .context("the report has no images")?;
             report::write(&self.output, &Report { analysis, name, pictures: Some(pictures) })?;
         }
         files.into_iter().next().context("the report has no page")

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Request, Text};
+use mixbit_diffusion::session::{Cancel, Request, Text};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::write_atomically;
@@ -89,9 +88,9 @@ struct Column {
 type Form = (Option<String>, Option<Box<Choose>>);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let stop = interrupt::flag()?;
+    let cancel = Cancel::from(interrupt::flag()?);
     let progress = Progress::new(arguments.quiet);
-    let backend = Cpu::new(arguments.threads.map(usize::from))?;
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
     // Before any work, what could be wrong with the file.
     arguments.forms()?;
     let models: Vec<Option<&Path>> = match arguments.models[..] {
@@ -114,7 +113,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 Some(choose) => recoded.with(choose),
                 None => recoded.original(),
             };
-            let drawn = arguments.drawn(model, &name, size, &backend, &stop, &progress);
+            let drawn = arguments.drawn(model, &name, size, &backend, &cancel, &progress);
             columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name });
         }
     }
@@ -167,15 +166,15 @@ impl Arguments {
         model: &DiffusionModel,
         name: &str,
         size: [usize; 2],
-        backend: &dyn Backend,
-        stop: &Arc<AtomicBool>,
+        backend: &Arc<dyn Backend>,
+        cancel: &Cancel,
         progress: &Progress,
     ) -> anyhow::Result<Vec<Picture>> {
         let mut counter = None;
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt.as_str()) };
-            let mut request = Request { size, stop: Some(stop.clone()), ..Request::new(model, text) };
+            let mut request = Request { size, ..Request::new(model, text) };
             request.steps = self.steps.unwrap_or(request.steps);
             request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
             let mut told = |done: usize, total: usize| {
@@ -184,7 +183,7 @@ impl Arguments {
                     .get_or_insert_with(|| progress.count(name, Unit::Steps, all))
                     .steps(index * total + done, all);
             };
-            pictures.push(draw(model, backend, &request, self.seed, &mut told)?);
+            pictures.push(draw(model, backend, &request, cancel, self.seed, &mut told)?);
         }
         Ok(pictures)
     }

@@ -5,14 +5,17 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{Write, stderr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{self, DroppedWords, Pipeline, PipelineError, Request, Start, Text, Tiling};
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::session::{
+    Cancel, DroppedWords, GenerateError, Precision, Request, Role, Run, Session, SessionOptions, Text, Tiling,
+};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
@@ -155,22 +158,23 @@ struct Times {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let stop = interrupt::flag()?;
+    let cancel = Cancel::from(interrupt::flag()?);
     let progress = Progress::new(arguments.quiet);
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
-    let backend = Cpu::new(arguments.threads.map(usize::from))?;
-    let request = Request { stop: Some(stop), ..request(arguments, &model, &backend)? };
+    let model = Arc::new(model);
+    let backend = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
+    let request = request(arguments, &model, &*backend)?;
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
-    let mut pipeline = {
-        let _waiting = progress.wait("loading the model");
-        Pipeline::new(&model, &backend, request.clone())?
+    let options = SessionOptions {
+        reduce_memory: arguments.reduce_memory,
+        planned_images: arguments.images as usize,
+        ..SessionOptions::default()
     };
-    let mut times = Times { load: begin.elapsed(), ..Times::default() };
-    for dropped in dropped_words(pipeline.dropped()) {
-        progress.say(dropped);
-    }
+    let mut session = Session::with_options(model, backend, options);
+    let mut times = Times::default();
+    let mut dropped = Vec::new();
     let mut drawn = Vec::new();
     let last_seed = *seeds.end();
     for (index, seed) in seeds.enumerate() {
@@ -182,14 +186,24 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
         let mut noise = source.seeded(seed)?;
-        let run = denoise(&mut pipeline, &mut *noise, &progress, name, &previews, &mut times)?;
+        let mut run = {
+            let _waiting = (index == 0).then(|| progress.wait("loading the model"));
+            session.begin(&request, &mut *noise, &cancel, &mut |_| {})?
+        };
+        if index == 0 {
+            times.load = begin.elapsed();
+            dropped = run.dropped().to_vec();
+            dropped_words(&dropped).into_iter().for_each(|words| progress.say(words));
+        }
+        denoise(&mut session, &mut run, &mut *noise, &progress, name, &previews, &mut times)?;
         if seed == last_seed {
-            pipeline.release_unet();
+            session.unload_unet(&run);
         }
         let image = {
             let _waiting = progress.wait("decoding the image");
             let begin = Instant::now();
-            let image = pipeline.decode(run.latents()).map_err(|error| explained(error, &run))?;
+            let image =
+                session.decode(&run, run.latents(), &mut |_| {}).map_err(|error| explained(error, &run))?;
             times.decode += begin.elapsed();
             image
         };
@@ -201,20 +215,20 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let total = begin.elapsed();
     if arguments.profile {
-        let _ = write!(stderr(), "{}", profile(&pipeline));
+        let _ = write!(stderr(), "{}", profile(&session));
     }
     if !arguments.json {
         progress.say(summary(&request, &times, drawn.len(), total));
         return Ok(());
     }
-    let summary = summary_json(&pipeline, &request, &model_name, &drawn, &times, total);
+    let summary = summary_json(&dropped, &request, &model_name, &drawn, &times, total);
     print_line(format_args!("{summary:#}"))
 }
 
 /// Where the time went, as a table.
-fn profile(pipeline: &Pipeline) -> String {
+fn profile(session: &Session) -> String {
     let mut text = String::new();
-    for (network, timings) in pipeline.profile() {
+    for (network, timings) in session.profile(Role::Base) {
         let total: f64 = timings.iter().map(|timing| timing.time.as_secs_f64()).sum();
         text += &format!("{network}: {total:.3} s\n");
         for mixbit_engine::Timing { kind, steps, time, .. } in timings {
@@ -238,7 +252,6 @@ fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend)
     request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
     request.guidance_rescale = arguments.guidance_rescale;
     request.precision = values::precision(&arguments.precision, backend);
-    request.reduce_memory = arguments.reduce_memory;
     request.tiling = match (arguments.tiled_decode, arguments.no_tiled_decode) {
         (true, _) => Tiling::Always,
         (_, true) => Tiling::Never,
@@ -273,26 +286,27 @@ struct Previews<'a> {
 
 /// Evaluates the UNet as often as an image needs.
 fn denoise(
-    pipeline: &mut Pipeline,
+    session: &mut Session,
+    run: &mut Run,
     noise: &mut dyn NoiseSource,
     progress: &Progress,
     name: String,
     previews: &Previews,
     times: &mut Times,
-) -> anyhow::Result<pipeline::Run> {
-    let mut run = pipeline.begin(Start::Noise, noise)?;
+) -> anyhow::Result<()> {
     let counter = progress.count(name, Unit::Steps, run.total());
     loop {
         let begin = Instant::now();
-        if !pipeline.step(&mut run, noise).map_err(|error| explained(error, &run))? {
-            return Ok(run);
+        if !session.step(run, noise, &mut |_| {}).map_err(|error| explained(error, run))? {
+            return Ok(());
         }
         times.steps += begin.elapsed();
         times.evaluations += 1;
         counter.steps(run.done(), run.total());
         if previews.is_due(run.done(), run.total()) {
             let path = preview(previews.path, run.done());
-            let image = pipeline.decode(run.predicted()).map_err(|error| explained(error, &run))?;
+            let image =
+                session.decode(run, run.predicted(), &mut |_| {}).map_err(|error| explained(error, run))?;
             picture::write(&path, &image, previews.parameters)?;
             counter.say(path.display());
         }
@@ -300,9 +314,9 @@ fn denoise(
 }
 
 /// How far a run that was stopped had come.
-fn explained(error: PipelineError, run: &pipeline::Run) -> anyhow::Error {
+fn explained(error: GenerateError, run: &Run) -> anyhow::Error {
     match error {
-        PipelineError::Stopped => {
+        GenerateError::Cancelled => {
             anyhow!("stopped after {} of {} steps; the image was not written", run.done(), run.total())
         }
         error => error.into(),
@@ -341,7 +355,7 @@ fn parameters(request: &Request, model: &str, source: &str, seed: u64) -> anyhow
     {
         prompt.iter().for_each(|prompt| parameters.set(name, prompt));
     }
-    if request.precision != pipeline::Precision::F32 {
+    if request.precision != Precision::F32 {
         parameters.set("Precision", request.precision.name());
     }
     parameters.set("Version", concat!("mixbit ", env!("CARGO_PKG_VERSION")));
@@ -396,7 +410,7 @@ fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> 
 }
 
 fn summary_json(
-    pipeline: &Pipeline,
+    dropped: &[DroppedWords],
     request: &Request,
     model: &str,
     drawn: &[Drawn],
@@ -405,8 +419,7 @@ fn summary_json(
 ) -> serde_json::Value {
     let images: Vec<_> =
         drawn.iter().map(|drawn| json!({"path": drawn.path.to_string_lossy(), "seed": drawn.seed})).collect();
-    let dropped: Vec<_> = pipeline
-        .dropped()
+    let dropped: Vec<_> = dropped
         .iter()
         .map(|dropped| {
             let DroppedWords { component, negative, words } = dropped;

@@ -3,9 +3,9 @@
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_diffusion::pipeline::Precision;
 use mixbit_diffusion::random::RANDOM_SOURCES;
 use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
 use mixbit_analysis::analyze::{EFFORTS, METHODS, Method};

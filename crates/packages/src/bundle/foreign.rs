@@ -111,7 +111,7 @@ fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> Result<Text
     let component = || name.to_string();
     let tokenizer = tokenizer
         .map_err(|source| bundle.unusable(ModelError::Tokenizer { component: component(), source }))?;
-    Ok(TextEncoder { tokenizer, network: fixed(name, packaged, "input_ids", 1), states })
+    Ok(TextEncoder { tokenizer: Arc::new(tokenizer), network: fixed(name, packaged, "input_ids", 1), states })
 }
 
 fn input<'a>(packaged: &'a Packaged, name: &str) -> Result<&'a TensorType, OpenError> {

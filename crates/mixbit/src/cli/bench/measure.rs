@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_diffusion::pipeline::{Part, PipelineError, Precision, Role};
+use mixbit_diffusion::session::{Cancel, Component, GenerateError, PipelineStage, Precision, Session};
 use mixbit_engine::{Timing, TracedStep};
 use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
@@ -12,8 +12,8 @@ use super::super::progress::Progress;
 
 /// What a part took.
 pub(super) struct Measured {
-    pub(super) role: Role,
-    pub(super) component: String,
+    pub(super) component: Component,
+    pub(super) folder: String,
     pub(super) precision: Precision,
     /// Evaluations of the network in a run.
     pub(super) evaluations: usize,
@@ -32,34 +32,40 @@ pub(super) struct Measured {
 }
 
 /// Prepares a part, runs it once and then `runs` times, and gives its memory back.
-pub(super) fn measure(mut part: Part, runs: usize, progress: &Progress) -> Result<Measured, PipelineError> {
-    let counter = progress.count(part.component, Unit::Steps, runs + 1);
-    let prepare = timed(|| part.load())?;
-    let first = timed(|| part.run())?;
+pub(super) fn measure(
+    session: &mut Session,
+    stage: PipelineStage,
+    runs: usize,
+    cancel: &Cancel,
+    progress: &Progress,
+) -> Result<Measured, GenerateError> {
+    let counter = progress.count(&stage.folder, Unit::Steps, runs + 1);
+    let prepare = timed(|| stage.load(session))?;
+    let first = timed(|| stage.run(session, cancel))?;
     counter.steps(1, runs + 1);
-    let before = part.profile();
+    let before = stage.profile(session);
     let mut times = Vec::with_capacity(runs);
     for done in 0..runs {
-        times.push(timed(|| part.run())?);
+        times.push(timed(|| stage.run(session, cancel))?);
         counter.steps(done + 2, runs + 1);
     }
     let measured = Measured {
-        role: part.role,
-        component: part.component.to_string(),
-        precision: part.precision,
-        evaluations: part.evaluations(),
-        attention: part.graph().map(attention),
+        component: stage.component,
+        folder: stage.folder.clone(),
+        precision: stage.precision,
+        evaluations: stage.evaluations(),
+        attention: stage.graph().map(attention),
         prepare,
         first,
         runs: times,
-        profile: difference(part.profile(), &before),
-        trace: part.trace(),
+        profile: difference(stage.profile(session), &before),
+        trace: stage.trace(session),
     };
-    part.release();
+    session.unload();
     Ok(measured)
 }
 
-fn timed(work: impl FnOnce() -> Result<(), PipelineError>) -> Result<Duration, PipelineError> {
+fn timed(work: impl FnOnce() -> Result<(), GenerateError>) -> Result<Duration, GenerateError> {
     let begin = Instant::now();
     work()?;
     Ok(begin.elapsed())

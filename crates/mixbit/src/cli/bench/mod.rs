@@ -7,15 +7,14 @@ mod trace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
 use mixbit_compress::Width;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::pipeline::{Part, Pipeline, PipelineError, Request, Role, Start, Text};
 use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Component, GenerateError, Request, Session, Text};
 use mixbit_engine::Backend;
 use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
@@ -33,8 +32,8 @@ const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
 const SEED: u64 = 93;
 
 /// The parts of a model by the names on the command line, in the order of work.
-pub(super) const PARTS: [(&str, Role); 3] =
-    [("text", Role::Text), ("unet", Role::Unet), ("vae", Role::Decoder)];
+pub(super) const PARTS: [(&str, Component); 3] =
+    [("text", Component::TextEncoder), ("unet", Component::Unet), ("vae", Component::Decoder)];
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -109,21 +108,24 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let (model, name) = load(path.as_deref(), None)?;
     let load_time = begin.elapsed();
-    let backend = Cpu::new(arguments.threads.map(usize::from))?;
-    let request = request(arguments, &model, &backend, stop);
+    let (model, cancel) = (Arc::new(model), Cancel::from(stop));
+    let backend = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
+    let request = request(arguments, &model, &*backend);
+    let mut session = Session::new(model.clone(), backend.clone());
     let mut noise = random_source("torch")?.seeded(SEED)?;
-    let parts = Part::of(&model, &backend, &request, &arguments.roles(), &mut *noise)?;
+    let runs = arguments.runs as usize;
+    let stages = session.stages(&request, &arguments.components(), runs + 1, &mut *noise)?;
     let mut peaks = Peaks::default();
-    let measured = parts.into_iter().map(|part| {
-        peaks.measure(&backend, part.precision);
-        measure(part, arguments.runs as usize, &progress)
+    let measured = stages.into_iter().map(|stage| {
+        peaks.measure(&backend, stage.precision);
+        measure(&mut session, stage, runs, &cancel, &progress)
     });
-    let parts = measured.collect::<Result<Vec<Measured>, PipelineError>>().map_err(explained)?;
+    let parts = measured.collect::<Result<Vec<Measured>, GenerateError>>().map_err(explained)?;
     if let Some(file) = &arguments.trace {
         trace::write(file, &parts)?;
     }
     let drawn = match arguments.steps {
-        Some(_) => Some(draw(&model, &backend, &request, load_time, &progress)?),
+        Some(_) => Some(draw(Session::new(model, backend.clone()), &request, &cancel, load_time, &progress)?),
         None => None,
     };
     let evaluations = request.scheduler.build(request.steps)?.timesteps().len();
@@ -147,55 +149,48 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn request(
-    arguments: &Arguments,
-    model: &DiffusionModel,
-    backend: &dyn Backend,
-    stop: Arc<AtomicBool>,
-) -> Request {
+fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> Request {
     let request = Request::new(model, Text::new(PROMPT));
     Request {
         size: arguments.size.unwrap_or(request.size),
         steps: arguments.steps.unwrap_or(request.steps),
         precision: values::precision(&arguments.precision, backend),
-        stop: Some(stop),
         ..request
     }
 }
 
 /// The time that an image takes, from opening the model to its pixels.
 fn draw(
-    model: &DiffusionModel,
-    backend: &dyn Backend,
+    mut session: Session,
     request: &Request,
+    cancel: &Cancel,
     load: Duration,
     progress: &Progress,
 ) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     let mut noise = random_source("torch")?.seeded(SEED)?;
-    let mut pipeline = Pipeline::new(model, backend, request.clone()).map_err(explained)?;
-    let mut run = pipeline.begin(Start::Noise, &mut *noise)?;
+    let mut run = session.begin(request, &mut *noise, cancel, &mut |_| {}).map_err(explained)?;
     let counter = progress.count("drawing", Unit::Steps, run.total());
-    while pipeline.step(&mut run, &mut *noise).map_err(explained)? {
+    while session.step(&mut run, &mut *noise, &mut |_| {}).map_err(explained)? {
         counter.steps(run.done(), run.total());
     }
-    pipeline.release_unet();
-    pipeline.decode(run.latents()).map_err(explained)?;
+    session.unload_unet(&run);
+    session.decode(&run, run.latents(), &mut |_| {}).map_err(explained)?;
     Ok(load + begin.elapsed())
 }
 
 /// What an interruption means here.
-fn explained(error: PipelineError) -> anyhow::Error {
+fn explained(error: GenerateError) -> anyhow::Error {
     match error {
-        PipelineError::Stopped => anyhow!("stopped; nothing is reported"),
+        GenerateError::Cancelled => anyhow!("stopped; nothing is reported"),
         error => error.into(),
     }
 }
 
 impl Arguments {
     /// The parts that are asked for.
-    fn roles(&self) -> Vec<Role> {
+    fn components(&self) -> Vec<Component> {
         let is_asked = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
-        PARTS.iter().filter(|(name, _)| is_asked(name)).map(|(_, role)| *role).collect()
+        PARTS.iter().filter(|(name, _)| is_asked(name)).map(|(_, component)| *component).collect()
     }
 }

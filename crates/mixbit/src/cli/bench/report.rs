@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_diffusion::pipeline::{Precision, Request, Role};
+use mixbit_diffusion::session::{Component, Precision, Request};
 use mixbit_engine::Timing;
 use serde_json::{Value, json};
 
@@ -29,16 +29,16 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn of(&self, role: Role) -> impl Iterator<Item = &Measured> {
-        self.parts.iter().filter(move |part| part.role == role)
+    fn of(&self, component: Component) -> impl Iterator<Item = &Measured> {
+        self.parts.iter().filter(move |part| part.component == component)
     }
 
     fn unet(&self) -> Option<&Measured> {
-        self.of(Role::Unet).next()
+        self.of(Component::Unet).next()
     }
 
     fn decoder(&self) -> Option<&Measured> {
-        self.of(Role::Decoder).next()
+        self.of(Component::Decoder).next()
     }
 
     fn attention(&self) -> Option<AttentionImplementation> {
@@ -47,7 +47,7 @@ impl Report<'_> {
 
     /// Seconds for the prompts, if they were encoded.
     fn text(&self) -> Option<f64> {
-        let text: Vec<f64> = self.of(Role::Text).map(Measured::median).collect();
+        let text: Vec<f64> = self.of(Component::TextEncoder).map(Measured::median).collect();
         (!text.is_empty()).then(|| text.iter().sum())
     }
 
@@ -55,7 +55,7 @@ impl Report<'_> {
     fn until_first_step(&self) -> Option<f64> {
         let unet = self.unet()?;
         self.text()?;
-        let text: Duration = self.of(Role::Text).map(|part| part.prepare + part.first).sum();
+        let text: Duration = self.of(Component::TextEncoder).map(|part| part.prepare + part.first).sum();
         Some((self.load + text + unet.prepare).as_secs_f64())
     }
 
@@ -105,7 +105,7 @@ impl Report<'_> {
         text += &format!("measured peak of the CPU: {}", peaks.collect::<Vec<_>>().join(", "));
         if profile {
             for part in self.parts {
-                text += &format!("\n\n{}\n{}", part.component, self.profile_table(part));
+                text += &format!("\n\n{}\n{}", part.folder, self.profile_table(part));
             }
         }
         text
@@ -147,7 +147,7 @@ impl Report<'_> {
         for part in self.parts {
             let [least, most] = part.extremes();
             table.row([
-                format!("{}, {}", part.component, unit(part.role)),
+                format!("{}, {}", part.folder, unit(part.component)),
                 part.precision.name().to_string(),
                 time(part.prepare.as_secs_f64()),
                 time(part.first.as_secs_f64()),
@@ -213,8 +213,8 @@ impl Report<'_> {
             let [least, most] = part.extremes();
             let profile: Vec<Value> = self.profile(part).iter().map(Row::json).collect();
             json!({
-                "component": part.component,
-                "role": role(part.role),
+                "component": part.folder,
+                "role": role(part.component),
                 "precision": part.precision.name(),
                 "evaluations": part.evaluations,
                 "prepare_seconds": part.prepare.as_secs_f64(),
@@ -287,17 +287,17 @@ impl Row<'_> {
 }
 
 /// What a run of a part is.
-fn unit(role: Role) -> &'static str {
-    match role {
-        Role::Text => "the prompts",
-        Role::Unet => "a step",
-        Role::Decoder => "an image",
+fn unit(component: Component) -> &'static str {
+    match component {
+        Component::TextEncoder => "the prompts",
+        Component::Unet => "a step",
+        Component::Decoder => "an image",
     }
 }
 
 /// A part's name on the command line.
-fn role(role: Role) -> &'static str {
-    super::PARTS.iter().find(|(_, other)| *other == role).map_or("", |(name, _)| name)
+fn role(component: Component) -> &'static str {
+    super::PARTS.iter().find(|(_, other)| *other == component).map_or("", |(name, _)| name)
 }
 
 /// A duration for people.

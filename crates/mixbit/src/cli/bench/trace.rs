@@ -43,7 +43,7 @@ fn events(parts: &[Measured]) -> Vec<Value> {
                     "ts": microseconds(start + step.start),
                     "dur": microseconds(step.duration),
                     "args": {
-                        "network": part.component,
+                        "network": part.folder,
                         "multiply_adds": step.multiply_adds,
                         "gflops": 2.0 * step.multiply_adds as f64 / seconds / 1e9,
                     },

@@ -1,13 +1,48 @@
-//! Tiles of a plane: where they lie, and how what was made of them is put together.
+//! Tiles of a plane: their places, and how their results are blended.
 
 use std::ops::Range;
 
+/// Whether latents are decoded in tiles, which takes less memory than the whole image.
+///
+/// The first layers, with the attention over the whole image, are run on all of it. The layers after them are run on tiles,
+/// which share a margin and are blended there. Tiles differ from the whole image in the means and deviations of the norms,
+/// which each tile computes by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tiling {
+    /// If the whole image took more than 1.5 GiB for intermediate results: for Stable Diffusion's autoencoder, above
+    /// 768×768.
+    #[default]
+    Auto,
+    /// If the image has more pixels than 512×512, in tiles of at most that size.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The bytes for intermediate results up to which an image is decoded whole.
+const LARGEST_ARENA: usize = 3 << 29;
+
+/// The most pixels of the latents in a tile with [`Tiling::Always`].
+const SMALL_TILE: usize = 64 * 64;
+
+impl Tiling {
+    /// The most pixels of the latents in a tile, for a plane that takes `bytes` as a whole.
+    pub(super) fn most(self, plane: usize, bytes: usize) -> usize {
+        let fits = (plane as u128 * LARGEST_ARENA as u128 / bytes.max(1) as u128) as usize;
+        match self {
+            Tiling::Auto => fits,
+            Tiling::Always => fits.min(SMALL_TILE),
+            Tiling::Never => plane,
+        }
+    }
+}
+
 /// The rows or columns that neighbouring tiles share, in pixels of the latents.
 ///
-/// What lies at the cut side of a tile was made without its neighbours. With [`HIDDEN`] and the blending it is not seen.
+/// Pixels at a cut edge lack context; [`HIDDEN`] drops the outermost and blending hides the rest.
 pub(super) const OVERLAP: usize = 16;
 
-/// The rows or columns at the cut side of a tile that count for nothing, in pixels of the latents.
+/// The rows or columns at a cut edge of a tile that are dropped, in pixels of the latents.
 const HIDDEN: usize = 4;
 
 /// Tiles of one size that cover a plane, in pixels of the latents.
@@ -17,7 +52,7 @@ pub(super) struct Grid {
     pub(super) tile: [usize; 2],
     /// Height and width of the plane.
     pub(super) plane: [usize; 2],
-    /// How many tiles there are in each column and in each row.
+    /// Tiles in each column and in each row.
     counts: [usize; 2],
 }
 
@@ -61,8 +96,8 @@ impl Grid {
         index * (self.plane[axis] - self.tile[axis]) / gaps
     }
 
-    /// How much each row or column of a tile counts, `scale` pixels for one of the latents. Tiles that share a row or
-    /// column count 1 together.
+    /// The weight of each row or column of a tile, `scale` pixels for one of the latents. The weights of tiles that share a
+    /// row or column add up to 1.
     fn weights(&self, axis: usize, start: usize, scale: usize) -> Vec<f32> {
         let own = self.ramps(axis, start, scale);
         let mut sum = vec![0.0; own.len()];
@@ -90,7 +125,7 @@ impl Grid {
     }
 }
 
-/// A part of planes (planes, height, width).
+/// The rows and columns of planes (planes, height, width).
 pub(super) fn crop(
     values: &[f32],
     [height, width]: [usize; 2],
@@ -103,7 +138,7 @@ pub(super) fn crop(
     values.chunks_exact(height * width).flat_map(plane).collect()
 }
 
-/// What was made of the tiles of a plane, to be put together.
+/// The results of the tiles of a plane, to be blended.
 pub(super) struct Mosaic<'g> {
     grid: &'g Grid,
     planes: usize,
@@ -111,7 +146,7 @@ pub(super) struct Mosaic<'g> {
     tiles: Vec<Tile>,
 }
 
-/// What was made of one tile.
+/// The result of one tile.
 struct Tile {
     start: [usize; 2],
     /// (planes, height, width).
@@ -119,12 +154,12 @@ struct Tile {
 }
 
 impl<'g> Mosaic<'g> {
-    /// No tiles yet; `scale` pixels for one of the latents.
+    /// An empty mosaic with `scale` pixels for one of the latents.
     pub(super) fn new(grid: &'g Grid, planes: usize, scale: usize) -> Self {
         Mosaic { grid, planes, scale, tiles: Vec::new() }
     }
 
-    /// Adds what was made of a tile (planes, height, width).
+    /// Adds the result of a tile (planes, height, width).
     pub(super) fn push(&mut self, start: [usize; 2], values: Vec<f32>) {
         self.tiles.push(Tile { start, values });
     }
@@ -152,8 +187,8 @@ impl<'g> Mosaic<'g> {
         whole
     }
 
-    /// What to add to each plane of each tile, so that tiles differ least where they overlap (least squares) and the
-    /// mean over all tiles stays.
+    /// The shift of each plane of each tile with which tiles differ least where they overlap (least squares) and the mean
+    /// over all tiles stays.
     fn shifts(&self) -> Vec<f64> {
         let (count, planes) = (self.tiles.len(), self.planes);
         let mut pairs = Vec::new();
@@ -175,7 +210,7 @@ impl<'g> Mosaic<'g> {
                 }
             }
             for (at, (shift, pull)) in shifts.iter_mut().zip(&pulls).enumerate() {
-                // Half of what would close the gaps if the neighbours stood still: both move.
+                // Half the step that would close the gaps if the neighbours stood still, since both move.
                 *shift += 0.5 * pull / weights[at / planes].max(1.0);
             }
         }
@@ -186,7 +221,7 @@ impl<'g> Mosaic<'g> {
         shifts
     }
 
-    /// What two tiles share, if they do, without the hidden sides.
+    /// The overlap of two tiles without the hidden rows and columns, if they overlap.
     fn overlap(&self, first: usize, second: usize) -> Option<Overlap> {
         let Mosaic { grid, scale, planes, .. } = *self;
         let starts = [first, second].map(|tile| self.tiles[tile].start);
@@ -213,10 +248,10 @@ impl<'g> Mosaic<'g> {
     }
 }
 
-/// How often tiles are moved towards their neighbours.
+/// Iterations of the shifts towards the neighbours'.
 const ROUNDS: usize = 500;
 
-/// What two tiles share.
+/// The overlap of two tiles.
 struct Overlap {
     tiles: [usize; 2],
     pixels: f64,
@@ -294,7 +329,20 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_at_a_cut_side_does_not_count() {
+    fn tiles_are_as_large_as_memory_allows_or_as_asked() {
+        // Latents of 1024×1024 pixels, and the bytes that Stable Diffusion's decoder takes for them in `f32`.
+        let (plane, bytes) = (128 * 128, 4 * (671 << 20));
+        let auto = Tiling::Auto.most(plane, bytes);
+        assert!(bytes / plane * auto <= LARGEST_ARENA && auto > plane / 2, "{auto}");
+        assert_eq!(Tiling::Always.most(plane, bytes), SMALL_TILE);
+        assert_eq!(Tiling::Never.most(plane, bytes), plane);
+        // A small plane is not cut, and one that takes much is cut small though small tiles are not asked for.
+        assert!(Tiling::Auto.most(plane, 1 << 20) >= plane);
+        assert_eq!(Tiling::Always.most(plane, LARGEST_ARENA * plane), 1);
+    }
+
+    #[test]
+    fn pixels_at_a_cut_edge_do_not_count() {
         let grid = Grid::of_area([64, 100], 64 * 60);
         assert_eq!((grid.tile, grid.counts), ([64, 58], [1, 2]));
         let weights = grid.weights(1, 42, 2);

@@ -1,37 +1,44 @@
-//! Why an image can't be made.
+//! The reasons why an image can't be drawn.
 
 use thiserror::Error;
 
+use super::role::Role;
 use crate::model::ModelError;
 use crate::scheduler::SchedulerError;
 use crate::tokenizer::TokenizerError;
 
-/// Why an image can't be made.
+/// The reason why an image can't be drawn.
 #[derive(Debug, Error)]
-pub enum PipelineError {
-    /// The model can't be used.
+pub enum GenerateError {
+    /// The session has no model in a role.
+    #[error("there is no {role} model")]
+    NoModel {
+        /// The role.
+        role: Role,
+    },
+    /// A network's graph can't be built.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The scheduler can't run so many steps.
+    /// The scheduler can't run this number of steps.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
-    /// A part of the request does not fit the model.
+    /// An option of the request is out of range or does not fit the model.
     #[error("the {option} {what}")]
     Option {
-        /// The part.
+        /// The option.
         option: &'static str,
-        /// What does not fit, and what would.
+        /// The mistake, and the values that would do.
         what: String,
     },
     /// A prompt can't be expressed in the model's vocabulary.
     #[error(transparent)]
     Prompt(TokenizerError),
-    /// Two parts of the model don't fit each other.
+    /// Two networks of the model don't fit each other.
     #[error("{network}: {what}")]
     Mismatch {
         /// The network.
         network: String,
-        /// What does not fit.
+        /// The difference.
         what: String,
     },
     /// A network can't be run.
@@ -39,10 +46,10 @@ pub enum PipelineError {
     Engine {
         /// The network.
         network: String,
-        /// Why.
+        /// The backend's reason.
         source: mixbit_engine::Error,
     },
-    /// A tensor that does not have as many values as its shape.
+    /// A tensor's values are not as many as its shape asks for.
     #[error(transparent)]
     Tensor(mixbit_engine::Error),
     /// A network lacks an output.
@@ -53,15 +60,15 @@ pub enum PipelineError {
         /// The output.
         output: &'static str,
     },
-    /// The work was stopped by the request's flag.
+    /// The work was cancelled.
     #[error("stopped")]
-    Stopped,
+    Cancelled,
     /// A network's result is not finite.
     #[error("{network}: its result is not a finite number: {}", not_finite(.weight.as_deref()))]
     NotFinite {
         /// The network.
         network: String,
-        /// A weight that is not, if one is to blame.
+        /// A weight that is not finite either, if there is one.
         weight: Option<String>,
     },
 }
