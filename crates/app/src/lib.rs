@@ -2,6 +2,7 @@
 //!
 //! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
+//! - [`request`] turns requests into JSON and parameters, and back;
 //! - [`error`] has the kinds of errors, from which status codes follow;
 //! - [`synthetic`] writes models of published sizes with random weights.
 #![forbid(unsafe_code)]
@@ -10,5 +11,6 @@ pub mod demo;
 pub mod error;
 pub mod parameters;
 pub mod picture;
+pub mod request;
 pub mod source;
 pub mod synthetic;

@@ -13,9 +13,9 @@ use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Text};
 use mixbit_engine::Backend;
-use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
 
+use super::backends::Machine;
 use super::progress::{Counter, Progress};
 use super::{interrupt, print_line, values};
 use mixbit_analysis::analyze::{
@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let progress = Progress::new(arguments.quiet);
     let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let options = arguments.options(&model.defaults)?;
-    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(arguments.threads)?);
+    let backend = Machine::new(arguments.threads)?.backend;
     let mut observer = Shown { progress: &progress, measuring: None, verifying: None };
     let outcome = analyze(&model, &backend, &options, &stop, &mut observer)?;
     drop(observer);

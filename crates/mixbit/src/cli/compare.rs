@@ -9,11 +9,11 @@ use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Text};
 use mixbit_engine::Backend;
-use mixbit_engine_cpu::Cpu;
 use mixbit_formats::write_atomically;
 use mixbit_mil::Unit;
 use serde_json::json;
 
+use super::backends::Machine;
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
@@ -90,7 +90,7 @@ type Form = (Option<String>, Option<Box<Choose>>);
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = Cancel::from(interrupt::flag()?);
     let progress = Progress::new(arguments.quiet);
-    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
+    let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     // Before any work, what could be wrong with the file.
     arguments.forms()?;
     let models: Vec<Option<&Path>> = match arguments.models[..] {

@@ -11,7 +11,6 @@ use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
 use mixbit_engine::Cancel;
-use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
 use mixbit_mil::Unit;
 use mixbit_packages::inspect::bits_per_element;
@@ -21,6 +20,7 @@ use mixbit_packages::package::{
 use mixbit_packages::palettize::{PlanSource, uniform_plan};
 use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
 
+use super::backends::Machine;
 use super::progress::Progress;
 use super::{interrupt, memory, palettize, print_line, values};
 
@@ -145,13 +145,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .with_context(|| format!("the directory {} can't be made", resources.display()))?;
         write_vocabulary(model.files(), resources)?;
     }
-    let checker = arguments.check_output_correctness.then(|| Cpu::new(None)).transpose()?;
+    let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
     for package in &packages {
         bytes += arguments.write(package, resources.as_deref(), &progress)?;
-        if let Some(backend) = &checker {
+        if let Some(machine) = &checker {
             let path = package.path(&arguments.output);
             let _waiting = progress.wait("checking the package's output");
-            let psnr = check_output(package, &path, backend, &Cancel::from(stop.clone()))?;
+            let psnr = check_output(package, &path, &*machine.backend, &Cancel::from(stop.clone()))?;
             // Few bits have their price: that it is paid is no mistake of the conversion.
             if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
                 bail!(

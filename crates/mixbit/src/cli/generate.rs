@@ -10,25 +10,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{NoiseSource, random_source};
-use mixbit_diffusion::scheduler::{SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::{
-    Cancel, DroppedWords, GenerateError, Precision, Request, Role, Run, Session, SessionOptions, Text, Tiling,
+    Cancel, DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
 };
 use mixbit_engine::Backend;
-use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
 use serde_json::json;
 
+use super::backends::Machine;
 use super::output::{Output, preview};
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
-use mixbit_app::parameters::Parameters;
 use mixbit_app::picture;
+use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::load;
 
-/// How much is shown of the words that did not fit, in characters.
+/// The most characters of dropped words that are shown.
 const LONGEST_DROPPED: usize = 400;
 
 #[derive(Debug, Args)]
@@ -147,7 +145,7 @@ struct Drawn {
     seed: u64,
 }
 
-/// What a run took.
+/// The durations of a run.
 #[derive(Default)]
 struct Times {
     load: Duration,
@@ -162,8 +160,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let progress = Progress::new(arguments.quiet);
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let model = Arc::new(model);
-    let backend = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
-    let request = request(arguments, &model, &*backend)?;
+    let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
+    let request = arguments.request(&*backend).request(&model, Start::Noise)?;
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
@@ -179,7 +177,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let last_seed = *seeds.end();
     for (index, seed) in seeds.enumerate() {
         let path = output.image(seed);
-        let parameters = parameters(&request, &model_name, source.label, seed)?.to_string();
+        let origin = Origin { model: &model_name, source, seed, start: None };
+        let parameters = parameters(&request, &origin)?.to_string();
         let name = match arguments.images {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
@@ -225,7 +224,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     print_line(format_args!("{summary:#}"))
 }
 
-/// Where the time went, as a table.
+/// The time of each kind of op, as a table.
 fn profile(session: &Session) -> String {
     let mut text = String::new();
     for (network, timings) in session.profile(Role::Base) {
@@ -239,31 +238,30 @@ fn profile(session: &Session) -> String {
     text
 }
 
-fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> anyhow::Result<Request> {
-    let text = Text {
-        prompt: arguments.prompt.clone(),
-        prompt_2: arguments.prompt_2.clone(),
-        negative_prompt: arguments.negative_prompt.clone(),
-        negative_prompt_2: arguments.negative_prompt_2.clone(),
-    };
-    let mut request = Request::new(model, text);
-    request.size = arguments.size.unwrap_or(request.size);
-    request.steps = arguments.steps.unwrap_or(request.steps);
-    request.guidance_scale = arguments.guidance_scale.unwrap_or(request.guidance_scale);
-    request.guidance_rescale = arguments.guidance_rescale;
-    request.precision = values::precision(&arguments.precision, backend);
-    request.tiling = match (arguments.tiled_decode, arguments.no_tiled_decode) {
-        (true, _) => Tiling::Always,
-        (_, true) => Tiling::Never,
-        _ => Tiling::Auto,
-    };
-    if let Some(name) = &arguments.scheduler {
-        request.scheduler = request.scheduler.with_scheduler(name)?;
+impl Arguments {
+    /// The request by names; absent choices are the model's.
+    fn request(&self, backend: &dyn Backend) -> DrawRequest {
+        let [width, height] = match self.size {
+            Some(size) => size.map(Some),
+            None => [None, None],
+        };
+        DrawRequest {
+            prompt: self.prompt.clone(),
+            prompt_2: self.prompt_2.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            negative_prompt_2: self.negative_prompt_2.clone(),
+            width,
+            height,
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            guidance_rescale: self.guidance_rescale,
+            scheduler: self.scheduler.clone(),
+            timestep_spacing: self.timestep_spacing.clone(),
+            precision: Some(values::precision(&self.precision, backend).name().to_string()),
+            tiled_decode: (self.tiled_decode || self.no_tiled_decode).then_some(self.tiled_decode),
+            ..DrawRequest::default()
+        }
     }
-    if let Some(spacing) = arguments.timestep_spacing.as_deref().and_then(TimestepSpacing::parse) {
-        request.scheduler.set_timestep_spacing(spacing)?;
-    }
-    Ok(request)
 }
 
 /// One seed for each image.
@@ -284,7 +282,7 @@ struct Previews<'a> {
     parameters: &'a str,
 }
 
-/// Evaluates the UNet as often as an image needs.
+/// Evaluates the UNet for one image.
 fn denoise(
     session: &mut Session,
     run: &mut Run,
@@ -313,7 +311,7 @@ fn denoise(
     }
 }
 
-/// How far a run that was stopped had come.
+/// The error of a run, with its progress if it was stopped.
 fn explained(error: GenerateError, run: &Run) -> anyhow::Error {
     match error {
         GenerateError::Cancelled => {
@@ -329,45 +327,7 @@ impl Previews<'_> {
     }
 }
 
-/// What the image file says it was made from, by the web UI's names.
-fn parameters(request: &Request, model: &str, source: &str, seed: u64) -> anyhow::Result<Parameters> {
-    let mut parameters = Parameters {
-        prompt: request.text.prompt.clone(),
-        negative_prompt: request.text.negative_prompt.clone().unwrap_or_default(),
-        settings: Vec::new(),
-    };
-    parameters.set("Steps", request.steps);
-    parameters.set("Sampler", request.scheduler.entry().label);
-    let sigmas = request.scheduler.sigmas()?;
-    if sigmas != SigmaSchedule::Trained {
-        parameters.set("Schedule type", capitalized(sigmas.name()));
-    }
-    parameters.set("CFG scale", request.guidance_scale);
-    if request.guidance_rescale > 0.0 {
-        parameters.set("Guidance rescale", request.guidance_rescale);
-    }
-    parameters.set("Seed", seed);
-    parameters.set("Size", format!("{}x{}", request.size[0], request.size[1]));
-    parameters.set("Model", model);
-    parameters.set("RNG", source);
-    for (name, prompt) in
-        [("Prompt 2", &request.text.prompt_2), ("Negative prompt 2", &request.text.negative_prompt_2)]
-    {
-        prompt.iter().for_each(|prompt| parameters.set(name, prompt));
-    }
-    if request.precision != Precision::F32 {
-        parameters.set("Precision", request.precision.name());
-    }
-    parameters.set("Version", concat!("mixbit ", env!("CARGO_PKG_VERSION")));
-    Ok(parameters)
-}
-
-fn capitalized(name: &str) -> String {
-    let mut characters = name.chars();
-    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
-}
-
-/// What did not fit the text encoders, each once: XL's two encoders mostly drop the same words.
+/// The words that did not fit the text encoders, each once: XL's two encoders mostly drop the same words.
 fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
     let mut messages: Vec<String> = Vec::new();
     for DroppedWords { negative, words, .. } in dropped {

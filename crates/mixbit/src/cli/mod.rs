@@ -1,6 +1,7 @@
 //! The command line.
 
 mod analyze;
+mod backends;
 mod bench;
 mod compare;
 mod convert;

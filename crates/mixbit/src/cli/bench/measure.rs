@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::session::{Cancel, Component, GenerateError, PipelineStage, Precision, Session};
 use mixbit_engine::{Timing, TracedStep};
-use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
 
+use super::super::backends::Machine;
 use super::super::progress::Progress;
 
 /// What a part took.
@@ -134,16 +134,16 @@ fn median(sorted: &[f64]) -> f64 {
     }
 }
 
-/// The machine's peaks: of some measurements the best, for what else runs on a machine comes and goes.
+/// The machine's peaks: the best of some measurements, because other programs' load comes and goes.
 #[derive(Default)]
 pub(super) struct Peaks(Vec<(Precision, Option<f64>)>);
 
 impl Peaks {
     /// Measures the peak for a precision, once more if it is known.
-    pub(super) fn measure(&mut self, backend: &Cpu, precision: Precision) {
-        let peak = backend.peak(precision.arithmetic());
+    pub(super) fn measure(&mut self, machine: &Machine, precision: Precision) {
+        let peak = machine.peak(precision.arithmetic());
         match self.0.iter_mut().find(|(known, _)| *known == precision) {
-            // Nothing is less than something.
+            // `None < Some(_)`.
             Some((_, best)) => *best = if peak > *best { peak } else { *best },
             None => self.0.push((precision, peak)),
         }

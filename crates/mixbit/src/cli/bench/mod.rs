@@ -16,9 +16,9 @@ use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::session::{Cancel, Component, GenerateError, Request, Session, Text};
 use mixbit_engine::Backend;
-use mixbit_engine_cpu::Cpu;
 use mixbit_mil::Unit;
 
+use super::backends::Machine;
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
@@ -109,15 +109,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (model, name) = load(path.as_deref(), None)?;
     let load_time = begin.elapsed();
     let (model, cancel) = (Arc::new(model), Cancel::from(stop));
-    let backend = Arc::new(Cpu::new(arguments.threads.map(usize::from))?);
-    let request = request(arguments, &model, &*backend);
-    let mut session = Session::new(model.clone(), backend.clone());
+    let machine = Machine::new(arguments.threads.map(usize::from))?;
+    let request = request(arguments, &model, &*machine.backend);
+    let mut session = Session::new(model.clone(), machine.backend.clone());
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let runs = arguments.runs as usize;
     let stages = session.stages(&request, &arguments.components(), runs + 1, &mut *noise)?;
     let mut peaks = Peaks::default();
     let measured = stages.into_iter().map(|stage| {
-        peaks.measure(&backend, stage.precision);
+        peaks.measure(&machine, stage.precision);
         measure(&mut session, stage, runs, &cancel, &progress)
     });
     let parts = measured.collect::<Result<Vec<Measured>, GenerateError>>().map_err(explained)?;
@@ -125,7 +125,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         trace::write(file, &parts)?;
     }
     let drawn = match arguments.steps {
-        Some(_) => Some(draw(Session::new(model, backend.clone()), &request, &cancel, load_time, &progress)?),
+        Some(_) => {
+            Some(draw(Session::new(model, machine.backend.clone()), &request, &cancel, load_time, &progress)?)
+        }
         None => None,
     };
     let evaluations = request.scheduler.build(request.steps)?.timesteps().len();
@@ -135,7 +137,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             None => name,
         },
         request: &request,
-        threads: backend.threads(),
+        threads: machine.threads,
         load: load_time,
         evaluations,
         parts: &parts,
