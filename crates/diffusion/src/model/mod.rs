@@ -16,7 +16,7 @@ use mixbit_mil::{Constant, DType, Def, Function, Weights};
 use serde_json::Value;
 
 pub use error::ModelError;
-pub use files::{FileError, ModelFiles};
+pub use files::{FileError, ModelFiles, ModelFilesLayer};
 pub use latent::LatentFormat;
 
 use crate::arch::text_encoder::{self, Outputs};

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mixbit_diffusion::model::{FileError, ModelFiles};
+use mixbit_diffusion::model::{FileError, ModelFiles, ModelFilesLayer};
 use mixbit_formats::Diffusers;
 use mixbit_mil::{Bytes, Weights};
 use serde_json::Value;
@@ -24,12 +24,14 @@ impl DiffusersModel {
         Ok(DiffusersModel { files: Diffusers::open(path)?, variant: variant.map(str::to_string) })
     }
 
-    /// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client downloaded.
+    /// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client
+    /// downloaded.
     pub fn is_at(path: &Path) -> bool {
         path.join("model_index.json").is_file() || path.join("snapshots").is_dir()
     }
 
-    /// A model of files in memory, by their paths in its directory. `label` stands for the directory in messages.
+    /// A model of files in memory, by their paths in its directory. `label` stands for the directory in
+    /// messages.
     ///
     /// # Errors
     /// If they are no model.
@@ -96,28 +98,24 @@ impl Component {
     }
 }
 
-impl ModelFiles for Component {
-    fn class(&self) -> &str {
-        self.model.class()
+impl ModelFilesLayer for Component {
+    fn base(&self) -> &dyn ModelFiles {
+        &self.model
     }
 
     fn component(&self, name: &str) -> Option<&str> {
-        self.model.component(self.folder(name)).filter(|_| name == self.name)
-    }
-
-    fn option(&self, _: &str) -> Option<Value> {
-        None
+        self.base().component(self.folder(name)).filter(|_| name == self.name)
     }
 
     fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
-        self.model.json(self.folder(component), file)
+        self.base().json(self.folder(component), file)
     }
 
     fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
-        self.model.text(self.folder(component), file)
+        self.base().text(self.folder(component), file)
     }
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
-        self.model.weights(self.folder(component))
+        self.base().weights(self.folder(component))
     }
 }
