@@ -1,6 +1,7 @@
 //! The parts that a command line, a server and a web page share.
 //!
-//! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in the binary;
+//! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in
+//!   the binary;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`request`] turns requests into JSON and parameters, and back;
 //! - [`error`] has the kinds of errors, from which status codes follow;

@@ -1,7 +1,8 @@
-//! Generation parameters as text, in the format of AUTOMATIC1111's web UI, which its tools read back from an image.
+//! Generation parameters as text, in the format of AUTOMATIC1111's web UI, which its tools read back from an
+//! image.
 //!
-//! The prompt comes first, then the negative prompt after `Negative prompt: `, then one line of `Name: value` pairs
-//! separated by commas. A value with a comma, a colon or a line break is a JSON string.
+//! The prompt comes first, then the negative prompt after `Negative prompt: `, then one line of `Name: value`
+//! pairs separated by commas. A value with a comma, a colon or a line break is a JSON string.
 
 use std::fmt;
 
@@ -110,7 +111,8 @@ fn value(text: &str) -> (String, &str) {
     (value.trim().to_string(), rest)
 }
 
-/// Whether a text can be a setting's name: it begins with a letter or digit, and letters, digits, spaces and `_-/` follow.
+/// Whether a text can be a setting's name: it begins with a letter or digit, and letters, digits, spaces and
+/// `_-/` follow.
 fn is_name(text: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut characters = text.chars();

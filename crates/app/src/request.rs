@@ -1,8 +1,8 @@
 //! Requests as JSON and as the parameters of picture files, and back.
 //!
-//! A [`DrawRequest`] names a drawing as people and scripts write it: what is absent is the model's own.
-//! [`DrawRequest::request`] makes the session's [`Request`] of it. [`parameters`] writes what decided a picture into its
-//! file, from where [`DrawRequest::from_parameters`] reads it.
+//! A [`DrawRequest`] is a request as people and scripts write it; absent values are the model's own.
+//! [`DrawRequest::request`] makes the session's [`Request`] of it. [`parameters`] writes what decided a
+//! picture into its file, from where [`DrawRequest::from_parameters`] reads it.
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{RANDOM_SOURCES, RandomSourceEntry};
@@ -184,8 +184,8 @@ impl DrawRequest {
         Ok(request)
     }
 
-    /// Reads the parameters of a picture, of mixbit or of another tool that writes these names. Settings of other tools that
-    /// mixbit does not have are left out.
+    /// Reads the parameters of a picture, of mixbit or of another tool that writes these names. Settings of
+    /// other tools that mixbit does not have are left out.
     ///
     /// # Errors
     /// [`RequestError::Value`], with the setting that can't be read.

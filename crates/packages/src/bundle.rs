@@ -1,8 +1,8 @@
 //! Models as Core ML packages: a directory of `.mlpackage`s, or a `Resources` directory of `.mlmodelc`s.
 //!
-//! A bundle that mixbit converted carries its configurations and the names of its weights: it is a model like any other,
-//! whose graphs are built again over the packages' weights, for any size. Packages of other tools are run unchanged, at
-//! the size that they were made for, with the scheduler and the scales of their family.
+//! A bundle that mixbit converted carries its configurations and the names of its weights: it is a model like
+//! any other, whose graphs are built again over the packages' weights, for any size. Packages of other tools
+//! are run unchanged, at the size that they were made for, with the scheduler and the scales of their family.
 
 mod foreign;
 

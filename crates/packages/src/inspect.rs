@@ -69,8 +69,8 @@ pub fn is_single(path: &Path) -> bool {
     is_package(path) || is_weight_file(path)
 }
 
-/// Opens a path: a package, the packages of a directory, a weight file, or the networks of a checkpoint, whose graphs are
-/// built in the form of the options.
+/// Opens a path: a package, the packages of a directory, a weight file, or the networks of a checkpoint,
+/// whose graphs are built in the form of the options.
 ///
 /// # Errors
 /// [`InspectError`].
@@ -148,7 +148,8 @@ fn packaged(path: &Path) -> Result<InspectedNetwork, InspectError> {
     })
 }
 
-/// Joins two packages that are halves of a network; `None` if the second does not take the outputs of the first.
+/// Joins two packages that are halves of a network; `None` if the second does not take the outputs of the
+/// first.
 pub fn joined(name: String, first: &InspectedNetwork, second: &InspectedNetwork) -> Option<InspectedNetwork> {
     let function = mixbit_mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
     Some(InspectedNetwork {

@@ -8,7 +8,8 @@ pub fn psnr(peak: f64, mean_square: f64) -> f64 {
     }
 }
 
-/// The ratio of Apple's converter and scripts (`compute_psnr` of ml-stable-diffusion): finite even if nothing differs.
+/// The ratio of Apple's converter and scripts (`compute_psnr` of ml-stable-diffusion): finite even if nothing
+/// differs.
 pub fn apple_psnr(peak: f64, mean_square: f64) -> f64 {
     20.0 * ((peak + 1e-5) / (mean_square.sqrt() + 1e-10)).log10()
 }

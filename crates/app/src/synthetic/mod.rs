@@ -1,7 +1,7 @@
 //! Checkpoints of published sizes with random weights, to measure the cost of a model without having it.
 //!
-//! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the tensors are
-//! those that [`mixbit_diffusion::arch`] builds the networks from.
+//! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the
+//! tensors are those that [`mixbit_diffusion::arch`] builds the networks from.
 
 mod weights;
 
@@ -187,9 +187,9 @@ impl Skeleton {
         self.shapes.values().flat_map(BTreeMap::values).map(|shape| shape.iter().product::<usize>()).sum()
     }
 
-    /// Writes the model with random weights of a type, `fp16` or `fp32`, into a directory, which is made if it is not there.
-    /// Files of the same names are replaced. `progress` counts the bytes of weights and
-    /// may stop the writing. `model_index.json` comes last: a run that was cut off leaves no model.
+    /// Writes the model with random weights of a type, `fp16` or `fp32`, into a directory, which is made if
+    /// it is not there. Files of the same names are replaced. `progress` counts the bytes of weights and may
+    /// stop the writing. `model_index.json` comes last: a run that was cut off leaves no model.
     ///
     /// # Errors
     /// A file that can't be written, with its path.

@@ -12,11 +12,11 @@ const BLOCK: usize = 1 << 20;
 /// Values that one thread makes at a time.
 const CHUNK: usize = 1 << 12;
 
-/// The last convolution of a UNet is made this much smaller, so that the prediction stays below the noise and the loop
-/// converges at any guidance scale that people use.
+/// The last convolution of a UNet is made this much smaller, so that the prediction stays below the noise and
+/// the loop converges at any guidance scale that people use.
 const OUTPUT: (&str, f32) = ("conv_out.weight", 0.1);
 
-/// What the values of a tensor are.
+/// The distribution of a tensor's values.
 #[derive(Debug, PartialEq)]
 pub(super) enum Fill {
     /// All the same.
@@ -54,7 +54,8 @@ fn mix(state: u64) -> u64 {
     state ^ (state >> 31)
 }
 
-/// The sum of four uniform numbers, with mean 0 and deviation 1: close to normal, never beyond 3.5, and much cheaper.
+/// The sum of four uniform numbers, with mean 0 and deviation 1: close to normal, never beyond 3.5, and much
+/// cheaper.
 fn standard(key: u64, index: usize) -> f32 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     const MEAN: i32 = 2 * 0xffff;

@@ -40,10 +40,11 @@ pub(super) struct Arguments {
     /// `merge` measures nothing: it makes the recipes of what shards have measured
     #[arg(value_name = "STEP")]
     step: Option<Step>,
-    /// A model's directory in the diffusers layout, or one of Core ML packages; without it, the demo model in the binary
+    /// A model's directory in the diffusers layout, or one of Core ML packages; without it, the demo model in
+    /// the binary
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
-    /// Where measurements, recipes and the report go; an analysis that was interrupted goes on from what is there
+    /// The directory for measurements, recipes and the report; an interrupted analysis continues there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// The model's name in the recipe file [default: the directory's]
@@ -54,20 +55,23 @@ pub(super) struct Arguments {
     variant: Option<String>,
 
     /// How to measure
-    #[arg(long, value_name = "NAME", value_parser = values::analysis_methods(), default_value = METHODS[0].name,
+    #[arg(long, value_name = "NAME", value_parser = values::analysis_methods(),
+          default_value = METHODS[0].name,
           help_heading = "Measuring")]
     method: String,
     /// How much to measure
     #[arg(long, value_name = "NAME", value_parser = values::efforts(), default_value = EFFORTS[1].name,
           help_heading = "Measuring")]
     effort: String,
-    /// What layers may be stored as [default: palette-1,palette-2,palette-4,palette-6,palette-8]
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = Scheme::from_str, help_heading = "Measuring")]
+    /// The schemes that layers may get [default: palette-1,palette-2,palette-4,palette-6,palette-8]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = Scheme::from_str,
+          help_heading = "Measuring")]
     schemes: Vec<Scheme>,
-    /// Layers of at most so many weights stay as they are
+    /// Leave layers of at most N weights unchanged
     #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Measuring")]
     min_size: usize,
-    /// A text file with prompts, one on each line, to measure on and to verify with by turns [default: 16 in the binary]
+    /// A text file with prompts, one on each line, to measure on and to verify with by turns [default: 16 in
+    /// the binary]
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     prompts: Option<PathBuf>,
     /// What not to draw
@@ -86,8 +90,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
     size: Option<[usize; 2]>,
 
-    /// Make recipes of at most so many bits per weight [default: 3,3.5,4,4.5,5,6,8, if there is no other target]
-    #[arg(long, value_name = "BITS", value_delimiter = ',', value_parser = positive, help_heading = "Recipes")]
+    /// Make recipes of at most N bits per weight [default: 3,3.5,4,4.5,5,6,8, if there is no other target]
+    #[arg(long, value_name = "BITS", value_delimiter = ',', value_parser = positive,
+          help_heading = "Recipes")]
     target_bits: Vec<f64>,
     /// Make recipes for at most this size of the UNet, such as 1.4GB
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = bytes, help_heading = "Recipes")]
@@ -96,12 +101,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DB", value_delimiter = ',', value_parser = positive, help_heading = "Recipes")]
     target_psnr: Vec<f64>,
 
-    /// Also measure layers in 8-bit integers, and say which must keep floats for `--precision int8` to have this PSNR
+    /// Also measure layers in 8-bit integers, and say which must keep floats for `--precision int8` to have
+    /// this PSNR
     #[arg(long, value_name = "DB", value_parser = positive, num_args = 0..=1, default_missing_value = "40",
           help_heading = "Recipes")]
     int8: Option<f64>,
 
-    /// Do one of N parts, numbered from 1, in a directory that all share [default: as Slurm's array or Kubernetes' job says]
+    /// Do part I of N in a directory that all share [default: from Slurm's array or Kubernetes' job]
     #[arg(long, value_name = "I/N", value_parser = shard, help_heading = "Sharing")]
     shard: Option<Shard>,
     /// Threads [default: one for each processor]
@@ -267,8 +273,8 @@ impl Arguments {
     }
 }
 
-/// The shard that a scheduler's variables say: Slurm's job arrays and tasks, Kubernetes' indexed jobs (which do not say how
-/// many there are: `JOB_COMPLETIONS` must be set in the job's template).
+/// The shard that a scheduler's variables say: Slurm's job arrays and tasks, Kubernetes' indexed jobs (which
+/// do not say how many there are: `JOB_COMPLETIONS` must be set in the job's template).
 fn scheduled_shard(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Shard> {
     let number = |name: &str| -> anyhow::Result<Option<usize>> {
         let Some(text) = variable(name) else { return Ok(None) };

@@ -31,7 +31,8 @@ pub(super) struct Arguments {
     /// What to draw: a row for each
     #[arg(required = true, value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// Models, a column for each: directories in the diffusers layout, or of Core ML packages [default: the demo model]
+    /// Models, a column for each: directories in the diffusers layout, or of Core ML packages [default: the
+    /// demo model]
     #[arg(short, long, value_name = "DIR", value_delimiter = ',', help_heading = "Columns")]
     models: Vec<PathBuf>,
     /// Which of several weight files to take, such as fp16
@@ -64,7 +65,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
     size: Option<[usize; 2]>,
     /// Threads to compute with [default: one for each CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Drawing")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Drawing")]
     threads: Option<u16>,
 
     /// The image file
@@ -73,7 +75,8 @@ pub(super) struct Arguments {
     /// Print only the file's name
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
-    /// Print one JSON object with the file, its columns, and the PSNR of each image; docs/command-line.md lists its fields
+    /// Print one JSON object with the file, its columns, and the PSNR of each image; docs/command-line.md
+    /// lists its fields
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
@@ -84,7 +87,7 @@ struct Column {
     pictures: Vec<Picture>,
 }
 
-/// A name and how layers are stored under it; as they are without.
+/// A name and its plan for the layers; without one, they stay unchanged.
 type Form = (Option<String>, Option<Box<Choose>>);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -128,7 +131,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    /// The forms in which each model is drawn; the first is as it is.
+    /// The variants of each model that draw; the first is unchanged.
     fn forms(&self) -> anyhow::Result<Vec<Form>> {
         let mut forms: Vec<Form> = vec![(None, None)];
         if let Some(path) = &self.recipes {

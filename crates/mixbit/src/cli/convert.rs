@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     /// A model's directory in the diffusers layout; without it, the demo model in the binary
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
-    /// Where the packages go; the directory is made if it is not there
+    /// The directory for the packages, made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
     /// The model's name in file names and metadata [default: the directory's]
@@ -98,7 +98,7 @@ pub(super) struct Arguments {
           default_value = "macOS13", help_heading = "Form")]
     min_deployment_target: &'static DeploymentTarget,
 
-    /// Palettes of so many bits for UNets, ControlNets and text encoders: 1, 2, 3, 4, 6 or 8
+    /// Palettes of N bits for UNets, ControlNets and text encoders: 1, 2, 3, 4, 6 or 8
     #[arg(long, value_name = "N", value_parser = values::width, help_heading = "Form")]
     quantize_nbits: Option<Width>,
 
@@ -106,8 +106,8 @@ pub(super) struct Arguments {
     #[arg(long, help_heading = "Form")]
     bundle_resources_for_swift_cli: bool,
 
-    /// Run each package, rounded as a device rounds, and compare with the checkpoint in fp32; less than 35 dB is an error,
-    /// unless with --quantize-nbits
+    /// Run each package, rounded as a device rounds, and compare with the checkpoint in fp32; less than 35 dB
+    /// is an error, unless with --quantize-nbits
     #[arg(long, help_heading = "Form")]
     check_output_correctness: bool,
 
@@ -175,7 +175,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes what is not there yet, and gives the bytes that were written.
+/// Writes a package unless it is there, and gives the bytes that were written.
 fn write(
     path: &Path,
     force: bool,

@@ -60,14 +60,16 @@ pub(super) struct Arguments {
     /// Load each of the model's networks when it is needed and unload it when another is
     #[arg(long, help_heading = "Model")]
     reduce_memory: bool,
-    /// Decode the image in tiles, which takes less memory [default: for images that take much, above about 768x768]
+    /// Decode the image in tiles, which takes less memory [default: for images that take much, above about
+    /// 768x768]
     #[arg(long, conflicts_with = "no_tiled_decode", help_heading = "Model")]
     tiled_decode: bool,
     /// Decode the image whole, however large it is
     #[arg(long, help_heading = "Model")]
     no_tiled_decode: bool,
     /// Threads to compute with [default: one for each CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Model")]
     threads: Option<u16>,
 
     /// Inference steps [default: the model's, mostly 25]
@@ -101,7 +103,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Drawing")]
     seed: Option<u64>,
     /// The generator of noise, for the same image as another tool from the same seed
-    #[arg(long, value_name = "NAME", value_parser = values::random_sources(), default_value = "torch", help_heading = "Drawing")]
+    #[arg(long, value_name = "NAME", value_parser = values::random_sources(), default_value = "torch",
+          help_heading = "Drawing")]
     rng: String,
     /// How many images to draw
     #[arg(
@@ -126,7 +129,8 @@ pub(super) struct Arguments {
     )]
     output: PathBuf,
     /// Also write what the image looks like after every N steps
-    #[arg(long, alias = "save-every", value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Output")]
+    #[arg(long, alias = "save-every", value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
+          help_heading = "Output")]
     preview_every: Option<u32>,
     /// Print only the files' names
     #[arg(short, long, help_heading = "Output")]

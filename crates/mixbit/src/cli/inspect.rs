@@ -15,8 +15,8 @@ use super::table::{Side, Table, byte_size, shortened, spelt_out};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory of them, or a
-    /// safetensors file
+    /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
+    /// of them, or a safetensors file
     path: PathBuf,
     /// List every weight with its encoding and bits, in the order of the graph
     #[arg(long, conflicts_with = "mil")]
@@ -60,7 +60,7 @@ fn weights(network: &InspectedNetwork) -> Vec<&StoredTensor> {
     network.tensors.iter().filter(|tensor| !tensor.is_table).collect()
 }
 
-/// The number of elements, and the bytes that they take as they are stored.
+/// The number of elements, and their bytes in the file.
 fn sizes(tensors: &[&StoredTensor]) -> (usize, usize) {
     tensors.iter().fold((0, 0), |(count, bytes), tensor| (count + tensor.count(), bytes + tensor.bytes()))
 }

@@ -1,7 +1,7 @@
-//! How much memory the process has used.
+//! The memory that the process has used.
 
-/// The largest resident size of the process so far in bytes, where the system tells: mapped files count by the pages
-/// that were touched.
+/// The largest resident size of the process so far in bytes, where the system tells: mapped files count by
+/// the pages that were touched.
 pub(super) fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -69,8 +69,8 @@ enum Command {
     },
 }
 
-/// Runs the command line: 0 if all went well, 1 if not, 2 if it was not understood. Of `diff` 1 means that it found a
-/// difference, and 2 that it could not compare.
+/// Runs the command line. Exit codes are 0 for success, 1 for an error, 2 for arguments that are not
+/// understood. `diff` exits with 1 for a difference and 2 for an error.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let failure = match cli.command {

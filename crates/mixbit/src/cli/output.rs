@@ -1,4 +1,4 @@
-//! Where images go.
+//! The files that images are written to.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 /// The longest part of a prompt in a file name, in bytes.
 const LONGEST_NAME: usize = 75;
 
-/// Where the images of a run go.
+/// The files of a run's images.
 #[derive(Debug)]
 pub(super) struct Output {
     directory: PathBuf,
@@ -30,8 +30,8 @@ enum Naming {
 }
 
 impl Output {
-    /// The images of `prompt` and `seeds` at `path`: a file ending in `.png`, or a directory, which is made if it is not
-    /// there.
+    /// The images of `prompt` and `seeds` at `path`: a file ending in `.png`, or a directory, which is made
+    /// if it is not there.
     ///
     /// # Errors
     /// If nothing can be written there.

@@ -32,8 +32,8 @@ const WORST: usize = 10;
   mixbit palettize --model Unet.mlpackage --recipe recipe.json --select 4.50 --like sdxl --output small
   mixbit palettize --model Unet.mlpackage --scheme linear-8 --output small/Unet.mlpackage")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package; without it, the demo
-    /// model in the binary
+    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package; without
+    /// it, the demo model in the binary
     #[arg(short, long, value_name = "PATH", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The directory for the packages, made if it is not there; for one package also its path
@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Only these parts of the model, such as unet [default: all that it has]
     #[arg(long, value_name = "NAME", value_parser = values::parts(), num_args = 1..)]
     part: Vec<String>,
-    /// Write packages again that are there, and compress again what is compressed already
+    /// Overwrite packages, and compress layers again that are compressed already
     #[arg(long)]
     force: bool,
     /// Print only the packages' names
@@ -62,12 +62,13 @@ pub(super) struct Arguments {
     /// Which recipe of the file: its name, or a part that no other has, such as 4.50
     #[arg(long, value_name = "NAME", requires = "recipe", help_heading = "Bits")]
     select: Option<String>,
-    /// A checkpoint with the configuration of a package that has lost the names of its layers: they are found by what the
-    /// graphs compute
+    /// A checkpoint with the configuration of a package that has lost the names of its layers: they are found
+    /// by what the graphs compute
     #[arg(long, value_name = "CHECKPOINT", requires = "recipe", help_heading = "Bits")]
     like: Option<PathBuf>,
     /// Leave layers of at most N weights unchanged
-    #[arg(long, value_name = "N", default_value_t = MIN_SIZE, conflicts_with = "recipe", help_heading = "Bits")]
+    #[arg(long, value_name = "N", default_value_t = MIN_SIZE, conflicts_with = "recipe",
+          help_heading = "Bits")]
     min_size: usize,
 
     /// The model's name in file names and metadata [default: the directory's]

@@ -1,4 +1,4 @@
-//! How values on the command line are read.
+//! Parsers of values on the command line.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
@@ -65,7 +65,7 @@ pub(super) fn analysis_methods() -> PossibleValuesParser {
     METHODS.iter().map(value).collect::<Vec<_>>().into()
 }
 
-/// How much an analysis measures.
+/// Every effort of an analysis.
 pub(super) fn efforts() -> PossibleValuesParser {
     EFFORTS.iter().map(|effort| PossibleValue::new(effort.name).help(effort.about)).collect::<Vec<_>>().into()
 }

@@ -17,9 +17,9 @@ use crate::error::OpenError;
 /// Image pixels along each side of a latent pixel, for every published model.
 const SCALE: usize = 8;
 
-/// What a family's packages don't say.
+/// The properties of a family that its packages lack.
 struct Family {
-    /// What the latents are multiplied by for the UNet.
+    /// The factor of the latents for the UNet.
     scaling_factor: f64,
     /// The class of the scheduler.
     scheduler: &'static str,

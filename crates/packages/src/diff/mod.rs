@@ -1,6 +1,7 @@
 //! The differences of two models, packages or weight files.
 //!
-//! [`open_both`] pairs their networks, [`compare`] finds the differences of their structure and their tensors.
+//! [`open_both`] pairs their networks, [`compare`] finds the differences of their structure and their
+//! tensors.
 
 mod pairing;
 mod structure;

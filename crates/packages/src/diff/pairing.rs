@@ -18,8 +18,8 @@ pub struct NetworkPairs {
     pub only: [Vec<String>; 2],
 }
 
-/// Opens two paths and pairs their networks: by their roles in a model, or one with one. A single network is compared
-/// with its like among the networks of the other path.
+/// Opens two paths and pairs their networks: by their roles in a model, or one with one. A single network is
+/// compared with its like among the networks of the other path.
 ///
 /// # Errors
 /// [`DiffError`], if either can't be read, or there is nothing like the single network.
@@ -46,7 +46,8 @@ pub fn open_both(paths: [&Path; 2]) -> Result<NetworkPairs, DiffError> {
     Ok(paired(sides))
 }
 
-/// The role of a network in a model by its file name, such as `Unet` or `UnetChunk1`; its own name if it has none.
+/// The role of a network in a model by its file name, such as `Unet` or `UnetChunk1`; its own name if it has
+/// none.
 pub fn role(name: &str) -> String {
     let extensions = [".mlpackage", ".mlmodelc", ".mlmodel", ".safetensors"];
     let stem = extensions.iter().find_map(|extension| name.strip_suffix(extension)).unwrap_or(name);
@@ -136,7 +137,8 @@ fn join_chunks(sides: &mut [Vec<InspectedNetwork>; 2]) {
     }
 }
 
-/// Leaves on the other side only the network that is like the one of `side`: by its role, else by its tensors.
+/// Leaves on the other side only the network that is like the one of `side`: by its role, else by its
+/// tensors.
 fn pick(sides: &mut [Vec<InspectedNetwork>; 2], side: usize, paths: [&Path; 2]) -> Result<(), DiffError> {
     let [a, b] = sides;
     let (one, many) = if side == 0 { (&a[0], b) } else { (&b[0], a) };

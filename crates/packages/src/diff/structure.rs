@@ -34,8 +34,8 @@ pub struct Structure {
 }
 
 impl Structure {
-    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors` are the pairs
-    /// that belong together.
+    /// Compares two networks. `graphs` are theirs with decoded constants; weight files have none. `tensors`
+    /// are the pairs that belong together.
     pub(super) fn compare(
         [a, b]: [&InspectedNetwork; 2],
         graphs: [Option<&Function>; 2],
@@ -102,8 +102,9 @@ pub(super) fn has_same_ops(a: &Function, b: &Function) -> bool {
     a.ops().iter().map(|op| op.def.name).eq(b.ops().iter().map(|op| op.def.name))
 }
 
-/// The first op of A that B does not have, in words: with the same attributes, on the same values and the same tensors.
-/// The order of ops means nothing. `tensors` are pairs that are compared by their elements elsewhere.
+/// The first op of A that B does not have, in words: with the same attributes, on the same values and the
+/// same tensors. The order of ops means nothing. `tensors` are pairs that are compared by their elements
+/// elsewhere.
 fn first_difference(a: &Function, b: &Function, tensors: &[[&StoredTensor; 2]]) -> Option<String> {
     let keys = [Keys::of(a, tensors, 0), Keys::of(b, tensors, 1)];
     let in_b: HashSet<u64> = b.ops().iter().flat_map(|op| &op.outputs).map(|id| keys[1].values[id]).collect();
@@ -133,11 +134,11 @@ fn first_difference(a: &Function, b: &Function, tensors: &[[&StoredTensor; 2]]) 
     Some(format!("{label} makes {}, {} in B", types[0], types[1]))
 }
 
-/// Numbers that are the same for what is computed in the same way.
+/// Hashes, equal for equal computations.
 struct Keys {
-    /// Of inputs and results.
+    /// By inputs and results.
     values: HashMap<ValueId, u64>,
-    /// What each op's parameters are bound to.
+    /// The arguments of each op.
     inputs: Vec<Vec<u64>>,
 }
 

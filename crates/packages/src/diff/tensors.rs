@@ -39,8 +39,8 @@ pub enum Distance {
     Shape,
 }
 
-/// Pairs the tensors that belong together: by their names in the checkpoint; where either has none, by the names of the
-/// constants, or by their place if the two graphs have the same ops.
+/// Pairs the tensors that belong together: by their names in the checkpoint; where either has none, by the
+/// names of the constants, or by their place if the two graphs have the same ops.
 pub(super) fn matched<'a>(tensors: [&'a [StoredTensor]; 2], graphs: [Option<&Function>; 2]) -> Matched<'a> {
     let mut rest = tensors.map(|tensors| tensors.iter().enumerate().collect::<Vec<_>>());
     let mut pairs = Vec::new();
@@ -108,8 +108,8 @@ fn constant_name(tensor: &StoredTensor) -> Option<String> {
     (!is_counted(name, "var")).then(|| name.to_string()).filter(|_| !is_unnamed(tensor))
 }
 
-/// Whether a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the graph. What
-/// another graph has for it is a difference of the graphs.
+/// Whether a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the
+/// graph. What another graph has for it is a difference of the graphs.
 fn is_unnamed(tensor: &StoredTensor) -> bool {
     is_counted(tensor.weight.name(), "const")
 }
@@ -124,7 +124,7 @@ fn squeezed(tensor: &StoredTensor) -> Vec<usize> {
     tensor.weight.ty().shape.iter().copied().filter(|&extent| extent != 1).collect()
 }
 
-/// Where constants are used first, by their names: the op, its input, and the place in a list.
+/// The first use of each constant by its name: the op, its input, and the place in a list.
 fn places(function: &Function) -> HashMap<&str, [usize; 3]> {
     let mut places = HashMap::new();
     for (op, args) in function.ops().iter().map(|op| &op.args).enumerate() {
@@ -182,7 +182,7 @@ fn distance(a: &StoredTensor, b: &StoredTensor) -> Result<Distance, WeightError>
     distance
 }
 
-/// Elements are compared as they are stored (decoded, not cast), so that what a cast loses is seen.
+/// Compares elements decoded but not cast, so that the loss of a cast shows.
 fn distance_of_elements(a: &WeightRef, b: &WeightRef) -> Result<Distance, WeightError> {
     let dtypes = [a.stored_dtype(), b.stored_dtype()];
     let [x, y] = [a.read_stored(), b.read_stored()];
@@ -229,7 +229,7 @@ fn numbers(dtype: DType, bytes: &[u8]) -> Result<Vec<f64>, WeightError> {
     })
 }
 
-/// What of two tensors has been compared.
+/// The running comparison of two tensors.
 #[derive(Default)]
 struct Sums {
     count: usize,

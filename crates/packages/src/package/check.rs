@@ -12,8 +12,8 @@ use super::error::PlanError;
 use super::write::Package;
 use crate::psnr::apple_psnr_of;
 
-/// Outputs that are not compared: a safety checker's decision, which may turn with the last digit of a score. Apple's
-/// converter compares the scores alone.
+/// Outputs that are not compared: a safety checker's decision, which may turn with the last digit of a score.
+/// Apple's converter compares the scores alone.
 const DECISIONS: [&str; 2] = ["filtered_images", "has_nsfw_concepts"];
 
 /// The timestep of the trial inputs.
@@ -48,8 +48,8 @@ pub enum OutputError {
 }
 
 /// Runs a package as a Core ML device does, every result rounded to its declared type, and the graph over the
-/// checkpoint in `fp32`, both on the same noise. Returns the least PSNR of an output in dB, with the largest magnitude as
-/// the peak; NaN if an output is not finite.
+/// checkpoint in `fp32`, both on the same noise. Returns the least PSNR of an output in dB, with the largest
+/// magnitude as the peak; NaN if an output is not finite.
 ///
 /// # Errors
 /// [`OutputError`].

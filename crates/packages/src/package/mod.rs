@@ -4,8 +4,9 @@
 //! - [`plan`] lists the packages that a model becomes, each a graph over the checkpoint's weights;
 //! - [`Package::write`] writes one.
 //!
-//! A package made here carries its component's configuration as user-defined metadata ([`keys`]). It is complete by
-//! itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of the latents.
+//! A package made here carries its component's configuration as user-defined metadata ([`keys`]). It is
+//! complete by itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of
+//! the latents.
 
 mod check;
 mod error;
@@ -34,8 +35,8 @@ pub struct PackageKind {
     pub about: &'static str,
     /// Whether it predicts noise: recipes are for UNets.
     pub is_unet: bool,
-    /// Whether it is palettized when a whole model is. Autoencoders and safety checkers are not, as with Apple's
-    /// converter.
+    /// Whether it is palettized when a whole model is. Autoencoders and safety checkers are not, as with
+    /// Apple's converter.
     pub is_palettized: bool,
 }
 
@@ -125,7 +126,8 @@ pub(crate) const SAFETY_CHECKER: PackageKind = PackageKind {
     is_palettized: false,
 };
 
-/// The ends of a kind's names, in packages and compiled: of a whole network, and of the two halves of one that is cut.
+/// The ends of a kind's names, in packages and compiled: of a whole network, and of the two halves of one
+/// that is cut.
 pub(crate) const WHOLE: [&str; 2] = ["", ""];
 pub(crate) const CHUNKS: [[&str; 2]; 2] = [["_chunk1", "Chunk1"], ["_chunk2", "Chunk2"]];
 

@@ -1,4 +1,4 @@
-//! Which packages a model becomes.
+//! The packages that a model becomes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -253,7 +253,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the model has a safety checker. Many copies name one in `model_index.json` and go without its folder.
+    /// Whether the model has a safety checker. Many copies name one in `model_index.json` and go without its
+    /// folder.
     fn has_safety_checker(&self) -> Result<bool, PlanError> {
         let (files, name) = (self.source.model, SAFETY_CHECKER.name);
         let config = files.text(name, "config.json").map_err(ModelError::File)?;

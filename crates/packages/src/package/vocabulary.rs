@@ -30,7 +30,8 @@ pub enum VocabularyError {
     Format(#[from] mixbit_formats::Error),
 }
 
-/// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the same.
+/// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the
+/// same.
 ///
 /// # Errors
 /// [`VocabularyError`].

@@ -44,8 +44,8 @@ impl Package {
         (self.build)()
     }
 
-    /// Writes the package, whole or not at all: weights are read, cast and written one after the other. `progress` counts
-    /// their bytes.
+    /// Writes the package, whole or not at all: weights are read, cast and written one after the other.
+    /// `progress` counts their bytes.
     ///
     /// # Errors
     /// [`PackageError`].

@@ -1,4 +1,4 @@
-//! What was written beside what it came from.
+//! A written model, compared with its source.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use thiserror::Error;
 use super::{PalettizeError, Palettized, model_layers};
 use crate::psnr::psnr_of;
 
-/// What became of the layers of a model.
+/// The layers of a model before and after palettizing.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Those that are stored in another form.
+    /// The layers whose scheme changed.
     pub layers: Vec<LayerReport>,
     /// Weights of all layers.
     pub weights: u64,
@@ -25,7 +25,7 @@ pub struct Report {
     pub after: u64,
 }
 
-/// What became of a layer.
+/// A layer after palettizing.
 #[derive(Clone, Debug)]
 pub struct LayerReport {
     /// The layer's name.
@@ -36,7 +36,7 @@ pub struct LayerReport {
     pub psnr: f64,
 }
 
-/// Why a written model is not what it should be.
+/// A written model that differs from its plan.
 #[derive(Debug, Error)]
 pub enum CheckError {
     /// The model can't be read again.
@@ -56,9 +56,9 @@ pub enum CheckError {
         "{found} layers were written, not {expected}: a defect of mixbit, or a disk that does not keep what it is given"
     )]
     Layers {
-        /// How many there are.
+        /// The number of layers in the file.
         found: usize,
-        /// How many there should be.
+        /// The number of layers of the plan.
         expected: usize,
     },
     /// A weight decodes to something else.
@@ -72,8 +72,8 @@ pub enum CheckError {
 }
 
 impl Palettized {
-    /// Reads a model that was written and decodes every layer: compressed ones must be what they were compressed to, the
-    /// others what they were, bit for bit. `progress` counts the layers.
+    /// Reads a model that was written and decodes every layer: compressed ones must be what they were
+    /// compressed to, the others what they were, bit for bit. `progress` counts the layers.
     ///
     /// # Errors
     /// [`CheckError`].
@@ -117,7 +117,7 @@ fn stored(layer: &Layer) -> usize {
     }
 }
 
-/// `None` for a layer that has the form that it had.
+/// Compares one layer; `None` if its scheme did not change.
 fn compare(before: &Layer, after: &Layer, written: &Layer) -> Result<Option<LayerReport>, CheckError> {
     let differs = || CheckError::Differs { layer: before.name.clone() };
     if after.ty() != written.ty() {

@@ -19,8 +19,8 @@ use crate::recipe::{MatchError, Recipe, RecipeFile};
 
 /// The source of the plan of each package.
 pub enum PlanSource {
-    /// One scheme for every layer of more than `min_size` weights. Of several packages, those of the kinds that are not
-    /// palettized with a model stay unchanged.
+    /// One scheme for every layer of more than `min_size` weights. Of several packages, those of the kinds
+    /// that are not palettized with a model stay unchanged.
     Uniform {
         /// The scheme.
         scheme: Scheme,
@@ -216,7 +216,8 @@ impl PlanSource {
 }
 
 impl Provenance {
-    /// Palettizes a model and notes the plan in its metadata. `again` allows layers that are compressed already.
+    /// Palettizes a model and notes the plan in its metadata. `again` allows layers that are compressed
+    /// already.
     ///
     /// # Errors
     /// [`PalettizeError`].
@@ -262,8 +263,8 @@ impl Job {
         &self.targets
     }
 
-    /// Writes one package and verifies it. A package that is there stays, unless `force` writes it again and compresses
-    /// again what is compressed already.
+    /// Writes one package and verifies it. A package that is there stays, unless `force` writes it again and
+    /// compresses again what is compressed already.
     ///
     /// # Errors
     /// [`JobError`]; no partial package is left.
@@ -360,7 +361,8 @@ fn recipe_plans(
     Err(mismatch.unwrap_or(JobError::NoUnet))
 }
 
-/// The targets of each UNet: one, or its chunks. A package that is given by itself under another name is a UNet.
+/// The targets of each UNet: one, or its chunks. A package that is given by itself under another name is a
+/// UNet.
 fn unets(targets: &[Target]) -> BTreeMap<&'static str, Vec<usize>> {
     let mut unets: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
     for (index, target) in targets.iter().enumerate() {

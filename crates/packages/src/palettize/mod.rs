@@ -22,29 +22,29 @@ pub use check::{CheckError, LayerReport, Report};
 pub use job::{Job, JobError, Outcome, Phase, Phases, PlanSource, Provenance, Warning, uniform_plan};
 pub use target::{Target, TargetError};
 
-/// Layers of at most so many weights stay as they are, as with Apple's `--quantize-nbits`.
+/// The most weights of a layer that stays unchanged, as with Apple's `--quantize-nbits`.
 pub const MIN_SIZE: usize = 2048;
 
-/// How a layer is stored.
+/// The plan of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
-    /// The form.
+    /// The scheme.
     pub scheme: Scheme,
-    /// How much an error in each input channel matters; all the same without.
+    /// The importance of each input channel; all are equal without.
     pub importance: Option<Vec<f32>>,
 }
 
-/// How layers are stored, by name; those that are not named stay as they are.
+/// The plans of layers by name; layers that are not named stay unchanged.
 pub type Choices = BTreeMap<String, Chosen>;
 
-/// Every layer of more than `min_size` weights in one form.
+/// Plans one scheme for every layer of more than `min_size` weights.
 pub fn uniform(layers: &[Layer], scheme: Scheme, min_size: usize) -> Choices {
     let large = layers.iter().filter(|layer| layer.count() > min_size);
     large.map(|layer| (layer.name.clone(), Chosen { scheme, importance: None })).collect()
 }
 
-/// The layers of a UNet, or of both of its chunks, as a recipe says; and whether the model has the layers that the recipe
-/// was made on, where that is known.
+/// The layers of a UNet, or of both of its chunks, as a recipe says; and whether the model has the layers
+/// that the recipe was made on, where that is known.
 ///
 /// # Errors
 /// A recipe that the file does not have is no choice; else [`MatchError`].
@@ -56,8 +56,8 @@ pub fn by_recipe(
     Ok(chosen(file, assign(file, recipe, layers)?))
 }
 
-/// The same for a network that has lost the names of its layers: they are found by what it computes. `named` are graphs of
-/// the same configuration with names, as attention may be written.
+/// The same for a network that has lost the names of its layers: they are found by what it computes. `named`
+/// are graphs of the same configuration with names, as attention may be written.
 ///
 /// # Errors
 /// [`MatchError`].
@@ -78,16 +78,16 @@ fn chosen(file: &RecipeFile, assignment: Assignment) -> (Choices, Option<bool>) 
     (chosen.collect(), assignment.is_same)
 }
 
-/// Why a model can't be palettized.
+/// A model that can't be palettized.
 #[derive(Debug, Error)]
 pub enum PalettizeError {
-    /// A form came later than the model's deployment target.
+    /// A scheme that is newer than the model's deployment target.
     #[error(
         "{scheme} needs {needs}, and the package is for {has}: convert the checkpoint again with \
          --min-deployment-target macOS15, or palettize the checkpoint itself"
     )]
     Target {
-        /// The form.
+        /// The scheme.
         scheme: Scheme,
         /// The opset that has it.
         needs: &'static str,
@@ -100,7 +100,7 @@ pub enum PalettizeError {
          decode to with --force"
     )]
     Compressed {
-        /// How many.
+        /// Their number.
         count: usize,
         /// The first of them.
         first: String,

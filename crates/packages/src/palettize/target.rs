@@ -89,7 +89,8 @@ impl Target {
         Self::read(path, output)
     }
 
-    /// Reads the packages of a directory, of the asked parts or all. The other files are copied. No weight is read.
+    /// Reads the packages of a directory, of the asked parts or all. The other files are copied. No weight is
+    /// read.
     ///
     /// # Errors
     /// [`TargetError`].

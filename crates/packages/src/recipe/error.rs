@@ -5,15 +5,15 @@ use thiserror::Error;
 
 use super::UNTOUCHED;
 
-/// What is wrong with a recipe file.
+/// A defect of a recipe file.
 #[derive(Debug, Error)]
 pub enum RecipeError {
-    /// What is wrong with a file, by its path.
+    /// The defect of a file, with its path.
     #[error("{}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The defect.
         source: Box<RecipeError>,
     },
     /// The system can't read or write it.
@@ -43,9 +43,9 @@ pub enum RecipeError {
     Kind {
         /// The key, with those above it.
         key: String,
-        /// What it should be.
+        /// The expected content.
         expected: &'static str,
-        /// What it is.
+        /// The content.
         found: String,
     },
     /// A layer has a width that there is not.
@@ -55,10 +55,10 @@ pub enum RecipeError {
         recipe: String,
         /// The layer.
         layer: String,
-        /// What it says.
+        /// The value.
         value: String,
     },
-    /// A layer has a form that there is not.
+    /// A layer has an unknown scheme.
     #[error("recipe `{recipe}`, layer `{layer}`: {source}")]
     Scheme {
         /// The recipe.
@@ -68,7 +68,7 @@ pub enum RecipeError {
         /// The forms that there are.
         source: mixbit_compress::Error,
     },
-    /// The two places that say how a layer is stored disagree.
+    /// The two places with a layer's scheme disagree.
     #[error(
         "recipe `{recipe}`, layer `{layer}`: `recipes` says {bits} and `mixbit.recipes` says {scheme}; make them agree, \
          or remove the latter recipe"
@@ -78,15 +78,15 @@ pub enum RecipeError {
         recipe: String,
         /// The layer.
         layer: String,
-        /// What `recipes` says.
+        /// The value in `recipes`.
         bits: String,
-        /// What `mixbit.recipes` says.
+        /// The value in `mixbit.recipes`.
         scheme: String,
     },
     /// No recipe has such a name.
     #[error("no recipe is called `{asked}`; there are {names}")]
     NoRecipe {
-        /// What was asked for.
+        /// The name that was given.
         asked: String,
         /// The recipes.
         names: String,
@@ -94,7 +94,7 @@ pub enum RecipeError {
     /// Several recipes have such names.
     #[error("several recipes have `{asked}` in their names: {names}")]
     Ambiguous {
-        /// What was asked for.
+        /// The name that was given.
         asked: String,
         /// The recipes.
         names: String,

@@ -1,4 +1,4 @@
-//! Which layer of a graph a recipe means.
+//! The layers of a graph that a recipe's names stand for.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,10 +9,10 @@ use thiserror::Error;
 use super::structure::{Correspondence, correspondence};
 use super::{ModelIdentity, Recipe, RecipeFile};
 
-/// How many names an error lists.
+/// The most names that an error lists.
 const LISTED: usize = 10;
 
-/// What a recipe says of the layers of a graph.
+/// The schemes that a recipe has for the layers of a graph.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
     /// By the layer's name in the graph: its name in the recipe, and how it is to be stored.
@@ -21,7 +21,7 @@ pub struct Assignment {
     pub is_same: Option<bool>,
 }
 
-/// Why a recipe does not fit a graph.
+/// A recipe that does not fit a graph.
 #[derive(Debug, Error)]
 pub enum MatchError {
     /// No layer has a name that the recipe knows.
@@ -43,9 +43,9 @@ pub enum MatchError {
         "the model lacks {count} of the recipe's {of} layers: {names}; the recipe is for another architecture"
     )]
     Lacking {
-        /// How many.
+        /// Their number.
         count: usize,
-        /// Of how many.
+        /// The number of the recipe's layers.
         of: usize,
         /// The first of them.
         names: String,
@@ -55,7 +55,7 @@ pub enum MatchError {
         "{count} layers have another size than the recipe was made on: {names}; the recipe is for another architecture"
     )]
     Sizes {
-        /// How many.
+        /// Their number.
         count: usize,
         /// The first of them, with both sizes.
         names: String,
@@ -74,7 +74,7 @@ pub enum MatchError {
          are like none of the checkpoint's; it has another architecture"
     )]
     Structure {
-        /// How many.
+        /// Their number.
         count: usize,
         /// The first of the recipe's layers.
         names: String,
@@ -94,10 +94,10 @@ pub enum MatchError {
     },
 }
 
-/// What a recipe of the file says of layers: those of a UNet, or of both of its chunks.
+/// Assigns a recipe's schemes to the layers of a UNet, or of both of its chunks, by their names.
 ///
-/// Layers are matched by their names in the checkpoint, which packages of mixbit carry. The packages of other tools are
-/// matched by the constants' names, which are those of the modules with underscores.
+/// Layers are matched by their names in the checkpoint, which packages of mixbit carry. The packages of other
+/// tools are matched by the constants' names, which are those of the modules with underscores.
 ///
 /// # Errors
 /// If a layer of the recipe is not among them, or it is not clear which it is.
@@ -110,9 +110,9 @@ pub fn assign(file: &RecipeFile, recipe: &Recipe, found: &[Layer]) -> Result<Ass
     assigned(file, recipe, found, &names, is_named)
 }
 
-/// What a recipe of the file says of layers whose names are lost: those of `network`, with decoded constants, by what it
-/// computes. `named` is a graph of the same configuration whose layers have their names, written as one of them is: the one
-/// that is most like the network counts.
+/// What a recipe of the file says of layers whose names are lost: those of `network`, with decoded constants,
+/// by what it computes. `named` is a graph of the same configuration whose layers have their names, written
+/// as one of them is: the one that is most like the network counts.
 ///
 /// # Errors
 /// If a layer of the recipe is not in the graphs, or if the graph does not say which it is and that matters.
@@ -175,7 +175,7 @@ fn by_structure(
     Ok(names)
 }
 
-/// What a recipe says of layers by the names that they have in it.
+/// Assigns a recipe's schemes to layers by their names in the recipe.
 fn assigned(
     file: &RecipeFile,
     recipe: &Recipe,
@@ -278,7 +278,7 @@ fn by_constants(recipe: &Recipe, found: &[Layer]) -> Result<HashMap<String, Stri
     Ok(names)
 }
 
-/// What converters and compressors append to a module's name.
+/// Suffixes that converters and compressors append to a module's name.
 fn module(constant: &str) -> &str {
     let mut name = constant;
     for suffix in ["_palettized", "_quantized", "_to_fp16", "_to_fp32", "_weight"] {

@@ -1,7 +1,8 @@
-//! Recipe files: how many bits each layer of a UNet gets, and what was measured to decide it.
+//! Recipe files: a scheme for each layer of a UNet, and the measurements behind it.
 //!
-//! The file is Apple's `<model>_palettization_recipe.json`, with one key more, [`mixbit`](Details), so that Apple's
-//! scripts read ours and we read theirs. Layers are named as the modules of the checkpoint, without `.weight`.
+//! The file is Apple's `<model>_palettization_recipe.json`, with one key more, [`mixbit`](Details), so that
+//! Apple's scripts read ours and we read theirs. Layers are named as the modules of the checkpoint, without
+//! `.weight`.
 //!
 //! ```
 //! use mixbit_packages::recipe::RecipeFile;
@@ -35,13 +36,13 @@ pub use error::RecipeError;
 pub use matching::{Assignment, MatchError, assign, assign_by_structure};
 pub use structure::{Correspondence, correspondence};
 
-/// Bits of a weight that stays as it is.
+/// Bits of a weight that stays unchanged.
 pub const UNTOUCHED: u32 = 16;
 
 /// No recipe is larger: of the published ones none has 10 MB.
 const LARGEST: u64 = 1 << 28;
 
-/// A layer and what was measured with it in another form: dB of each prompt.
+/// A layer, and the PSNR in dB of each prompt with the layer in another scheme.
 pub type Measured = (String, Vec<f64>);
 
 /// A recipe file.
@@ -57,7 +58,7 @@ pub struct RecipeFile {
     pub baselines: BTreeMap<String, f64>,
     /// Recipes by name.
     pub recipes: BTreeMap<String, Recipe>,
-    /// What Apple's file does not say; absent from Apple's.
+    /// The data that Apple's files lack.
     pub details: Option<Details>,
     /// Other keys, which are kept.
     pub other: Map<String, Value>,
@@ -72,10 +73,10 @@ pub struct Cumulative {
     pub sizes: Vec<u64>,
 }
 
-/// How each layer is stored.
+/// A scheme for each layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe {
-    /// By layer; `None` for one that stays as it is. So do layers that are not named.
+    /// By layer; `None` for one that stays unchanged, as layers do that are not named.
     pub layers: BTreeMap<String, Option<Scheme>>,
     /// Bytes of the model's weights under this recipe, those outside of layers included.
     pub bytes: Option<u64>,
@@ -87,25 +88,26 @@ pub struct Recipe {
     pub measured_psnr: Option<f64>,
 }
 
-/// What a recipe file says besides Apple's keys.
+/// The content of a recipe file besides Apple's keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Details {
     /// The version of mixbit that made it.
     pub version: String,
     /// The model that was measured.
     pub model: ModelIdentity,
-    /// What it was measured on.
+    /// The setting of the measurements.
     pub calibration: Calibration,
-    /// By layer: how much an error in each of its input channels matters, for palettes that take it into account.
+    /// By layer: how much an error in each of its input channels matters, for palettes that take it into
+    /// account.
     pub importance: BTreeMap<String, Importance>,
-    /// What computing in 8-bit integers does, if that was measured.
+    /// The measurements in 8-bit integers, if there are some.
     pub int8: Option<Int8Layers>,
 }
 
-/// What computing a model's layers in 8-bit integers does, and those that should not be.
+/// Measurements of a model's layers in 8-bit integers, and the layers that need floats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Int8Layers {
-    /// The mean PSNR in dB that was asked for.
+    /// The mean PSNR in dB that was the goal.
     pub target_psnr: f64,
     /// The mean PSNR in dB that was measured.
     pub measured_psnr: f64,
@@ -115,7 +117,7 @@ pub struct Int8Layers {
     pub single_layer: BTreeMap<String, Vec<f64>>,
 }
 
-/// Which model was measured.
+/// The identity of the measured model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelIdentity {
     /// The name for people.
@@ -131,12 +133,12 @@ pub struct ModelIdentity {
     pub weights_checksum: Option<String>,
 }
 
-/// What a model was measured on.
+/// The setting of a model's measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// What was drawn.
+    /// The prompts.
     pub prompts: Vec<String>,
-    /// What was not to be drawn; absent is not the same as empty.
+    /// The negative prompt; an absent one is not the same as an empty one.
     pub negative_prompt: Option<String>,
     /// The scale of classifier-free guidance.
     pub guidance_scale: f64,
@@ -148,8 +150,8 @@ pub struct Calibration {
     pub size: [usize; 2],
 }
 
-/// How much an error in each input channel of a layer matters: second moments of the channel's values, in relation to the
-/// largest. They are rounded as the file holds them, so that a palette that is made again is the same.
+/// The importance of each input channel of a layer: second moments of the channel's values, in relation to
+/// the largest. They are rounded as the file holds them, so that a palette that is made again is the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Importance(Vec<f16>);
 
@@ -194,7 +196,7 @@ impl RecipeFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`RecipeError::File`], with what is wrong and where.
+    /// [`RecipeError::File`], with the defect and its place.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
         let read = || -> Result<String, mixbit_formats::Error> {
             let error = |cause| mixbit_formats::Error::Read { path: path.to_path_buf(), cause };
@@ -215,7 +217,8 @@ impl RecipeFile {
     /// Reads text.
     ///
     /// # Errors
-    /// Text that is not JSON, a key that is missing or of another kind, a layer with a width that there is not.
+    /// Text that is not JSON, a key that is missing or of another kind, a layer with a width that there is
+    /// not.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
         read::parse(text)
     }
@@ -259,7 +262,7 @@ impl RecipeFile {
 }
 
 impl Recipe {
-    /// A checksum of what is stored how, for the metadata of packages.
+    /// A checksum of the layers and their schemes, for the metadata of packages.
     pub fn checksum(&self) -> String {
         let line = |(layer, scheme): (&String, &Option<Scheme>)| match scheme {
             Some(scheme) => format!("{layer} {scheme}\n"),
@@ -270,7 +273,7 @@ impl Recipe {
     }
 }
 
-/// Bits of a weight, as Apple's recipes say them.
+/// Bits of a weight, as Apple's recipes write them.
 fn bits(scheme: Option<Scheme>) -> u32 {
     scheme.map_or(UNTOUCHED, |scheme| scheme.width.bits())
 }

@@ -70,7 +70,7 @@ fn number(key: &str, value: &Value) -> Result<f64, RecipeError> {
     value.as_f64().ok_or_else(|| kind(key, "a number", value))
 }
 
-/// What `read` makes of each value of an object whose keys are widths.
+/// Reads each value of an object whose keys are widths.
 fn by_bits<T>(
     key: &str,
     value: &Value,
@@ -132,7 +132,7 @@ fn recipe(name: &str, value: &Value) -> Result<Recipe, RecipeError> {
     Ok(Recipe { layers, ..Recipe::default() })
 }
 
-/// Reads what our own key says of recipes into those that Apple's form gave.
+/// Reads the recipes under mixbit's own key into those of Apple's keys.
 fn own_recipes(
     recipes: &mut BTreeMap<String, Recipe>,
     details: &Map<String, Value>,

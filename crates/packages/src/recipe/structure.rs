@@ -1,27 +1,29 @@
-//! Which layer of a network is which of another, by what is computed, whatever things are called.
+//! The correspondence of two networks' layers by what they compute, without their names.
 //!
-//! A graph is reduced to what every converter must keep: layers, inputs, outputs, and the ops that bring several of these
-//! together. What has one source passes it on, so casts, reshapes, activations, and normalizations in one op or in ten
-//! leave no trace, nor does attention by heads that are cut apart and joined again. Colours of the remaining nodes are
-//! refined by those of their neighbours, in both graphs at once, until no more can be told apart (Weisfeiler and Leman);
-//! a layer whose colour only one layer of the other graph has is that layer.
+//! A graph is reduced to what every converter must keep: layers, inputs, outputs, and the ops that bring
+//! several of these together. What has one source passes it on, so casts, reshapes, activations, and
+//! normalizations in one op or in ten leave no trace, nor does attention by heads that are cut apart and
+//! joined again. Colours of the remaining nodes are refined by those of their neighbours, in both graphs at
+//! once, until no more can be told apart (Weisfeiler and Leman); a layer whose colour only one layer of the
+//! other graph has is that layer.
 
 use std::collections::{BTreeSet, HashMap};
 
 use mixbit_mil::{Arg, Constant, Def, Function, Op, OpView, ValueId, Work};
 
-/// Which layers of a network are which of another.
+/// The layers of a network that correspond to those of another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Correspondence {
-    /// What is certain: places of layers in the network, and in the one with names.
+    /// Certain pairs: places of layers in the network, and in the one with names.
     pub pairs: Vec<(usize, usize)>,
-    /// Sets of layers, as many in either network, within which nothing tells which is which.
+    /// Sets of layers, equally many in both networks, that the graph does not tell apart.
     pub ambiguous: Vec<(Vec<usize>, Vec<usize>)>,
     /// Layers that nothing corresponds to, of either network.
     pub only: (Vec<usize>, Vec<usize>),
 }
 
-/// Compares two networks. Constexpr ops must be decoded; layers are counted as [`mixbit_compress::layers`] gives them.
+/// Compares two networks. Constexpr ops must be decoded; layers are counted as [`mixbit_compress::layers`]
+/// gives them.
 pub fn correspondence(network: &Function, named: &Function) -> Correspondence {
     let mut labels = Numbers::default();
     let skeletons = [Skeleton::of(network, &mut labels), Skeleton::of(named, &mut labels)];
@@ -66,7 +68,7 @@ impl<T: std::hash::Hash + Eq> Numbers<T> {
     }
 }
 
-/// What a node is, without its neighbours.
+/// A node without its neighbours.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Label {
     Input(String),
@@ -76,7 +78,7 @@ enum Label {
     Join(&'static str),
 }
 
-/// What a node is and where its operands come from; equal ones are one node.
+/// A node and its operands; equal ones are one node.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     label: Label,
@@ -85,7 +87,7 @@ struct Key {
     sources: Vec<usize>,
 }
 
-/// What is left of a graph.
+/// The reduced graph.
 #[derive(Default)]
 struct Skeleton {
     nodes: HashMap<Key, usize>,
@@ -144,8 +146,8 @@ impl Skeleton {
             return self.join("product", [Some(scores), value].into_iter().flatten().collect(), labels);
         }
         let made_of = operands(op.op()).filter_map(|id| sources.get(&id).copied());
-        // Products and lists bring values together in an order that matters; sums, and what normalizations are made
-        // of, do not.
+        // Products and lists bring values together in an order that matters; sums, and what normalizations
+        // are made of, do not.
         let kind = match (op.op().def.work, op.op().def.weight) {
             (Work::Products(_), None) => "product",
             _ if op.kind() == "concat" => "concat",
@@ -158,7 +160,7 @@ impl Skeleton {
         self.join(kind, made_of, labels)
     }
 
-    /// What brings sources together: one alone is passed on.
+    /// Joins sources; a single one is passed on.
     fn join(
         &mut self,
         kind: &'static str,
@@ -214,7 +216,7 @@ fn layer(op: OpView) -> Option<(ValueId, Label)> {
     Some((weight, Label::Layer(shape, strides.into_iter().filter(|&stride| stride != 1).collect())))
 }
 
-/// Colours of the nodes of both graphs, as many as can be told apart by their neighbours.
+/// Colours of the nodes of both graphs, refined by their neighbours until nothing changes.
 fn refined(skeletons: &[Skeleton; 2]) -> [Vec<u32>; 2] {
     let mut colours = skeletons.each_ref().map(|skeleton| skeleton.labels.clone());
     let uses = skeletons.each_ref().map(|skeleton| {

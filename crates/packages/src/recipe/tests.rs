@@ -3,7 +3,7 @@ use mixbit_testkit::{Failures, Scratch};
 
 use super::*;
 
-/// What Apple's `mixed_bit_compression_pre_analysis.py` writes, shortened.
+/// A file of Apple's `mixed_bit_compression_pre_analysis.py`, shortened.
 const APPLES: &str = r#"{
   "single_layer": {
     "1": {"down.0.to_q": [60.1, 61.0], "conv_in": [55.4, 50.3]},

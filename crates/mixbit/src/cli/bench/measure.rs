@@ -10,14 +10,14 @@ use mixbit_mil::Unit;
 use super::super::backends::Machine;
 use super::super::progress::Progress;
 
-/// What a part took.
+/// The measurements of a part.
 pub(super) struct Measured {
     pub(super) component: Component,
     pub(super) folder: String,
     pub(super) precision: Precision,
     /// Evaluations of the network in a run.
     pub(super) evaluations: usize,
-    /// How attention is written; unknown of what is run in tiles.
+    /// The form of attention; unknown of a part that runs in tiles.
     pub(super) attention: Option<AttentionImplementation>,
     /// Compiling.
     pub(super) prepare: Duration,
@@ -25,7 +25,7 @@ pub(super) struct Measured {
     pub(super) first: Duration,
     /// The runs after it, in order.
     pub(super) runs: Vec<Duration>,
-    /// Where the time of these went.
+    /// The time of these runs by kind of op.
     pub(super) profile: Vec<Timing>,
     /// The steps of the last evaluation.
     pub(super) trace: Vec<Vec<TracedStep>>,
@@ -71,7 +71,7 @@ fn timed(work: impl FnOnce() -> Result<(), GenerateError>) -> Result<Duration, G
     Ok(begin.elapsed())
 }
 
-/// How attention is written in a graph: einsums are the split form's alone.
+/// The form of attention in a graph: only the split form has einsums.
 fn attention(graph: &mixbit_mil::Function) -> AttentionImplementation {
     match graph.ops().iter().any(|op| graph.view(op).kind() == "einsum") {
         true => AttentionImplementation::SplitEinsum,

@@ -25,7 +25,7 @@ use measure::{Measured, Peaks, measure};
 use mixbit_app::source::load;
 use report::Report;
 
-/// What is drawn where only the time counts. Prompts of any length take the same.
+/// The prompt of measurements. Prompts of any length take the same time.
 const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
 
 /// The seed of noise.
@@ -54,27 +54,31 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", requires = "synthetic", help_heading = "Model")]
     cache: Option<PathBuf>,
     /// Palettes of this many bits for the random weights, as `mixbit palettize` makes them
-    #[arg(long, value_name = "N", value_parser = values::width, requires = "synthetic", help_heading = "Model")]
+    #[arg(long, value_name = "N", value_parser = values::width, requires = "synthetic",
+          help_heading = "Model")]
     nbits: Option<Width>,
     /// What the model is computed in
     #[arg(long, value_parser = values::precisions(), default_value = values::AUTO, help_heading = "Model")]
     precision: String,
     /// Threads to compute with [default: one for each CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Model")]
     threads: Option<u16>,
 
     /// Width and height in pixels, multiples of 8 [default: the model's]
     #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
     size: Option<[usize; 2]>,
     /// How often each part is run and timed, after one run that is timed by itself
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Measuring")]
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Measuring")]
     runs: u32,
     /// Draw an image in N steps for the end-to-end time [default: computed from the parts, for the model's
     /// own number of steps]
     #[arg(long, value_name = "N", conflicts_with = "only", help_heading = "Measuring")]
     steps: Option<usize>,
     /// Only these parts, such as unet,vae
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::benched_parts(), help_heading = "Measuring")]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::benched_parts(),
+          help_heading = "Measuring")]
     only: Vec<String>,
 
     /// Also print where the time went, by kind of op
@@ -94,7 +98,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
     let progress = Progress::new(arguments.quiet);
-    // Known now, not when all is measured.
+    // Fails now, not after all is measured.
     if let Some(file) = &arguments.trace {
         trace::check(file)?;
     }
@@ -181,7 +185,7 @@ fn draw(
     Ok(load + begin.elapsed())
 }
 
-/// What an interruption means here.
+/// The error of an interrupted measurement.
 fn explained(error: GenerateError) -> anyhow::Error {
     match error {
         GenerateError::Cancelled => anyhow!("stopped; nothing is reported"),
@@ -190,7 +194,7 @@ fn explained(error: GenerateError) -> anyhow::Error {
 }
 
 impl Arguments {
-    /// The parts that are asked for.
+    /// The parts to measure.
     fn components(&self) -> Vec<Component> {
         let is_asked = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
         PARTS.iter().filter(|(name, _)| is_asked(name)).map(|(_, component)| *component).collect()

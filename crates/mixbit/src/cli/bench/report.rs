@@ -1,4 +1,4 @@
-//! What was measured, as tables and as JSON.
+//! The measurements, as tables and as JSON.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::table::{Side, Table};
 use super::measure::{Measured, Peaks};
 
-/// All that is told.
+/// The content of a report.
 pub(super) struct Report<'a> {
     /// The model's name.
     pub(super) name: String,
@@ -59,8 +59,8 @@ impl Report<'_> {
         Some((self.load + text + unet.prepare).as_secs_f64())
     }
 
-    /// Seconds for an image: as measured, or put together from what the parts took. The first run of each counts as it
-    /// was, and the other steps as their median.
+    /// Seconds for an image: as measured, or put together from what the parts took. The first run of each
+    /// counts as it was, and the other steps as their median.
     fn end_to_end(&self) -> Option<f64> {
         if let Some(drawn) = self.drawn {
             return Some(drawn.as_secs_f64());
@@ -71,7 +71,7 @@ impl Report<'_> {
         Some(self.until_first_step()? + unet.first.as_secs_f64() + more_steps + decoding)
     }
 
-    /// How the time for an image was found, as a part of the summary.
+    /// The origin of the time for an image, as a part of the summary.
     fn end_to_end_source(&self) -> String {
         let steps = self.request.steps;
         match (self.end_to_end(), self.drawn) {
@@ -286,7 +286,7 @@ impl Row<'_> {
     }
 }
 
-/// What a run of a part is.
+/// The work of one run of a part.
 fn unit(component: Component) -> &'static str {
     match component {
         Component::TextEncoder => "the prompts",

@@ -20,10 +20,10 @@ use super::super::table::byte_size;
 /// Other seeds give other weights, which take the same time.
 const SEED: u64 = 0;
 
-/// What is not needed to draw.
+/// The component that drawing does not need.
 const NOT_DRAWN_WITH: &str = "safety_checker";
 
-/// The parts of a model that draw, as they are asked for.
+/// The parts of a model that drawing needs.
 const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
 
 /// A count that the user can stop.

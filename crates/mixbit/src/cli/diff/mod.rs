@@ -20,8 +20,8 @@ Examples:
   mixbit diff converted/x_unet.mlpackage palettized/x_unet.mlpackage --all
   mixbit diff a.safetensors b.safetensors --json")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory of them, or a
-    /// safetensors file
+    /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
+    /// of them, or a safetensors file
     a: PathBuf,
     /// What to compare it with: any of these; a single network is compared with its like in a model
     b: PathBuf,

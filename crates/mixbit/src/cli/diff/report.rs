@@ -1,4 +1,4 @@
-//! What a comparison found, for people and for scripts.
+//! The result of a comparison, for people and for scripts.
 
 use std::cmp::Ordering;
 use std::path::Path;
@@ -10,7 +10,7 @@ use mixbit_packages::inspect::{StoredTensor, bits_per_element};
 
 use crate::cli::table::{LONGEST_VALUE, Side, Table, byte_size, shortened, spelt_out};
 
-/// How many tensors are listed unless all are asked for.
+/// The tensors that are listed without `--all`.
 const LISTED: usize = 10;
 
 /// Ops in a line.
@@ -260,7 +260,7 @@ impl Report<'_> {
     }
 }
 
-/// A line on what is not listed.
+/// A line on the tensors that are not listed.
 fn more(count: usize, limit: usize) -> String {
     match count.checked_sub(limit) {
         Some(more) if more > 0 => format!("  and {more} more: --all\n"),
@@ -295,7 +295,7 @@ fn op_text(change: &Change) -> String {
     format!("{} {} -> {}", change.name, count(&change.sides[0]), count(&change.sides[1]))
 }
 
-/// What a change is, on one line.
+/// A change, on one line.
 fn change_text(change: &Change) -> String {
     let name = spelt_out(&change.name);
     match &change.sides {
