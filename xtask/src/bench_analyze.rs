@@ -4,15 +4,14 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use mixbit_analysis::analyze::{
-    Analysis, EFFORTS, Effort, Fitted, Goal, METHODS, Method, Observer, Options, Outcome, Point, Setting,
-    Shard, analyze, psnr, schemes_of_recipes,
+    Analysis, AnalysisMethod, EFFORTS, Effort, FittedRecipe, Goal, METHODS, Options, Outcome, Phases, Point,
+    Setting, Shard, analyze, measure_recipes, schemes_of_recipes,
 };
 use mixbit_app::source;
-use mixbit_engine::Backend;
+use mixbit_engine::{Backend, Cancel};
 use mixbit_engine_cpu::Cpu;
 
 use crate::repository;
@@ -108,7 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let [theirs, ours, best] = [&exhaustive, &medium, &high].map(|entry| entry.held_out[index]);
         let [(expected, verified), (expected_best, verified_best)] = [&medium, &high].map(|entry| {
             let recipe = &entry.analysis.recipes[index];
-            (recipe.predicted.unwrap_or(f64::NAN), recipe.psnr())
+            (recipe.predicted.unwrap_or(f64::NAN), recipe.mean_psnr())
         });
         println!(
             "| {bits} | {theirs:.2} | {ours:.2} | {best:.2} | {expected:.2}, {verified:.2} | {expected_best:.2}, \
@@ -135,10 +134,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 struct Bench<'a> {
     arguments: &'a Arguments,
-    model: mixbit_diffusion::model::DiffusionModel,
+    model: Arc<mixbit_diffusion::model::DiffusionModel>,
     backend: Arc<dyn Backend>,
     setting: Setting,
-    stop: Arc<AtomicBool>,
+    cancel: Cancel,
 }
 
 /// A method's result.
@@ -160,14 +159,14 @@ impl<'a> Bench<'a> {
         };
         Ok(Bench {
             arguments,
-            model,
+            model: Arc::new(model),
             backend: Arc::new(Cpu::new(None)?),
             setting,
-            stop: Arc::new(AtomicBool::new(false)),
+            cancel: Cancel::new(),
         })
     }
 
-    fn analyze(&self, method: &'static Method, effort: &'static Effort) -> anyhow::Result<Entry> {
+    fn analyze(&self, method: &'static AnalysisMethod, effort: &'static Effort) -> anyhow::Result<Entry> {
         let name = match method.name {
             "exhaustive" => method.name.to_string(),
             _ => format!("{}, {}", method.name, effort.name),
@@ -186,7 +185,18 @@ impl<'a> Bench<'a> {
             shard: Some(Shard::WHOLE),
             directory: self.arguments.scratch.join(&name),
         };
-        let outcome = analyze(&self.model, &self.backend, &options, &self.stop, &mut Lines)?;
+        let measuring = |done: u64, total, _| {
+            if done.is_multiple_of(200) || done == total {
+                eprintln!("  measured {done} of {total}");
+            }
+        };
+        let verifying = |done: u64, total: u64, _| {
+            if done == total {
+                eprintln!("  verified {total}");
+            }
+        };
+        let phases = Phases { measuring: &measuring, verifying: &verifying };
+        let outcome = analyze(&self.model, &self.backend, &options, &self.cancel, phases)?;
         let Outcome::Done(analysis) = outcome else { bail!("{name}: measurements are missing") };
         if analysis.recipes.len() != BITS.len() {
             bail!("{name}: a recipe could not be made");
@@ -197,31 +207,14 @@ impl<'a> Bench<'a> {
             evaluation: EVALUATIONS[2 * index % EVALUATIONS.len()],
         };
         let points: Vec<Point> = (0..2 * HELD_OUT.len()).map(point).collect();
-        let recipes: Vec<Fitted<'_>> = analysis
+        let recipes: Vec<FittedRecipe<'_>> = analysis
             .recipes
             .iter()
-            .map(|recipe| Fitted { layers: &recipe.layers, importance: &analysis.importance })
+            .map(|recipe| FittedRecipe { layers: &recipe.layers, importance: &analysis.importance })
             .collect();
-        let all = psnr(&self.model, &self.backend, &self.setting, &points, &recipes, &self.stop);
+        let all = measure_recipes(&self.model, &self.backend, &self.setting, &points, &recipes, &self.cancel);
         let held_out = all.context("the held-out states")?;
         let held_out = held_out.iter().map(|one| one.iter().sum::<f64>() / one.len() as f64).collect();
         Ok(Entry { name, analysis: *analysis, held_out })
-    }
-}
-
-/// Progress as an occasional line.
-struct Lines;
-
-impl Observer for Lines {
-    fn measured(&mut self, done: usize, total: usize) {
-        if done.is_multiple_of(200) || done == total {
-            eprintln!("  measured {done} of {total}");
-        }
-    }
-
-    fn verified(&mut self, done: usize, total: usize) {
-        if done == total {
-            eprintln!("  verified {total}");
-        }
     }
 }

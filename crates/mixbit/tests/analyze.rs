@@ -4,17 +4,18 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mixbit_analysis::analyze::{
-    Analysis, EFFORTS, Goal, METHODS, Method, Observer, Options, Outcome, Setting, Shard, analyze,
-    schemes_of_recipes,
+    Analysis, AnalysisMethod, AnalyzeError, EFFORTS, Goal, METHODS, Options, Outcome, Phases, Setting, Shard,
+    analyze, schemes_of_recipes,
 };
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_engine::Backend;
+use mixbit_engine::{Backend, Cancel};
 use mixbit_engine_cpu::Cpu;
+use mixbit_mil::{Progress, Stopped, Unit};
 use mixbit_packages::recipe::RecipeFile;
 use mixbit_testkit::{Scratch, fixture_root};
 
@@ -23,14 +24,14 @@ type Error = Box<dyn std::error::Error>;
 /// Weights of the fixtures' smallest layers that take part.
 const MIN_SIZE: usize = 2000;
 
-fn model(name: &str) -> DiffusionModel {
+fn model(name: &str) -> Arc<DiffusionModel> {
     let path = fixture_root().join("pipelines").join(name);
-    mixbit_app::source::load(Some(&path), None).unwrap().0
+    Arc::new(mixbit_app::source::load(Some(&path), None).unwrap().0)
 }
 
 fn options(
     model: &DiffusionModel,
-    method: &'static Method,
+    method: &'static AnalysisMethod,
     shard: Option<Shard>,
     directory: &Path,
 ) -> Options {
@@ -54,34 +55,35 @@ fn options(
     }
 }
 
-/// Raises a flag after some measurements.
+/// Cancels after some measurements.
 struct Stops {
     after: usize,
-    seen: usize,
-    stop: Arc<AtomicBool>,
+    seen: AtomicUsize,
+    cancel: Cancel,
 }
 
 impl Stops {
+    fn after(after: usize) -> Self {
+        Stops { after, seen: AtomicUsize::new(0), cancel: Cancel::new() }
+    }
+
     fn never() -> Self {
-        Stops { after: usize::MAX, seen: 0, stop: Arc::new(AtomicBool::new(false)) }
+        Stops::after(usize::MAX)
     }
 }
 
-impl Observer for Stops {
-    fn measured(&mut self, _: usize, _: usize) {
-        self.seen += 1;
-        if self.seen > self.after {
-            self.stop.store(true, Ordering::Relaxed);
+impl Progress for Stops {
+    fn advance(&self, _: u64, _: u64, _: Unit) -> Result<(), Stopped> {
+        if self.seen.fetch_add(1, Ordering::Relaxed) >= self.after {
+            self.cancel.cancel();
         }
+        Ok(())
     }
-
-    fn verified(&mut self, _: usize, _: usize) {}
 }
 
-fn run(model: &DiffusionModel, options: &Options, mut observer: Stops) -> anyhow::Result<Outcome> {
-    let stop = observer.stop.clone();
-    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(Some(1))?);
-    analyze(model, &backend, options, &stop, &mut observer)
+fn run(model: &Arc<DiffusionModel>, options: &Options, stops: Stops) -> Result<Outcome, AnalyzeError> {
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(Some(1)).unwrap());
+    analyze(model, &backend, options, &stops.cancel, Phases { measuring: &stops, verifying: &() })
 }
 
 fn done(outcome: Outcome) -> Analysis {
@@ -101,7 +103,7 @@ fn an_interrupted_analysis_goes_on_to_the_same_end() {
         let mut interruptions = 0;
         let found = loop {
             let after = if method.name == "exhaustive" { 30 } else { 4 };
-            let stops = Stops { after, ..Stops::never() };
+            let stops = Stops::after(after);
             match run(&model, &options(parts.path()), stops) {
                 Ok(outcome) => break done(outcome),
                 Err(error) => assert!(error.to_string().contains("stopped"), "{}: {error:#}", method.name),
@@ -146,12 +148,12 @@ fn recipes_keep_to_their_goals() {
         // Apple's way does not count tables, which are large beside these layers.
         let slack = if method.name == "exhaustive" { 1.0 } else { 0.0 };
         assert!(three.bits <= 3.0 + slack && more.bits <= 4.5 + slack, "{}", method.name);
-        assert!(more.psnr() > three.psnr(), "{}", method.name);
+        assert!(more.mean_psnr() > three.mean_psnr(), "{}", method.name);
         if method.name == "estimate" {
             // With random weights even one bit is not far from that.
-            assert!(reached.psnr() > 28.5, "{}", reached.psnr());
+            assert!(reached.mean_psnr() > 28.5, "{}", reached.mean_psnr());
             let predicted = three.predicted.unwrap();
-            assert!((predicted - three.psnr()).abs() < 6.0, "{predicted} against {}", three.psnr());
+            assert!((predicted - three.mean_psnr()).abs() < 6.0, "{predicted} against {}", three.mean_psnr());
             // Nothing but the original reaches 500 dB.
             assert!(analysis.unreached == [Goal::Psnr(500.0)] || analysis.recipes[3].bits > 15.9);
         }
@@ -160,8 +162,8 @@ fn recipes_keep_to_their_goals() {
             names,
             ["original", "palette-1", "palette-2", "palette-4", "palette-6", "palette-8", "linear-8"]
         );
-        assert!(analysis.baselines[0].psnr() > 200.0);
-        let levels: Vec<f64> = analysis.baselines[1..6].iter().map(|baseline| baseline.psnr()).collect();
+        assert!(analysis.baselines[0].mean_psnr() > 200.0);
+        let levels: Vec<f64> = analysis.baselines[1..6].iter().map(|baseline| baseline.mean_psnr()).collect();
         assert!(levels.windows(2).all(|pair| pair[0] < pair[1]), "{levels:?}");
 
         let file = analysis.recipe_file("tiny", &options.setting);

@@ -1,63 +1,19 @@
-//! What a network is measured on: prompts, seeds and the states that denoising goes through.
+//! Samples: states of denoising, reached by drawing images.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::TorchSource;
-use mixbit_diffusion::session::{Cancel, Inputs, Request, Run, Session, Text};
+use mixbit_diffusion::session::{Cancel, GenerateError, Inputs, Request, Run, Session, Text};
 use mixbit_engine::Backend;
 use mixbit_mil::Function;
-use serde::{Deserialize, Serialize};
 
-/// The prompts that are measured on when nobody says others: by turns for calibration and for verification.
-pub static PROMPTS: [&str; 16] = [
-    "a fishing boat in a harbour at dawn, mist over the water",
-    "portrait of an old woman with a red scarf, window light",
-    "a mountain road in autumn seen from above",
-    "three apples and a glass jug on a wooden table, oil painting",
-    "a cat asleep on a stack of books",
-    "the inside of a railway station with a glass roof",
-    "a bowl of noodle soup with herbs, close up",
-    "a bicycle leaning against a blue wall",
-    "a lighthouse in a storm, dramatic sky",
-    "a child flying a kite on a beach",
-    "a city street at night in the rain, neon signs reflected on the pavement",
-    "a watercolour of a garden with hollyhocks",
-    "an astronaut walking through a desert, wide shot",
-    "a black horse running in snow",
-    "a kitchen with copper pots, morning sun",
-    "a macro photograph of a dragonfly on a reed",
-];
+use super::error::AnalyzeError;
+use super::point::{Point, Setting};
 
-/// A state to measure on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Point {
-    /// What is drawn.
-    pub prompt: String,
-    /// The seed of the noise.
-    pub seed: u64,
-    /// The evaluation of the network that is measured: its position in the run.
-    pub evaluation: usize,
-}
-
-/// How images are drawn that are measured on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Setting {
-    /// What not to draw; absent is not the same as empty.
-    pub negative_prompt: Option<String>,
-    /// Width and height in pixels.
-    pub size: [usize; 2],
-    /// Inference steps of the model's own scheduler.
-    pub steps: usize,
-    /// The scale of classifier-free guidance.
-    pub guidance_scale: f32,
-}
-
-/// A state of denoising and what the network's output means for the image.
+/// A state of denoising, and the meaning of the network's output for the image.
 pub(super) struct Sample {
-    /// The network's inputs, run by run.
+    /// The network's inputs, evaluation by evaluation.
     pub(super) inputs: Vec<Inputs>,
     /// The denoised latents are `offset + slope * guided`, where `guided` is the guided prediction.
     offset: Vec<f32>,
@@ -68,8 +24,8 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// The state that a run is in.
-    fn new(run: &Run, scale: f32) -> anyhow::Result<Self> {
+    /// The current state of a run.
+    fn new(run: &Run, scale: f32) -> Result<Self, GenerateError> {
         let count = run.samples() * run.latents().len();
         let offset = run.denoised(&vec![0.0; count])?;
         let one = run.denoised(&vec![1.0; count])?;
@@ -79,12 +35,12 @@ impl Sample {
         Ok(Sample { inputs: run.inputs()?, offset, slope, guidance, timestep })
     }
 
-    /// The predictions that make one.
-    pub(super) fn rows(&self) -> usize {
+    /// The number of predictions that guidance joins into one.
+    pub(super) fn predictions(&self) -> usize {
         if self.guidance.is_some() { 2 } else { 1 }
     }
 
-    /// The denoised latents of the network's outputs, one after the other.
+    /// The denoised latents for the network's outputs, one after the other.
     pub(super) fn denoised(&self, predictions: &[f32]) -> Vec<f32> {
         let count = self.offset.len();
         let guided = |at: usize| match self.guidance {
@@ -95,53 +51,76 @@ impl Sample {
     }
 }
 
-/// Draws images as far as the points ask for, and gives the states in the points' order, the network's graph and the
-/// number of the network's runs that it took.
+/// The samples of some states, and the network that they are inputs of.
+pub(super) struct Samples {
+    /// The samples, in the order of the states.
+    pub(super) samples: Vec<Sample>,
+    /// The network's graph.
+    pub(super) graph: Function,
+    /// The number of steps that drawing took.
+    pub(super) steps: usize,
+}
+
+/// Draws the images of some states, each up to its last state.
+///
+/// # Errors
+/// If the model or the setting can't be run, a state is past the end of its run, or the work was cancelled.
 pub(super) fn samples(
-    model: &DiffusionModel,
+    model: &Arc<DiffusionModel>,
     backend: &Arc<dyn Backend>,
     setting: &Setting,
     points: &[Point],
-    stop: &Arc<AtomicBool>,
-) -> anyhow::Result<(Vec<Sample>, Function, usize)> {
+    cancel: &Cancel,
+) -> Result<Samples, AnalyzeError> {
     let mut samples: Vec<Option<Sample>> = points.iter().map(|_| None).collect();
-    let (mut graph, mut runs) = (None, 0);
-    let (model, cancel) = (Arc::new(model.clone()), Cancel::from(stop.clone()));
+    let (mut graph, mut steps) = (None, 0);
     let mut session = Session::new(model.clone(), backend.clone());
-    for first in points {
-        let same: Vec<usize> = (0..points.len())
-            .filter(|&at| (&points[at].prompt, points[at].seed) == (&first.prompt, first.seed))
-            .collect();
-        if samples[same[0]].is_some() {
-            continue;
-        }
-        let text =
-            Text { negative_prompt: setting.negative_prompt.clone(), ..Text::new(first.prompt.as_str()) };
-        let request = Request {
-            size: setting.size,
-            steps: setting.steps,
-            guidance_scale: setting.guidance_scale,
-            ..Request::new(&model, text)
-        };
+    for image in images(points) {
+        let first = &points[image[0]];
         let mut noise = TorchSource::new(first.seed);
-        let mut run = session.begin(&request, &mut noise, &cancel, &mut |_| {})?;
-        let last = same.iter().map(|&at| points[at].evaluation).max().unwrap_or(0);
+        let request = request(model, setting, first);
+        let mut run = session.begin(&request, &mut noise, cancel, &mut |_| {})?;
+        let last = image.iter().map(|&at| points[at].evaluation).max().unwrap_or(0);
         if last >= run.total() {
-            bail!("evaluation {last} is past the last of {} steps", setting.steps);
+            return Err(AnalyzeError::PastTheEnd { evaluation: last, steps: setting.steps });
         }
         for evaluation in 0..=last {
-            for &at in same.iter().filter(|&&at| points[at].evaluation == evaluation) {
+            for &at in image.iter().filter(|&&at| points[at].evaluation == evaluation) {
                 samples[at] = Some(Sample::new(&run, setting.guidance_scale)?);
             }
             if evaluation < last {
                 session.step(&mut run, &mut noise, &mut |_| {})?;
-                runs += 1;
+                steps += 1;
             }
         }
-        if graph.is_none() {
-            graph = Some(run.unet_graph().clone());
+        graph.get_or_insert_with(|| run.unet_graph().clone());
+    }
+    let graph = graph.ok_or(AnalyzeError::NoPoints)?;
+    Ok(Samples { samples: samples.into_iter().flatten().collect(), graph, steps })
+}
+
+/// The indices of the states of each image, in the order of its first state.
+fn images(points: &[Point]) -> Vec<Vec<usize>> {
+    let mut images: Vec<Vec<usize>> = Vec::new();
+    for (index, point) in points.iter().enumerate() {
+        let is_same = |image: &&mut Vec<usize>| {
+            let first = &points[image[0]];
+            (&first.prompt, first.seed) == (&point.prompt, point.seed)
+        };
+        match images.iter_mut().find(is_same) {
+            Some(image) => image.push(index),
+            None => images.push(vec![index]),
         }
     }
-    let graph = graph.context("there is no prompt to measure on")?;
-    Ok((samples.into_iter().flatten().collect(), graph, runs))
+    images
+}
+
+fn request(model: &DiffusionModel, setting: &Setting, point: &Point) -> Request {
+    let negative_prompt = setting.negative_prompt.clone();
+    Request {
+        size: setting.size,
+        steps: setting.steps,
+        guidance_scale: setting.guidance_scale,
+        ..Request::new(model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
+    }
 }

@@ -1,30 +1,45 @@
-//! Finished measurements on disk, so that none is made twice.
+//! Finished measurements on disk, so that none is repeated.
 //!
-//! Each process appends lines of JSON to a file of its own and reads those of all. A line is one measurement; the last
-//! one of a file may be cut short by a kill, and is then ignored. The first line says what was measured, and files of
-//! something else are refused.
+//! Each process appends lines of JSON to its own file and reads the files of all. The first line identifies the analysis,
+//! and files of another analysis are refused. Each further line is one measurement. A process that is killed may leave an
+//! incomplete last line, which is ignored.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use mixbit_compress::Scheme;
 use serde::{Deserialize, Serialize};
 
-use super::Shard;
-use super::measure::Distortion;
+use super::distortion::Distortion;
+use super::error::JournalError;
+use super::options::Shard;
 
-/// What was measured.
+/// The identity of a measurement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Key {
-    /// One layer in another form, the others as they are.
+    /// One layer compressed, the others unchanged.
     Isolated { layer: String, scheme: String },
-    /// The first layers in the order of harm, all in another form, up to and with one.
+    /// All layers up to and including one compressed, in the order of their harm.
     Cumulative { layer: String, scheme: String },
-    /// One layer computed in 8-bit integers.
+    /// One layer in 8-bit integers.
     Int8 { layer: String },
+}
+
+impl Key {
+    pub(super) fn isolated(layer: &str, scheme: &Scheme) -> Self {
+        Key::Isolated { layer: layer.to_string(), scheme: scheme.to_string() }
+    }
+
+    pub(super) fn cumulative(layer: &str, scheme: &Scheme) -> Self {
+        Key::Cumulative { layer: layer.to_string(), scheme: scheme.to_string() }
+    }
+
+    pub(super) fn int8(layer: &str) -> Self {
+        Key::Int8 { layer: layer.to_string() }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,62 +49,62 @@ struct Line {
     distortion: Vec<[f64; 3]>,
 }
 
-#[derive(PartialEq, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Header {
     measured: String,
 }
 
-/// Measurements by what was measured.
+/// The measurements of an analysis, by key.
 pub(super) struct Journal {
     directory: PathBuf,
-    /// What all files must say that they measured.
+    /// The description of the analysis, in the header of every file.
     measured: String,
-    found: HashMap<Key, Vec<Distortion>>,
-    /// The file of this process; none if it only reads.
+    measurements: HashMap<Key, Vec<Distortion>>,
+    /// The file of this process; `None` if it only reads.
     own: Option<File>,
 }
 
-/// The ends of the files' names.
+/// The end of the files' names.
 const EXTENSION: &str = "measurements.jsonl";
 
 impl Journal {
-    /// Reads what was measured in a directory, and opens the file of a shard.
-    pub(super) fn open(directory: &Path, shard: Option<Shard>, measured: &str) -> anyhow::Result<Self> {
-        fs::create_dir_all(directory).with_context(|| format!("{} can't be made", directory.display()))?;
+    /// Reads the measurements in a directory, and opens the file of a shard.
+    ///
+    /// # Errors
+    /// If the directory or a file can't be used, or a file belongs to another analysis.
+    pub(super) fn open(directory: &Path, shard: Option<Shard>, measured: &str) -> Result<Self, JournalError> {
+        fs::create_dir_all(directory).map_err(|source| io_error(directory, "made", source))?;
         let mut journal = Journal {
             directory: directory.to_path_buf(),
             measured: measured.to_string(),
-            found: HashMap::new(),
+            measurements: HashMap::new(),
             own: None,
         };
         journal.reload()?;
         if let Some(shard) = shard {
             let name = format!("{}-of-{}.{EXTENSION}", shard.index + 1, shard.count);
-            let path = directory.join(name);
-            journal.begin(&path).with_context(|| format!("{} can't be written", path.display()))?;
+            journal.begin(&directory.join(name))?;
         }
         Ok(journal)
     }
 
-    /// Opens the own file, takes a cut last line off it, and begins it if it is empty.
-    fn begin(&mut self, path: &Path) -> anyhow::Result<()> {
-        let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        file.set_len(whole as u64)?;
+    /// Opens the own file, cuts off an incomplete last line, and writes the header if the file is empty.
+    fn begin(&mut self, path: &Path) -> Result<(), JournalError> {
+        let (file, len) = open_own(path).map_err(|source| io_error(path, "written", source))?;
         self.own = Some(file);
-        if whole == 0 {
-            let header = Header { measured: self.measured.clone() };
-            self.append(&serde_json::to_string(&header)?)?;
+        if len == 0 {
+            self.append(&Header { measured: self.measured.clone() })?;
         }
         Ok(())
     }
 
-    /// Reads what all processes have measured so far.
-    pub(super) fn reload(&mut self) -> anyhow::Result<()> {
+    /// Reads the measurements that all processes have made so far.
+    ///
+    /// # Errors
+    /// If a file can't be read, or belongs to another analysis.
+    pub(super) fn reload(&mut self) -> Result<(), JournalError> {
         let entries = fs::read_dir(&self.directory);
-        let entries = entries.with_context(|| format!("{} can't be listed", self.directory.display()))?;
+        let entries = entries.map_err(|source| io_error(&self.directory, "listed", source))?;
         let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
         paths.retain(|path| path.to_string_lossy().ends_with(EXTENSION));
         paths.sort();
@@ -99,49 +114,73 @@ impl Journal {
         Ok(())
     }
 
-    fn read(&mut self, path: &Path) -> anyhow::Result<()> {
-        let text = fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let mut lines = whole.lines();
+    fn read(&mut self, path: &Path) -> Result<(), JournalError> {
+        let text = fs::read_to_string(path).map_err(|source| io_error(path, "read", source))?;
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        let mut lines = complete.lines();
         let Some(first) = lines.next() else { return Ok(()) };
         let header: Header = serde_json::from_str(first)
-            .with_context(|| format!("{}: its first line does not say what was measured", path.display()))?;
+            .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
         if header.measured != self.measured {
-            bail!(
-                "{} holds measurements of another model or with other options ({}, not {}): give another --output, or \
-                 delete it",
-                path.display(),
-                header.measured,
-                self.measured
-            );
+            return Err(JournalError::OtherAnalysis {
+                path: path.to_path_buf(),
+                found: header.measured,
+                expected: self.measured.clone(),
+            });
         }
         for (index, line) in lines.enumerate() {
-            let line: Line = serde_json::from_str(line)
-                .with_context(|| format!("{}: line {} is no measurement", path.display(), index + 2))?;
+            let line: Line = serde_json::from_str(line).map_err(|source| JournalError::Line {
+                path: path.to_path_buf(),
+                line: index + 2,
+                source,
+            })?;
             let distortion =
                 line.distortion.iter().map(|&[square, a, b]| Distortion { square, peaks: [a, b] });
-            self.found.insert(line.key, distortion.collect());
+            self.measurements.insert(line.key, distortion.collect());
         }
         Ok(())
     }
 
+    /// The errors of a measurement, sample by sample; `None` if it is missing.
     pub(super) fn get(&self, key: &Key) -> Option<&[Distortion]> {
-        self.found.get(key).map(Vec::as_slice)
+        self.measurements.get(key).map(Vec::as_slice)
     }
 
     /// Keeps a measurement. It is on disk when this returns.
-    pub(super) fn insert(&mut self, key: Key, distortion: Vec<Distortion>) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn insert(&mut self, key: Key, distortion: Vec<Distortion>) -> Result<(), JournalError> {
         let numbers = distortion.iter().map(|one| [one.square, one.peaks[0], one.peaks[1]]).collect();
-        self.append(&serde_json::to_string(&Line { key: key.clone(), distortion: numbers })?)?;
-        self.found.insert(key, distortion);
+        self.append(&Line { key: key.clone(), distortion: numbers })?;
+        self.measurements.insert(key, distortion);
         Ok(())
     }
 
-    fn append(&mut self, line: &str) -> anyhow::Result<()> {
+    fn append(&mut self, line: &impl Serialize) -> Result<(), JournalError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let written = own.write_all(format!("{line}\n").as_bytes()).and_then(|()| own.sync_data());
-        written.with_context(|| format!("a measurement can't be kept in {}", self.directory.display()))
+        let mut bytes = Vec::new();
+        let written = serde_json::to_writer(&mut bytes, line).map_err(io::Error::from).and_then(|()| {
+            bytes.push(b'\n');
+            own.write_all(&bytes)?;
+            own.sync_data()
+        });
+        written.map_err(|source| io_error(&self.directory, "written", source))
     }
+}
+
+/// Opens a file to append to, cuts off an incomplete last line, and returns the length that is left.
+fn open_own(path: &Path) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let complete = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
+    file.set_len(complete)?;
+    Ok((file, complete))
+}
+
+fn io_error(path: &Path, what: &'static str, source: io::Error) -> JournalError {
+    JournalError::Io { path: path.to_path_buf(), what, source }
 }
 
 #[cfg(test)]
@@ -172,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_a_kill_cut_is_taken_off() {
+    fn an_incomplete_last_line_is_cut_off() {
         let scratch = Scratch::new();
         let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
         journal.insert(key("a"), vec![ONE]).unwrap();

@@ -1,151 +1,157 @@
-//! What a change of weights does to denoised latents.
+//! The making of measurements: each layer alone, and layers together in the strategy's orders.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeSet;
 
-use anyhow::Context;
 use mixbit_compress::{Layer, Scheme};
-use mixbit_engine::Tensor;
-use mixbit_mil::WeightRef;
+use mixbit_mil::{Progress, Unit};
 
-use super::calibration::Sample;
-use super::network::{Change, Network, Values};
-use mixbit_packages::psnr::{apple_psnr, mean_square, peak};
-use mixbit_packages::recipe::Importance;
+use super::error::AnalyzeError;
+use super::journal::{Journal, Key};
+use super::measurements::{Measurements, Order};
+use super::network::{Change, Replaced};
+use super::options::Shard;
+use super::strategy::Strategy;
+use super::subject::Subject;
 
-/// The UNet's output.
-const OUTPUT: &str = "noise_pred";
-
-/// The error of one sample's denoised latents.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Distortion {
-    /// The mean squared error.
-    pub(super) square: f64,
-    /// The largest magnitude of the original and of the changed latents.
-    pub(super) peaks: [f64; 2],
+/// Makes the measurements of a shard that are missing, and reads those of the others.
+///
+/// `quantized` are the layers to measure in 8-bit integers. Layers are measured together once all measurements of single
+/// layers exist.
+///
+/// # Errors
+/// If a layer's weights can't be compressed, the network can't be run, a measurement can't be kept, or the work was
+/// cancelled.
+pub(super) fn measure(
+    strategy: &dyn Strategy,
+    subject: &mut Subject<'_>,
+    quantized: &[Layer],
+    journal: Journal,
+    shard: Option<Shard>,
+    progress: &dyn Progress,
+) -> Result<Measurements, AnalyzeError> {
+    let layers = subject.layers.clone();
+    let schemes = strategy.schemes();
+    let probes = probes(&layers, &schemes, quantized);
+    let orders = strategy.orders(&layers, &journal);
+    let together: usize = orders.iter().map(|order| order.layers.len()).sum();
+    let total = probes.len() + together;
+    let measured = Measurements { journal, schemes, orders, done: 0, total };
+    let mut recorder = Recorder { measured, shard, progress };
+    recorder.measure_alone(subject, &probes)?;
+    if recorder.measured.done == probes.len() {
+        recorder.measured.orders = strategy.orders(&layers, &recorder.measured.journal);
+        recorder.measure_together(subject, &layers)?;
+    }
+    Ok(recorder.measured)
 }
 
-impl Distortion {
-    /// The PSNR in dB as Apple's tools have it, with the changed latents' peak.
-    pub(super) fn psnr(&self) -> f64 {
-        apple_psnr(self.peaks[1], self.square)
-    }
-
-    /// The mean squared error relative to the square of the original's peak.
-    pub(super) fn relative(&self) -> f64 {
-        self.square / (self.peaks[0] + 1e-5).powi(2)
-    }
+/// A measurement of one layer alone.
+struct Probe<'l> {
+    layer: &'l Layer,
+    /// The layer's position, by which shards share the work.
+    position: usize,
+    /// The scheme of the layer's weight; `None` for 8-bit integers.
+    scheme: Option<Scheme>,
 }
 
-/// Layers' weights in other forms, each fitted once.
-#[derive(Default)]
-pub(super) struct Encoder {
-    /// The mean square of each input channel by layer.
-    pub(super) importance: BTreeMap<String, Vec<f32>>,
-    encoded: Mutex<HashMap<(String, String), WeightRef>>,
-}
-
-impl Encoder {
-    /// Palettes that are fitted to what matters.
-    pub(super) fn weighing(importance: BTreeMap<String, Vec<f32>>) -> Self {
-        Encoder { importance, ..Encoder::default() }
-    }
-
-    /// How much an error in each input channel of a layer matters, if it is known.
-    pub(super) fn importance(&self, layer: &str) -> Option<&[f32]> {
-        self.importance.get(layer).map(Vec::as_slice)
-    }
-
-    /// A layer's weight in another form.
-    pub(super) fn encoded(&self, layer: &Layer, scheme: Scheme) -> anyhow::Result<WeightRef> {
-        let key = (layer.name.clone(), scheme.to_string());
-        let lock = || self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(weight) = lock().get(&key) {
-            return Ok(weight.clone());
+impl Probe<'_> {
+    fn key(&self) -> Key {
+        match &self.scheme {
+            Some(scheme) => Key::isolated(&self.layer.name, scheme),
+            None => Key::int8(&self.layer.name),
         }
-        let weight = scheme
-            .encode(&layer.weight, self.importance(&layer.name))
-            .with_context(|| format!("layer `{}`", layer.name))?;
-        lock().insert(key, weight.clone());
-        Ok(weight)
     }
 }
 
-/// A network and samples whose original results are at hand.
-pub(super) struct Bench<'b> {
-    pub(super) network: Network<'b>,
-    samples: Vec<Sample>,
-    /// What crosses between segments, by sample and by run.
-    base: Vec<Vec<Values>>,
-    original: Vec<Vec<f32>>,
+/// The measurements of single layers: of `layers` under each scheme, then of `quantized` in 8-bit integers.
+fn probes<'l>(layers: &'l [Layer], schemes: &[Scheme], quantized: &'l [Layer]) -> Vec<Probe<'l>> {
+    let mut probes = Vec::new();
+    for (position, layer) in layers.iter().enumerate() {
+        probes.extend(schemes.iter().map(|&scheme| Probe { layer, position, scheme: Some(scheme) }));
+    }
+    let in_int8 = |(position, layer)| Probe { layer, position, scheme: None };
+    probes.extend(quantized.iter().enumerate().map(in_int8));
+    probes
 }
 
-impl<'b> Bench<'b> {
-    /// Runs the network on every sample.
-    pub(super) fn new(mut network: Network<'b>, samples: Vec<Sample>) -> anyhow::Result<Self> {
-        let (mut base, mut original) = (Vec::new(), Vec::new());
-        for sample in &samples {
-            let mut runs = Vec::new();
-            let mut predictions = Vec::new();
-            for inputs in &sample.inputs {
-                let values = network.run(inputs)?;
-                predictions.extend_from_slice(output(&values)?.as_f32().unwrap_or_default());
-                runs.push(values);
+/// Keeps measurements in the journal.
+struct Recorder<'r> {
+    measured: Measurements,
+    shard: Option<Shard>,
+    progress: &'r dyn Progress,
+}
+
+impl Recorder<'_> {
+    fn measure_alone(&mut self, subject: &mut Subject<'_>, probes: &[Probe<'_>]) -> Result<(), AnalyzeError> {
+        let keys: Vec<Key> = probes.iter().map(Probe::key).collect();
+        self.begin(0, &keys)?;
+        for (probe, key) in probes.iter().zip(&keys) {
+            if !self.is_due(probe.position, key) {
+                continue;
             }
-            base.push(runs);
-            original.push(sample.denoised(&predictions));
+            let name = probe.layer.name.as_str();
+            let distortion = match probe.scheme {
+                Some(scheme) => {
+                    let weight = subject.encoder.encoded(probe.layer, scheme)?;
+                    subject.evaluator.distortion(&Change::Weights(&Replaced::from([(name, weight)])))?
+                }
+                None => subject.evaluator.distortion(&Change::Int8(&BTreeSet::from([name])))?,
+            };
+            self.measured.journal.insert(key.clone(), distortion)?;
+            self.advance()?;
         }
-        Ok(Bench { network, samples, base, original })
+        self.end(0, &keys)
     }
 
-    /// The original results, to tell a model and samples from others.
-    pub(super) fn fingerprint(&self) -> Vec<u32> {
-        self.original.iter().flatten().map(|value| value.to_bits()).collect()
-    }
-
-    /// The mean square over all samples of every input channel by layer.
-    pub(super) fn importance(&self) -> anyhow::Result<BTreeMap<String, Vec<f32>>> {
-        let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        let runs = self.base.iter().flatten();
-        let count = runs.clone().count().max(1) as f32;
-        for values in runs {
-            for (layer, moments) in self.network.moments(values)? {
-                let sum = sums.entry(layer).or_insert_with(|| vec![0.0; moments.len()]);
-                sum.iter_mut().zip(moments).for_each(|(sum, value)| *sum += value / count);
+    fn measure_together(&mut self, subject: &mut Subject<'_>, layers: &[Layer]) -> Result<(), AnalyzeError> {
+        let orders = std::mem::take(&mut self.measured.orders);
+        let before = self.measured.done;
+        let key = |order: &Order, index: usize| Key::cumulative(&layers[index].name, &order.scheme);
+        let keys = |order| move |&index: &usize| key(order, index);
+        let keys: Vec<Key> = orders.iter().flat_map(|order| order.layers.iter().map(keys(order))).collect();
+        self.begin(before, &keys)?;
+        for order in &orders {
+            let mut replaced = Replaced::new();
+            for (position, &index) in order.layers.iter().enumerate() {
+                let layer = &layers[index];
+                replaced.insert(&layer.name, subject.encoder.encoded(layer, order.scheme)?);
+                let key = key(order, index);
+                if self.is_due(position, &key) {
+                    let distortion = subject.evaluator.distortion(&Change::Weights(&replaced))?;
+                    self.measured.journal.insert(key, distortion)?;
+                    self.advance()?;
+                }
             }
         }
-        // As recipe files hold them, so that who applies a recipe makes the same palettes.
-        let stored =
-            |(layer, moments): (String, Vec<f32>)| Some((layer, Importance::new(&moments)?.values()));
-        Ok(sums.into_iter().filter_map(stored).collect())
+        self.measured.orders = orders;
+        self.end(before, &keys)
     }
 
-    /// The error that a change causes, for each sample.
-    pub(super) fn distortion(&mut self, change: &Change<'_>) -> anyhow::Result<Vec<Distortion>> {
-        let mut variant = self.network.variant(change)?;
-        let mut found = Vec::new();
-        for (index, runs) in self.base.iter().enumerate() {
-            let mut predictions = Vec::new();
-            for base in runs {
-                let changed = self.network.run_variant(&mut variant, base)?;
-                let result = output(&changed).or_else(|_| output(base))?;
-                predictions.extend_from_slice(result.as_f32().unwrap_or_default());
-            }
-            found.push(distortion(&self.original[index], &self.samples[index].denoised(&predictions)));
-        }
-        Ok(found)
+    /// Counts the measurements of a phase that exist, after `before` of the phases before it.
+    fn begin(&mut self, before: usize, keys: &[Key]) -> Result<(), AnalyzeError> {
+        let exists = |key: &&Key| self.measured.journal.get(key).is_some();
+        self.measured.done = before + keys.iter().filter(exists).count();
+        self.report()
     }
-}
 
-fn output(values: &Values) -> anyhow::Result<&Tensor> {
-    values
-        .get(OUTPUT)
-        .map(|tensor| &**tensor)
-        .with_context(|| format!("the network has no output `{OUTPUT}`"))
-}
+    /// Counts them again, with those of the other shards.
+    fn end(&mut self, before: usize, keys: &[Key]) -> Result<(), AnalyzeError> {
+        self.measured.journal.reload()?;
+        self.begin(before, keys)
+    }
 
-fn distortion(original: &[f32], changed: &[f32]) -> Distortion {
-    let [original, changed] = [original, changed].map(|values| values.iter().map(|&value| f64::from(value)));
-    let peaks = [peak(original.clone()), peak(changed.clone())];
-    Distortion { square: mean_square(original.zip(changed)), peaks }
+    /// Whether a measurement is missing and this shard's.
+    fn is_due(&self, position: usize, key: &Key) -> bool {
+        self.shard.is_some_and(|shard| shard.has(position)) && self.measured.journal.get(key).is_none()
+    }
+
+    fn advance(&mut self) -> Result<(), AnalyzeError> {
+        self.measured.done += 1;
+        self.report()
+    }
+
+    fn report(&self) -> Result<(), AnalyzeError> {
+        let (done, total) = (self.measured.done as u64, self.measured.total as u64);
+        Ok(self.progress.advance(done, total, Unit::Measurements)?)
+    }
 }

@@ -1,42 +1,42 @@
-//! A UNet in segments, of which those before a change need not be run again.
+//! A UNet in segments. A change runs its own segment and the later ones again, not the earlier ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use anyhow::Context;
 use mixbit_compress::{Layer, layers};
 use mixbit_engine::{Arithmetic, Backend, Cancel, Model, Options, Tensor};
-use mixbit_mil::{Constant, Def, Function, OpView, WeightRef, multiply_adds, segments};
+use mixbit_mil::{Constant, Def, Function, OpView, ValueId, WeightRef, multiply_adds, segments};
 
-/// Segments that a network is cut into.
+use super::error::AnalyzeError;
+
+/// The number of segments that a network is cut into.
 const SEGMENTS: usize = 32;
 
-/// The values that cross from segment to segment in one run, by name.
+/// The values that cross from segment to segment in one evaluation, by name.
 pub(super) type Values = HashMap<String, Arc<Tensor>>;
 
-/// Weights that stand in for others, by the layers' names.
+/// Weights by the names of the layers that they replace those of.
 pub(super) type Replaced<'a> = BTreeMap<&'a str, WeightRef>;
 
-/// What a variant of a network has other than the network.
+/// The difference between a variant of a network and the network.
 #[derive(Clone, Copy)]
 pub(super) enum Change<'a> {
     /// Other weights.
     Weights(&'a Replaced<'a>),
-    /// Layers, by name, that are computed in 8-bit integers.
+    /// Layers, by name, in 8-bit integers.
     Int8(&'a BTreeSet<&'a str>),
 }
 
-/// A network that is run segment by segment.
-pub(super) struct Network<'b> {
+/// A network that runs segment by segment.
+pub(super) struct SegmentedNetwork<'b> {
     backend: &'b dyn Backend,
     cancel: Cancel,
     segments: Vec<Segment>,
-    /// The segment of each layer.
+    /// The first segment of each layer.
     places: HashMap<String, usize>,
     /// Multiply-adds of all segments.
     work: u64,
-    /// The bytes of all weights, each of 16 bits.
+    /// The bytes of all weights at 16 bits each.
     bytes: u64,
 }
 
@@ -47,18 +47,19 @@ struct Segment {
     work: u64,
 }
 
-/// A network with other weights in some layers.
+/// A changed network.
 pub(super) struct Variant {
     /// The segments that differ.
     models: BTreeMap<usize, Model>,
 }
 
-impl<'b> Network<'b> {
+impl<'b> SegmentedNetwork<'b> {
+    /// Compiles a network.
     pub(super) fn new(
         function: &Function,
         backend: &'b dyn Backend,
-        stop: Arc<AtomicBool>,
-    ) -> anyhow::Result<Self> {
+        cancel: Cancel,
+    ) -> Result<Self, AnalyzeError> {
         let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
         let options = Options::default();
         let segment = |function: Function| {
@@ -81,21 +82,21 @@ impl<'b> Network<'b> {
             Def::Const(Constant::Weight(weight)) => Some(2 * weight.ty().count() as u64),
             _ => None,
         });
-        Ok(Network { backend, cancel: Cancel::from(stop), segments, places, work, bytes: weights.sum() })
+        Ok(SegmentedNetwork { backend, cancel, segments, places, work, bytes: weights.sum() })
     }
 
-    /// Every layer, in the order of their first use.
+    /// Every layer, in the order of first use.
     pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
         let mut seen = HashSet::new();
         self.segments.iter().flat_map(|segment| &segment.layers).filter(move |layer| seen.insert(&layer.name))
     }
 
-    /// The bytes of all weights, each of 16 bits.
+    /// The bytes of all weights at 16 bits each.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The part of a run that a change of a layer causes.
+    /// The fraction of an evaluation that a changed layer causes to run again.
     pub(super) fn share(&self, layer: &str) -> f64 {
         let first = self.places.get(layer).copied().unwrap_or(0);
         let rest: u64 = self.segments[first..].iter().map(|segment| segment.work).sum();
@@ -107,59 +108,61 @@ impl<'b> Network<'b> {
         let Some(segment) = self.places.get(layer).map(|&index| &self.segments[index]) else { return 0 };
         let value = segment.layers.iter().find(|other| other.name == layer).map(|layer| layer.value);
         let ops = segment.function.ops().iter().map(|op| segment.function.view(op));
-        let uses = |op: &OpView| op.weight() == value;
+        let uses = |op: &OpView| value.is_some() && op.weight() == value;
         ops.filter(uses).map(|op| multiply_adds(&op)).sum()
     }
 
     /// The network with a change.
-    pub(super) fn variant(&self, change: &Change<'_>) -> anyhow::Result<Variant> {
-        match change {
-            Change::Weights(replaced) => self.with_weights(replaced),
-            Change::Int8(layers) => self.in_int8(layers),
-        }
-    }
-
-    fn in_int8(&self, layers: &BTreeSet<&str>) -> anyhow::Result<Variant> {
+    pub(super) fn variant(&self, change: &Change<'_>) -> Result<Variant, AnalyzeError> {
         let mut models = BTreeMap::new();
         for (index, segment) in self.segments.iter().enumerate() {
-            let (quantized, others): (Vec<&Layer>, Vec<&Layer>) =
-                segment.layers.iter().partition(|layer| layers.contains(layer.name.as_str()));
-            if quantized.is_empty() {
-                continue;
-            }
-            let options = Options {
-                arithmetic: Arithmetic::Int8,
-                full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
-                ..Options::default()
+            let model = match change {
+                Change::Weights(replaced) => self.with_weights(segment, replaced)?,
+                Change::Int8(layers) => self.in_int8(segment, layers)?,
             };
-            models.insert(index, self.backend.compile(&segment.function, &options)?);
+            models.extend(model.map(|model| (index, model)));
         }
         Ok(Variant { models })
     }
 
-    fn with_weights(&self, replaced: &Replaced<'_>) -> anyhow::Result<Variant> {
-        let options = Options::default();
-        let mut models = BTreeMap::new();
-        for (index, segment) in self.segments.iter().enumerate() {
-            let new: HashMap<_, _> = segment
-                .layers
-                .iter()
-                .filter_map(|layer| Some((layer.value, replaced.get(layer.name.as_str())?)))
-                .collect();
-            if new.is_empty() {
-                continue;
-            }
-            let mut function = segment.function.clone();
-            function.map_constants(|id, _| {
-                Ok::<_, mixbit_engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
-            })?;
-            models.insert(index, self.backend.compile(&function, &options)?);
+    /// A segment with layers in 8-bit integers; `None` if it has none of them.
+    fn in_int8(&self, segment: &Segment, layers: &BTreeSet<&str>) -> Result<Option<Model>, AnalyzeError> {
+        let (quantized, others): (Vec<&Layer>, Vec<&Layer>) =
+            segment.layers.iter().partition(|layer| layers.contains(layer.name.as_str()));
+        if quantized.is_empty() {
+            return Ok(None);
         }
-        Ok(Variant { models })
+        let options = Options {
+            arithmetic: Arithmetic::Int8,
+            full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
+            ..Options::default()
+        };
+        Ok(Some(self.backend.compile(&segment.function, &options)?))
     }
 
-    /// Runs the network, and gives every value that crosses between segments, and the outputs.
-    pub(super) fn run(&mut self, inputs: &[(&'static str, Tensor)]) -> anyhow::Result<Values> {
+    /// A segment with other weights; `None` if it has none of the layers.
+    fn with_weights(
+        &self,
+        segment: &Segment,
+        replaced: &Replaced<'_>,
+    ) -> Result<Option<Model>, AnalyzeError> {
+        let new: HashMap<_, _> = segment
+            .layers
+            .iter()
+            .filter_map(|layer| Some((layer.value, replaced.get(layer.name.as_str())?)))
+            .collect();
+        if new.is_empty() {
+            return Ok(None);
+        }
+        let mut function = segment.function.clone();
+        function.map_constants(|id, _| {
+            Ok::<_, mixbit_engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
+        })?;
+        Ok(Some(self.backend.compile(&function, &Options::default())?))
+    }
+
+    /// Runs the network, and returns its inputs, every value that crosses between segments, and its outputs.
+    pub(super) fn run(&mut self, inputs: &[(&'static str, Tensor)]) -> Result<Values, AnalyzeError> {
         let mut values: Values =
             inputs.iter().map(|(name, tensor)| (name.to_string(), Arc::new(tensor.clone()))).collect();
         for segment in &mut self.segments {
@@ -169,8 +172,12 @@ impl<'b> Network<'b> {
         Ok(values)
     }
 
-    /// Runs a variant from its first change on, where the network itself gave `base`; gives what is other than there.
-    pub(super) fn run_variant(&mut self, variant: &mut Variant, base: &Values) -> anyhow::Result<Values> {
+    /// Runs a variant from its first change on, where the network itself gave `base`, and returns the values that differ.
+    pub(super) fn run_variant(
+        &mut self,
+        variant: &mut Variant,
+        base: &Values,
+    ) -> Result<Values, AnalyzeError> {
         let mut changed = Values::new();
         let first = variant.models.keys().next().copied().unwrap_or(self.segments.len());
         for (index, segment) in self.segments.iter_mut().enumerate().skip(first) {
@@ -181,51 +188,66 @@ impl<'b> Network<'b> {
         Ok(changed)
     }
 
-    /// The mean square of every input channel of each layer in one run.
-    pub(super) fn moments(&self, base: &Values) -> anyhow::Result<HashMap<String, Vec<f32>>> {
-        let options = Options::default();
-        let mut moments: HashMap<String, Vec<f32>> = HashMap::new();
+    /// The mean square of every input channel of each layer in one evaluation.
+    pub(super) fn mean_squares(&self, base: &Values) -> Result<HashMap<String, Vec<f32>>, AnalyzeError> {
+        let mut squares: HashMap<String, Vec<f32>> = HashMap::new();
         for segment in &self.segments {
             let function = &segment.function;
-            let mut taps = Vec::new();
-            for op in function.ops() {
-                let view = function.view(op);
-                let weight = view.weight();
-                let Some(layer) = segment.layers.iter().find(|layer| Some(layer.value) == weight) else {
-                    continue;
-                };
-                if let (Some(x), false) = (view.get("x"), moments.contains_key(&layer.name)) {
-                    taps.push((layer.name.clone(), x, view.kind() == "conv"));
-                    moments.insert(layer.name.clone(), Vec::new());
-                }
-            }
-            let mut outputs: Vec<_> = taps.iter().map(|(_, x, _)| *x).collect();
+            let mut taps = segment.layer_inputs();
+            taps.retain(|tap| !squares.contains_key(&tap.layer));
+            let mut outputs: Vec<_> = taps.iter().map(|tap| tap.x).collect();
             outputs.retain(|id| !function.inputs().contains(id));
             outputs.sort();
             outputs.dedup();
-            let mut model = self.backend.compile(&function.with_outputs(&outputs), &options)?;
+            let mut model = self.backend.compile(&function.with_outputs(&outputs), &Options::default())?;
             let results = run(&mut model, base, &Values::new(), &self.cancel)?;
-            for (layer, x, is_conv) in taps {
-                let name = &function.value(x).name;
+            for tap in taps {
+                let name = &function.value(tap.x).name;
                 let tensor = results.get(name).or_else(|| base.get(name));
-                let tensor = tensor.with_context(|| format!("`{name}` is not there"))?;
-                moments.insert(layer, channel_moments(tensor, is_conv));
+                let tensor = tensor.ok_or_else(|| AnalyzeError::NoValue { name: name.clone() })?;
+                squares.insert(tap.layer, channel_mean_squares(tensor, tap.is_conv));
             }
         }
-        Ok(moments)
+        Ok(squares)
     }
 }
 
-/// Runs a model on values by name; `changed` come before `base`.
-fn run(model: &mut Model, base: &Values, changed: &Values, cancel: &Cancel) -> anyhow::Result<Values> {
-    let inputs = model.inputs().iter().map(|input| {
-        let value = changed.get(&input.name).or_else(|| base.get(&input.name));
-        Ok((
-            input.name.clone(),
-            value.with_context(|| format!("the network takes `{}`", input.name))?.clone(),
-        ))
-    });
-    let inputs: Vec<(String, Arc<Tensor>)> = inputs.collect::<anyhow::Result<_>>()?;
+/// The input of a layer.
+struct LayerInput {
+    layer: String,
+    x: ValueId,
+    is_conv: bool,
+}
+
+impl Segment {
+    /// The input of each layer at its first use.
+    fn layer_inputs(&self) -> Vec<LayerInput> {
+        let mut inputs: Vec<LayerInput> = Vec::new();
+        for view in self.function.ops().iter().map(|op| self.function.view(op)) {
+            let Some(id) = view.weight() else { continue };
+            let Some(layer) = self.layers.iter().find(|layer| layer.value == id) else { continue };
+            if let Some(x) = view.get("x")
+                && inputs.iter().all(|input| input.layer != layer.name)
+            {
+                // Kernels have spatial axes after [out, in]; matrices have none.
+                let is_conv = layer.ty().shape.len() > 2;
+                inputs.push(LayerInput { layer: layer.name.clone(), x, is_conv });
+            }
+        }
+        inputs
+    }
+}
+
+/// Runs a model on values by name. `changed` take precedence over `base`.
+fn run(model: &mut Model, base: &Values, changed: &Values, cancel: &Cancel) -> Result<Values, AnalyzeError> {
+    let mut inputs: Vec<(String, Arc<Tensor>)> = Vec::new();
+    for input in model.inputs() {
+        let name = input.name.clone();
+        match changed.get(&name).or_else(|| base.get(&name)) {
+            Some(value) => inputs.push((name, value.clone())),
+            None => return Err(AnalyzeError::NoValue { name }),
+        }
+    }
     let bound: Vec<(&str, &Tensor)> =
         inputs.iter().map(|(name, tensor)| (name.as_str(), &**tensor)).collect();
     let results = model.run_until(&bound, cancel)?;
@@ -234,7 +256,7 @@ fn run(model: &mut Model, base: &Values, changed: &Values, cancel: &Cancel) -> a
 }
 
 /// The mean square of each channel: axis 1 of (batch, channels, ...) for convolutions, else the last axis.
-fn channel_moments(tensor: &Tensor, is_conv: bool) -> Vec<f32> {
+fn channel_mean_squares(tensor: &Tensor, is_conv: bool) -> Vec<f32> {
     let (shape, values) = (tensor.shape(), tensor.as_f32().unwrap_or_default());
     let axis = if is_conv { 1 } else { shape.len() - 1 };
     let inner: usize = shape[axis + 1..].iter().product();

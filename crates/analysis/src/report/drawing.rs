@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mixbit_compress::{Layer, Scheme, layers};
 use mixbit_diffusion::arch::ArchError;
-use mixbit_diffusion::model::{DiffusionModel, ModelError, Network};
+use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::TorchSource;
-use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Session};
-use mixbit_engine::Backend;
-use mixbit_mil::{Constant, Function, WeightRef, constexpr};
+use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Run, Session};
+use mixbit_mil::{Constant, Function, Progress, Stopped, Unit, WeightRef, constexpr};
 use rayon::prelude::*;
 
 use mixbit_packages::palettize::{Choices, Chosen};
+use mixbit_packages::recipe::MatchError;
+use thiserror::Error;
 
 /// An image and the latents that it was decoded from.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,78 +24,106 @@ pub struct Picture {
     pub latents: Vec<f32>,
 }
 
-/// Draws an image from the noise of PyTorch's generator. `progress` is told the evaluations that are done, and all.
+/// Draws an image from the noise of PyTorch's generator. `progress` counts evaluations of the UNet.
 ///
 /// # Errors
-/// If the model or the request can't be run, or it was stopped.
+/// If the model or the request can't be run, or the work was cancelled.
 pub fn draw(
-    model: &DiffusionModel,
-    backend: &Arc<dyn Backend>,
+    session: &mut Session,
     request: &Request,
-    cancel: &Cancel,
     seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
+    cancel: &Cancel,
+    progress: &dyn Progress,
 ) -> Result<Picture, GenerateError> {
-    let mut session = Session::new(Arc::new(model.clone()), backend.clone());
+    let report = |run: &Run| {
+        let (done, total) = (run.done() as u64, run.total() as u64);
+        progress.advance(done, total, Unit::Steps).map_err(|Stopped| GenerateError::Cancelled)
+    };
     let mut noise = TorchSource::new(seed);
     let mut run = session.begin(request, &mut noise, cancel, &mut |_| {})?;
-    progress(0, run.total());
+    report(&run)?;
     while session.step(&mut run, &mut noise, &mut |_| {})? {
-        progress(run.done(), run.total());
+        report(&run)?;
     }
-    Ok(Picture { image: session.decode(&run, run.latents(), &mut |_| {})?, latents: run.latents().to_vec() })
+    let image = session.decode(&run, run.latents(), &mut |_| {})?;
+    Ok(Picture { image, latents: run.latents().to_vec() })
 }
 
-/// Says how the layers of a UNet are stored, or why they can't be stored so.
-pub type Choose = dyn Fn(&[Layer]) -> anyhow::Result<Choices> + Send + Sync;
+/// The progress of one of several equal pieces of work, as that of all of them.
+#[derive(Clone, Copy)]
+pub struct OneOf<'p> {
+    /// The receiver of the progress of all pieces.
+    pub progress: &'p dyn Progress,
+    /// The position of the piece, from 0.
+    pub index: usize,
+    /// The number of pieces.
+    pub count: usize,
+}
+
+impl Progress for OneOf<'_> {
+    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
+        self.progress.advance(self.index as u64 * total + done, self.count as u64 * total, unit)
+    }
+}
+
+/// The choice of a scheme for each layer of a UNet.
+pub type Choose = dyn Fn(&[Layer]) -> Result<Choices, MatchError> + Send + Sync;
+
+/// Why the layers of a UNet can't be stored as chosen.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the message names each field")]
+enum RecodeError {
+    #[error(transparent)]
+    Match(#[from] MatchError),
+    #[error("layer `{layer}` is compressed already")]
+    Compressed { layer: String },
+    #[error("layer `{layer}`: {source}")]
+    Compress { layer: String, source: mixbit_compress::Error },
+    #[error(transparent)]
+    Graph(#[from] mixbit_mil::Error),
+}
 
 /// Weights that were encoded: by layer and scheme, with what they were fitted to.
 type Encoded = HashMap<(String, String), (Option<Vec<f32>>, WeightRef)>;
 
-/// A model whose UNet can be stored in one way after the other. What is encoded is kept, so that layers on which two
-/// recipes agree are fitted once.
+/// A model whose UNet can be stored by one choice of schemes after the other. Layers on which two choices agree are
+/// encoded once.
 pub struct Recoded {
-    model: DiffusionModel,
-    original: Arc<Network>,
+    model: Arc<DiffusionModel>,
     encoded: Arc<Mutex<Encoded>>,
 }
 
 impl Recoded {
-    /// The model as it is.
-    pub fn new(mut model: DiffusionModel) -> Self {
-        let component = model.unet.network.component().to_string();
-        let placeholder = Network::new(component, |_| Err(refused("there is no network")));
-        let original = Arc::new(std::mem::replace(&mut model.unet.network, placeholder));
-        Recoded { model, original, encoded: Arc::default() }
+    /// A model, and no encoded layers yet.
+    pub fn new(model: Arc<DiffusionModel>) -> Self {
+        Recoded { model, encoded: Arc::default() }
     }
 
-    /// With the weights that it came with.
-    pub fn original(&mut self) -> &DiffusionModel {
-        let original = self.original.clone();
-        let build = move |options: &_| original.graph(options).map_err(unwrapped);
-        self.model.unet.network = Network::new(self.original.component(), build);
-        &self.model
+    /// The model with its own weights.
+    pub fn original(&self) -> Arc<DiffusionModel> {
+        self.model.clone()
     }
 
-    /// With layers stored as `choose` says once their graph is built; what it refuses is then the network's error.
-    pub fn with(&mut self, choose: Box<Choose>) -> &DiffusionModel {
-        let (original, encoded) = (self.original.clone(), self.encoded.clone());
-        let build = move |options: &_| {
-            let graph = original.graph(options).map_err(unwrapped)?;
-            recoded(&graph, &*choose, &encoded).map_err(|error| refused(&format!("{error:#}")))
-        };
-        self.model.unet.network = Network::new(self.original.component(), build);
-        &self.model
+    /// The model with a choice of schemes for the layers of its UNet. It is made when the UNet's graph is built, and its
+    /// error is then the network's.
+    pub fn with(&self, choose: Box<Choose>) -> Arc<DiffusionModel> {
+        let encoded = self.encoded.clone();
+        let mut model = DiffusionModel::clone(&self.model);
+        model.unet.network = self.model.unet.network.map(move |graph| {
+            recoded(&graph, &*choose, &encoded)
+                .map_err(|error| ArchError::Option { option: "recipe", what: error.to_string() })
+        });
+        Arc::new(model)
     }
 }
 
 /// The graph with layers stored as chosen.
-fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> anyhow::Result<Function> {
+fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> Result<Function, RecodeError> {
     let mut function = constexpr::decoded(graph)?;
     let found = layers(&function);
     let chosen = choose(&found)?;
     let lock = || cache.lock().unwrap_or_else(PoisonError::into_inner);
-    let encode = |layer: &Layer| -> anyhow::Result<Option<_>> {
+    let encode = |layer: &Layer| -> Result<Option<_>, RecodeError> {
         let Some(Chosen { scheme, importance }) = chosen.get(&layer.name) else { return Ok(None) };
         let key = (layer.name.clone(), format!("{scheme} {:?}", layer.ty()));
         if let Some((fitted, weight)) = lock().get(&key)
@@ -106,7 +135,7 @@ fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> anyhow:
         lock().insert(key, (importance.clone(), weight.clone()));
         Ok(Some((layer.value, weight)))
     };
-    let new: Vec<Option<_>> = found.par_iter().map(encode).collect::<anyhow::Result<_>>()?;
+    let new: Vec<Option<_>> = found.par_iter().map(encode).collect::<Result<_, RecodeError>>()?;
     let new: HashMap<_, _> = new.into_iter().flatten().collect();
     function.map_constants(|id, _| {
         Ok::<_, mixbit_mil::Error>(new.get(&id).map(|weight| Constant::Weight(weight.clone())))
@@ -114,23 +143,11 @@ fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> anyhow:
     Ok(function)
 }
 
-fn encoded(layer: &Layer, scheme: Scheme, importance: Option<&[f32]>) -> anyhow::Result<WeightRef> {
+fn encoded(layer: &Layer, scheme: Scheme, importance: Option<&[f32]>) -> Result<WeightRef, RecodeError> {
     if layer.weight.encoding().is_some() {
-        anyhow::bail!("layer `{}` is compressed already", layer.name);
+        return Err(RecodeError::Compressed { layer: layer.name.clone() });
     }
     scheme
         .encode(&layer.weight, importance)
-        .map_err(|error| anyhow::Error::from(error).context(format!("layer `{}`", layer.name)))
-}
-
-/// A network's error without the component, which comes in front again.
-fn unwrapped(error: ModelError) -> ArchError {
-    match error {
-        ModelError::Network { source, .. } => source,
-        error => ArchError::Option { option: "network", what: error.to_string() },
-    }
-}
-
-fn refused(what: &str) -> ArchError {
-    ArchError::Option { option: "recipe", what: what.to_string() }
+        .map_err(|source| RecodeError::Compress { layer: layer.name.clone(), source })
 }

@@ -1,33 +1,33 @@
-//! Layers one beside the other: what each width does to them, and what recipes choose.
+//! Plots with a column for each layer: its sensitivity by width, and its bits in each recipe.
 
 use std::collections::BTreeMap;
 
 use mixbit_compress::Scheme;
 
 use super::figure::{Anchor, Figure, Ink, LINE};
-use crate::analyze::{Analysis, Candidate, Verified};
+use crate::analyze::{Analysis, Candidate, Verified, mean};
 
-/// The width of all layers, and the least of one: where there are many, the page scrolls.
+/// The width of all layers together.
 const LAYERS: f64 = 1010.0;
+/// The least width of one layer. The page scrolls if there are many.
 const NARROWEST: f64 = 3.0;
-/// The width of the legend with its words.
+/// The width of the legend with its text.
 const LEGEND: f64 = 560.0;
-/// Where layers begin.
+/// The left edge of the first layer.
 const LEFT: f64 = 90.0;
 /// The height of a row of the heat map.
 const ROW: f64 = 26.0;
-/// Colours from harm to none, dark violet to yellow: in grey from dark to light.
+/// Colours from the most to the least harm: dark violet to yellow, and dark to light in greyscale.
 const COLOURS: [[u8; 3]; 6] =
     [[72, 28, 128], [112, 30, 122], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 217, 90]];
 
-/// The mean PSNR with one layer in another form, as colours: a column for each layer, a row for each width.
+/// The mean PSNR with one layer compressed, as colours: a column for each layer, a row for each scheme.
 pub(super) fn heat_map(analysis: &Analysis) -> Figure {
     let mut schemes: Vec<_> = analysis.single_layer.iter().collect();
     schemes.sort_by_key(|(scheme, _)| (scheme.width.bits(), scheme.to_string()));
     let rows: Vec<(&Scheme, BTreeMap<&str, f64>)> = schemes
         .into_iter()
         .map(|(scheme, curve)| {
-            let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
             (scheme, curve.iter().map(|(layer, psnr)| (layer.as_str(), mean(psnr))).collect())
         })
         .collect();
@@ -60,7 +60,7 @@ pub(super) fn heat_map(analysis: &Analysis) -> Figure {
     figure
 }
 
-/// What recipes choose, one beneath the other: a bar for each layer, as high as its bits.
+/// The bits of recipes, one beneath the other, with a bar for each layer.
 pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure {
     let (panel, bars, top) = (104.0, 64.0, 20.0);
     let column = column(candidates.len());
@@ -73,7 +73,7 @@ pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure 
     for (index, recipe) in recipes.iter().enumerate() {
         let begin = top + index as f64 * panel;
         let base = begin + 24.0 + bars;
-        let title = format!("{}: {:.2} bits, {:.1} dB", recipe.name, recipe.bits, recipe.psnr());
+        let title = format!("{}: {:.2} bits, {:.1} dB", recipe.name, recipe.bits, recipe.mean_psnr());
         figure.text([LEFT, begin + 12.0], title, Anchor::Start, Ink::Text);
         for bits in [4.0, 8.0, 16.0] {
             let y = base - bits / most * bars;
@@ -94,12 +94,12 @@ pub(super) fn depths(candidates: &[Candidate], recipes: &[&Verified]) -> Figure 
     figure
 }
 
-/// The width of a layer.
+/// The width of one layer.
 fn column(layers: usize) -> f64 {
     (LAYERS / layers.max(1) as f64).clamp(NARROWEST, 40.0)
 }
 
-/// Marks where parts of the network begin, and names those that have room.
+/// Marks the beginnings of the network's sections, and names the sections that are wide enough.
 fn sections(figure: &mut Figure, candidates: &[Candidate], column: f64, [top, bottom]: [f64; 2]) {
     let mut begin = 0;
     for part in candidates.chunk_by(|a, b| section(&a.name) == section(&b.name)) {
@@ -113,7 +113,7 @@ fn sections(figure: &mut Figure, candidates: &[Candidate], column: f64, [top, bo
     }
 }
 
-/// The part of a UNet that a layer is in, in short: `down 0`, `mid`, `up 2`, or the module's own name.
+/// The section of a UNet that a layer is in, in short: `down 0`, `mid`, `up 2`, or the module's own name.
 fn section(name: &str) -> String {
     let mut parts = name.split('.');
     match (parts.next().unwrap_or_default(), parts.next()) {
@@ -143,7 +143,7 @@ fn legend(figure: &mut Figure, [x, y]: [f64; 2], [low, high]: [f64; 2]) {
     );
 }
 
-/// The colour of a part from 0 to 1.
+/// The colour for a value from 0 to 1.
 fn colour(part: f64) -> [u8; 3] {
     let at = part.clamp(0.0, 1.0) * (COLOURS.len() - 1) as f64;
     let low = (at as usize).min(COLOURS.len() - 2);

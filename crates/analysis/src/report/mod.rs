@@ -18,20 +18,20 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request};
 use std::sync::Arc;
 
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Role, Session};
 use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
+use mixbit_mil::Progress;
 
-pub use drawing::{Choose, Picture, Recoded, draw};
+pub use drawing::{Choose, OneOf, Picture, Recoded, draw};
 pub use grid::Grid;
 
 use crate::analyze::{Analysis, Verified};
 use mixbit_packages::palettize::{Choices, Chosen};
-use mixbit_packages::psnr::{mean_square, peak};
+use mixbit_packages::psnr::{mean_square, psnr, psnr_of};
 
 /// What is reported.
 #[derive(Debug)]
@@ -79,47 +79,44 @@ pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> 
     verified.layers.iter().map(chosen).collect()
 }
 
-/// The images of every recipe of an analysis beside the original's. `progress` is told the evaluations that are done, and
-/// all.
+/// Draws the image of the original model and of every recipe of an analysis. `progress` counts evaluations of the UNet.
 ///
 /// # Errors
-/// If the model can't be run with a recipe, or it was stopped.
+/// If the model can't be run with a recipe, or the work was cancelled.
 pub fn pictures(
-    model: DiffusionModel,
+    model: Arc<DiffusionModel>,
     backend: &Arc<dyn Backend>,
     analysis: &Analysis,
     request: &Request,
-    cancel: &Cancel,
     seed: u64,
-    progress: &mut dyn FnMut(usize, usize),
+    cancel: &Cancel,
+    progress: &dyn Progress,
 ) -> Result<Pictures, GenerateError> {
-    let mut recoded = Recoded::new(model);
-    let images = 1 + analysis.recipes.len();
-    let mut drawn = 0;
-    let mut next = |model: &DiffusionModel| {
-        let mut told = |done: usize, total: usize| progress(drawn * total + done, images * total);
-        let picture = draw(model, backend, request, cancel, seed, &mut told)?;
-        drawn += 1;
-        Ok::<_, GenerateError>(picture)
+    let recoded = Recoded::new(model.clone());
+    let mut session = Session::new(model, backend.clone());
+    let count = 1 + analysis.recipes.len();
+    let mut next = |index, model| {
+        session.set_model(Role::Base, model);
+        draw(&mut session, request, seed, cancel, &OneOf { progress, index, count })
     };
-    let original = next(recoded.original())?;
+    let original = next(0, recoded.original())?;
     let mut recipes = Vec::new();
-    for recipe in &analysis.recipes {
+    for (index, recipe) in analysis.recipes.iter().enumerate() {
         let choices = choices(recipe, &analysis.importance);
-        let picture = next(recoded.with(Box::new(move |_| Ok(choices.clone()))))?;
-        recipes.push((recipe.name.clone(), picture));
+        let model = recoded.with(Box::new(move |_| Ok(choices.clone())));
+        recipes.push((recipe.name.clone(), next(1 + index, model)?));
     }
     Ok(Pictures { prompt: request.text.prompt.clone(), seed, original, recipes })
 }
 
 /// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are equal.
-pub fn psnr(original: &[f32], other: &[f32]) -> f64 {
-    let [original, other] = [original, other].map(|values| values.iter().map(|&value| f64::from(value)));
-    mixbit_packages::psnr::psnr(peak(original.clone()), mean_square(original.zip(other)))
+pub fn latent_psnr(original: &[f32], other: &[f32]) -> f64 {
+    let [found, expected] = [other, original].map(|values| values.iter().map(|&value| f64::from(value)));
+    psnr_of(found, expected)
 }
 
 /// The PSNR in dB of the pixels of images of one size; infinite if they are equal.
 pub fn pixel_psnr(original: &Image, other: &Image) -> f64 {
     let pairs = original.to_rgb8().into_iter().zip(other.to_rgb8());
-    mixbit_packages::psnr::psnr(255.0, mean_square(pairs.map(|(a, b)| (f64::from(a), f64::from(b)))))
+    psnr(255.0, mean_square(pairs.map(|(a, b)| (f64::from(a), f64::from(b)))))
 }

@@ -1,12 +1,12 @@
-//! The report as one page of HTML that needs nothing else.
+//! The report as one self-contained page of HTML.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use super::figure::{Figure, escaped, variables};
 use super::raster::Bitmap;
-use super::{Pictures, Report, layers, pixel_psnr, psnr};
-use crate::analyze::{Analysis, Verified};
+use super::{Pictures, Report, latent_psnr, layers, pixel_psnr};
+use crate::analyze::{Analysis, Candidate, Verified, mean};
 use mixbit_packages::recipe::base64;
 
 const STYLE: &str = "\
@@ -67,9 +67,9 @@ pub(super) fn page(report: &Report<'_>, plot: &Figure) -> io::Result<String> {
     Ok(out)
 }
 
-/// What was measured, and what that took.
+/// The measurements and their cost.
 fn measured(analysis: &Analysis) -> String {
-    let weights: usize = analysis.candidates.iter().map(crate::analyze::Candidate::count).sum();
+    let weights: usize = analysis.candidates.iter().map(Candidate::count).sum();
     let timesteps: Vec<String> = analysis.timesteps.iter().map(|step| format!("{step:.0}")).collect();
     let rows = [
         (
@@ -96,12 +96,12 @@ fn measured(analysis: &Analysis) -> String {
     format!("<dl>\n{rows}</dl>\n")
 }
 
-/// Recipes and baselines side by side.
+/// The table of recipes and baselines.
 fn table(analysis: &Analysis) -> String {
     let measured = |verified: &Verified| match verified.layers.is_empty() {
-        // What a network differs from itself is of no use.
+        // The unchanged network's PSNR says nothing.
         true => "–".to_string(),
-        false => decibels(verified.psnr()),
+        false => decibels(verified.mean_psnr()),
     };
     let row = |verified: &Verified| {
         let predicted = verified.predicted.map_or("–".to_string(), |psnr| format!("{psnr:.1}"));
@@ -130,7 +130,7 @@ fn table(analysis: &Analysis) -> String {
     )
 }
 
-/// The images of each recipe beside the original.
+/// The images of the original and of each recipe.
 fn images(pictures: &Pictures) -> io::Result<String> {
     let Pictures { prompt, seed, original, recipes } = pictures;
     let mut out = format!(
@@ -149,7 +149,7 @@ fn images(pictures: &Pictures) -> io::Result<String> {
             0 => String::new(),
             _ => format!(
                 "<br/>latents {}, pixels {} dB",
-                decibels(psnr(&original.latents, &picture.latents)),
+                decibels(latent_psnr(&original.latents, &picture.latents)),
                 decibels(pixel_psnr(&original.image, image))
             ),
         };
@@ -165,7 +165,7 @@ fn images(pictures: &Pictures) -> io::Result<String> {
     Ok(out + "</div>\n")
 }
 
-/// Every layer and what was measured with it alone, for those who read numbers.
+/// The table of all layers and their PSNR alone.
 fn all_layers(analysis: &Analysis) -> String {
     let curves: Vec<(String, BTreeMap<&str, &Vec<f64>>)> = analysis
         .single_layer
@@ -176,10 +176,10 @@ fn all_layers(analysis: &Analysis) -> String {
         .collect();
     let head: String =
         curves.iter().map(|(scheme, _)| format!("<th scope=\"col\">{scheme}, dB</th>")).collect();
-    let row = |candidate: &crate::analyze::Candidate| {
+    let row = |candidate: &Candidate| {
         let cells = curves.iter().map(|(_, curve)| match curve.get(candidate.name.as_str()) {
             Some(values) if !values.is_empty() => {
-                format!("<td>{}</td>", decibels(values.iter().sum::<f64>() / values.len() as f64))
+                format!("<td>{}</td>", decibels(mean(values)))
             }
             _ => "<td>–</td>".to_string(),
         });
@@ -199,7 +199,7 @@ fn all_layers(analysis: &Analysis) -> String {
     )
 }
 
-/// The end of a long name, which tells layers apart.
+/// The end of a long name, in which names of layers differ.
 fn shortened(name: &str) -> String {
     let count = name.chars().count();
     match count > LONGEST_NAME {

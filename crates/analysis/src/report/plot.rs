@@ -1,29 +1,29 @@
-//! PSNR against size.
+//! The plot of PSNR against size.
 
 use super::figure::{Anchor, Figure, Ink, LINE, Mark};
 use crate::analyze::{Analysis, Verified};
 
-/// Room around the axes: left, top, right, bottom.
+/// The margins of the axes: left, top, right, bottom.
 const MARGIN: [f64; 4] = [64.0, 56.0, 24.0, 48.0];
 const SIZE: [f64; 2] = [720.0, 440.0];
 
-/// The name of the model as it is.
+/// The name of the unchanged model's baseline.
 const ORIGINAL: &str = "original";
 
-/// A row of points of one kind.
+/// The points of one kind.
 pub(super) struct Series {
     pub(super) name: &'static str,
     ink: Ink,
     mark: Mark,
-    /// By size, ascending: name, MB and dB.
+    /// Name, MB and dB, by ascending size.
     pub(super) points: Vec<(String, f64, f64)>,
 }
 
-/// What there is to plot: uniform palettes, recipes, and what else everything was stored as.
+/// The series of an analysis that have points: recipes, uniform palettes, and linear 8-bit.
 pub(super) fn series(analysis: &Analysis) -> Vec<Series> {
     let one = |name, ink, mark, members: Vec<&Verified>| {
         let point =
-            |verified: &&Verified| (verified.name.clone(), verified.bytes as f64 / 1e6, verified.psnr());
+            |verified: &&Verified| (verified.name.clone(), verified.bytes as f64 / 1e6, verified.mean_psnr());
         let mut points: Vec<_> = members.iter().map(point).filter(|(.., psnr)| psnr.is_finite()).collect();
         points.sort_by(|a, b| a.1.total_cmp(&b.1));
         Series { name, ink, mark, points }
@@ -86,12 +86,12 @@ pub(super) fn plot(series: &[Series]) -> Figure {
     figure
 }
 
-/// Values along a side of the plot.
+/// The scale along one side of the plot.
 struct Axis {
     low: f64,
     high: f64,
     step: f64,
-    /// Where the lowest and the highest are drawn.
+    /// The coordinates of the lowest and the highest value.
     ends: [f64; 2],
 }
 

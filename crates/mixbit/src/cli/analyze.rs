@@ -5,7 +5,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -13,13 +12,12 @@ use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Text};
 use mixbit_engine::Backend;
-use mixbit_mil::Unit;
 
 use super::backends::Machine;
-use super::progress::{Counter, Progress};
+use super::progress::Progress;
 use super::{interrupt, print_line, values};
 use mixbit_analysis::analyze::{
-    Analysis, EFFORTS, Goal, METHODS, Observer, Options, Outcome, PROMPTS, Setting, Shard, analyze,
+    Analysis, EFFORTS, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting, Shard, analyze,
     schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
@@ -128,14 +126,16 @@ enum Step {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let stop = interrupt::flag()?;
+    let cancel = Cancel::from(interrupt::flag()?);
     let progress = Progress::new(arguments.quiet);
     let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let model = Arc::new(model);
     let options = arguments.options(&model.defaults)?;
     let backend = Machine::new(arguments.threads)?.backend;
-    let mut observer = Shown { progress: &progress, measuring: None, verifying: None };
-    let outcome = analyze(&model, &backend, &options, &stop, &mut observer)?;
-    drop(observer);
+    let (measuring, verifying) = (progress.phase("measuring"), progress.phase("verifying"));
+    let phases = Phases { measuring: &measuring, verifying: &verifying };
+    let outcome = analyze(&model, &backend, &options, &cancel, phases)?;
+    drop((measuring, verifying));
     let analysis = match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
@@ -157,7 +157,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     analysis.recipe_file(&name, &options.setting).write(&path)?;
     summarize(&analysis, &progress);
     print_line(path.display())?;
-    let shown = arguments.report(model, &name, &analysis, &options, &backend, &stop, &progress)?;
+    let shown = arguments.report(model, &name, &analysis, &options, &backend, &cancel, &progress)?;
     print_line(shown.display())
 }
 
@@ -176,13 +176,13 @@ fn summarize(analysis: &Analysis, progress: &Progress) {
             verified.bits,
             verified.bytes as f64 / 1e6,
             expected,
-            verified.psnr()
+            verified.mean_psnr()
         ));
     }
     if let Some(int8) = &analysis.int8 {
         progress.say(format_args!(
             "in 8-bit integers: {:.1} dB with {} of {} layers in floats, {:.1} % of the multiply-adds in integers",
-            int8.psnr(),
+            int8.mean_psnr(),
             int8.full_precision.len(),
             int8.single_layer.len(),
             100.0 * int8.share
@@ -195,12 +195,12 @@ impl Arguments {
     #[expect(clippy::too_many_arguments, reason = "everything that `run` has at its end")]
     fn report(
         &self,
-        model: DiffusionModel,
+        model: Arc<DiffusionModel>,
         name: &str,
         analysis: &Analysis,
         options: &Options,
         backend: &Arc<dyn Backend>,
-        stop: &Arc<AtomicBool>,
+        cancel: &Cancel,
         progress: &Progress,
     ) -> anyhow::Result<PathBuf> {
         // First without images, so that there is a report should they fail.
@@ -212,16 +212,9 @@ impl Arguments {
                 guidance_scale: options.setting.guidance_scale,
                 ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
             };
-            let cancel = Cancel::from(stop.clone());
-            let mut counter: Option<Counter> = None;
-            let mut drawn = |done: usize, total: usize| {
-                counter
-                    .get_or_insert_with(|| progress.count("drawing", Unit::Steps, total))
-                    .steps(done, total);
-            };
-            let pictures =
-                report::pictures(model, backend, analysis, &request, &cancel, point.seed, &mut drawn)
-                    .context("the report has no images")?;
+            let drawing = progress.phase("drawing");
+            let pictures = report::pictures(model, backend, analysis, &request, point.seed, cancel, &drawing)
+                .context("the report has no images")?;
             report::write(&self.output, &Report { analysis, name, pictures: Some(pictures) })?;
         }
         files.into_iter().next().context("the report has no page")
@@ -331,26 +324,6 @@ fn bytes(text: &str) -> Result<u64, String> {
     match digits.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok((number * factor) as u64),
         _ => Err("must be a number with a unit, such as 1.4GB or 900MB".to_string()),
-    }
-}
-
-/// The two phases of an analysis, one after the other.
-struct Shown<'p> {
-    progress: &'p Progress,
-    measuring: Option<Counter>,
-    verifying: Option<Counter>,
-}
-
-impl Observer for Shown<'_> {
-    fn measured(&mut self, done: usize, total: usize) {
-        let begin = || self.progress.count_on("measuring", Unit::Measurements, done, total);
-        self.measuring.get_or_insert_with(begin).show(done as u64, total as u64, Unit::Measurements);
-    }
-
-    fn verified(&mut self, done: usize, total: usize) {
-        self.measuring = None;
-        let begin = || self.progress.count("verifying", Unit::Steps, total);
-        self.verifying.get_or_insert_with(begin).steps(done, total);
     }
 }
 

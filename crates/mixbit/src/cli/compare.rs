@@ -7,17 +7,16 @@ use anyhow::{Context, bail};
 use clap::Args;
 use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::session::{Cancel, Request, Text};
+use mixbit_diffusion::session::{Cancel, Request, Role, Session, Text};
 use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
-use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::backends::Machine;
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
-use mixbit_analysis::report::{Choose, Grid, Picture, Recoded, draw, pixel_psnr, psnr};
+use mixbit_analysis::report::{Choose, Grid, OneOf, Picture, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::source;
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe, uniform};
 use mixbit_packages::recipe::RecipeFile;
@@ -105,7 +104,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for &path in &models {
         let (model, name) = source::load(path, arguments.variant.as_deref())?;
         let size = *size.get_or_insert(model.defaults.size);
-        let mut recoded = Recoded::new(model);
+        let model = Arc::new(model);
+        let recoded = Recoded::new(model.clone());
+        let mut session = Session::new(model, backend.clone());
         for (form, choose) in arguments.forms()? {
             let name = match (&form, models.len()) {
                 (None, _) => name.clone(),
@@ -116,7 +117,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 Some(choose) => recoded.with(choose),
                 None => recoded.original(),
             };
-            let drawn = arguments.drawn(model, &name, size, &backend, &cancel, &progress);
+            let drawn = arguments.drawn(&mut session, model, &name, size, &cancel, &progress);
             columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name });
         }
     }
@@ -147,11 +148,9 @@ impl Arguments {
                 bail!("{} has no recipes", path.display());
             }
             for name in names {
-                let (file, wanted) = (file.clone(), name.clone());
-                let choose = move |layers: &[Layer]| {
-                    let recipe = file.recipes.get(&wanted).context("the recipe is not there")?;
-                    Ok(by_recipe(&file, recipe, layers)?.0)
-                };
+                let file = file.clone();
+                let recipe = file.recipes.get(&name).cloned().unwrap_or_default();
+                let choose = move |layers: &[Layer]| Ok(by_recipe(&file, &recipe, layers)?.0);
                 forms.push((Some(name), Some(Box::new(choose))));
             }
         }
@@ -166,27 +165,23 @@ impl Arguments {
     /// An image of each prompt.
     fn drawn(
         &self,
-        model: &DiffusionModel,
+        session: &mut Session,
+        model: Arc<DiffusionModel>,
         name: &str,
         size: [usize; 2],
-        backend: &Arc<dyn Backend>,
         cancel: &Cancel,
         progress: &Progress,
     ) -> anyhow::Result<Vec<Picture>> {
-        let mut counter = None;
+        session.set_model(Role::Base, model.clone());
+        let progress = progress.phase(name);
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt.as_str()) };
-            let mut request = Request { size, ..Request::new(model, text) };
+            let mut request = Request { size, ..Request::new(&model, text) };
             request.steps = self.steps.unwrap_or(request.steps);
             request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
-            let mut told = |done: usize, total: usize| {
-                let all = self.prompts.len() * total;
-                counter
-                    .get_or_insert_with(|| progress.count(name, Unit::Steps, all))
-                    .steps(index * total + done, all);
-            };
-            pictures.push(draw(model, backend, &request, cancel, self.seed, &mut told)?);
+            let progress = OneOf { progress: &progress, index, count: self.prompts.len() };
+            pictures.push(draw(session, &request, self.seed, cancel, &progress)?);
         }
         Ok(pictures)
     }
@@ -211,7 +206,7 @@ fn compared(columns: &[Column], column: usize, prompt: usize) -> [Option<f64>; 2
     let is_alike = first.latents.len() == other.latents.len();
     let is_as_large = (first.image.width, first.image.height) == (other.image.width, other.image.height);
     [
-        is_alike.then(|| psnr(&first.latents, &other.latents)),
+        is_alike.then(|| latent_psnr(&first.latents, &other.latents)),
         is_as_large.then(|| pixel_psnr(&first.image, &other.image)),
     ]
 }

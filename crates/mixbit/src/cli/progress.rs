@@ -92,6 +92,32 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// A count whose total comes with its first report. It is shown until it is complete, or dropped.
+    pub(super) fn phase(&self, name: impl Into<String>) -> Phase<'_> {
+        Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
+    }
+}
+
+/// A phase of a longer operation.
+pub(super) struct Phase<'p> {
+    progress: &'p Progress,
+    name: String,
+    counter: Mutex<Option<Counter>>,
+}
+
+impl mixbit_mil::Progress for Phase<'_> {
+    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
+        let mut shown = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = || self.progress.count_on(self.name.clone(), unit, done as usize, total as usize);
+        mixbit_mil::Progress::advance(shown.get_or_insert_with(begin), done, total, unit)?;
+        if done >= total {
+            *shown = None;
+        }
+        Ok(())
+    }
+}
+
 /// Prints a line. Progress that can't be shown stops nothing.
 fn print_line(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");

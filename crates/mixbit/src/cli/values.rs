@@ -8,7 +8,7 @@ use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
-use mixbit_analysis::analyze::{EFFORTS, METHODS, Method};
+use mixbit_analysis::analyze::{AnalysisMethod, EFFORTS, METHODS};
 use mixbit_app::synthetic::MODELS;
 use mixbit_packages::package::{DEPLOYMENT_TARGETS, DeploymentTarget, PACKAGE_KINDS};
 
@@ -61,7 +61,7 @@ pub(super) fn random_sources() -> PossibleValuesParser {
 
 /// Every way to analyze.
 pub(super) fn analysis_methods() -> PossibleValuesParser {
-    let value = |method: &Method| PossibleValue::new(method.name).help(method.about);
+    let value = |method: &AnalysisMethod| PossibleValue::new(method.name).help(method.about);
     METHODS.iter().map(value).collect::<Vec<_>>().into()
 }
 

@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mixbit_compress::Scheme;
-
-use super::{Analysis, Curve, Setting, Verified};
 use mixbit_packages::recipe::{
     Calibration, Cumulative, Details, Importance, Int8Layers, Measured, ModelIdentity, Recipe, RecipeFile,
 };
 
+use super::outcome::{Analysis, Candidate, Curve, Verified};
+use super::point::Setting;
+
 impl Analysis {
-    /// The recipe file for a model that is called `name`, which was measured in a setting.
+    /// The recipe file of the analysis of a model `name` in a setting.
     pub fn recipe_file(&self, name: &str, setting: &Setting) -> RecipeFile {
         let counts: BTreeMap<&str, u64> =
             self.candidates.iter().map(|layer| (layer.name.as_str(), layer.count() as u64)).collect();
         let curves = |curves: &[(Scheme, Curve)]| -> BTreeMap<u32, Vec<Measured>> {
-            // Apple's keys are bits: of several schemes of a width the first is told.
+            // Apple's keys are bits: the first of several schemes of a width is kept.
             let mut by_bits = BTreeMap::new();
             for (scheme, curve) in curves {
                 by_bits.entry(scheme.width.bits()).or_insert_with(|| rounded(curve));
@@ -58,7 +59,7 @@ impl Analysis {
                     .collect(),
                 int8: self.int8.as_ref().map(|int8| Int8Layers {
                     target_psnr: int8.target,
-                    measured_psnr: hundredth(int8.psnr()),
+                    measured_psnr: hundredth(int8.mean_psnr()),
                     full_precision: int8.full_precision.clone(),
                     single_layer: rounded(&int8.single_layer).into_iter().collect(),
                 }),
@@ -68,13 +69,13 @@ impl Analysis {
     }
 
     fn recipe(&self, verified: &Verified) -> Recipe {
-        let form = |layer: &super::Candidate| (layer.name.clone(), verified.layers.get(&layer.name).copied());
+        let scheme = |layer: &Candidate| (layer.name.clone(), verified.layers.get(&layer.name).copied());
         Recipe {
-            layers: self.candidates.iter().map(form).collect(),
+            layers: self.candidates.iter().map(scheme).collect(),
             bytes: Some(verified.bytes),
             bits_per_weight: Some(verified.bits),
             predicted_psnr: verified.predicted.map(hundredth),
-            measured_psnr: Some(hundredth(verified.psnr())),
+            measured_psnr: Some(hundredth(verified.mean_psnr())),
         }
     }
 }
@@ -90,11 +91,11 @@ fn hundredth(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-/// A baseline by Apple's name for it, where there is one.
+/// A baseline and its PSNR, under Apple's name if Apple has one.
 fn baseline(verified: &Verified) -> (String, f64) {
     let name = match verified.name.as_str() {
         "linear-8" => "linear_8bit",
         name => name,
     };
-    (name.to_string(), hundredth(verified.psnr()))
+    (name.to_string(), hundredth(verified.mean_psnr()))
 }

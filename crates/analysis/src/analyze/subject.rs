@@ -1,0 +1,77 @@
+//! The network under analysis.
+
+use std::collections::BTreeMap;
+
+use mixbit_compress::{Layer, Scheme};
+
+use super::distortion::psnrs;
+use super::encoder::Encoder;
+use super::error::AnalyzeError;
+use super::evaluator::Evaluator;
+use super::network::{Change, Replaced};
+use super::outcome::Verified;
+
+/// A network, the layers that can be compressed, and the encoder of their weights.
+pub(super) struct Subject<'b> {
+    pub(super) evaluator: Evaluator<'b>,
+    pub(super) encoder: Encoder,
+    pub(super) layers: Vec<Layer>,
+}
+
+impl Subject<'_> {
+    /// The number of weights of the layers.
+    pub(super) fn count(&self) -> usize {
+        self.layers.iter().map(Layer::count).sum()
+    }
+
+    /// The bytes of the network's other weights, which are never compressed.
+    pub(super) fn fixed_bytes(&self) -> u64 {
+        self.evaluator.network.bytes() - 2 * self.count() as u64
+    }
+
+    /// Runs the network with layers compressed on every sample.
+    ///
+    /// # Errors
+    /// If a layer's weights can't be compressed, or the network can't be run.
+    pub(super) fn verify(
+        &mut self,
+        name: String,
+        schemes: BTreeMap<String, Scheme>,
+        predicted: Option<f64>,
+    ) -> Result<Verified, AnalyzeError> {
+        let mut replaced = Replaced::new();
+        let mut bytes = 2 * self.count() as u64;
+        for layer in &self.layers {
+            let Some(scheme) = schemes.get(&layer.name) else { continue };
+            replaced.insert(&layer.name, self.encoder.encoded(layer, *scheme)?);
+            bytes = bytes - 2 * layer.count() as u64 + scheme.stored_len(layer.ty()) as u64;
+        }
+        let distortion = self.evaluator.distortion(&Change::Weights(&replaced))?;
+        Ok(Verified {
+            name,
+            layers: schemes,
+            bytes: self.fixed_bytes() + bytes,
+            bits: 8.0 * bytes as f64 / self.count() as f64,
+            predicted,
+            measured: psnrs(&distortion),
+        })
+    }
+}
+
+/// The layers of more than `min_size` weights.
+///
+/// # Errors
+/// If there are none, or one is compressed.
+pub(super) fn candidates<'l>(
+    layers: impl Iterator<Item = &'l Layer>,
+    min_size: usize,
+) -> Result<Vec<Layer>, AnalyzeError> {
+    let layers: Vec<Layer> = layers.filter(|layer| layer.count() > min_size).cloned().collect();
+    if let Some(layer) = layers.iter().find(|layer| layer.weight.encoding().is_some()) {
+        return Err(AnalyzeError::Compressed { layer: layer.name.clone() });
+    }
+    if layers.is_empty() {
+        return Err(AnalyzeError::NoLayers { min_size });
+    }
+    Ok(layers)
+}
