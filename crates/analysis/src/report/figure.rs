@@ -1,8 +1,8 @@
-//! Drawings of lines, marks and text, as SVG.
+//! Vector drawings of lines, marks and text, and their form as SVG.
 
 use std::fmt::Write;
 
-/// What a shape is drawn in: the page says which colour that is, in the light and in the dark.
+/// The colour of a shape, which the page defines for its light and its dark theme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ink {
     Text,
@@ -15,7 +15,7 @@ pub(super) enum Ink {
     Exact([u8; 3]),
 }
 
-/// The colours of the inks that have a name, in the light and in the dark.
+/// The named inks: their CSS variables, and their colours in the light and the dark theme.
 const INKS: [(Ink, &str, [[u8; 3]; 2]); 7] = [
     (Ink::Text, "text", [[0x1f, 0x23, 0x28], [0xe6, 0xed, 0xf3]]),
     (Ink::Muted, "muted", [[0x59, 0x63, 0x6e], [0x9d, 0xa7, 0xb3]]),
@@ -50,7 +50,7 @@ fn hex([red, green, blue]: [u8; 3]) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// The inks as CSS variables of a selector, for the light, the dark and paper.
+/// The inks as CSS variables of a selector, for both themes and for print.
 pub(super) fn variables(selector: &str) -> String {
     let all = |theme: usize| -> String {
         INKS.iter().map(|(_, name, colours)| format!("--{name}:{};", hex(colours[theme]))).collect()
@@ -62,7 +62,7 @@ pub(super) fn variables(selector: &str) -> String {
     )
 }
 
-/// Which end of a text is at its place.
+/// The point of a text that is at its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Anchor {
     Start,
@@ -70,7 +70,7 @@ pub(super) enum Anchor {
     End,
 }
 
-/// The form of a mark, so that no series is told by its colour alone.
+/// The shape of a mark. Series differ in it as well as in colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Circle,
@@ -86,14 +86,14 @@ pub(super) enum Shape {
     Text { at: [f64; 2], text: String, anchor: Anchor, ink: Ink },
 }
 
-/// Height of a text's line.
+/// The height of a line of text.
 pub(super) const LINE: f64 = 16.0;
 
-/// A drawing; places are from the top left.
+/// A drawing. Coordinates begin at the top left.
 #[derive(Clone, Debug)]
 pub(super) struct Figure {
     pub(super) size: [f64; 2],
-    /// What it shows, for those who don't see it.
+    /// The alternative text.
     pub(super) alt: String,
     pub(super) shapes: Vec<Shape>,
 }
@@ -119,18 +119,18 @@ impl Figure {
         self.shapes.push(Shape::Mark { at, radius: 4.5, mark, ink, title: title.into() });
     }
 
-    /// As an element of a page whose style has the inks.
+    /// An `svg` element for a page whose style defines the inks.
     pub(super) fn svg(&self) -> String {
         self.element("", "")
     }
 
-    /// As a file.
+    /// An SVG file.
     pub(super) fn svg_file(&self) -> String {
         let paper = format!(
             "<style>\n{}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"var(--paper)\"/>\n",
             variables("svg")
         );
-        // A name of the format, not an address.
+        // The format's namespace, not an address.
         self.element(" xmlns=\"http://www.w3.org/2000/svg\"", &paper)
     }
 
@@ -196,7 +196,7 @@ impl Shape {
     }
 }
 
-/// The corners of a square or a diamond that cover about as much as a circle.
+/// The corners of a square or a diamond of about the area of a circle of `radius`.
 pub(super) fn corners([x, y]: [f64; 2], radius: f64, mark: Mark) -> [[f64; 2]; 4] {
     match mark {
         Mark::Diamond => {
@@ -210,7 +210,7 @@ pub(super) fn corners([x, y]: [f64; 2], radius: f64, mark: Mark) -> [[f64; 2]; 4
     }
 }
 
-/// Text as it stands in HTML and SVG, in elements and in attributes. What those can't hold becomes a space.
+/// Text for elements and attributes of HTML and SVG. Characters that these can't hold become spaces.
 pub(super) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Images of several models beside each other.
+//! A grid of images of several models.
 
 use std::io::{self, Write};
 
@@ -8,11 +8,11 @@ use super::raster::{Bitmap, Letters};
 
 /// Pixels between images and around them.
 const GAP: usize = 8;
-/// The most lines that the name of a column has.
+/// The most lines of a column's name.
 const MOST_LINES: usize = 3;
 const INK: [u8; 3] = [0x1f, 0x23, 0x28];
 
-/// A grid of images of one size: a row for each prompt, a column for each model.
+/// A grid of images: a row for each prompt, a column for each model.
 #[derive(Clone, Debug)]
 pub struct Grid<'a> {
     /// The names of the columns.
@@ -83,7 +83,7 @@ impl Grid<'_> {
     }
 }
 
-/// Lines of at most so many characters; what does not fit the last is cut.
+/// Lines of at most `width` characters. A last line that is too long is shortened.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
     let lines = characters.chunks(width.max(1)).map(|line| line.iter().collect::<String>());
@@ -95,7 +95,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The beginning of a text, with dots if it is longer.
+/// The first `width` characters of a text, with an ellipsis if it is longer.
 fn shortened(text: &str, width: usize) -> String {
     match text.chars().count() > width {
         true => format!("{}...", text.chars().take(width.saturating_sub(3)).collect::<String>()),

@@ -1,4 +1,4 @@
-//! Drawings and labels as pixels.
+//! Bitmaps of drawings, labels and images.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_wid
 
 use super::figure::{Anchor, Figure, Mark, Shape, corners};
 
-/// The heights of text that there are.
+/// The sizes of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Letters {
     Small,
@@ -21,18 +21,18 @@ impl Letters {
         }
     }
 
-    /// Pixels of a line.
+    /// The height of a line in pixels.
     pub(super) fn height(self) -> usize {
         self.raster().val()
     }
 
-    /// Pixels of a character.
+    /// The width of a character in pixels.
     pub(super) fn width(self) -> usize {
         get_raster_width(FontWeight::Regular, self.raster())
     }
 }
 
-/// Red, green and blue pixels, white at first.
+/// Red, green and blue pixels on white.
 pub(super) struct Bitmap {
     pub(super) width: usize,
     pub(super) height: usize,
@@ -44,7 +44,7 @@ impl Bitmap {
         Bitmap { width, height, pixels: vec![255; 3 * width * height] }
     }
 
-    /// Mixes a colour into a pixel; what is outside is lost.
+    /// Mixes a colour into a pixel. Pixels outside are ignored.
     fn mix(&mut self, x: isize, y: isize, colour: [u8; 3], part: f64) {
         let inside = |at: isize, extent: usize| usize::try_from(at).ok().filter(|&at| at < extent);
         let (Some(x), Some(y)) = (inside(x, self.width), inside(y, self.height)) else { return };
@@ -55,7 +55,7 @@ impl Bitmap {
         }
     }
 
-    /// Colours where a distance from the edge, positive inside, says so.
+    /// Fills a shape in a box. `inside` is the distance of a point from the shape's edge, positive inside.
     fn fill(&mut self, [low, high]: [[f64; 2]; 2], colour: [u8; 3], inside: impl Fn([f64; 2]) -> f64) {
         for y in low[1].floor() as isize - 1..=high[1].ceil() as isize {
             for x in low[0].floor() as isize - 1..=high[0].ceil() as isize {
@@ -67,7 +67,7 @@ impl Bitmap {
         }
     }
 
-    /// Writes characters; those that the font lacks become `?`.
+    /// Draws text. Characters that the font lacks become `?`.
     pub(super) fn text(&mut self, [left, top]: [isize; 2], text: &str, letters: Letters, colour: [u8; 3]) {
         let draw = |c: char| get_raster(c, FontWeight::Regular, letters.raster());
         let mut x = left;
@@ -84,7 +84,7 @@ impl Bitmap {
         }
     }
 
-    /// Puts rows of red, green and blue bytes at a place; what is outside is lost.
+    /// Copies rows of red, green and blue bytes to a place. Pixels outside are ignored.
     pub(super) fn put(&mut self, [left, top]: [usize; 2], rgb: &[u8], width: usize) {
         for (row, line) in rgb.chunks_exact(3 * width.max(1)).enumerate() {
             let room = self.width.saturating_sub(left).min(width);
@@ -95,7 +95,7 @@ impl Bitmap {
         }
     }
 
-    /// A drawing on white, every length `scale` times as long.
+    /// A drawing on white, enlarged by `scale`.
     pub(super) fn of(figure: &Figure, scale: f64) -> Self {
         let [width, height] = figure.size.map(|extent| (extent * scale).round().max(1.0) as usize);
         let mut bitmap = Bitmap::new(width, height);
@@ -151,7 +151,7 @@ impl Bitmap {
         }
     }
 
-    /// As a PNG file.
+    /// Writes a PNG file.
     pub(super) fn write_png(&self, out: impl Write) -> io::Result<()> {
         let side = |extent: usize| u32::try_from(extent).map_err(io::Error::other);
         let mut encoder = png::Encoder::new(out, side(self.width)?, side(self.height)?);
@@ -163,7 +163,7 @@ impl Bitmap {
     }
 }
 
-/// The distance of a point from the line between two others.
+/// The distance of a point from the line segment between two others.
 fn distance([x, y]: [f64; 2], [ax, ay]: [f64; 2], [bx, by]: [f64; 2]) -> f64 {
     let (dx, dy) = (bx - ax, by - ay);
     let square = dx * dx + dy * dy;
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_cover_what_they_should() {
+    fn shapes_cover_their_pixels() {
         let mut figure = Figure::new([20.0, 20.0], "");
         figure.rect([2.0, 2.0], [6.0, 6.0], Ink::Exact([10, 20, 30]), "");
         figure.line(vec![[0.0, 15.0], [20.0, 15.0]], Ink::Exact([0; 3]), 2.0);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_is_lost() {
+    fn pixels_outside_are_ignored() {
         let mut bitmap = Bitmap::new(4, 4);
         bitmap.text([-5, -100], "a long text é 猫", Letters::Small, [0; 3]);
         bitmap.put([2, 3], &[7; 27], 3);

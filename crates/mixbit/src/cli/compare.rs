@@ -8,7 +8,6 @@ use clap::Args;
 use mixbit_compress::{Layer, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Role, Session, Text};
-use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
 use serde_json::json;
 
