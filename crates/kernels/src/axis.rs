@@ -15,8 +15,14 @@ pub struct AxisShape {
 
 impl AxisShape {
     /// The number of elements.
+    ///
+    /// # Panics
+    ///
+    /// When it overflows.
     pub fn element_count(&self) -> usize {
-        self.outer * self.axis * self.inner
+        let Self { outer, axis, inner } = *self;
+        let count = outer.checked_mul(axis).and_then(|count| count.checked_mul(inner));
+        count.unwrap_or_else(|| panic!("the elements of [{outer}, {axis}, {inner}] overflow"))
     }
 }
 

@@ -152,8 +152,8 @@ impl SimdOp for ReduceColumns<'_> {
     }
 }
 
-/// Writes the index of the first maximum along the axis of `input[outer, axis, inner]` to `out[outer,
-/// inner]`. NaN counts as the maximum.
+/// Writes the index of the first maximum along the axis of `input[outer, axis, inner]` to
+/// `out[outer, inner]`. NaN counts as the maximum.
 ///
 /// # Panics
 ///

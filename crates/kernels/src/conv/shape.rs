@@ -57,23 +57,35 @@ impl ConvShape {
     }
 
     /// Elements of the output `[batch, out_channels, OH, OW]`, before a gate halves the channels.
+    ///
+    /// # Panics
+    ///
+    /// When the number overflows.
     pub fn out_len(&self) -> usize {
-        self.batch * self.out_channels * self.out_size().iter().product::<usize>()
+        let [rows, cols] = self.out_size();
+        self.product([self.batch, self.out_channels, rows, cols])
     }
 
     /// Elements of the input.
     pub(super) fn in_len(&self) -> usize {
-        self.batch * self.in_channels * self.in_size[0] * self.in_size[1]
+        let [rows, cols] = self.in_size;
+        self.product([self.batch, self.in_channels, rows, cols])
     }
 
     /// Pixels of an output channel.
     pub(super) fn pixels(&self) -> usize {
-        self.out_size().iter().product()
+        self.product(self.out_size())
     }
 
     /// The depth of the matrix product: window elements of one group.
     pub(super) fn depth(&self) -> usize {
-        self.in_channels / self.groups * self.kernel[0] * self.kernel[1]
+        let [rows, cols] = self.kernel;
+        self.product([self.in_channels / self.groups, rows, cols])
+    }
+
+    fn product<const N: usize>(&self, sizes: [usize; N]) -> usize {
+        let product = sizes.into_iter().try_fold(1_usize, usize::checked_mul);
+        product.unwrap_or_else(|| panic!("the sizes of a convolution overflow: {self:?}"))
     }
 
     /// Whether windows are single pixels in their order.

@@ -45,7 +45,7 @@ impl Blocking {
         let block = left.format.block_depth(depth);
         let block_words = streamed.format.panel_len(block, streamed.width);
         let mut mc = TASK_PANELS;
-        while (streamed_panels.div_ceil(mc) < LEAST_TASKS && mc > streamed.unit())
+        while (streamed_panels.div_ceil(mc) < LEAST_TASKS && mc > streamed.panels_per_tile())
             || (mc * block_words > TASK_WORDS && mc > LEAST_TASK_PANELS)
         {
             mc /= 2;
@@ -53,7 +53,7 @@ impl Blocking {
         let is_gated = left.is_gated || right.is_gated;
         let kc = if is_gated { depth } else { block * (TASK_WORDS / (mc * block_words)).max(1) };
         let panel_words = shared.len_of(1, &(0..depth));
-        let nc = (SHARED_WORDS / panel_words.max(1)).max(1).next_multiple_of(shared.unit());
+        let nc = (SHARED_WORDS / panel_words.max(1)).max(1).next_multiple_of(shared.panels_per_tile());
         Self { shares_left, nc, mc, kc, block }
     }
 }

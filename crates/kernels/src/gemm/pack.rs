@@ -61,18 +61,21 @@ impl PackedShape {
     }
 
     /// Panels that make one tile of the output: two with gates.
-    pub(crate) fn unit(&self) -> usize {
+    pub(crate) fn panels_per_tile(&self) -> usize {
         1 + usize::from(self.is_gated)
     }
 
     /// Panels of one matrix.
     pub(crate) fn panels(&self) -> usize {
-        self.unit() * (self.lanes / self.unit()).div_ceil(self.width)
+        self.panels_per_tile() * (self.lanes / self.panels_per_tile()).div_ceil(self.width)
     }
 
     /// The lanes of a panel of one matrix.
     pub(crate) fn lanes_of(&self, panel: usize) -> Range<usize> {
-        let (half, panel) = (self.lanes / self.unit(), [panel / self.unit(), panel % self.unit()]);
+        let (half, panel) = (
+            self.lanes / self.panels_per_tile(),
+            [panel / self.panels_per_tile(), panel % self.panels_per_tile()],
+        );
         let start = panel[1] * half;
         start + panel[0] * self.width..start + ((panel[0] + 1) * self.width).min(half)
     }
@@ -143,7 +146,7 @@ impl PackedShape {
         panels: Range<usize>,
         parts: usize,
     ) -> impl Iterator<Item = Range<usize>> + use<> {
-        let len = panels.len().div_ceil(parts.max(1)).next_multiple_of(self.unit()).max(1);
+        let len = panels.len().div_ceil(parts.max(1)).next_multiple_of(self.panels_per_tile()).max(1);
         panels.clone().step_by(len).map(move |start| start..(start + len).min(panels.end))
     }
 

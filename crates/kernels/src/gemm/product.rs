@@ -51,7 +51,7 @@ pub(crate) fn run(
         if gated == Some(side) { shape.gated() } else { shape }
     };
     let (left_shape, right_shape) = (shape(left.lanes(), PackedSide::Left), shape(lanes, PackedSide::Right));
-    let lanes = [left_shape, right_shape].map(|shape| shape.lanes / shape.unit());
+    let lanes = [left_shape, right_shape].map(|shape| shape.lanes / shape.panels_per_tile());
     assert_eq!([target.rows, target.cols], lanes, "the target's size");
     assert_eq!(epilogue.epilogue.gate.is_some(), gated.is_some());
     if target.rows == 0 || target.cols == 0 {
@@ -59,6 +59,7 @@ pub(crate) fn run(
     }
     let left = Sides { sides: &[left], shape: left_shape };
     let right = Sides { sides: right, shape: right_shape };
+    assert_eq!((left.batch(), right.batch()), (1, target.batch), "the number of matrices");
     let blocking = Blocking::of(&left.shape, &right.shape, right.batch());
     let share = target.rows * target.cols * right.batch() * depth.max(1) >= SHARE_FROM;
     let epilogue = &TileEpilogue { coarse: format != Format::F32, ..*epilogue };
@@ -130,8 +131,8 @@ impl Sides<'_> {
         let (Some(source), false) = (source, panels.is_empty() || depths.is_empty()) else {
             return PackPrefetch::new([StridedRuns::NONE; 2], tiles);
         };
-        let unit = self.shape.unit();
-        let last = (panel + panels.len()).min(self.shape.panels()) - unit;
+        let per_tile = self.shape.panels_per_tile();
+        let last = (panel + panels.len()).min(self.shape.panels()) - per_tile;
         let depths = depths.start..depths.end.min(depths.start + most);
         let runs = |half: usize| {
             let lanes = self.shape.lanes_of(panel + half).start..self.shape.lanes_of(last + half).end;
@@ -146,7 +147,7 @@ impl Sides<'_> {
                 }
             }
         };
-        let gates = if unit == 2 { runs(1) } else { StridedRuns::NONE };
+        let gates = if per_tile == 2 { runs(1) } else { StridedRuns::NONE };
         PackPrefetch::new([runs(0), gates], tiles)
     }
 }
@@ -197,7 +198,7 @@ impl Product<'_> {
         let groups = streamed.panels().div_ceil(mc);
         for shared_panels in ranges(shared.panels(), nc) {
             let first = shared_panels.start;
-            let lanes = shared_panels.len() / shared.shape.unit() * shared.shape.width;
+            let lanes = shared_panels.len() / shared.shape.panels_per_tile() * shared.shape.width;
             let parts =
                 if streamed.packed().is_some() { (lanes / PART_LANES).clamp(1, threads()) } else { 1 };
             let parts: Vec<_> = shared.shape.parts(shared_panels.clone(), parts).collect();
@@ -336,15 +337,15 @@ impl Tiles<'_> {
     fn gated<I: Isa, K: Microkernel<I>, const MR: usize>(&self, isa: I) {
         let Product { target, left, right, epilogue, gates, .. } = self.product;
         let nr = TILE_VECTORS * isa.f32().len();
-        let [left_unit, right_unit] = [left.shape.unit(), right.shape.unit()];
-        for right_panel in (0..self.right.panels.len()).step_by(right_unit) {
+        let [left_step, right_step] = [left.shape.panels_per_tile(), right.shape.panels_per_tile()];
+        for right_panel in (0..self.right.panels.len()).step_by(right_step) {
             let number = self.right_first + right_panel;
             let (matrix, panel) = (number / right.shape.panels(), number % right.shape.panels());
-            for left_panel in (0..self.left.panels.len()).step_by(left_unit) {
-                let row = (self.left_first + left_panel) / left_unit * MR;
-                let corner = Corner { matrix, row, col: panel / right_unit * nr };
+            for left_panel in (0..self.left.panels.len()).step_by(left_step) {
+                let row = (self.left_first + left_panel) / left_step * MR;
+                let corner = Corner { matrix, row, col: panel / right_step * nr };
                 let panels = [left_panel, right_panel];
-                let gate_panels = [left_panel + left_unit - 1, right_panel + right_unit - 1];
+                let gate_panels = [left_panel + left_step - 1, right_panel + right_step - 1];
                 let tile = self.whole_depth::<I, K, MR>(isa, gate_panels, corner);
                 let gates = gates.applied::<I, MR>(isa, tile, target, corner);
                 let tile = self.whole_depth::<I, K, MR>(isa, panels, corner);

@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use half::{bf16, f16};
 
@@ -475,16 +475,19 @@ fn a_cancelled_product_returns_soon_and_the_next_one_is_right() {
     for threads in [1, 3] {
         let pool = ThreadPool::new(Some(threads)).expect("threads");
         let (whole, expected) = product(&pool, &AtomicBool::new(false));
-        let cancelled = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(whole / 20);
-                cancelled.store(true, Ordering::Relaxed);
-            });
-            let (elapsed, out) = product(&pool, &cancelled);
-            assert!(elapsed < whole / 2 + Duration::from_millis(20), "{elapsed:?} of {whole:?}");
-            assert!(out.iter().any(|x| x.is_nan()), "the product was finished");
+        // The machine may be busy: the flag may come late, but not five times.
+        let returns_soon = (0..5).any(|_| {
+            let cancelled = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(whole / 20);
+                    cancelled.store(true, Ordering::Relaxed);
+                });
+                let (elapsed, out) = product(&pool, &cancelled);
+                elapsed < whole / 2 && out.iter().any(|x| x.is_nan())
+            })
         });
+        assert!(returns_soon, "a cancelled product takes more than half of {whole:?}");
         let (_, next) = product(&pool, &AtomicBool::new(false));
         assert_eq!(next, expected);
         let dot = |row: usize, col: usize| -> f64 {
@@ -495,4 +498,16 @@ fn a_cancelled_product_returns_soon_and_the_next_one_is_right() {
             assert!((f64::from(next[row * SIZE + col]) - dot(row, col)).abs() < 1e-3, "({row}, {col})");
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "the number of matrices")]
+fn a_packed_batch_is_not_one_matrix() {
+    let weight = random(1, 40 * 30);
+    let matrix = WeightSlice::F32(&weight).matrix(40, 30);
+    let packed = PackedMatrix::batch(&[matrix, matrix], PackedSide::Right, Precision::F32);
+    let (left, mut out) = (random(2, 13 * 40), vec![0.0; 13 * 30]);
+    let left = Mat::new(&left[..], 13, 40).into();
+    let out = MatMut::new(&mut out, 13, 30);
+    gemm(out, left, Operand::Packed(&packed), Precision::F32, &Epilogue::default());
 }

@@ -44,8 +44,9 @@ impl Target {
         cols: usize,
         matrix_stride: usize,
     ) -> Self {
-        assert!(matrix_stride >= rows * cols && batch > 0);
-        assert!(out.len() >= (batch - 1) * matrix_stride + rows * cols, "output length");
+        let len = rows.checked_mul(cols).filter(|len| batch > 0 && matrix_stride >= *len);
+        let needed = len.and_then(|len| (batch - 1).checked_mul(matrix_stride)?.checked_add(len));
+        assert!(needed.is_some_and(|needed| out.len() >= needed), "the product exceeds its output");
         Self { data: out.as_mut_ptr(), rows, cols, row_stride: cols, batch, matrix_stride }
     }
 

@@ -2,9 +2,9 @@
 //! described by Lavin and Gray ("Fast algorithms for convolutional neural networks", 2015).
 //!
 //! The output is cut into tiles of 2x2 pixels, each computed from 4x4 pixels of the input. With the
-//! transformed filter `U = G g G^T` and the transformed tile `V = B^T d B`, both 4x4, the output tile is `A^T
-//! (U * V) A`, where `*` multiplies element by element and sums over channels. The convolution becomes 16
-//! matrix products `[O, C] x [C, tiles]`, one for each *position* of the 4x4, with sums and differences
+//! transformed filter `U = G g G^T` and the transformed tile `V = B^T d B`, both 4x4, the output tile is
+//! `A^T (U * V) A`, where `*` multiplies element by element and sums over channels. The convolution becomes
+//! 16 matrix products `[O, C] x [C, tiles]`, one for each *position* of the 4x4, with sums and differences
 //! before and after.
 //!
 //! None of these matrices is stored whole. Filters are decoded and transformed panel by panel while they are

@@ -141,9 +141,9 @@ impl Microkernel<Avx512Isa> for Bf16x2Kernel {
 
 /// Powers of two in bfloat16, two to a word, composed from their bits. Scores are binary logarithms.
 ///
-/// With `n` the whole part of an exponent and `r` the rest, the bits of `2^(n + r)` in bfloat16 are `128 *
-/// (127 + n + m)` for a mantissa of `m = 2^r - 1`. A polynomial for `m`, added to a number whose last place
-/// is worth 1/128, therefore leaves them in the low half of the sum's bits, rounded to bfloat16.
+/// With `n` the whole part of an exponent and `r` the rest, the bits of `2^(n + r)` in bfloat16 are
+/// `128 * (127 + n + m)` for a mantissa of `m = 2^r - 1`. A polynomial for `m`, added to a number whose last
+/// place is worth 1/128, therefore leaves them in the low half of the sum's bits, rounded to bfloat16.
 impl Weigh<Avx512Isa> for Bf16x2Kernel {
     const WRITES_WORDS: bool = true;
 
