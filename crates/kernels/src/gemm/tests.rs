@@ -511,3 +511,27 @@ fn a_packed_batch_is_not_one_matrix() {
     let out = MatMut::new(&mut out, 13, 30);
     gemm(out, left, Operand::Packed(&packed), Precision::F32, &Epilogue::default());
 }
+
+#[test]
+fn a_gated_epilogue_has_a_residual_and_an_activation() {
+    check_cases(&[[7, 40, 21], [70, 700, 33]], |&[m, k, n]| {
+        let left = Owned::new(3, m, k, Storage::F32, PackedSide::Left);
+        let right = Owned::new(4, k, 2 * n, Storage::F32, PackedSide::Right);
+        let (bias, residual) = (random(5, 2 * n), random(6, m * n));
+        let product = oracle(&left, &right);
+        let at = |row: usize, col: usize| product[row * 2 * n + col] + f64::from(bias[col]);
+        let value = |row: usize, col: usize| (at(row, col) + f64::from(residual[row * n + col])).max(0.0);
+        let element = |index: usize| value(index / n, index % n) * at(index / n, n + index % n).abs();
+        let expected: Vec<f64> = (0..m * n).map(element).collect();
+        check(&expected, Tolerance::OfLargest(1e-5), |out| {
+            let epilogue = Epilogue {
+                bias: Bias::PerColumn(&bias),
+                residual: Some(Mat::new(&residual[..], m, n)),
+                activation: Some(UnaryOp::Relu),
+                gate: Some(UnaryOp::Abs),
+            };
+            let out = MatMut::new(out, m, n);
+            gemm(out, left.operand(), right.operand(), Precision::F32, &epilogue);
+        })
+    });
+}
