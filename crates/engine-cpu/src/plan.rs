@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mixbit_engine::{Arithmetic, Data, Error, Options, Tensor, evaluate, stored_bytes};
-use mixbit_kernels::{ConvShape, Precision};
+use mixbit_engine::{Arithmetic, Data, Error, MemoryBudget, Options, Tensor, evaluate, stored_bytes};
+use mixbit_kernels::{AttentionShape, ConvShape, Partition, Precision};
 use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use crate::packing::Packing;
@@ -101,7 +101,8 @@ pub(super) struct Plan {
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
     /// Bytes of all constants as they are stored, mapped or held.
     pub(super) weight_bytes: usize,
-    pub(super) packing: Arc<Packing>,
+    /// Bytes of the weights and constants that are held as copies, not in a memory map.
+    pub(super) held_bytes: usize,
 }
 
 impl Plan {
@@ -175,13 +176,15 @@ impl Plan {
 pub(crate) struct PlanBuilder<'f> {
     function: &'f Function,
     options: &'f Options,
+    packing: Packing,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
     plan: Plan,
 }
 
 impl<'f> PlanBuilder<'f> {
-    pub(super) fn new(function: &'f Function, options: &'f Options) -> Self {
+    pub(super) fn new(function: &'f Function, options: &'f Options, budget: &MemoryBudget) -> Self {
+        let packing = Packing::of(options.planned_runs, budget);
         let plan = Plan {
             buffers: Vec::new(),
             constants: Vec::new(),
@@ -189,10 +192,11 @@ impl<'f> PlanBuilder<'f> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             weight_bytes: 0,
-            packing: Arc::default(),
+            held_bytes: 0,
         };
         let places = vec![None; function.values().len()];
-        let mut builder = PlanBuilder { function, options, shared: Arc::new(function.clone()), places, plan };
+        let mut builder =
+            PlanBuilder { function, options, packing, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let is_constant = options.constant_inputs.contains(&function.value(id).name);
             let buffer = builder.make(id);
@@ -268,10 +272,12 @@ impl<'f> PlanBuilder<'f> {
         }
         let data = Tensor::of_constant(constant)?;
         let place = Place::Const(self.plan.constants.len());
-        self.plan.weight_bytes += match data.data() {
+        let bytes = match data.data() {
             Data::Float(values) => size_of_val(&**values),
             Data::Int(values) => size_of_val(&**values),
         };
+        self.plan.weight_bytes += bytes;
+        self.plan.held_bytes += bytes;
         self.plan.constants.push(data.data().clone());
         self.places[id.index()] = Some(place);
         Ok(place)
@@ -288,9 +294,12 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// The model's packed weights.
-    pub(crate) fn packing(&self) -> Arc<Packing> {
-        self.plan.packing.clone()
+    /// The way in which threads share an attention. Layers with packed weights leave their rows to threads by image.
+    pub(crate) fn partition(&self, shape: &AttentionShape) -> Partition {
+        match self.packing {
+            Packing::Within(_) => Partition::Images,
+            Packing::EveryRun => Partition::of(shape),
+        }
     }
 
     /// The precision of products without a constant weight.
@@ -314,8 +323,9 @@ impl<'f> PlanBuilder<'f> {
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packing());
+        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), &self.packing);
         self.plan.weight_bytes += kernel.bytes();
+        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -334,8 +344,9 @@ impl<'f> PlanBuilder<'f> {
         if precisions.iter().any(|other| *other != precision) {
             return Ok(None);
         }
-        let kernel = LinearKernel::new(weights, gated, size, rows, precision, self.packing());
+        let kernel = LinearKernel::new(weights, gated, size, rows, precision, &self.packing);
         self.plan.weight_bytes += kernel.bytes();
+        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -343,6 +354,7 @@ impl<'f> PlanBuilder<'f> {
     pub(crate) fn table(&mut self, id: ValueId) -> Option<Weight> {
         let table = self.weight(id).ok().flatten()?;
         self.plan.weight_bytes += table.bytes();
+        self.plan.held_bytes += table.held_bytes();
         Some(table)
     }
 
@@ -356,6 +368,7 @@ impl<'f> PlanBuilder<'f> {
         let floats = Tensor::of_constant(constant)?.into_f32();
         let floats = floats.ok_or_else(|| Error::ElementType { ty: value.ty.clone() })?;
         self.plan.weight_bytes += size_of_val(&*floats);
+        self.plan.held_bytes += size_of_val(&*floats);
         Ok(floats)
     }
 

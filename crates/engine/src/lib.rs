@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod budget;
 mod cancel;
 mod compare;
 mod error;
@@ -33,6 +34,7 @@ mod reference;
 mod tensor;
 
 pub use backend::{Arithmetic, Backend, Executable, Model, Options, Signature, Timing, TracedStep};
+pub use budget::{MemoryBudget, Reservation};
 pub use cancel::Cancel;
 pub use compare::{OpDifference, compare};
 pub use error::Error;

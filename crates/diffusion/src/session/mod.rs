@@ -29,7 +29,6 @@
 
 mod cache;
 mod conditioning;
-mod contract;
 mod decoder;
 mod error;
 mod event;
@@ -49,8 +48,7 @@ mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use contract::MemoryBudget;
-pub use mixbit_engine::Cancel;
+pub use mixbit_engine::{Cancel, MemoryBudget};
 use mixbit_engine::Timing;
 
 pub use conditioning::Inputs;

@@ -1,6 +1,6 @@
 //! Attention, without its matrix of scores.
 
-use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, Partition};
+use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
@@ -254,7 +254,7 @@ impl Parts {
                 operands.into_iter().chain(mask.as_ref().map(|mask| mask.value)).collect();
             let strides = mask.as_ref().map(|mask| mask.strides);
             let label = label(plan, "attention", output);
-            let (precision, packing) = (plan.precision(), plan.packing());
+            let (precision, partition) = (plan.precision(), plan.partition(&shape));
             plan.step(label, &reads, &[output], move |io| {
                 let (operands, mask) = io.floats.split_at(io.floats.len() - usize::from(strides.is_some()));
                 let [queries, keys, values] = match *operands {
@@ -274,7 +274,7 @@ impl Parts {
                     value: Heads { data: values, layout: value.1 },
                     scale,
                     mask,
-                    partition: if packing.is_due() { Partition::Images } else { Partition::of(&shape) },
+                    partition,
                 };
                 mixbit_kernels::attention(&args, precision, io.out[0], out);
                 Ok(())
