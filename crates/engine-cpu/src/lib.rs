@@ -19,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod encoded;
-mod fuse;
+mod lower;
 mod memory;
 mod ops;
 mod packing;
@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
+use mixbit_engine::fuse::{Declined, Fused, fuse};
 use mixbit_engine::{
     Arithmetic, Backend, Cancel, Data, Error, Executable, MemoryBudget, Model, Options, Reservation, Tensor,
     Timing, TracedStep,
@@ -39,6 +40,7 @@ use mixbit_engine::{
 use mixbit_kernels::{Precision, ThreadPool};
 use mixbit_mil::{DType, Function};
 
+use lower::lower;
 pub use memory::available_memory;
 use memory::{Arenas, Regions};
 use plan::{Io, Place, Plan, PlanBuilder, Step};
@@ -146,19 +148,19 @@ fn simplified(function: &Function) -> Result<Function, Error> {
 struct Planned {
     plan: Plan,
     regions: Regions,
-    declined: Vec<fuse::Declined>,
+    declined: Vec<Declined>,
 }
 
 fn plan(function: &Function, options: &Options, budget: &MemoryBudget) -> Result<Planned, Error> {
     let mut builder = PlanBuilder::new(function, options, budget);
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {
-        Arithmetic::F32 | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
-        Arithmetic::AsDeclared => fuse::single_ops(function),
+        Arithmetic::F32 | Arithmetic::Bf16 | Arithmetic::Int8 => fuse(function),
+        Arithmetic::AsDeclared => Fused::single_ops(function),
     };
     for node in &fused.nodes {
         let first = builder.steps();
-        node.lower(&mut builder)?;
+        lower(node, &mut builder)?;
         builder.count_rest(first, node.multiply_adds(function));
     }
     let plan = builder.finish()?;
@@ -183,7 +185,7 @@ struct CpuRun {
     constant_steps: Vec<bool>,
     /// Whether the arena holds their results for the inputs that it holds.
     holds_constants: bool,
-    declined: Vec<fuse::Declined>,
+    declined: Vec<Declined>,
 }
 
 /// When a step ran.
@@ -300,7 +302,7 @@ impl Executable for CpuRun {
     fn trace(&self) -> Vec<TracedStep> {
         let traced = |(step, times): (&Step, &StepTimes)| {
             times.last.map(|(start, duration)| TracedStep {
-                label: step.label.clone(),
+                label: step.label().to_string(),
                 kind: step.kind().to_string(),
                 multiply_adds: step.multiply_adds,
                 start,
@@ -318,7 +320,7 @@ impl Executable for CpuRun {
                 buffers.iter().map(one).collect::<Vec<_>>().join(" ")
             };
             let (reads, writes) = (ranges(step.read_buffers().collect()), ranges(step.writes.clone()));
-            let _ = writeln!(text, "{}: {reads} -> {writes}", step.label);
+            let _ = writeln!(text, "{}: {reads} -> {writes}", step.label());
         }
         for declined in &self.declined {
             let _ = writeln!(text, "not fused: {}: {}: {}", declined.op, declined.rule, declined.reason);

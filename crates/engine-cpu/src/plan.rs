@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use mixbit_engine::fuse::Node;
 use mixbit_engine::{Arithmetic, Data, Error, MemoryBudget, Options, Tensor, evaluate, stored_bytes};
 use mixbit_kernels::{AttentionShape, ConvShape, Partition, Precision};
 use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
@@ -29,9 +30,31 @@ pub(super) struct Buffer {
 type Run = Box<dyn Fn(&mut Io) -> Result<(), Error> + Send + Sync>;
 type Prepare = Box<dyn Fn() + Send + Sync>;
 
+/// The name of a step, for people.
+pub(crate) struct Label {
+    /// The op, or the chain of ops.
+    kind: String,
+    /// The kind and the result.
+    text: String,
+}
+
+impl Label {
+    /// The name of the step that runs a node.
+    pub(crate) fn of_node(node: &Node, function: &Function, output: ValueId) -> Self {
+        let kind = node.kind(function);
+        Label { text: format!("{kind} {}", function.value(output).name), kind }
+    }
+}
+
+impl From<&OpView<'_>> for Label {
+    fn from(op: &OpView) -> Self {
+        Label { kind: op.kind().to_string(), text: op.label() }
+    }
+}
+
 /// One call of a kernel.
 pub(super) struct Step {
-    pub(super) label: String,
+    pub(super) label: Label,
     pub(super) reads: Vec<Place>,
     pub(super) read_floats: Vec<bool>,
     pub(super) writes: Vec<usize>,
@@ -44,9 +67,14 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// The op, or the chain of ops that it is: its label without the name.
+    /// The op, or the chain of ops.
     pub(super) fn kind(&self) -> &str {
-        self.label.rsplit_once(' ').map_or(&self.label, |(kind, _)| kind)
+        &self.label.kind
+    }
+
+    /// The kind and the result.
+    pub(super) fn label(&self) -> &str {
+        &self.label.text
     }
 
     pub(super) fn read_buffers(&self) -> impl Iterator<Item = usize> {
@@ -179,6 +207,8 @@ pub(crate) struct PlanBuilder<'f> {
     packing: Packing,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
+    /// Values that lie in one buffer.
+    joint: Vec<[ValueId; 3]>,
     plan: Plan,
 }
 
@@ -195,8 +225,15 @@ impl<'f> PlanBuilder<'f> {
             held_bytes: 0,
         };
         let places = vec![None; function.values().len()];
-        let mut builder =
-            PlanBuilder { function, options, packing, shared: Arc::new(function.clone()), places, plan };
+        let mut builder = PlanBuilder {
+            function,
+            options,
+            packing,
+            shared: Arc::new(function.clone()),
+            places,
+            joint: Vec::new(),
+            plan,
+        };
         for &id in function.inputs() {
             let is_constant = options.constant_inputs.contains(&function.value(id).name);
             let buffer = builder.make(id);
@@ -243,7 +280,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that decodes a large constant. Each use has its own, so that the arena is free in between.
     fn decode(&mut self, weight: &WeightRef) -> Result<Place, Error> {
         let buffer = self.take_buffer(true, weight.ty().count());
-        let label = format!("decode `{}`", weight.name());
+        let label = Label { kind: "decode".to_string(), text: format!("decode `{}`", weight.name()) };
         let dtype = weight.ty().dtype;
         let weight = Weight::new(weight)?;
         self.plan.weight_bytes += weight.bytes();
@@ -381,7 +418,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that reads `reads` and makes `writes`.
     pub(crate) fn step(
         &mut self,
-        label: impl Into<String>,
+        label: impl Into<Label>,
         reads: &[ValueId],
         writes: &[ValueId],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
@@ -391,23 +428,25 @@ impl<'f> PlanBuilder<'f> {
         self.push_step(label.into(), reads, buffers, types, Box::new(run))
     }
 
-    /// Adds a step that makes `writes`, all floats, in one buffer, one after the other. Whoever reads the first of them reads them all.
-    pub(super) fn step_of_one_buffer(
+    /// Adds a step that makes `writes`, all floats of one size, in one buffer, one after the other. A step that reads the
+    /// first reads them all: see [`are_joint`](Self::are_joint).
+    pub(crate) fn step_of_one_buffer(
         &mut self,
-        label: String,
+        label: Label,
         reads: &[ValueId],
-        writes: &[ValueId],
+        writes: &[ValueId; 3],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         let len = writes.iter().map(|&id| self.function.value(id).ty.count()).sum();
         let buffer = self.take_buffer(true, len);
         writes.iter().for_each(|id| self.places[id.index()] = Some(Place::Buffer(buffer)));
+        self.joint.push(*writes);
         self.push_step(label, reads, vec![buffer], vec![DType::F32], Box::new(run))
     }
 
     fn push_step(
         &mut self,
-        label: String,
+        label: Label,
         reads: &[ValueId],
         writes: Vec<usize>,
         write_types: Vec<DType>,
@@ -427,6 +466,11 @@ impl<'f> PlanBuilder<'f> {
         };
         self.plan.steps.push(step);
         Ok(())
+    }
+
+    /// Whether values were made by [`step_of_one_buffer`](Self::step_of_one_buffer).
+    pub(crate) fn are_joint(&self, values: &[ValueId; 3]) -> bool {
+        self.joint.contains(values)
     }
 
     /// Says how the last step's weights are packed before its first run.
@@ -467,7 +511,7 @@ impl<'f> PlanBuilder<'f> {
         reads.sort_unstable();
         reads.dedup();
         let (function, node, bound) = (self.shared.clone(), op.op().clone(), reads.clone());
-        self.step(op.label(), &reads, &op.op().outputs, move |io| {
+        self.step(op, &reads, &op.op().outputs, move |io| {
             let view = function.view(&node);
             let lookup = |id: ValueId| gather_operand(&function, &bound, id, io);
             let results = evaluate(&view, &lookup)?;

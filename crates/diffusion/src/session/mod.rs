@@ -48,8 +48,8 @@ mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use mixbit_engine::{Cancel, MemoryBudget};
 use mixbit_engine::Timing;
+pub use mixbit_engine::{Cancel, MemoryBudget};
 
 pub use conditioning::Inputs;
 pub use error::GenerateError;
