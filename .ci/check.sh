@@ -8,6 +8,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tier=${1:-quick}
 not_run=()
 
+if ! cargo --version >/dev/null 2>&1; then
+    rustup toolchain install "$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)" --profile minimal \
+        --component clippy,rustfmt
+fi
+
 # check NAME COMMAND...: runs one check and prints its time.
 check() {
     local name=$1 status=0 start=$SECONDS
@@ -25,6 +30,16 @@ check() {
     fi
 }
 
+# Runs each example of the package `mixbit-examples`.
+examples() {
+    local scratch=${CARGO_TARGET_DIR:-target}/examples
+    local run="cargo run --quiet --package mixbit-examples --example"
+    mkdir -p "$scratch" &&
+        $run draw -- "$scratch/draw.png" &&
+        $run run_package -- fixtures/coreml/encodings/ios16_palette4.mlpackage &&
+        $run palettize_layer
+}
+
 quick() {
     check "formatting" cargo fmt --all --check
     check "workflows" tools/workflows/run.sh
@@ -32,6 +47,7 @@ quick() {
     check "lints" cargo clippy --workspace --all-targets -- -D warnings
     # The README's test command; it includes the examples in the documentation.
     check "tests" cargo test --workspace
+    check "examples" examples
     check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
     check "packages for the registry" cargo xtask package
     check "fuzz corpora" fuzz/run.sh replay

@@ -3,9 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mixbit_engine::fuse::Node;
-use mixbit_engine::{Arithmetic, Data, Error, MemoryBudget, Options, Tensor, evaluate, stored_bytes};
-use mixbit_kernels::{AttentionShape, ConvShape, Partition, Precision};
+use mixbit_engine::{Arithmetic, Data, Error, Options, Tensor, evaluate, stored_bytes};
+use mixbit_kernels::{ConvShape, Precision};
 use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use crate::packing::Packing;
@@ -30,31 +29,9 @@ pub(super) struct Buffer {
 type Run = Box<dyn Fn(&mut Io) -> Result<(), Error> + Send + Sync>;
 type Prepare = Box<dyn Fn() + Send + Sync>;
 
-/// The name of a step, for people.
-pub(crate) struct Label {
-    /// The op, or the chain of ops.
-    kind: String,
-    /// The kind and the result.
-    text: String,
-}
-
-impl Label {
-    /// The name of the step that runs a node.
-    pub(crate) fn of_node(node: &Node, function: &Function, output: ValueId) -> Self {
-        let kind = node.kind(function);
-        Label { text: format!("{kind} {}", function.value(output).name), kind }
-    }
-}
-
-impl From<&OpView<'_>> for Label {
-    fn from(op: &OpView) -> Self {
-        Label { kind: op.kind().to_string(), text: op.label() }
-    }
-}
-
 /// One call of a kernel.
 pub(super) struct Step {
-    pub(super) label: Label,
+    pub(super) label: String,
     pub(super) reads: Vec<Place>,
     pub(super) read_floats: Vec<bool>,
     pub(super) writes: Vec<usize>,
@@ -67,14 +44,9 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// The op, or the chain of ops.
+    /// The op, or the chain of ops that it is: its label without the name.
     pub(super) fn kind(&self) -> &str {
-        &self.label.kind
-    }
-
-    /// The kind and the result.
-    pub(super) fn label(&self) -> &str {
-        &self.label.text
+        self.label.rsplit_once(' ').map_or(&self.label, |(kind, _)| kind)
     }
 
     pub(super) fn read_buffers(&self) -> impl Iterator<Item = usize> {
@@ -129,8 +101,7 @@ pub(super) struct Plan {
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
     /// Bytes of all constants as they are stored, mapped or held.
     pub(super) weight_bytes: usize,
-    /// Bytes of the weights and constants that are held as copies, not in a memory map.
-    pub(super) held_bytes: usize,
+    pub(super) packing: Arc<Packing>,
 }
 
 impl Plan {
@@ -204,17 +175,13 @@ impl Plan {
 pub(crate) struct PlanBuilder<'f> {
     function: &'f Function,
     options: &'f Options,
-    packing: Packing,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
-    /// Values that lie in one buffer.
-    joint: Vec<[ValueId; 3]>,
     plan: Plan,
 }
 
 impl<'f> PlanBuilder<'f> {
-    pub(super) fn new(function: &'f Function, options: &'f Options, budget: &MemoryBudget) -> Self {
-        let packing = Packing::of(options.planned_runs, budget);
+    pub(super) fn new(function: &'f Function, options: &'f Options) -> Self {
         let plan = Plan {
             buffers: Vec::new(),
             constants: Vec::new(),
@@ -222,18 +189,10 @@ impl<'f> PlanBuilder<'f> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             weight_bytes: 0,
-            held_bytes: 0,
+            packing: Arc::default(),
         };
         let places = vec![None; function.values().len()];
-        let mut builder = PlanBuilder {
-            function,
-            options,
-            packing,
-            shared: Arc::new(function.clone()),
-            places,
-            joint: Vec::new(),
-            plan,
-        };
+        let mut builder = PlanBuilder { function, options, shared: Arc::new(function.clone()), places, plan };
         for &id in function.inputs() {
             let is_constant = options.constant_inputs.contains(&function.value(id).name);
             let buffer = builder.make(id);
@@ -280,7 +239,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that decodes a large constant. Each use has its own, so that the arena is free in between.
     fn decode(&mut self, weight: &WeightRef) -> Result<Place, Error> {
         let buffer = self.take_buffer(true, weight.ty().count());
-        let label = Label { kind: "decode".to_string(), text: format!("decode `{}`", weight.name()) };
+        let label = format!("decode `{}`", weight.name());
         let dtype = weight.ty().dtype;
         let weight = Weight::new(weight)?;
         self.plan.weight_bytes += weight.bytes();
@@ -309,12 +268,10 @@ impl<'f> PlanBuilder<'f> {
         }
         let data = Tensor::of_constant(constant)?;
         let place = Place::Const(self.plan.constants.len());
-        let bytes = match data.data() {
+        self.plan.weight_bytes += match data.data() {
             Data::Float(values) => size_of_val(&**values),
             Data::Int(values) => size_of_val(&**values),
         };
-        self.plan.weight_bytes += bytes;
-        self.plan.held_bytes += bytes;
         self.plan.constants.push(data.data().clone());
         self.places[id.index()] = Some(place);
         Ok(place)
@@ -331,12 +288,9 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// The way in which threads share an attention. Layers with packed weights leave their rows to threads by image.
-    pub(crate) fn partition(&self, shape: &AttentionShape) -> Partition {
-        match self.packing {
-            Packing::Within(_) => Partition::Images,
-            Packing::EveryRun => Partition::of(shape),
-        }
+    /// The model's packed weights.
+    pub(crate) fn packing(&self) -> Arc<Packing> {
+        self.plan.packing.clone()
     }
 
     /// The precision of products without a constant weight.
@@ -360,9 +314,8 @@ impl<'f> PlanBuilder<'f> {
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), &self.packing);
+        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packing());
         self.plan.weight_bytes += kernel.bytes();
-        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -381,9 +334,8 @@ impl<'f> PlanBuilder<'f> {
         if precisions.iter().any(|other| *other != precision) {
             return Ok(None);
         }
-        let kernel = LinearKernel::new(weights, gated, size, rows, precision, &self.packing);
+        let kernel = LinearKernel::new(weights, gated, size, rows, precision, self.packing());
         self.plan.weight_bytes += kernel.bytes();
-        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -391,7 +343,6 @@ impl<'f> PlanBuilder<'f> {
     pub(crate) fn table(&mut self, id: ValueId) -> Option<Weight> {
         let table = self.weight(id).ok().flatten()?;
         self.plan.weight_bytes += table.bytes();
-        self.plan.held_bytes += table.held_bytes();
         Some(table)
     }
 
@@ -405,7 +356,6 @@ impl<'f> PlanBuilder<'f> {
         let floats = Tensor::of_constant(constant)?.into_f32();
         let floats = floats.ok_or_else(|| Error::ElementType { ty: value.ty.clone() })?;
         self.plan.weight_bytes += size_of_val(&*floats);
-        self.plan.held_bytes += size_of_val(&*floats);
         Ok(floats)
     }
 
@@ -418,7 +368,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that reads `reads` and makes `writes`.
     pub(crate) fn step(
         &mut self,
-        label: impl Into<Label>,
+        label: impl Into<String>,
         reads: &[ValueId],
         writes: &[ValueId],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
@@ -428,25 +378,23 @@ impl<'f> PlanBuilder<'f> {
         self.push_step(label.into(), reads, buffers, types, Box::new(run))
     }
 
-    /// Adds a step that makes `writes`, all floats of one size, in one buffer, one after the other. A step that reads the
-    /// first reads them all: see [`are_joint`](Self::are_joint).
-    pub(crate) fn step_of_one_buffer(
+    /// Adds a step that makes `writes`, all floats, in one buffer, one after the other. Whoever reads the first of them reads them all.
+    pub(super) fn step_of_one_buffer(
         &mut self,
-        label: Label,
+        label: String,
         reads: &[ValueId],
-        writes: &[ValueId; 3],
+        writes: &[ValueId],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         let len = writes.iter().map(|&id| self.function.value(id).ty.count()).sum();
         let buffer = self.take_buffer(true, len);
         writes.iter().for_each(|id| self.places[id.index()] = Some(Place::Buffer(buffer)));
-        self.joint.push(*writes);
         self.push_step(label, reads, vec![buffer], vec![DType::F32], Box::new(run))
     }
 
     fn push_step(
         &mut self,
-        label: Label,
+        label: String,
         reads: &[ValueId],
         writes: Vec<usize>,
         write_types: Vec<DType>,
@@ -466,11 +414,6 @@ impl<'f> PlanBuilder<'f> {
         };
         self.plan.steps.push(step);
         Ok(())
-    }
-
-    /// Whether values were made by [`step_of_one_buffer`](Self::step_of_one_buffer).
-    pub(crate) fn are_joint(&self, values: &[ValueId; 3]) -> bool {
-        self.joint.contains(values)
     }
 
     /// Says how the last step's weights are packed before its first run.
@@ -511,7 +454,7 @@ impl<'f> PlanBuilder<'f> {
         reads.sort_unstable();
         reads.dedup();
         let (function, node, bound) = (self.shared.clone(), op.op().clone(), reads.clone());
-        self.step(op, &reads, &op.op().outputs, move |io| {
+        self.step(op.label(), &reads, &op.op().outputs, move |io| {
             let view = function.view(&node);
             let lookup = |id: ValueId| gather_operand(&function, &bound, id, io);
             let results = evaluate(&view, &lookup)?;

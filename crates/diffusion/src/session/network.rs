@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use mixbit_engine::{Backend, MemoryBudget, Options, Signature, Tensor};
+use mixbit_engine::{Backend, Options, Signature, Tensor};
 use mixbit_mil::{Constant, Def, Function, TensorType};
 
+use super::contract::MemoryBudget;
 use super::error::GenerateError;
 use super::precision::Precision;
 use crate::arch::GraphOptions;
@@ -61,15 +62,14 @@ impl PlannedNetwork {
     pub(super) fn new(
         key: NetworkKey,
         planned_runs: usize,
-        budget: &MemoryBudget,
+        _budget: &MemoryBudget,
     ) -> Result<Self, GenerateError> {
         let graph = key.network.graph(&key.graph)?;
         let options = Options {
             arithmetic: key.precision.arithmetic(),
             full_precision: key.network.full_precision().clone(),
             constant_inputs: [TEXT.to_string()].into(),
-            planned_runs,
-            budget: budget.clone(),
+            packs_every_run: planned_runs < 2,
         };
         Ok(PlannedNetwork { key, graph, options })
     }
@@ -79,7 +79,7 @@ impl PlannedNetwork {
         PlannedNetwork {
             key: NetworkKey { section, ..self.key.clone() },
             graph,
-            options: Options { planned_runs, ..self.options.clone() },
+            options: Options { packs_every_run: planned_runs < 2, ..self.options.clone() },
         }
     }
 
@@ -93,9 +93,9 @@ impl PlannedNetwork {
         &self.graph
     }
 
-    /// The number of runs that the network is planned for.
+    /// Whether its weights may be packed.
     pub(super) fn planned_runs(&self) -> usize {
-        self.options.planned_runs
+        usize::from(!self.options.packs_every_run)
     }
 
     /// Compiles the graph.

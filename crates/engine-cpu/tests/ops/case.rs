@@ -1,4 +1,4 @@
-//! Cases of single ops.
+//! What a case of the suite is, and how it becomes a function with its operands.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -9,21 +9,18 @@ use mixbit_mil::{Builder, Bytes, DType, Function, Opset, Source, TensorType, Wei
 
 /// An op with its operands and attributes.
 #[derive(Clone)]
-pub struct Case {
-    /// MIL's name of the op.
-    pub op: String,
-    /// The op with its operands and attributes, for messages.
-    pub label: String,
+pub(crate) struct Case {
+    pub(crate) op: String,
+    /// What a failure is reported under.
+    pub(crate) label: String,
     pub(crate) operands: Vec<Operand>,
     attributes: Vec<(&'static str, Source)>,
     opset: Opset,
     /// Results known from elsewhere, one list of values for each output.
     pub(crate) expected: Option<Vec<Vec<f64>>>,
-    /// The results' shapes, known from elsewhere.
-    pub(crate) expected_shapes: Option<Vec<Vec<usize>>>,
     /// Whether NaN and infinities in the operands are tried.
     pub(crate) poisoned: bool,
-    pub(crate) half: bool,
+    half: bool,
 }
 
 /// A tensor that an op reads.
@@ -50,7 +47,7 @@ pub(crate) enum Values {
 }
 
 /// The inputs of a function by name.
-pub type Inputs = Vec<(String, Tensor)>;
+pub(crate) type Feeds = Vec<(String, Tensor)>;
 
 /// A case of an op that has no operands yet.
 pub(crate) fn case(op: &str) -> Case {
@@ -61,7 +58,6 @@ pub(crate) fn case(op: &str) -> Case {
         attributes: Vec::new(),
         opset: Opset::Ios17,
         expected: None,
-        expected_shapes: None,
         poisoned: true,
         half: true,
     }
@@ -157,7 +153,7 @@ impl Case {
         self
     }
 
-    /// Sets the known results.
+    /// Says what comes out.
     pub(crate) fn expect(mut self, outputs: &[&[f64]]) -> Self {
         self.expected = Some(outputs.iter().map(|values| values.to_vec()).collect());
         self
@@ -176,31 +172,28 @@ impl Case {
     }
 
     /// Whether the case is run in half precision too: where it has floats.
-    pub fn runs_in_half(&self) -> bool {
+    pub(crate) fn runs_in_half(&self) -> bool {
         self.half && self.has_floats()
     }
 
     /// Whether the case depends on the float type.
-    pub fn has_floats(&self) -> bool {
+    pub(crate) fn has_floats(&self) -> bool {
         self.operands.iter().any(|operand| matches!(operand.values, Values::Floats(_)))
     }
 
     /// The case with one float of an operand replaced; `None` if the operand has none.
     pub(crate) fn with_value(&self, operand: usize, at: usize, value: f32) -> Option<Case> {
         let mut case = self.clone();
-        (case.expected, case.expected_shapes) = (None, None);
+        case.expected = None;
         let Values::Floats(values) = &mut case.operands[operand].values else { return None };
         *values.get_mut(at)? = value;
         Some(case)
     }
 
-    /// The function with all floats of type `element`, and its inputs.
-    ///
-    /// # Errors
-    /// If the op does not take the operands.
-    pub fn function(&self, element: DType) -> Result<(Function, Inputs), mixbit_mil::Error> {
+    /// The function with all floats of type `element`, and what it is run on.
+    pub(crate) fn function(&self, element: DType) -> Result<(Function, Feeds), mixbit_mil::Error> {
         let mut b = Builder::new("main", self.opset);
-        let mut inputs = Inputs::new();
+        let mut feeds = Feeds::new();
         let mut bound: Vec<(&'static str, Vec<mixbit_mil::ValueId>)> = Vec::new();
         let mut last = None;
         for (index, operand) in self.operands.iter().enumerate() {
@@ -210,7 +203,7 @@ impl Case {
                 (None, true) => b.weight(operand.weight(&name, element)),
                 (None, false) => {
                     let (ty, tensor) = operand.tensor(element);
-                    inputs.push((name.clone(), tensor));
+                    feeds.push((name.clone(), tensor));
                     b.input(&name, ty)?
                 }
             };
@@ -233,7 +226,7 @@ impl Case {
         let results = op.add_all()?;
         let function = b.finish(&results)?;
         mixbit_mil::verify(&function)?;
-        Ok((function, inputs))
+        Ok((function, feeds))
     }
 }
 
