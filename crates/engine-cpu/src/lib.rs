@@ -19,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod encoded;
-mod fuse;
+mod lower;
 mod memory;
 mod ops;
 mod packing;
@@ -32,19 +32,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::f16;
+use mixbit_engine::fuse::{Declined, Fused, fuse};
 use mixbit_engine::{
-    Arithmetic, Backend, Cancel, Data, Error, Executable, Model, Options, Tensor, Timing, TracedStep,
+    Arithmetic, Backend, Cancel, Data, Error, Executable, MemoryBudget, Model, Options, Reservation, Tensor,
+    Timing, TracedStep,
 };
 use mixbit_kernels::{Precision, ThreadPool};
 use mixbit_mil::{DType, Function};
 
+use lower::lower;
+pub use memory::available_memory;
 use memory::{Arenas, Regions};
 use plan::{Io, Place, Plan, PlanBuilder, Step};
+
+/// The memory of a machine that does not say how much it has left.
+const USUAL_MEMORY: u64 = 1 << 32;
 
 /// Runs functions on the CPU, with the kernels of this machine.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pool: Arc<ThreadPool>,
+    /// The machine's memory, for models without a budget of their own.
+    budget: MemoryBudget,
 }
 
 impl Cpu {
@@ -53,9 +62,14 @@ impl Cpu {
     /// # Errors
     /// [`Error::Threads`] if they can't be started.
     pub fn new(threads: Option<usize>) -> Result<Self, Error> {
-        Ok(Cpu {
-            pool: Arc::new(ThreadPool::new(threads).map_err(|error| Error::Threads(error.to_string()))?),
-        })
+        let pool = ThreadPool::new(threads).map_err(|error| Error::Threads(error.to_string()))?;
+        let budget = MemoryBudget::new(available_memory().unwrap_or(USUAL_MEMORY));
+        Ok(Cpu { pool: Arc::new(pool), budget })
+    }
+
+    /// The budget of a model: its own, or the machine's memory if it has none.
+    fn budget<'b>(&'b self, options: &'b Options) -> &'b MemoryBudget {
+        if options.budget.is_unlimited() { &self.budget } else { &options.budget }
     }
 
     /// The number of threads.
@@ -83,12 +97,15 @@ impl Backend for Cpu {
 
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error> {
         let function = simplified(function)?;
-        let Planned { plan, regions, declined } =
-            plan(&function, PlanBuilder::new(&function, options), options)?;
+        let budget = self.budget(options);
+        let Planned { plan, regions, declined } = plan(&function, options, budget)?;
+        let held = reserve(plan.held_bytes, budget)?;
         let run = CpuRun {
             pool: self.pool.clone(),
+            _held: held,
+            budget: budget.clone(),
             arenas: None,
-            options: options.clone(),
+            arithmetic: options.arithmetic,
             times: vec![StepTimes::default(); plan.steps.len()],
             constant_steps: plan.constant_steps(),
             holds_constants: false,
@@ -101,14 +118,24 @@ impl Backend for Cpu {
 
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         let function = simplified(function)?;
-        let planned = plan(&function, PlanBuilder::new(&function, options), options)?;
+        let planned = plan(&function, options, self.budget(options))?;
         Ok(planned.regions.bytes())
+    }
+
+    fn available_memory(&self) -> Option<u64> {
+        available_memory()
     }
 
     /// [`Arithmetic::Bf16`] where the CPU multiplies bfloat16 faster than `f32`.
     fn fastest(&self) -> Arithmetic {
         if Precision::fastest() == Precision::Bf16 { Arithmetic::Bf16 } else { Arithmetic::F32 }
     }
+}
+
+/// Memory that a model holds as long as it lives.
+fn reserve(bytes: usize, budget: &MemoryBudget) -> Result<Reservation, Error> {
+    let needed = || Error::Memory { needed: budget.used().saturating_add(bytes as u64) as f64 / 1e9 };
+    budget.reserve(bytes as u64).ok_or_else(needed)
 }
 
 /// A function that is verified, without what is not used and with compressed constants that know their encoding.
@@ -121,23 +148,24 @@ fn simplified(function: &Function) -> Result<Function, Error> {
 struct Planned {
     plan: Plan,
     regions: Regions,
-    declined: Vec<fuse::Declined>,
+    declined: Vec<Declined>,
 }
 
-fn plan(function: &Function, mut builder: PlanBuilder, options: &Options) -> Result<Planned, Error> {
+fn plan(function: &Function, options: &Options, budget: &MemoryBudget) -> Result<Planned, Error> {
+    let mut builder = PlanBuilder::new(function, options, budget);
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {
-        Arithmetic::F32 | Arithmetic::Bf16 | Arithmetic::Int8 => fuse::nodes(function),
-        Arithmetic::AsDeclared => fuse::single_ops(function),
+        Arithmetic::F32 | Arithmetic::Bf16 | Arithmetic::Int8 => fuse(function),
+        Arithmetic::AsDeclared => Fused::single_ops(function),
     };
     for node in &fused.nodes {
         let first = builder.steps();
-        node.lower(&mut builder)?;
+        lower(node, &mut builder)?;
         builder.count_rest(first, node.multiply_adds(function));
     }
     let plan = builder.finish()?;
     let regions = Regions::plan(&plan.buffers, &plan.lifetimes());
-    Arenas::check(&regions)?;
+    Arenas::new(&regions, budget)?;
     Ok(Planned { plan, regions, declined: fused.declined })
 }
 
@@ -146,15 +174,18 @@ struct CpuRun {
     pool: Arc<ThreadPool>,
     plan: Plan,
     regions: Regions,
+    budget: MemoryBudget,
+    /// For the constants that are held as copies.
+    _held: Reservation,
     /// Taken by the first run.
     arenas: Option<Arenas>,
-    options: Options,
+    arithmetic: Arithmetic,
     times: Vec<StepTimes>,
     /// The steps that depend on constant inputs alone.
     constant_steps: Vec<bool>,
     /// Whether the arena holds their results for the inputs that it holds.
     holds_constants: bool,
-    declined: Vec<fuse::Declined>,
+    declined: Vec<Declined>,
 }
 
 /// When a step ran.
@@ -183,11 +214,21 @@ impl Executable for CpuRun {
         cancel: &Cancel,
         output: &mut dyn FnMut(usize, Tensor),
     ) -> Result<(), Error> {
-        let CpuRun { pool, plan, regions, arenas, options, times, constant_steps, holds_constants, .. } =
-            self;
+        let CpuRun {
+            pool,
+            plan,
+            regions,
+            budget,
+            arenas,
+            arithmetic,
+            times,
+            constant_steps,
+            holds_constants,
+            ..
+        } = self;
         let Arenas { floats, ints } = match arenas {
             Some(arenas) => arenas,
-            None => arenas.insert(Arenas::new(regions)?),
+            None => arenas.insert(Arenas::new(regions, budget)?),
         };
         // Nothing is held until this run has come to its end: a cancelled one leaves any content in the arena.
         let mut is_held = std::mem::take(holds_constants);
@@ -215,7 +256,7 @@ impl Executable for CpuRun {
                 let result = pool.install_until(cancel.flag(), || (step.run)(&mut io));
                 cancel.check()?;
                 result?;
-                if options.arithmetic == Arithmetic::AsDeclared {
+                if *arithmetic == Arithmetic::AsDeclared {
                     round_results(step, &mut io);
                 }
                 times[index].add(begin.duration_since(start), begin.elapsed());
@@ -225,9 +266,6 @@ impl Executable for CpuRun {
             }
         }
         *holds_constants = true;
-        if !options.packs_every_run {
-            plan.packing.count_run();
-        }
         Ok(())
     }
 
@@ -241,7 +279,7 @@ impl Executable for CpuRun {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.plan.weight_bytes + self.plan.packing.bytes()
+        self.plan.weight_bytes
     }
 
     fn profile(&self) -> Vec<Timing> {
@@ -264,7 +302,7 @@ impl Executable for CpuRun {
     fn trace(&self) -> Vec<TracedStep> {
         let traced = |(step, times): (&Step, &StepTimes)| {
             times.last.map(|(start, duration)| TracedStep {
-                label: step.label.clone(),
+                label: step.label().to_string(),
                 kind: step.kind().to_string(),
                 multiply_adds: step.multiply_adds,
                 start,
@@ -282,7 +320,7 @@ impl Executable for CpuRun {
                 buffers.iter().map(one).collect::<Vec<_>>().join(" ")
             };
             let (reads, writes) = (ranges(step.read_buffers().collect()), ranges(step.writes.clone()));
-            let _ = writeln!(text, "{}: {reads} -> {writes}", step.label);
+            let _ = writeln!(text, "{}: {reads} -> {writes}", step.label());
         }
         for declined in &self.declined {
             let _ = writeln!(text, "not fused: {}: {}: {}", declined.op, declined.rule, declined.reason);
@@ -356,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn dense_weights_stay_packed_after_several_runs() {
+    fn dense_weights_stay_packed_for_many_runs() {
         let (rows, depth, outs) = (5, 33, 21);
         let mut b = Builder::new("main", Opset::Ios16);
         let x = b.input("x", TensorType::new(DType::F32, [rows, depth])).unwrap();
@@ -373,21 +411,28 @@ mod tests {
         let x = Tensor::from_f32(&[rows, depth], values).unwrap();
         let cpu = Cpu::new(Some(1)).unwrap();
         for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
-            let options = Options { arithmetic, ..Options::default() };
-            let mut model = cpu.compile(&function, &options).unwrap();
-            let mut lean =
-                cpu.compile(&function, &Options { packs_every_run: true, ..options.clone() }).unwrap();
-            let [mut packed, mut stored] = [Vec::new(), Vec::new()];
+            let planned = |planned_runs, budget: &MemoryBudget| {
+                let options =
+                    Options { arithmetic, planned_runs, budget: budget.clone(), ..Options::default() };
+                cpu.compile(&function, &options).unwrap()
+            };
+            let [wide, narrow] = [1 << 20, 10_000].map(MemoryBudget::new);
+            let mut packed = planned(5, &wide);
+            // Planned for few runs; without enough memory.
+            let mut stored = [planned(4, &wide), planned(5, &narrow)];
             for _ in 0..6 {
-                assert_eq!(model.run(&[("x", &x)]).unwrap(), lean.run(&[("x", &x)]).unwrap());
-                packed.push(model.weight_bytes());
-                stored.push(lean.weight_bytes());
+                let expected = packed.run(&[("x", &x)]).unwrap();
+                for model in &mut stored {
+                    assert_eq!(model.run(&[("x", &x)]).unwrap(), expected);
+                }
             }
-            assert!(
-                packed[0] == packed[3] && packed[3] < packed[4] && packed[4] == packed[5],
-                "{arithmetic:?}: {packed:?}"
-            );
-            assert!(stored.iter().all(|bytes| *bytes == packed[0]), "{arithmetic:?}: {stored:?}");
+            assert_eq!(stored[0].weight_bytes(), 2 * outs * depth, "{arithmetic:?}");
+            assert_eq!(stored[1].weight_bytes(), 2 * outs * depth, "{arithmetic:?}");
+            assert!(packed.weight_bytes() > 3 * outs * depth, "{arithmetic:?}");
+            let optional = packed.weight_bytes() - stored[0].weight_bytes();
+            assert_eq!(wide.used_optionally(), optional as u64, "{arithmetic:?}");
+            drop(packed);
+            assert_eq!(wide.used_optionally(), 0);
         }
     }
 

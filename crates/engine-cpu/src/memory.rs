@@ -2,10 +2,9 @@
 //! the same time.
 
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
-use mixbit_engine::{Data, Error};
+use mixbit_engine::{Data, Error, MemoryBudget, Reservation};
 use mixbit_kernels::Memory;
 
 use crate::plan::{Buffer, Io, Place, Step};
@@ -13,43 +12,37 @@ use crate::plan::{Buffer, Io, Place, Step};
 /// Buffers start at multiples of this many elements: a cache line of floats.
 const ALIGN: usize = 16;
 
-/// The bytes of all arenas that are alive. The system gives memory when it is used, not when it is asked for, so what is
-/// left says nothing of what was promised before.
-static PROMISED: AtomicU64 = AtomicU64::new(0);
-
 /// Arenas of up to this many bytes are not worth asking the system about.
 const SMALL: u64 = 1 << 24;
 
-/// A stretch of zeros that is counted as long as it lives.
+/// Zeros that are counted in a budget as long as they live.
 pub(super) struct Counted<T: Pod> {
     values: Memory<T>,
+    _reserved: Reservation,
 }
 
 impl<T: Pod> Counted<T> {
     /// `len` zeros.
     ///
-    /// The system often promises memory that it does not have, and ends the process when it is used: what is more than
-    /// the machine has left, all arenas together, is refused.
-    pub(super) fn zeros(len: usize) -> Result<Self, Error> {
-        let values = Self::ask(len)?;
-        PROMISED.fetch_add(size_of_val(&*values) as u64, Ordering::Relaxed);
-        Ok(Counted { values })
-    }
-
-    /// `len` zeros that are not counted.
-    fn ask(len: usize) -> Result<Memory<T>, Error> {
+    /// The system often promises memory that it does not have, and ends the process when the memory is used. So the machine
+    /// must have enough left for all that is reserved and `len` more.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the budget or the machine has less left.
+    pub(super) fn zeros(len: usize, budget: &MemoryBudget) -> Result<Self, Error> {
         let bytes = len.saturating_mul(size_of::<T>()) as u64;
-        let promised = PROMISED.load(Ordering::Relaxed).saturating_add(bytes);
-        let is_there = bytes <= SMALL || available().is_none_or(|available| promised <= available);
-        let values = if is_there { Memory::zeros(len) } else { None };
-        values.ok_or(Error::Memory { needed: promised as f64 / 1e9 })
+        let error = || Error::Memory { needed: needed(bytes, budget) as f64 / 1e9 };
+        if bytes > SMALL && available_memory().is_some_and(|available| needed(bytes, budget) > available) {
+            return Err(error());
+        }
+        let reserved = budget.reserve(bytes).ok_or_else(error)?;
+        Ok(Counted { values: Memory::zeros(len).ok_or_else(error)?, _reserved: reserved })
     }
 }
 
-impl<T: Pod> Drop for Counted<T> {
-    fn drop(&mut self) {
-        PROMISED.fetch_sub(size_of_val(&*self.values) as u64, Ordering::Relaxed);
-    }
+/// The bytes that all models with a budget need if one needs some more.
+fn needed(bytes: u64, budget: &MemoryBudget) -> u64 {
+    (budget.used() - budget.used_optionally()).saturating_add(bytes)
 }
 
 impl<T: Pod> Deref for Counted<T> {
@@ -67,7 +60,7 @@ impl<T: Pod> DerefMut for Counted<T> {
 }
 
 /// The bytes of memory that the machine has left, where it says so.
-pub(super) fn available() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
@@ -83,16 +76,10 @@ impl Arenas {
     /// The arenas of a plan's regions.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the machine has less left.
-    pub(super) fn new(regions: &Regions) -> Result<Self, Error> {
-        Ok(Arenas { floats: Counted::zeros(regions.floats)?, ints: Counted::zeros(regions.ints)? })
-    }
-
-    /// Fails as [`new`](Self::new) would, and takes nothing.
-    pub(super) fn check(regions: &Regions) -> Result<(), Error> {
-        Counted::<f32>::ask(regions.floats)?;
-        Counted::<i32>::ask(regions.ints)?;
-        Ok(())
+    /// [`Error::Memory`] if the budget or the machine has less left.
+    pub(super) fn new(regions: &Regions, budget: &MemoryBudget) -> Result<Self, Error> {
+        let floats = Counted::zeros(regions.floats, budget)?;
+        Ok(Arenas { floats, ints: Counted::zeros(regions.ints, budget)? })
     }
 }
 
@@ -256,25 +243,37 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_not_there_is_refused() {
-        let three = Counted::<f32>::zeros(3).unwrap();
-        assert_eq!(*three, [0.0; 3]);
+    fn more_memory_than_the_machine_has_is_refused() {
+        let budget = MemoryBudget::unlimited();
+        let three = Counted::<f32>::zeros(3, &budget).unwrap();
+        assert_eq!((&*three, budget.used()), (&[0.0; 3][..], 12));
         for len in [usize::MAX, usize::MAX / 4, 1 << 45] {
-            assert!(matches!(Counted::<f32>::zeros(len), Err(Error::Memory { .. })), "{len}");
+            assert!(matches!(Counted::<f32>::zeros(len, &budget), Err(Error::Memory { .. })), "{len}");
         }
-        // What is promised and not yet used counts.
-        if let Some(available) = available() {
+        assert_eq!(budget.used(), 12);
+        // Memory that is reserved and not yet used counts.
+        if let Some(available) = available_memory() {
             let most = (available / 5 * 3) as usize;
             // A system that promises no more than it has may not give as much.
-            let Ok(first) = Counted::<u8>::zeros(most) else { return };
-            assert!(matches!(Counted::<u8>::zeros(most), Err(Error::Memory { .. })));
+            let Ok(first) = Counted::<u8>::zeros(most, &budget) else { return };
+            assert!(matches!(Counted::<u8>::zeros(most, &budget), Err(Error::Memory { .. })));
             drop(first);
-            assert!(Counted::<u8>::zeros(most).is_ok());
+            assert!(Counted::<u8>::zeros(most, &budget).is_ok());
         }
     }
 
     #[test]
-    fn memory_of_the_dead_is_used_again() {
+    fn more_memory_than_the_budget_has_is_refused() {
+        let budget = MemoryBudget::new(100);
+        let first = Counted::<u8>::zeros(60, &budget).unwrap();
+        let refused = Counted::<u8>::zeros(60, &budget);
+        assert!(matches!(refused, Err(Error::Memory { needed }) if needed == 120e-9));
+        drop(first);
+        assert!(Counted::<u8>::zeros(60, &budget).is_ok());
+    }
+
+    #[test]
+    fn memory_of_dead_buffers_is_used_again() {
         let regions = Regions::plan(&floats(&[64, 64, 64]), &[0..2, 1..3, 2..4]);
         assert_eq!(regions.floats, 128);
     }

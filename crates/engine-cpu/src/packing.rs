@@ -1,72 +1,39 @@
-//! Weights that stay packed.
+//! The layers whose weights stay packed.
 //!
-//! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few rows, as text encoders
-//! and the inner layers of a UNet have them. A model that has run a few times keeps such weights packed, as far as memory allows.
-//! The first runs pay nothing for it: a prompt is encoded once, and some images take four steps.
+//! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few rows, as text
+//! encoders and the inner layers of a UNet have them. A model that is planned to run often keeps such weights packed, besides
+//! as they are stored, as far as its budget of memory allows. The plan decides; a weight is packed when it is first used.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use mixbit_engine::{MemoryBudget, Reservation};
 
-use crate::memory::available;
+/// Rows, or pixels, of a product up to which its weight is worth packing: of more, packing is less than a hundredth of the
+/// work.
+pub(crate) const PACK_UP_TO_ROWS: usize = 1024;
 
-/// Rows, or pixels, of a product up to which packing its weight is worth avoiding: of more, it is less than a hundredth of the work.
-pub(super) const PACK_UP_TO_ROWS: usize = 1024;
+/// Runs up to which weights are packed in every run. Fresh memory costs about as much as it saves in so few.
+const FEW_RUNS: usize = 4;
 
-/// Runs after which a model is expected to run often. Fresh memory costs about as much as it saves in so many.
-const SEVERAL_RUNS: usize = 4;
-
-/// The part of the memory that is left, one of so many, that the packed weights of all models may take.
-const SHARE_OF_MEMORY: u64 = 4;
-/// What is taken for the memory that is left where the system does not tell.
-const USUAL_MEMORY: u64 = 1 << 30;
-
-/// Bytes of all models' packed weights.
-static PACKED: AtomicU64 = AtomicU64::new(0);
-
-/// A model's packed weights.
-#[derive(Debug, Default)]
-pub(crate) struct Packing {
-    runs: AtomicUsize,
-    bytes: AtomicUsize,
+/// A plan's decision about weights.
+#[derive(Clone, Debug)]
+pub(crate) enum Packing {
+    /// Weights are packed in every run.
+    EveryRun,
+    /// Weights stay packed as long as a budget allows.
+    Within(MemoryBudget),
 }
 
 impl Packing {
-    /// Whether weights are to be packed, or are packed already.
-    pub(crate) fn is_due(&self) -> bool {
-        self.runs.load(Ordering::Relaxed) >= SEVERAL_RUNS
+    /// The decision for a model that is planned to run a number of times.
+    pub(crate) fn of(planned_runs: usize, budget: &MemoryBudget) -> Self {
+        if planned_runs > FEW_RUNS { Packing::Within(budget.clone()) } else { Packing::EveryRun }
     }
 
-    /// Counts a run.
-    pub(super) fn count_run(&self) {
-        self.runs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Bytes of the model's packed weights.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Packs a weight of so many bytes, if memory allows.
-    pub(super) fn pack<P>(
-        &self,
-        bytes: usize,
-        pack: impl FnOnce() -> P,
-        size: impl Fn(&P) -> usize,
-    ) -> Option<P> {
-        let all = PACKED.load(Ordering::Relaxed);
-        let memory = available().map_or(USUAL_MEMORY, |available| available.saturating_add(all));
-        if all.saturating_add(bytes as u64) > memory / SHARE_OF_MEMORY {
-            return None;
+    /// Memory for a packed weight, if it is to stay packed.
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        match self {
+            Packing::EveryRun => None,
+            Packing::Within(budget) => budget.reserve_optional(bytes as u64),
         }
-        let packed = pack();
-        self.bytes.fetch_add(size(&packed), Ordering::Relaxed);
-        PACKED.fetch_add(size(&packed) as u64, Ordering::Relaxed);
-        Some(packed)
-    }
-}
-
-impl Drop for Packing {
-    fn drop(&mut self) {
-        PACKED.fetch_sub(self.bytes() as u64, Ordering::Relaxed);
     }
 }
 
@@ -75,16 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_counted_while_their_model_lives() {
-        let packing = Packing::default();
-        for _ in 0..SEVERAL_RUNS {
-            assert!(!packing.is_due());
-            packing.count_run();
-        }
-        assert!(packing.is_due());
-        assert_eq!(packing.pack(3, || vec![0u8; 5], Vec::len), Some(vec![0; 5]));
-        assert_eq!(packing.bytes(), 5);
-        assert!(PACKED.load(Ordering::Relaxed) >= 5);
-        assert!(packing.pack(usize::MAX, Vec::<u8>::new, Vec::len).is_none());
+    fn weights_stay_packed_for_many_runs_within_the_budget() {
+        let budget = MemoryBudget::new(40);
+        assert!(Packing::of(FEW_RUNS, &budget).reserve(1).is_none());
+        let packing = Packing::of(FEW_RUNS + 1, &budget);
+        let reserved = packing.reserve(10).unwrap();
+        assert!(packing.reserve(1).is_none());
+        drop(reserved);
+        assert_eq!(budget.used(), 0);
+        assert!(packing.reserve(usize::MAX).is_none());
     }
 }

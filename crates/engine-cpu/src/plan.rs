@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mixbit_engine::{Arithmetic, Data, Error, Options, Tensor, evaluate, stored_bytes};
-use mixbit_kernels::{ConvShape, Precision};
+use mixbit_engine::fuse::Node;
+use mixbit_engine::{Arithmetic, Data, Error, MemoryBudget, Options, Tensor, evaluate, stored_bytes};
+use mixbit_kernels::{AttentionShape, ConvShape, Partition, Precision};
 use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 
 use crate::packing::Packing;
@@ -29,9 +30,31 @@ pub(super) struct Buffer {
 type Run = Box<dyn Fn(&mut Io) -> Result<(), Error> + Send + Sync>;
 type Prepare = Box<dyn Fn() + Send + Sync>;
 
+/// The name of a step, for people.
+pub(crate) struct Label {
+    /// The op, or the chain of ops.
+    kind: String,
+    /// The kind and the result.
+    text: String,
+}
+
+impl Label {
+    /// The name of the step that runs a node.
+    pub(crate) fn of_node(node: &Node, function: &Function, output: ValueId) -> Self {
+        let kind = node.kind(function);
+        Label { text: format!("{kind} {}", function.value(output).name), kind }
+    }
+}
+
+impl From<&OpView<'_>> for Label {
+    fn from(op: &OpView) -> Self {
+        Label { kind: op.kind().to_string(), text: op.label() }
+    }
+}
+
 /// One call of a kernel.
 pub(super) struct Step {
-    pub(super) label: String,
+    pub(super) label: Label,
     pub(super) reads: Vec<Place>,
     pub(super) read_floats: Vec<bool>,
     pub(super) writes: Vec<usize>,
@@ -44,9 +67,14 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// The op, or the chain of ops that it is: its label without the name.
+    /// The op, or the chain of ops.
     pub(super) fn kind(&self) -> &str {
-        self.label.rsplit_once(' ').map_or(&self.label, |(kind, _)| kind)
+        &self.label.kind
+    }
+
+    /// The kind and the result.
+    pub(super) fn label(&self) -> &str {
+        &self.label.text
     }
 
     pub(super) fn read_buffers(&self) -> impl Iterator<Item = usize> {
@@ -101,7 +129,8 @@ pub(super) struct Plan {
     pub(super) outputs: Vec<(Place, Vec<usize>)>,
     /// Bytes of all constants as they are stored, mapped or held.
     pub(super) weight_bytes: usize,
-    pub(super) packing: Arc<Packing>,
+    /// Bytes of the weights and constants that are held as copies, not in a memory map.
+    pub(super) held_bytes: usize,
 }
 
 impl Plan {
@@ -175,13 +204,17 @@ impl Plan {
 pub(crate) struct PlanBuilder<'f> {
     function: &'f Function,
     options: &'f Options,
+    packing: Packing,
     shared: Arc<Function>,
     places: Vec<Option<Place>>,
+    /// Values that lie in one buffer.
+    joint: Vec<[ValueId; 3]>,
     plan: Plan,
 }
 
 impl<'f> PlanBuilder<'f> {
-    pub(super) fn new(function: &'f Function, options: &'f Options) -> Self {
+    pub(super) fn new(function: &'f Function, options: &'f Options, budget: &MemoryBudget) -> Self {
+        let packing = Packing::of(options.planned_runs, budget);
         let plan = Plan {
             buffers: Vec::new(),
             constants: Vec::new(),
@@ -189,10 +222,18 @@ impl<'f> PlanBuilder<'f> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             weight_bytes: 0,
-            packing: Arc::default(),
+            held_bytes: 0,
         };
         let places = vec![None; function.values().len()];
-        let mut builder = PlanBuilder { function, options, shared: Arc::new(function.clone()), places, plan };
+        let mut builder = PlanBuilder {
+            function,
+            options,
+            packing,
+            shared: Arc::new(function.clone()),
+            places,
+            joint: Vec::new(),
+            plan,
+        };
         for &id in function.inputs() {
             let is_constant = options.constant_inputs.contains(&function.value(id).name);
             let buffer = builder.make(id);
@@ -239,7 +280,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that decodes a large constant. Each use has its own, so that the arena is free in between.
     fn decode(&mut self, weight: &WeightRef) -> Result<Place, Error> {
         let buffer = self.take_buffer(true, weight.ty().count());
-        let label = format!("decode `{}`", weight.name());
+        let label = Label { kind: "decode".to_string(), text: format!("decode `{}`", weight.name()) };
         let dtype = weight.ty().dtype;
         let weight = Weight::new(weight)?;
         self.plan.weight_bytes += weight.bytes();
@@ -268,10 +309,12 @@ impl<'f> PlanBuilder<'f> {
         }
         let data = Tensor::of_constant(constant)?;
         let place = Place::Const(self.plan.constants.len());
-        self.plan.weight_bytes += match data.data() {
+        let bytes = match data.data() {
             Data::Float(values) => size_of_val(&**values),
             Data::Int(values) => size_of_val(&**values),
         };
+        self.plan.weight_bytes += bytes;
+        self.plan.held_bytes += bytes;
         self.plan.constants.push(data.data().clone());
         self.places[id.index()] = Some(place);
         Ok(place)
@@ -288,9 +331,12 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// The model's packed weights.
-    pub(crate) fn packing(&self) -> Arc<Packing> {
-        self.plan.packing.clone()
+    /// The way in which threads share an attention. Layers with packed weights leave their rows to threads by image.
+    pub(crate) fn partition(&self, shape: &AttentionShape) -> Partition {
+        match self.packing {
+            Packing::Within(_) => Partition::Images,
+            Packing::EveryRun => Partition::of(shape),
+        }
     }
 
     /// The precision of products without a constant weight.
@@ -314,8 +360,9 @@ impl<'f> PlanBuilder<'f> {
         shape: &ConvShape,
     ) -> Result<Option<ConvKernel>, Error> {
         let Some(weight) = self.weight(id)? else { return Ok(None) };
-        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), self.packing());
+        let kernel = ConvKernel::new(weight, gated, shape, self.weight_precision(id), &self.packing);
         self.plan.weight_bytes += kernel.bytes();
+        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -334,8 +381,9 @@ impl<'f> PlanBuilder<'f> {
         if precisions.iter().any(|other| *other != precision) {
             return Ok(None);
         }
-        let kernel = LinearKernel::new(weights, gated, size, rows, precision, self.packing());
+        let kernel = LinearKernel::new(weights, gated, size, rows, precision, &self.packing);
         self.plan.weight_bytes += kernel.bytes();
+        self.plan.held_bytes += kernel.held_bytes();
         Ok(Some(kernel))
     }
 
@@ -343,6 +391,7 @@ impl<'f> PlanBuilder<'f> {
     pub(crate) fn table(&mut self, id: ValueId) -> Option<Weight> {
         let table = self.weight(id).ok().flatten()?;
         self.plan.weight_bytes += table.bytes();
+        self.plan.held_bytes += table.held_bytes();
         Some(table)
     }
 
@@ -356,6 +405,7 @@ impl<'f> PlanBuilder<'f> {
         let floats = Tensor::of_constant(constant)?.into_f32();
         let floats = floats.ok_or_else(|| Error::ElementType { ty: value.ty.clone() })?;
         self.plan.weight_bytes += size_of_val(&*floats);
+        self.plan.held_bytes += size_of_val(&*floats);
         Ok(floats)
     }
 
@@ -368,7 +418,7 @@ impl<'f> PlanBuilder<'f> {
     /// Adds a step that reads `reads` and makes `writes`.
     pub(crate) fn step(
         &mut self,
-        label: impl Into<String>,
+        label: impl Into<Label>,
         reads: &[ValueId],
         writes: &[ValueId],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
@@ -378,23 +428,25 @@ impl<'f> PlanBuilder<'f> {
         self.push_step(label.into(), reads, buffers, types, Box::new(run))
     }
 
-    /// Adds a step that makes `writes`, all floats, in one buffer, one after the other. Whoever reads the first of them reads them all.
-    pub(super) fn step_of_one_buffer(
+    /// Adds a step that makes `writes`, all floats of one size, in one buffer, one after the other. A step that reads the
+    /// first reads them all: see [`are_joint`](Self::are_joint).
+    pub(crate) fn step_of_one_buffer(
         &mut self,
-        label: String,
+        label: Label,
         reads: &[ValueId],
-        writes: &[ValueId],
+        writes: &[ValueId; 3],
         run: impl Fn(&mut Io) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Result<(), Error> {
         let len = writes.iter().map(|&id| self.function.value(id).ty.count()).sum();
         let buffer = self.take_buffer(true, len);
         writes.iter().for_each(|id| self.places[id.index()] = Some(Place::Buffer(buffer)));
+        self.joint.push(*writes);
         self.push_step(label, reads, vec![buffer], vec![DType::F32], Box::new(run))
     }
 
     fn push_step(
         &mut self,
-        label: String,
+        label: Label,
         reads: &[ValueId],
         writes: Vec<usize>,
         write_types: Vec<DType>,
@@ -414,6 +466,11 @@ impl<'f> PlanBuilder<'f> {
         };
         self.plan.steps.push(step);
         Ok(())
+    }
+
+    /// Whether values were made by [`step_of_one_buffer`](Self::step_of_one_buffer).
+    pub(crate) fn are_joint(&self, values: &[ValueId; 3]) -> bool {
+        self.joint.contains(values)
     }
 
     /// Says how the last step's weights are packed before its first run.
@@ -454,7 +511,7 @@ impl<'f> PlanBuilder<'f> {
         reads.sort_unstable();
         reads.dedup();
         let (function, node, bound) = (self.shared.clone(), op.op().clone(), reads.clone());
-        self.step(op.label(), &reads, &op.op().outputs, move |io| {
+        self.step(op, &reads, &op.op().outputs, move |io| {
             let view = function.view(&node);
             let lookup = |id: ValueId| gather_operand(&function, &bound, id, io);
             let results = evaluate(&view, &lookup)?;

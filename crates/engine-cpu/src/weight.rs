@@ -1,9 +1,9 @@
 //! Weights as the kernels read them: as stored, where the stored type is exact.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
-use mixbit_engine::{Error, Tensor};
+use mixbit_engine::{Error, Reservation, Tensor};
 use mixbit_kernels::{
     ConvShape, ConvWeight, Operand, PackedConvWeight, PackedMatrix, PackedSide, Precision, WeightSlice,
 };
@@ -96,6 +96,14 @@ impl Weight {
         matches!(self, Weight::Encoded(_) | Weight::Deferred(_))
     }
 
+    /// The bytes of a copy; 0 for a weight in the memory map, and for a compressed one.
+    pub(crate) fn held_bytes(&self) -> usize {
+        match self {
+            Weight::F32(_) | Weight::F16(_) | Weight::Bf16(_) => self.bytes(),
+            Weight::Mapped(_) | Weight::Encoded(_) | Weight::Deferred(_) => 0,
+        }
+    }
+
     /// The memory that it takes, mapped or held.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -111,33 +119,42 @@ impl Weight {
 /// A layer's weights, mostly one: as stored, and packed where they stay so.
 struct Layer<P> {
     weights: Vec<Weight>,
-    /// `None` inside: memory does not allow it.
-    packed: OnceLock<Option<P>>,
-    /// `None` for weights that are packed in every run: they would be dense otherwise, or have too many rows to be worth it.
-    packing: Option<Arc<Packing>>,
+    /// From the first run on, if the weights stay packed.
+    packed: OnceLock<P>,
+    /// Memory for the packed weights; `None` if they are packed in every run.
+    reserved: Option<Reservation>,
 }
 
 impl<P> Layer<P> {
-    fn new(weights: Vec<Weight>, is_worth_it: bool, packing: Arc<Packing>) -> Self {
+    /// `bytes` is the size of the packed weights. Compressed weights are packed in every run: they would be dense otherwise.
+    fn new(weights: Vec<Weight>, is_worth_it: bool, packing: &Packing, bytes: usize) -> Self {
         let may_stay = is_worth_it && !weights.iter().any(Weight::is_compressed);
-        Layer { weights, packed: OnceLock::new(), packing: may_stay.then_some(packing) }
+        let reserved = if may_stay { packing.reserve(bytes) } else { None };
+        Layer { weights, packed: OnceLock::new(), reserved }
     }
 
     /// Packs the weights, if they are to stay packed and are not yet.
     fn prepare(&self, pack: impl FnOnce(&[Weight]) -> P, size: impl Fn(&P) -> usize) {
-        if let Some(packing) = self.packing.as_ref().filter(|packing| packing.is_due()) {
-            self.packed.get_or_init(|| packing.pack(self.bytes(), || pack(&self.weights), size));
+        if let Some(reserved) = &self.reserved {
+            let packed = self.packed.get_or_init(|| pack(&self.weights));
+            debug_assert_eq!(size(packed) as u64, reserved.bytes());
         }
     }
 
     /// The packed weights, if they stay so.
     fn packed(&self) -> Option<&P> {
-        self.packed.get()?.as_ref()
+        self.packed.get()
     }
 
-    /// The memory that the stored weights take.
+    /// The memory of the weights: stored, and packed if they stay so.
     fn bytes(&self) -> usize {
-        self.weights.iter().map(Weight::bytes).sum()
+        let packed = self.reserved.as_ref().map_or(0, |reserved| reserved.bytes() as usize);
+        self.weights.iter().map(Weight::bytes).sum::<usize>() + packed
+    }
+
+    /// The bytes of the weights that are held as copies.
+    fn held_bytes(&self) -> usize {
+        self.weights.iter().map(Weight::held_bytes).sum()
     }
 }
 
@@ -150,16 +167,17 @@ pub(crate) struct ConvKernel {
 }
 
 impl ConvKernel {
-    /// `gated` says that the outputs are values and then as many gates. `packing` is the model's.
+    /// `gated` says that the outputs are values and then as many gates.
     pub(super) fn new(
         weight: Weight,
         gated: bool,
         shape: &ConvShape,
         precision: Precision,
-        packing: Arc<Packing>,
+        packing: &Packing,
     ) -> Self {
         let pixels = shape.batch * shape.out_size().iter().product::<usize>();
-        let layer = Layer::new(vec![weight], pixels <= PACK_UP_TO_ROWS, packing);
+        let bytes = PackedConvWeight::bytes(shape, gated, precision);
+        let layer = Layer::new(vec![weight], pixels <= PACK_UP_TO_ROWS, packing, bytes);
         ConvKernel { layer, shape: *shape, gated, precision }
     }
 
@@ -187,9 +205,14 @@ impl ConvKernel {
         })
     }
 
-    /// The memory that the stored weight takes.
+    /// The memory of the weight: stored, and packed if it stays so.
     pub(super) fn bytes(&self) -> usize {
         self.layer.bytes()
+    }
+
+    /// The bytes of the weight if it is held as a copy.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.layer.held_bytes()
     }
 }
 
@@ -209,11 +232,14 @@ impl LinearKernel {
         size: [usize; 2],
         rows: usize,
         precision: Precision,
-        packing: Arc<Packing>,
+        packing: &Packing,
     ) -> Self {
         // For very few rows, one weight by itself is not packed at all.
         let is_worth_it = mixbit_kernels::packs_columns(rows) && rows <= PACK_UP_TO_ROWS;
-        LinearKernel { layer: Layer::new(weights, is_worth_it, packing), size, gated, precision }
+        let [outs, depth] = size;
+        let one = PackedMatrix::bytes([outs, depth], gated, PackedSide::Right, precision);
+        let bytes = weights.len() * one;
+        LinearKernel { layer: Layer::new(weights, is_worth_it, packing, bytes), size, gated, precision }
     }
 
     /// The precision of the products.
@@ -250,9 +276,14 @@ impl LinearKernel {
         stored.map(|(weight, room)| Ok(weight.slice(room)?.transposed_matrix(outs, depth).into())).collect()
     }
 
-    /// The memory that the stored weights take.
+    /// The memory of the weights: stored, and packed if they stay so.
     pub(super) fn bytes(&self) -> usize {
         self.layer.bytes()
+    }
+
+    /// The bytes of the weights that are held as copies.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.layer.held_bytes()
     }
 }
 

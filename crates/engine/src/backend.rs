@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mixbit_mil::{Function, TensorType};
 
-use crate::{Cancel, Data, Error, Tensor};
+use crate::{Cancel, Data, Error, MemoryBudget, Tensor};
 
 /// How floats are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Arithmetic {
 }
 
 /// How a function is compiled.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How floats are computed.
     pub arithmetic: Arithmetic,
@@ -34,10 +34,24 @@ pub struct Options {
     /// Names of inputs that are often the same from run to run. Values that depend on these inputs alone are kept, in memory
     /// of their own, and computed again when an input changes.
     pub constant_inputs: BTreeSet<String>,
-    /// Whether dense weights are packed for the kernels in every run. Without it, after several runs, layers of few rows keep them
-    /// packed, besides as they are stored, until the packed weights of all models are a quarter of the memory that the machine has
-    /// left.
-    pub packs_every_run: bool,
+    /// The expected number of runs. A backend may prepare weights at some cost in time and memory if they are many; results
+    /// are the same.
+    pub planned_runs: usize,
+    /// The memory that this model and others may take.
+    pub budget: MemoryBudget,
+}
+
+impl Default for Options {
+    /// One run in `f32`, without a limit on memory.
+    fn default() -> Self {
+        Options {
+            arithmetic: Arithmetic::default(),
+            full_precision: BTreeSet::new(),
+            constant_inputs: BTreeSet::new(),
+            planned_runs: 1,
+            budget: MemoryBudget::unlimited(),
+        }
+    }
 }
 
 /// A device, or a way, to run functions on.
@@ -62,6 +76,11 @@ pub trait Backend: Send + Sync {
     /// As [`compile`](Self::compile).
     fn arena_bytes(&self, function: &Function, options: &Options) -> Result<usize, Error> {
         Ok(self.compile(function, options)?.arena_bytes())
+    }
+
+    /// The bytes of the device's memory that are free, where it says so: a base for a [`MemoryBudget`].
+    fn available_memory(&self) -> Option<u64> {
+        None
     }
 
     /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::F32`] by default.

@@ -31,12 +31,10 @@ pub enum Error {
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
-    /// The intermediate results don't fit into memory.
-    #[error(
-        "{needed:.1} GB are needed for intermediate results, and the system does not give them; try a smaller size"
-    )]
+    /// The intermediate results, or copies of weights, don't fit into memory.
+    #[error("needs {needed:.1} GB for intermediate results, more than is free; try a smaller --size")]
     Memory {
-        /// The bytes that are needed, in units of 10^9.
+        /// The memory that all models need together, in units of 10^9 bytes.
         needed: f64,
     },
     /// The number of elements is not the shape's.

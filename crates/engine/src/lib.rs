@@ -24,17 +24,21 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod budget;
 mod cancel;
 mod compare;
 mod error;
+pub mod fuse;
 pub mod geometry;
 mod ops;
 mod reference;
 mod tensor;
 
 pub use backend::{Arithmetic, Backend, Executable, Model, Options, Signature, Timing, TracedStep};
+pub use budget::{MemoryBudget, Reservation};
 pub use cancel::Cancel;
 pub use compare::{OpDifference, compare};
 pub use error::Error;
+pub use fuse::fuse;
 pub use reference::{Reference, evaluate, stored_bytes};
 pub use tensor::{Data, Tensor};

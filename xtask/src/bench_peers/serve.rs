@@ -29,6 +29,7 @@ pub(super) fn serve(arguments: &Arguments, precision: Precision) -> anyhow::Resu
             .then(|| "encoder_hidden_states".to_string())
             .into_iter()
             .collect(),
+        planned_runs: usize::MAX,
         ..Options::default()
     };
     let mut compiled = Cpu::new(arguments.threads)?.compile(&graph, &options)?;

@@ -156,7 +156,8 @@ impl Work<'_> {
         let drawn = self.samples(&self.strategy.setting(), &points)?;
         let batch = drawn.samples.first().map_or(1, calibration::Sample::predictions);
         let timesteps = drawn.samples.iter().map(|sample| sample.timestep).collect();
-        let network = SegmentedNetwork::new(&drawn.graph, &**self.backend, self.cancel.clone())?;
+        let network =
+            SegmentedNetwork::new(&drawn.graph, &**self.backend, drawn.samples.len(), self.cancel.clone())?;
         let layers = subject::candidates(network.layers(), self.options.min_size)?;
         let quantized = match self.options.int8 {
             Some(_) => network.layers().cloned().collect(),
@@ -255,7 +256,7 @@ pub fn measure_recipes(
     cancel: &Cancel,
 ) -> Result<Vec<Vec<f64>>, AnalyzeError> {
     let drawn = calibration::samples(model, backend, setting, points, cancel)?;
-    let network = SegmentedNetwork::new(&drawn.graph, &**backend, cancel.clone())?;
+    let network = SegmentedNetwork::new(&drawn.graph, &**backend, drawn.samples.len(), cancel.clone())?;
     let layers = subject::candidates(network.layers(), 0)?;
     let evaluator = Evaluator::new(network, drawn.samples)?;
     let mut subject = Subject { evaluator, encoder: Encoder::default(), layers };

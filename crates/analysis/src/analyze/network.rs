@@ -30,6 +30,8 @@ pub(super) enum Change<'a> {
 /// A network that runs segment by segment.
 pub(super) struct SegmentedNetwork<'b> {
     backend: &'b dyn Backend,
+    /// The runs that a variant is planned for.
+    samples: usize,
     cancel: Cancel,
     segments: Vec<Segment>,
     /// The first segment of each layer.
@@ -54,14 +56,16 @@ pub(super) struct Variant {
 }
 
 impl<'b> SegmentedNetwork<'b> {
-    /// Compiles a network.
+    /// Compiles a network, of which each variant will run on some samples.
     pub(super) fn new(
         function: &Function,
         backend: &'b dyn Backend,
+        samples: usize,
         cancel: Cancel,
     ) -> Result<Self, AnalyzeError> {
         let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
-        let options = Options::default();
+        // Every variant runs the segments after its own again.
+        let options = Options { planned_runs: usize::MAX, ..Options::default() };
         let segment = |function: Function| {
             let work = function.ops().iter().map(|op| multiply_adds(&function.view(op))).sum();
             let model = backend.compile(&function, &options)?;
@@ -82,7 +86,7 @@ impl<'b> SegmentedNetwork<'b> {
             Def::Const(Constant::Weight(weight)) => Some(2 * weight.ty().count() as u64),
             _ => None,
         });
-        Ok(SegmentedNetwork { backend, cancel, segments, places, work, bytes: weights.sum() })
+        Ok(SegmentedNetwork { backend, samples, cancel, segments, places, work, bytes: weights.sum() })
     }
 
     /// Every layer, in the order of first use.
@@ -135,6 +139,7 @@ impl<'b> SegmentedNetwork<'b> {
         let options = Options {
             arithmetic: Arithmetic::Int8,
             full_precision: others.iter().map(|layer| layer.weight.name().to_string()).collect(),
+            planned_runs: self.samples,
             ..Options::default()
         };
         Ok(Some(self.backend.compile(&segment.function, &options)?))
@@ -158,7 +163,8 @@ impl<'b> SegmentedNetwork<'b> {
         function.map_constants(|id, _| {
             Ok::<_, mixbit_engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
         })?;
-        Ok(Some(self.backend.compile(&function, &Options::default())?))
+        let options = Options { planned_runs: self.samples, ..Options::default() };
+        Ok(Some(self.backend.compile(&function, &options)?))
     }
 
     /// Runs the network, and returns its inputs, every value that crosses between segments, and its outputs.

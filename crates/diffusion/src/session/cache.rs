@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use mixbit_engine::{Cancel, Error, Model, Tensor, Timing, TracedStep};
+use mixbit_engine::{Cancel, Error, MemoryBudget, Model, Tensor, Timing, TracedStep};
 
-use super::contract::MemoryBudget;
 use super::error::GenerateError;
 use super::event::{Event, OnEvent};
 use super::network::{NetworkKey, PlannedNetwork};

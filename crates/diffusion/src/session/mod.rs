@@ -29,7 +29,6 @@
 
 mod cache;
 mod conditioning;
-mod contract;
 mod decoder;
 mod error;
 mod event;
@@ -49,9 +48,8 @@ mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use contract::MemoryBudget;
-pub use mixbit_engine::Cancel;
 use mixbit_engine::Timing;
+pub use mixbit_engine::{Cancel, MemoryBudget};
 
 pub use conditioning::Inputs;
 pub use error::GenerateError;

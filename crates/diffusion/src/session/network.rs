@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use mixbit_engine::{Backend, Options, Signature, Tensor};
+use mixbit_engine::{Backend, MemoryBudget, Options, Signature, Tensor};
 use mixbit_mil::{Constant, Def, Function, TensorType};
 
-use super::contract::MemoryBudget;
 use super::error::GenerateError;
 use super::precision::Precision;
 use crate::arch::GraphOptions;
@@ -62,14 +61,15 @@ impl PlannedNetwork {
     pub(super) fn new(
         key: NetworkKey,
         planned_runs: usize,
-        _budget: &MemoryBudget,
+        budget: &MemoryBudget,
     ) -> Result<Self, GenerateError> {
         let graph = key.network.graph(&key.graph)?;
         let options = Options {
             arithmetic: key.precision.arithmetic(),
             full_precision: key.network.full_precision().clone(),
             constant_inputs: [TEXT.to_string()].into(),
-            packs_every_run: planned_runs < 2,
+            planned_runs,
+            budget: budget.clone(),
         };
         Ok(PlannedNetwork { key, graph, options })
     }
@@ -79,7 +79,7 @@ impl PlannedNetwork {
         PlannedNetwork {
             key: NetworkKey { section, ..self.key.clone() },
             graph,
-            options: Options { packs_every_run: planned_runs < 2, ..self.options.clone() },
+            options: Options { planned_runs, ..self.options.clone() },
         }
     }
 
@@ -93,9 +93,9 @@ impl PlannedNetwork {
         &self.graph
     }
 
-    /// Whether its weights may be packed.
+    /// The number of runs that the network is planned for.
     pub(super) fn planned_runs(&self) -> usize {
-        usize::from(!self.options.packs_every_run)
+        self.options.planned_runs
     }
 
     /// Compiles the graph.

@@ -79,7 +79,7 @@ pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let walk = mask.map(|mask| MaskWalk::new(plan.shape(mask), &scores));
     let reads: Vec<_> = [query, key, value].into_iter().chain(mask).collect();
     let precision = plan.precision();
-    plan.step(op.label(), &reads, &op.op().outputs, move |io| {
+    plan.step(op, &reads, &op.op().outputs, move |io| {
         let Some(MaskWalk { runs, strides }) = &walk else {
             attend(&shape, &(0..shape.heads), None, &io.floats, precision, io.out[0]);
             return Ok(());

@@ -49,7 +49,7 @@ fn lower(op: &OpView, plan: &mut PlanBuilder, kernel: BinaryOp) -> Result<(), Er
     if shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_definition(op);
     }
-    plan.step(op.label(), &[x, y], &op.op().outputs, move |io| {
+    plan.step(op, &[x, y], &op.op().outputs, move |io| {
         let x = Strided { data: io.floats[0], strides: &x_strides };
         let y = Strided { data: io.floats[1], strides: &y_strides };
         mixbit_kernels::binary(kernel, x, y, &shape, io.out[0]);

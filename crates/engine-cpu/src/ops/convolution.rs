@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use mixbit_engine::Error;
+use mixbit_engine::fuse;
 use mixbit_engine::geometry::{conv_extents, pad_margins};
 use mixbit_kernels::{Bias, ConvShape, Epilogue, Mat, Padding};
-use mixbit_mil::OpView;
 use mixbit_mil::ops::ConvGeometry;
+use mixbit_mil::{OpView, ValueId};
 
-use super::{Ending, Gated, Lowering};
-use crate::plan::PlanBuilder;
+use super::{Lowering, kernel};
+use crate::plan::{Label, PlanBuilder};
 
 pub(super) static LOWERINGS: &[Lowering] = &[
-    Lowering { op: "conv", lower: |op, plan| lower_conv(op, plan, Ending::of(op)) },
+    Lowering { op: "conv", lower: |op, plan| lower_conv(op, plan, op.into(), &fuse::Epilogue::none(op)) },
     Lowering { op: "pad", lower: lower_pad },
     Lowering { op: "resize_nearest_neighbor", lower: lower_resize },
     Lowering { op: "upsample_nearest_neighbor", lower: lower_upsample },
@@ -37,8 +38,13 @@ fn conv_shape(op: &OpView) -> Result<ConvShape, Error> {
     })
 }
 
-/// Adds the step of a convolution and what follows it.
-pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) -> Result<(), Error> {
+/// Adds the step of a convolution with its epilogue.
+pub(crate) fn lower_conv(
+    op: &OpView,
+    plan: &mut PlanBuilder,
+    label: Label,
+    epilogue: &fuse::Epilogue,
+) -> Result<(), Error> {
     let shape = conv_shape(op)?;
     let ConvShape { batch, out_channels, .. } = shape;
     let pixels = shape.out_size().iter().product();
@@ -48,15 +54,20 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
     let weight = Arc::new(weight);
     let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let reads = ending.reads(op.value("x")?);
-    plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
-        let (shift, residual) = ending.operands(io);
+    let &fuse::Epilogue { output, shift, residual, activation, .. } = epilogue;
+    let reads: Vec<ValueId> = [Some(op.value("x")?), shift, residual].into_iter().flatten().collect();
+    let [has_shift, has_residual] = [shift, residual].map(|value| value.is_some());
+    let activation = activation.map(kernel);
+    plan.step(label, &reads, &[output], move |io| {
+        let mut operands = io.floats[1..].iter().copied();
+        let shift = if has_shift { operands.next() } else { None };
+        let residual = if has_residual { operands.next() } else { None };
         let shifted = shift.map(|shift| shifted(bias.as_deref(), shift, batch, out_channels));
         let rows = batch * out_channels;
         let epilogue = Epilogue {
             bias: shifted.as_deref().or(bias.as_deref()).map_or(Bias::None, Bias::PerRow),
             residual: residual.map(|residual| Mat::new(residual, rows, pixels)),
-            activation: ending.activation,
+            activation,
             gate: None,
         };
         let mut room = None;
@@ -72,17 +83,22 @@ pub(crate) fn lower_conv(op: &OpView, plan: &mut PlanBuilder, ending: Ending) ->
 ///
 /// # Errors
 /// If the weight is computed.
-pub(crate) fn lower_gated_conv(op: &OpView, plan: &mut PlanBuilder, gated: Gated) -> Result<(), Error> {
+pub(crate) fn lower_gated_conv(
+    op: &OpView,
+    plan: &mut PlanBuilder,
+    label: Label,
+    gated: &fuse::Gated,
+) -> Result<(), Error> {
     let shape = conv_shape(op)?;
     let weight = plan.conv_kernel(op.value("weight")?, true, &shape)?;
     let weight = Arc::new(weight.ok_or_else(|| op.invalid("of a weight that is computed"))?);
     let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let Gated { label, output, activation } = gated;
-    plan.step(label, &[op.value("x")?], &[output], move |io| {
+    let gate = kernel(gated.activation);
+    plan.step(label, &[op.value("x")?], &[gated.output], move |io| {
         let mut room = None;
         let bias = bias.as_deref().map_or(Bias::None, Bias::PerRow);
-        let epilogue = Epilogue { bias, gate: Some(activation), ..Epilogue::default() };
+        let epilogue = Epilogue { bias, gate: Some(gate), ..Epilogue::default() };
         let operand = weight.operand(&mut room)?;
         let (x, precision) = (io.floats[0], weight.precision());
         mixbit_kernels::conv2d(&shape, x, operand, precision, &epilogue, io.out[0]);
@@ -105,7 +121,7 @@ fn lower_pad(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     if shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_definition(op);
     }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::pad(io.floats[0], &shape, &before, &after, value, io.out[0]);
         Ok(())
     })
@@ -117,7 +133,7 @@ fn lower_upsample(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let size = [shape[rank - 2], shape[rank - 1]];
     let planes = shape[..rank - 2].iter().product();
     let scale = [op.float("scale_factor_height")? as usize, op.float("scale_factor_width")? as usize];
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::upsample_nearest(io.floats[0], planes, size, scale, io.out[0]);
         Ok(())
     })
@@ -128,7 +144,7 @@ fn lower_resize(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let rank = from.len();
     let [height, width, out_height, out_width] = [from[rank - 2], from[rank - 1], to[rank - 2], to[rank - 1]];
     let columns: Vec<usize> = (0..out_width).map(|column| column * width / out_width).collect();
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         let x = io.floats[0];
         mixbit_kernels::pool::for_each_chunk_mut(io.out[0], out_height * out_width, |plane, out| {
             for (row, out) in out.chunks_exact_mut(out_width).enumerate() {

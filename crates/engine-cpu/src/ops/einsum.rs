@@ -132,7 +132,7 @@ pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let MatrixForm { rows, columns, depth, .. } = form;
     let reads = if swapped { [y, x] } else { [x, y] };
     let precision = plan.precision();
-    plan.step(op.label(), &reads, &op.op().outputs, move |io| {
+    plan.step(op, &reads, &op.op().outputs, move |io| {
         for &[left, right, out] in &starts {
             let left = Mat::with_strides(
                 &io.floats[0][left..],

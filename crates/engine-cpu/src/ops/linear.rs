@@ -3,22 +3,28 @@
 use std::sync::Arc;
 
 use mixbit_engine::Error;
+use mixbit_engine::fuse;
 use mixbit_engine::geometry::{MatMulGeometry, linear_rows};
 use mixbit_kernels::{Bias, Epilogue, Mat, MatMut, Operand};
-use mixbit_mil::OpView;
+use mixbit_mil::{OpView, ValueId};
 
-use super::{Ending, Gated, Lowering, attention, einsum};
-use crate::plan::PlanBuilder;
+use super::{Lowering, attention, einsum, kernel};
+use crate::plan::{Label, PlanBuilder};
 
 pub(super) static LOWERINGS: &[Lowering] = &[
     Lowering { op: "einsum", lower: einsum::lower },
-    Lowering { op: "linear", lower: |op, plan| lower_linear(op, plan, Ending::of(op)) },
+    Lowering { op: "linear", lower: |op, plan| lower_linear(op, plan, op.into(), &fuse::Epilogue::none(op)) },
     Lowering { op: "matmul", lower: lower_matmul },
     Lowering { op: "scaled_dot_product_attention", lower: attention::lower },
 ];
 
-/// Adds the step of a linear layer and what follows it.
-pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) -> Result<(), Error> {
+/// Adds the step of a linear layer with its epilogue.
+pub(crate) fn lower_linear(
+    op: &OpView,
+    plan: &mut PlanBuilder,
+    label: Label,
+    epilogue: &fuse::Epilogue,
+) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return plan.by_definition(op) };
     let rows = linear_rows(op)?;
     let Some(weight) = plan.linear_kernel(&[op.value("weight")?], false, [outs, depth], rows)? else {
@@ -27,13 +33,15 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) 
     let weight = Arc::new(weight);
     let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let reads = ending.reads(op.value("x")?);
-    plan.step(ending.label.clone(), &reads, &[ending.output], move |io| {
-        let (_, residual) = ending.operands(io);
+    let &fuse::Epilogue { output, residual, activation, .. } = epilogue;
+    let reads: Vec<ValueId> = [Some(op.value("x")?), residual].into_iter().flatten().collect();
+    let activation = activation.map(kernel);
+    plan.step(label, &reads, &[output], move |io| {
+        let residual = io.floats.get(1).copied();
         let epilogue = Epilogue {
             bias: bias.as_deref().map_or(Bias::None, Bias::PerColumn),
             residual: residual.map(|residual| Mat::new(residual, rows, outs)),
-            activation: ending.activation,
+            activation,
             gate: None,
         };
         let left = Operand::from(Mat::new(io.floats[0], rows, depth));
@@ -47,21 +55,26 @@ pub(crate) fn lower_linear(op: &OpView, plan: &mut PlanBuilder, ending: Ending) 
 }
 
 /// As [`lower_gated_conv`](super::lower_gated_conv), of a linear layer.
-pub(crate) fn lower_gated_linear(op: &OpView, plan: &mut PlanBuilder, gated: Gated) -> Result<(), Error> {
+pub(crate) fn lower_gated_linear(
+    op: &OpView,
+    plan: &mut PlanBuilder,
+    label: Label,
+    gated: &fuse::Gated,
+) -> Result<(), Error> {
     let &[outs, depth] = &op.ty("weight")?.shape[..] else { return Err(op.invalid("not of rank 2").into()) };
     let (rows, width) = (linear_rows(op)?, outs / 2);
     let weight = plan.linear_kernel(&[op.value("weight")?], true, [outs, depth], rows)?;
     let weight = Arc::new(weight.ok_or_else(|| op.invalid("of a weight that is computed"))?);
     let packed = weight.clone();
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
-    let Gated { label, output, activation } = gated;
-    plan.step(label, &[op.value("x")?], &[output], move |io| {
+    let gate = kernel(gated.activation);
+    plan.step(label, &[op.value("x")?], &[gated.output], move |io| {
         let left = Operand::from(Mat::new(io.floats[0], rows, depth));
         let mut rooms = Vec::new();
         let right = weight.operands(&mut rooms)?[0];
         let out = MatMut::new(io.out[0], rows, width);
         let bias = bias.as_deref().map_or(Bias::None, Bias::PerColumn);
-        let epilogue = Epilogue { bias, gate: Some(activation), ..Epilogue::default() };
+        let epilogue = Epilogue { bias, gate: Some(gate), ..Epilogue::default() };
         mixbit_kernels::gemm(out, left, right, weight.precision(), &epilogue);
         Ok(())
     })?;
@@ -75,7 +88,7 @@ fn lower_matmul(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     }
     let products = MatMulGeometry::of(op, plan.shape(op.op().outputs[0]))?;
     let precision = plan.precision();
-    plan.step(op.label(), &[op.value("x")?, op.value("y")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?, op.value("y")?], &op.op().outputs, move |io| {
         let MatMulGeometry { rows, columns, depth, .. } = products;
         let (x, y) = (io.floats[0], io.floats[1]);
         for (index, &(x_start, y_start)) in products.starts.iter().enumerate() {

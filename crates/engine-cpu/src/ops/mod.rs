@@ -14,14 +14,14 @@ mod shape;
 mod unary;
 
 use mixbit_engine::Error;
-use mixbit_kernels::{AxisShape, UnaryOp};
-use mixbit_mil::{OpView, ValueId};
+use mixbit_kernels::AxisShape;
+use mixbit_mil::OpView;
 
-pub(crate) use activation::activation;
+pub(crate) use activation::kernel;
 pub(crate) use convolution::{lower_conv, lower_gated_conv};
 pub(crate) use linear::{lower_gated_linear, lower_linear};
 
-use crate::plan::{Io, PlanBuilder};
+use crate::plan::PlanBuilder;
 
 /// The way in which the CPU runs an op of the MIL table.
 pub(crate) struct Lowering {
@@ -53,49 +53,6 @@ pub(crate) fn lowering(op: &str) -> Option<&'static Lowering> {
 /// An op that runs by its naive definition.
 const fn by_definition(op: &'static str) -> Lowering {
     Lowering { op, lower: |op, plan| plan.by_definition(op) }
-}
-
-/// How the step of a linear layer or a convolution ends: what is done to a tile of the result before it is stored.
-pub(crate) struct Ending {
-    /// The step's label.
-    pub(crate) label: String,
-    /// What the step makes.
-    pub(crate) output: ValueId,
-    /// Added, of a convolution: a value for each channel, of every image or of each.
-    pub(crate) shift: Option<ValueId>,
-    /// Added: of the result's shape.
-    pub(crate) residual: Option<ValueId>,
-    /// Applied to the sum.
-    pub(crate) activation: Option<UnaryOp>,
-}
-
-impl Ending {
-    /// Nothing follows.
-    pub(crate) fn of(op: &OpView) -> Self {
-        let output = op.op().outputs[0];
-        Ending { label: op.label(), output, shift: None, residual: None, activation: None }
-    }
-
-    /// What a step reads that begins with `x`.
-    fn reads(&self, x: ValueId) -> Vec<ValueId> {
-        [Some(x), self.shift, self.residual].into_iter().flatten().collect()
-    }
-
-    /// The shift and the residual among what such a step reads.
-    fn operands<'a>(&self, io: &Io<'a>) -> (Option<&'a [f32]>, Option<&'a [f32]>) {
-        let mut rest = io.floats[1..].iter().copied();
-        let shift = self.shift.and_then(|_| rest.next());
-        (shift, self.residual.and_then(|_| rest.next()))
-    }
-}
-
-/// A layer whose outputs are the values and then the gates of a gated unit: `values * activation(gates)`.
-pub(crate) struct Gated {
-    /// The step's label.
-    pub(crate) label: String,
-    /// The product.
-    pub(crate) output: ValueId,
-    pub(crate) activation: UnaryOp,
 }
 
 /// Sorted axes that follow one another, as the kernels see them; `None` if they don't, or there are none.

@@ -47,7 +47,7 @@ fn lower_layer_norm(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         return plan.by_definition(op);
     };
     let constants = Constants::of(op, plan)?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::layer_norm(&axis, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
     })
@@ -60,7 +60,7 @@ fn lower_instance_norm(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error>
     if channels == 0 {
         return plan.by_definition(op);
     }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         let shape = GroupNormShape { batch, channels, spatial, groups: channels };
         mixbit_kernels::group_norm(&shape, io.floats[0], &constants.params(), io.out[0]);
         Ok(())
@@ -72,7 +72,7 @@ fn lower_batch_norm(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let mean = plan.constant_floats(op.value("mean")?)?;
     let variance = plan.constant_floats(op.value("variance")?)?;
     let constants = Constants::of(op, plan)?;
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::batch_norm(
             &AxisShape { outer, axis, inner },
             io.floats[0],

@@ -31,7 +31,7 @@ fn lower(op: &OpView, plan: &mut PlanBuilder, kernel: ReduceOp) -> Result<(), Er
     let (Some(shape), true) = (adjacent(&x.shape, &axes), x.dtype.is_float()) else {
         return plan.by_definition(op);
     };
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::reduce(kernel, &shape, io.floats[0], io.out[0]);
         Ok(())
     })

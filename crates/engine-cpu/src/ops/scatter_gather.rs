@@ -19,7 +19,7 @@ fn lower_gather(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         return plan.by_definition(op);
     };
     let (function, node) = (plan.shared(), op.op().clone());
-    plan.step(op.label(), &[op.value("indices")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("indices")?], &op.op().outputs, move |io| {
         let view = function.view(&node);
         let rows = io.ints[0].iter().map(|&index| resolve_index(&view, index, extent));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;

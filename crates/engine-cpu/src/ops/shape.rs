@@ -30,7 +30,7 @@ fn lower_concat(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         return plan.by_definition(op);
     }
     let (outer, runs) = concat_runs(op, plan.shape(out))?;
-    plan.step(op.label(), op.arg("values").values(), &[out], move |io| {
+    plan.step(op, op.arg("values").values(), &[out], move |io| {
         let inputs: Vec<_> =
             io.floats.iter().zip(&runs).map(|(&data, &axis)| ConcatInput { data, axis }).collect();
         mixbit_kernels::concat(&inputs, outer, 1, io.out[0]);
@@ -44,7 +44,7 @@ fn lower_slice(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let floats = op.ty("x")?.dtype.is_float();
     match forward {
         Some(steps) if floats && counts.len() <= mixbit_kernels::MAX_RANK && !counts.contains(&0) => plan
-            .step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+            .step(op, &[op.value("x")?], &op.op().outputs, move |io| {
                 let input = Strided { data: &io.floats[0][start..], strides: &steps };
                 mixbit_kernels::copy_strided(input, &counts, io.out[0]);
                 Ok(())
@@ -61,7 +61,7 @@ fn lower_split(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let (axis, parts) = split_parts(op)?;
     let [outer, extent, inner] = around(&x.shape, axis);
     for (&out, (start, len)) in op.op().outputs.iter().zip(parts) {
-        plan.step(op.label(), &[op.value("x")?], &[out], move |io| {
+        plan.step(op, &[op.value("x")?], &[out], move |io| {
             if len * inner > 0 {
                 let input = Strided { data: &io.floats[0][start * inner..], strides: &[extent * inner, 1] };
                 mixbit_kernels::copy_strided(input, &[outer, len * inner], io.out[0]);
@@ -77,7 +77,7 @@ fn lower_transpose(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     if !op.ty("x")?.dtype.is_float() || shape.len() > mixbit_kernels::MAX_RANK {
         return plan.by_definition(op);
     }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::permute(io.floats[0], &shape, &axes, io.out[0]);
         Ok(())
     })
@@ -93,7 +93,7 @@ fn lower_tile(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         return plan.by_definition(op);
     }
     let shape = shape.clone();
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::tile(io.floats[0], &shape, &repeats, io.out[0]);
         Ok(())
     })

@@ -58,7 +58,7 @@ pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder, kernel: UnaryOp) -> Res
     if !op.ty("x")?.dtype.is_float() {
         return plan.by_definition(op);
     }
-    plan.step(op.label(), &[op.value("x")?], &op.op().outputs, move |io| {
+    plan.step(op, &[op.value("x")?], &op.op().outputs, move |io| {
         mixbit_kernels::unary(kernel, io.floats[0], io.out[0]);
         Ok(())
     })
@@ -76,7 +76,7 @@ fn lower_cast(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
         return alias(op, plan);
     }
     if from.is_float() && to.is_float() {
-        return plan.step(op.label(), &[op.value("x")?], &[out], |io| {
+        return plan.step(op, &[op.value("x")?], &[out], |io| {
             io.out[0].copy_from_slice(io.floats[0]);
             Ok(())
         });

@@ -38,6 +38,16 @@ enum Packing {
 }
 
 impl PackedConvWeight {
+    /// The memory that the weight of a convolution will take once it is packed, in bytes. Gated ones are those of
+    /// [`pack_gated_conv_weight`].
+    pub fn bytes(shape: &ConvShape, gated: bool, precision: Precision) -> usize {
+        if !gated && let Some(format) = winograd::format(shape, precision) {
+            return winograd::PackedFilters::bytes(shape, format);
+        }
+        let size = [shape.out_channels / shape.groups, shape.depth()];
+        shape.groups * PackedMatrix::bytes(size, gated, PackedSide::Left, precision)
+    }
+
     /// The memory that the packed words take, in bytes.
     pub fn size_in_bytes(&self) -> usize {
         match &self.0 {

@@ -241,6 +241,13 @@ impl PackedMatrix {
         &self.words
     }
 
+    /// The memory that a matrix of some lanes and depth will take once it is packed, in bytes.
+    pub fn bytes([lanes, depth]: [usize; 2], gated: bool, side: PackedSide, precision: Precision) -> usize {
+        let shape = PackedShape::new(lanes, depth, side, Format::of(precision));
+        let shape = if gated { shape.gated() } else { shape };
+        size_of::<u32>() * shape.len_of(shape.panels(), &(0..depth))
+    }
+
     /// The memory that the words take, in bytes.
     pub fn size_in_bytes(&self) -> usize {
         size_of_val(self.words())

@@ -46,6 +46,12 @@ impl PackedFilters {
         self.format
     }
 
+    /// The memory that the filters of a convolution will take once they are packed, in bytes.
+    pub(crate) fn bytes(shape: &ConvShape, format: Format) -> usize {
+        let source = FilterTransform::new(shape, WeightSlice::F32(&[]), format);
+        size_of::<u32>() * source.panels * source.panel_len
+    }
+
     pub(crate) fn size_in_bytes(&self) -> usize {
         size_of_val(&*self.words)
     }

@@ -1,4 +1,4 @@
-//! What a case of the suite is, and how it becomes a function with its operands.
+//! Cases of single ops.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -9,18 +9,21 @@ use mixbit_mil::{Builder, Bytes, DType, Function, Opset, Source, TensorType, Wei
 
 /// An op with its operands and attributes.
 #[derive(Clone)]
-pub(crate) struct Case {
-    pub(crate) op: String,
-    /// What a failure is reported under.
-    pub(crate) label: String,
+pub struct Case {
+    /// MIL's name of the op.
+    pub op: String,
+    /// The op with its operands and attributes, for messages.
+    pub label: String,
     pub(crate) operands: Vec<Operand>,
     attributes: Vec<(&'static str, Source)>,
     opset: Opset,
     /// Results known from elsewhere, one list of values for each output.
     pub(crate) expected: Option<Vec<Vec<f64>>>,
+    /// The results' shapes, known from elsewhere.
+    pub(crate) expected_shapes: Option<Vec<Vec<usize>>>,
     /// Whether NaN and infinities in the operands are tried.
     pub(crate) poisoned: bool,
-    half: bool,
+    pub(crate) half: bool,
 }
 
 /// A tensor that an op reads.
@@ -47,7 +50,7 @@ pub(crate) enum Values {
 }
 
 /// The inputs of a function by name.
-pub(crate) type Feeds = Vec<(String, Tensor)>;
+pub type Inputs = Vec<(String, Tensor)>;
 
 /// A case of an op that has no operands yet.
 pub(crate) fn case(op: &str) -> Case {
@@ -58,6 +61,7 @@ pub(crate) fn case(op: &str) -> Case {
         attributes: Vec::new(),
         opset: Opset::Ios17,
         expected: None,
+        expected_shapes: None,
         poisoned: true,
         half: true,
     }
@@ -153,7 +157,7 @@ impl Case {
         self
     }
 
-    /// Says what comes out.
+    /// Sets the known results.
     pub(crate) fn expect(mut self, outputs: &[&[f64]]) -> Self {
         self.expected = Some(outputs.iter().map(|values| values.to_vec()).collect());
         self
@@ -172,28 +176,31 @@ impl Case {
     }
 
     /// Whether the case is run in half precision too: where it has floats.
-    pub(crate) fn runs_in_half(&self) -> bool {
+    pub fn runs_in_half(&self) -> bool {
         self.half && self.has_floats()
     }
 
     /// Whether the case depends on the float type.
-    pub(crate) fn has_floats(&self) -> bool {
+    pub fn has_floats(&self) -> bool {
         self.operands.iter().any(|operand| matches!(operand.values, Values::Floats(_)))
     }
 
     /// The case with one float of an operand replaced; `None` if the operand has none.
     pub(crate) fn with_value(&self, operand: usize, at: usize, value: f32) -> Option<Case> {
         let mut case = self.clone();
-        case.expected = None;
+        (case.expected, case.expected_shapes) = (None, None);
         let Values::Floats(values) = &mut case.operands[operand].values else { return None };
         *values.get_mut(at)? = value;
         Some(case)
     }
 
-    /// The function with all floats of type `element`, and what it is run on.
-    pub(crate) fn function(&self, element: DType) -> Result<(Function, Feeds), mixbit_mil::Error> {
+    /// The function with all floats of type `element`, and its inputs.
+    ///
+    /// # Errors
+    /// If the op does not take the operands.
+    pub fn function(&self, element: DType) -> Result<(Function, Inputs), mixbit_mil::Error> {
         let mut b = Builder::new("main", self.opset);
-        let mut feeds = Feeds::new();
+        let mut inputs = Inputs::new();
         let mut bound: Vec<(&'static str, Vec<mixbit_mil::ValueId>)> = Vec::new();
         let mut last = None;
         for (index, operand) in self.operands.iter().enumerate() {
@@ -203,7 +210,7 @@ impl Case {
                 (None, true) => b.weight(operand.weight(&name, element)),
                 (None, false) => {
                     let (ty, tensor) = operand.tensor(element);
-                    feeds.push((name.clone(), tensor));
+                    inputs.push((name.clone(), tensor));
                     b.input(&name, ty)?
                 }
             };
@@ -226,7 +233,7 @@ impl Case {
         let results = op.add_all()?;
         let function = b.finish(&results)?;
         mixbit_mil::verify(&function)?;
-        Ok((function, feeds))
+        Ok((function, inputs))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Who makes and who uses each value.
 
-use mixbit_engine::Tensor;
 use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, ValueId};
+
+use crate::Tensor;
 
 /// A function with its edges.
 pub(super) struct Graph<'f> {

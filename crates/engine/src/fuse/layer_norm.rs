@@ -1,11 +1,10 @@
 //! Layer norm as Apple's converter leaves it, over the channels of [N, C, 1, S].
 
-use mixbit_kernels::{AxisShape, NormParams};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
-use super::{Chain, Verdict, label};
-use crate::plan::PlanBuilder;
+use super::{Affine, LayerNorm, Node, Verdict};
+use crate::geometry::around;
 
 /// ```text
 /// m = reduce_mean(x, one axis)
@@ -20,53 +19,35 @@ use crate::plan::PlanBuilder;
 pub(super) fn find(graph: &Graph, rsqrt: usize) -> Verdict {
     let Some(core) = Core::around(graph, rsqrt) else { return Ok(None) };
     let Core { mut ops, input, axis, epsilon, normalized } = core;
-    let width = graph.shape(input)[axis];
-    let (mut gamma, mut beta) = (vec![1.0; width], vec![0.0; width]);
+    let mut affine: Vec<Affine> = Vec::new();
     let mut last = normalized;
-    // At most one of each, in either order.
-    for _ in 0..2 {
+    // At most one sum and two steps.
+    while affine.len() < 2 {
         let Some(user) = graph.only_user(last) else { break };
-        let Some(values) = parameter(graph, user, last, axis) else { break };
-        match graph.view(user).op().def.name {
-            "add" => beta = values,
-            "mul" => {
-                gamma.iter_mut().zip(&values).for_each(|(gamma, value)| *gamma *= value);
-                beta.iter_mut().zip(&values).for_each(|(beta, value)| *beta *= value);
-            }
-            _ => break,
+        let Some(step) = affine_step(graph, user, last, axis) else { break };
+        if let (Affine::Shift(_), Some(Affine::Shift(_))) = (step, affine.last()) {
+            break;
         }
+        affine.push(step);
         ops.push(user);
         last = user;
     }
     if !graph.is_closed(&ops, last) {
         return Err("a part of it is used elsewhere");
     }
-    let shape = graph.shape(input);
-    let shape = AxisShape {
-        outer: shape[..axis].iter().product(),
-        axis: width,
-        inner: shape[axis + 1..].iter().product(),
-    };
-    let output = graph.output(last);
-    let lower = move |plan: &mut PlanBuilder| {
-        let label = label(plan, "layer_norm", output);
-        let (gamma, beta) = (gamma.clone(), beta.clone());
-        plan.step(label, &[input], &[output], move |io| {
-            let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation: None };
-            mixbit_kernels::layer_norm(&shape, io.floats[0], &params, io.out[0]);
-            Ok(())
-        })
-    };
-    Ok(Some(Chain { ops, lower: Box::new(lower) }))
+    let (output, shape) = (graph.output(last), around(graph.shape(input), axis));
+    Ok(Some(vec![Node::LayerNorm(LayerNorm { ops, input, output, shape, epsilon, affine })]))
 }
 
-/// The constant for each element of an axis that an op combines with what `maker` makes.
-fn parameter(graph: &Graph, op: usize, maker: usize, axis: usize) -> Option<Vec<f32>> {
+/// An op that combines the output of `maker` with a constant for each element of an axis.
+fn affine_step(graph: &Graph, op: usize, maker: usize, axis: usize) -> Option<Affine> {
     let own = graph.output(maker);
     let view = graph.view(op);
-    if !matches!(view.op().def.name, "add" | "mul") {
-        return None;
-    }
+    let step = match view.kind() {
+        "add" => Affine::Shift,
+        "mul" => Affine::Scale,
+        _ => return None,
+    };
     let other = [view.get("x"), view.get("y")].into_iter().flatten().find(|&id| id != own)?;
     let (shape, whole) = (graph.shape(other), graph.shape(own));
     // Seen from the last axis, as broadcasting does.
@@ -74,7 +55,7 @@ fn parameter(graph: &Graph, op: usize, maker: usize, axis: usize) -> Option<Vec<
         && shape.len() <= whole.len()
         && shape.iter().product::<usize>() == whole[axis]
         && shape[shape.len() + axis - whole.len()] == whole[axis];
-    if is_of_axis { graph.constant(other) } else { None }
+    (is_of_axis && graph.constant(other).is_some()).then(|| step(other))
 }
 
 /// The part before gamma and beta.

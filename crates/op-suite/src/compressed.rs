@@ -1,14 +1,14 @@
-//! Ops on compressed constants that are large enough to stay compressed, in every form of iOS 16 and 18: both backends
-//! agree, and the CPU gives the bits that it gives for the decoded constants.
+//! Ops on compressed constants that are large enough to stay compressed, in every form of iOS 16 and 18: a backend agrees
+//! with the reference, gives the bits that it gives for the decoded constants, and keeps them in the memory of their bits.
 
 use half::f16;
-use mixbit_engine::{Arithmetic, Backend, Options, Reference, Tensor};
-use mixbit_engine_cpu::Cpu;
+use mixbit_engine::{Backend, Options, Reference, Tensor};
 use mixbit_mil::{Builder, Bytes, Constant, DType, Function, Opset, TensorType, ValueId, WeightRef};
-use mixbit_testkit::Failures;
 
-use crate::case::{Feeds, noise};
-use crate::{compare, run, same_bits};
+use crate::arithmetic;
+use crate::case::{Inputs, noise};
+use crate::check::{self, compare, have_same_bits};
+use crate::report::{Collector, Exceptions};
 
 /// How the constant is compressed. Groups are of the first and of the second axis.
 #[derive(Clone, Copy, Debug)]
@@ -162,14 +162,14 @@ impl Form {
     }
 }
 
-/// What reads the constant.
+/// The op that reads the constant.
 #[derive(Clone, Copy, Debug)]
 enum Reader {
     Conv {
         groups: i32,
         kernel: usize,
     },
-    /// Of so many rows.
+    /// With a number of rows.
     Linear(usize),
     MatMul,
     Gather {
@@ -196,13 +196,13 @@ const READERS: [Reader; 9] = [
 const SIZE: [usize; 2] = [36, 80];
 
 impl Reader {
-    fn function(self, opset: Opset, form: Form) -> Result<(Function, Feeds), mixbit_mil::Error> {
+    fn function(self, opset: Opset, form: Form) -> Result<(Function, Inputs), mixbit_mil::Error> {
         let mut b = Builder::new("main", opset);
-        let mut feeds = Feeds::new();
+        let mut inputs = Inputs::new();
         let mut input = |b: &mut Builder, shape: &[usize]| {
             let values = noise(shape.iter().product(), 20, -2.0..2.0);
             let values = values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
-            feeds.push(("x".to_string(), Tensor::from_f32(shape, values).expect("as many values")));
+            inputs.push(("x".to_string(), Tensor::from_f32(shape, values).expect("as many values")));
             b.input("x", TensorType::new(DType::F16, shape))
         };
         let y = match self {
@@ -225,7 +225,7 @@ impl Reader {
             }
             Reader::Gather { axis } => {
                 let indices = Tensor::from_i32(&[4], vec![3, 0, -1, 17]).expect("four indices");
-                feeds.push(("indices".to_string(), indices));
+                inputs.push(("indices".to_string(), indices));
                 let indices = b.input("indices", TensorType::new(DType::I32, [4]))?;
                 let w = form.weight(&mut b, &SIZE)?;
                 b.op("gather").arg("x", w).arg("indices", indices).arg("axis", axis).add()?
@@ -246,7 +246,7 @@ impl Reader {
         };
         let function = b.finish(&[y])?;
         mixbit_mil::verify(&function)?;
-        Ok((function, feeds))
+        Ok((function, inputs))
     }
 }
 
@@ -262,65 +262,57 @@ fn dense(function: &Function) -> Function {
     decoded
 }
 
-#[test]
-fn compressed_constants_compute_as_decoded_ones() {
-    let cpu = Cpu::new(Some(2)).expect("threads start");
-    let mut failures = Failures::new("ops on compressed constants");
+/// Runs the part of the suite.
+pub(crate) fn run(backends: &[&dyn Backend], exceptions: &Exceptions, collector: &mut Collector) {
+    let first = backends[0];
     for (opset, form) in forms() {
         for reader in READERS {
-            failures.case(&format!("{opset:?} {form:?} {reader:?}"), || {
-                let (function, feeds) = reader.function(opset, form).map_err(|error| error.to_string())?;
-                let dense = dense(&function);
-                for arithmetic in [Arithmetic::F32, Arithmetic::AsDeclared] {
-                    let run = |backend: &dyn Backend, function: &Function| {
-                        let results = run(backend, function, arithmetic, &feeds);
-                        results.map_err(|error| format!("{}: {error}", backend.name()))
-                    };
-                    let expected = run(&Reference, &dense)?;
-                    if run(&Reference, &function)? != expected {
-                        return Err(format!(
-                            "{arithmetic:?}: the reference differs from the decoded constants"
-                        ));
-                    }
-                    let found = run(&cpu, &function)?;
-                    if !same_bits(&found[0], &run(&cpu, &dense)?[0]) {
-                        return Err(format!("{arithmetic:?}: other bits than the decoded constants"));
-                    }
-                    let element = if arithmetic == Arithmetic::F32 { DType::F32 } else { DType::F16 };
-                    compare(&found[0], &expected[0], element)?;
-                }
-                Ok(())
+            collector.case("compressed", &format!("{opset:?} {form:?} {reader:?}"), || {
+                [DType::F32, DType::F16]
+                    .into_iter()
+                    .try_for_each(|element| check_decoded(first, opset, form, reader, element, exceptions))
             });
         }
-    }
-    failures.finish();
-}
-
-/// So few rows are dot products, in another order than with the packed weights of a small model.
-#[test]
-fn few_rows_times_compressed_constants_agree_with_the_reference() {
-    let cpu = Cpu::new(Some(2)).expect("threads start");
-    let mut failures = Failures::new("few rows");
-    for (opset, form) in forms() {
+        // So few rows are dot products, in another order than with the packed weights of a small model.
         for rows in [1, 4] {
-            failures.case(&format!("{opset:?} {form:?} {rows}"), || {
-                let (function, feeds) =
-                    Reader::Linear(rows).function(opset, form).map_err(|error| error.to_string())?;
-                let run = |backend: &dyn Backend| {
-                    run(backend, &function, Arithmetic::F32, &feeds).map_err(|error| error.to_string())
-                };
-                compare(&run(&cpu)?[0], &run(&Reference)?[0], DType::F32)
+            collector.case("compressed", &format!("{opset:?} {form:?} {rows} rows"), || {
+                let function = Reader::Linear(rows).function(opset, form);
+                let (function, inputs) = function.map_err(|error| error.to_string())?;
+                let run =
+                    |backend: &dyn Backend| check::run(backend, &function, &Options::default(), &inputs);
+                compare(&run(first)?[0], &run(&Reference)?[0], DType::F32, exceptions)
             });
         }
     }
-    failures.finish();
+    check_memory(first, collector);
 }
 
-#[test]
-fn compressed_constants_take_the_memory_of_their_bits() {
-    let cpu = Cpu::new(Some(1)).expect("threads start");
-    let mut failures = Failures::new("memory");
-    let elements = SIZE[0] * SIZE[1];
+/// Compares an op on a compressed constant with the same on the decoded constant.
+fn check_decoded(
+    backend: &dyn Backend,
+    opset: Opset,
+    form: Form,
+    reader: Reader,
+    element: DType,
+    exceptions: &Exceptions,
+) -> Result<(), String> {
+    let (function, inputs) = reader.function(opset, form).map_err(|error| error.to_string())?;
+    let dense = dense(&function);
+    let options = Options { arithmetic: arithmetic(element), ..Options::default() };
+    let run = |backend: &dyn Backend, function: &Function| check::run(backend, function, &options, &inputs);
+    let expected = run(&Reference, &dense)?;
+    if run(&Reference, &function)? != expected {
+        return Err(format!("{element}: the reference differs from the decoded constants"));
+    }
+    let found = run(backend, &function)?;
+    if !have_same_bits(&found, &run(backend, &dense)?) {
+        return Err(format!("{element}: other bits than the decoded constants"));
+    }
+    compare(&found[0], &expected[0], element, exceptions)
+}
+
+/// Compares the memory of compressed constants with that of half-precision ones.
+fn check_memory(backend: &dyn Backend, collector: &mut Collector) {
     let cases = [
         (Form::Palette { bits: 4, groups: [1, 1] }, 0.3),
         (Form::Palette { bits: 4, groups: [3, 1] }, 0.3),
@@ -330,36 +322,33 @@ fn compressed_constants_take_the_memory_of_their_bits() {
         (Form::Blockwise { dtype: DType::I4, groups: [36, 1], shifted: false }, 0.3),
         (Form::Pairs { bits: 4 }, 0.15),
     ];
+    let readers = [
+        Reader::Conv { groups: 1, kernel: 1 },
+        Reader::Linear(9),
+        Reader::MatMul,
+        Reader::Gather { axis: 0 },
+        Reader::Gather { axis: 1 },
+        Reader::Reshaped,
+    ];
     for (form, most) in cases {
-        let readers = [
-            Reader::Conv { groups: 1, kernel: 1 },
-            Reader::Linear(9),
-            Reader::MatMul,
-            Reader::Gather { axis: 0 },
-            Reader::Gather { axis: 1 },
-            Reader::Reshaped,
-        ];
         for reader in readers {
-            failures.case(&format!("{form:?} {reader:?}"), || {
+            collector.case("compressed", &format!("memory of {form:?} {reader:?}"), || {
                 let (function, _) = reader.function(Opset::Ios18, form).map_err(|error| error.to_string())?;
-                let bytes = |backend: &dyn Backend, function: &Function| {
+                let bytes = |function: &Function| {
                     let model = backend.compile(function, &Options::default());
                     model.map(|model| model.weight_bytes()).map_err(|error| error.to_string())
                 };
-                for backend in [&cpu as &dyn Backend, &Reference] {
-                    let half = 2 * elements;
-                    let decoded = bytes(backend, &dense(&function))?;
-                    if decoded < half {
-                        return Err(format!("{}: {decoded} bytes of dense weights", backend.name()));
-                    }
-                    let ratio = bytes(backend, &function)? as f64 / half as f64;
-                    if ratio > most || ratio == 0.0 {
-                        return Err(format!("{}: {ratio:.3} of f16, at most {most}", backend.name()));
-                    }
+                let half = 2 * SIZE[0] * SIZE[1];
+                let decoded = bytes(&dense(&function))?;
+                if decoded < half {
+                    return Err(format!("{decoded} bytes of dense weights"));
+                }
+                let ratio = bytes(&function)? as f64 / half as f64;
+                if ratio > most || ratio == 0.0 {
+                    return Err(format!("{ratio:.3} of f16, at most {most}"));
                 }
                 Ok(())
             });
         }
     }
-    failures.finish();
 }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use mixbit_mil::DType;
 
-use crate::activation::SHAPES;
 use crate::case::{Case, case};
+use crate::cases::activation::SHAPES;
 
 /// Ops of floats and where they are defined.
 const DOMAINS: &[(&str, Range<f32>)] = &[

@@ -1,11 +1,7 @@
 //! Gated GELU.
 
-use mixbit_kernels::UnaryOp;
-
 use super::graph::Graph;
-use super::{Chain, Verdict, label};
-use crate::ops::{Gated, lower_gated_conv, lower_gated_linear};
-use crate::plan::PlanBuilder;
+use super::{Activation, Gated, Node, Verdict};
 
 /// ```text
 /// a, g = split(x, axis, two equal parts)
@@ -38,26 +34,15 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let (Ok(x), Ok(axis)) = (view.value("x"), view.int("axis")) else { return Ok(None) };
     let shape = graph.shape(x);
     let Ok(axis) = view.axis(axis, shape.len()) else { return Ok(None) };
-    let width: usize = shape[axis..].iter().product::<usize>() / 2;
-    let output = graph.output(mul);
-    if let Some(layer) = layer(graph, split, axis) {
-        let ops = [vec![layer], ops].concat();
-        let lower = move |plan: &mut PlanBuilder| {
-            let op = plan.function().view(&plan.function().ops()[layer]);
-            let lower = if op.op().def.name == "conv" { lower_gated_conv } else { lower_gated_linear };
-            let label = label(plan, &format!("{}+geglu", op.op().def.name), output);
-            lower(&op, plan, Gated { label, output, activation: UnaryOp::Gelu })
-        };
-        return Ok(Some(Chain { ops, lower: Box::new(lower) }));
-    }
-    let lower = move |plan: &mut PlanBuilder| {
-        let label = label(plan, "geglu", output);
-        plan.step(label, &[x], &[output], move |io| {
-            mixbit_kernels::geglu(io.floats[0], width, io.out[0]);
-            Ok(())
-        })
-    };
-    Ok(Some(Chain { ops, lower: Box::new(lower) }))
+    let layer = layer(graph, split, axis);
+    Ok(Some(vec![Node::Gated(Gated {
+        ops: layer.into_iter().chain(ops).collect(),
+        layer,
+        input: x,
+        output: graph.output(mul),
+        width: shape[axis..].iter().product::<usize>() / 2,
+        activation: Activation::Gelu,
+    })]))
 }
 
 /// The layer whose result a split alone uses, if its outputs are what is split.

@@ -1,13 +1,10 @@
 //! Attention, without its matrix of scores.
 
-use mixbit_kernels::{Attention, AttentionShape, HeadLayout, Heads, Mat, Partition};
-use mixbit_mil::ValueId;
+use mixbit_mil::{OpView, ValueId};
 
 use super::graph::Graph;
 use super::heads::{merged, tokens_behind};
-use super::projections::Projections;
-use super::{Chain, Verdict, label};
-use crate::plan::PlanBuilder;
+use super::{Attention, Heads, JointProjections, Mask, Node, Verdict};
 
 /// ```text
 /// s = matmul(q, k)   or   einsum("bkhc,bchq->bkhq", k, q)
@@ -56,9 +53,12 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
         parts.take_tokens(graph, product, &mut ops);
     }
     parts.scale *= scale;
-    let values = [parts.query.0, parts.key.0, parts.value.0];
-    let projections = Projections::find(graph, values, &mut ops);
-    Ok(Some(parts.chain(ops, mask, projections)))
+    let operands = [parts.query.value, parts.key.value, parts.value.value];
+    let projections = JointProjections::find(graph, operands);
+    let attention = parts.attention(ops, mask);
+    Ok(Some(
+        projections.map(Node::JointProjections).into_iter().chain([Node::Attention(attention)]).collect(),
+    ))
 }
 
 /// Looks through an `add` of a mask.
@@ -84,24 +84,35 @@ fn scaled(graph: &Graph, value: ValueId, ops: &mut Vec<usize>) -> (ValueId, f32)
     }
 }
 
-/// The operands of an attention and how they lie.
+/// The sizes of an attention.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+    value_dim: usize,
+}
+
+/// The operands of an attention.
 struct Parts {
-    shape: AttentionShape,
-    query: (ValueId, HeadLayout),
-    key: (ValueId, HeadLayout),
-    value: (ValueId, HeadLayout),
-    out: (ValueId, HeadLayout),
+    sizes: Sizes,
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    out: Heads,
     /// What the scores are multiplied by.
     scale: f32,
     /// The axis of the scores that the keys are along.
     key_axis: usize,
 }
 
-/// How the last two axes of an operand lie: tokens before channels, or after.
-fn layout(heads: usize, matrix: [usize; 2], tokens_first: bool) -> (usize, usize, HeadLayout) {
+/// The tokens, the channels and the strides of an operand whose last two axes are tokens and channels, or the reverse.
+fn layout(value: ValueId, heads: usize, matrix: [usize; 2], tokens_first: bool) -> (usize, usize, Heads) {
     match tokens_first {
-        true => (matrix[0], matrix[1], HeadLayout::head_major(heads, matrix[0], matrix[1])),
-        false => (matrix[1], matrix[0], HeadLayout::channel_major(heads, matrix[1], matrix[0])),
+        true => (matrix[0], matrix[1], Heads::head_major(value, heads, matrix[0], matrix[1])),
+        false => (matrix[1], matrix[0], Heads::channel_major(value, heads, matrix[1], matrix[0])),
     }
 }
 
@@ -111,7 +122,7 @@ fn matmuls(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
     let (first, second) = (graph.view(scores), graph.view(product));
     let operands = (first.get("x"), first.get("y"), second.get("x"), second.get("y"));
     let (Some(query), Some(key), Some(left), Some(right)) = operands else { return Ok(None) };
-    let is_transposed = |view: &mixbit_mil::OpView, input: &str| view.bool(input).unwrap_or(false);
+    let is_transposed = |view: &OpView, input: &str| view.bool(input).unwrap_or(false);
     // The probabilities are rows of queries on the left, or columns of them on the right.
     let (value, value_tokens_first, out_tokens_first) = match (left == probabilities, right == probabilities)
     {
@@ -134,20 +145,21 @@ fn matmuls(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
     }
     let heads: usize = outer.iter().product();
     let matrix = |shape: &[usize]| [shape[rank - 2], shape[rank - 1]];
-    let (queries, dim, query_layout) =
-        layout(heads, matrix(shapes[0]), !is_transposed(&first, "transpose_x"));
-    let (keys, _, key_layout) = layout(heads, matrix(shapes[1]), is_transposed(&first, "transpose_y"));
-    let (_, value_dim, value_layout) = layout(heads, matrix(shapes[2]), value_tokens_first);
+    let (queries, dim, query) =
+        layout(query, heads, matrix(shapes[0]), !is_transposed(&first, "transpose_x"));
+    let (keys, _, key) = layout(key, heads, matrix(shapes[1]), is_transposed(&first, "transpose_y"));
+    let (_, value_dim, value) = layout(value, heads, matrix(shapes[2]), value_tokens_first);
+    let out = graph.output(product);
     let out = match out_tokens_first {
-        true => HeadLayout::head_major(heads, queries, value_dim),
-        false => HeadLayout::channel_major(heads, queries, value_dim),
+        true => Heads::head_major(out, heads, queries, value_dim),
+        false => Heads::channel_major(out, heads, queries, value_dim),
     };
     Ok(Some(Parts {
-        shape: AttentionShape { batch: 1, heads, queries, keys, dim, value_dim },
-        query: (query, query_layout),
-        key: (key, key_layout),
-        value: (value, value_layout),
-        out: (graph.output(product), out),
+        sizes: Sizes { batch: 1, heads, queries, keys, dim, value_dim },
+        query,
+        key,
+        value,
+        out,
         scale: 1.0,
         key_axis: rank - 1,
     }))
@@ -175,20 +187,14 @@ fn einsums(graph: &Graph, [scores, product]: [usize; 2], probabilities: ValueId)
         return Err("the operands are not of one head");
     };
     Ok(Some(Parts {
-        shape: AttentionShape { batch, heads: 1, queries, keys, dim, value_dim },
-        query: (query, HeadLayout::channel_major(1, queries, dim)),
-        key: (key, HeadLayout::token_major(1, keys, dim)),
-        value: (value, HeadLayout::channel_major(1, keys, value_dim)),
-        out: (graph.output(product), HeadLayout::channel_major(1, queries, value_dim)),
+        sizes: Sizes { batch, heads: 1, queries, keys, dim, value_dim },
+        query: Heads::channel_major(query, 1, queries, dim),
+        key: Heads::token_major(key, 1, keys, dim),
+        value: Heads::channel_major(value, 1, keys, value_dim),
+        out: Heads::channel_major(graph.output(product), 1, queries, value_dim),
         scale: 1.0,
         key_axis: 1,
     }))
-}
-
-/// A mask that is the same for every head, and the distances between its queries and between its keys.
-struct Mask {
-    value: ValueId,
-    strides: [usize; 2],
 }
 
 impl Parts {
@@ -204,82 +210,47 @@ impl Parts {
             1 => Ok(0),
             _ => Err("the mask is not of queries and keys"),
         };
-        let strides = [stride(queries, self.shape.queries, keys)?, stride(keys, self.shape.keys, 1)?];
+        let strides = [stride(queries, self.sizes.queries, keys)?, stride(keys, self.sizes.keys, 1)?];
         Ok(Mask { value, strides })
     }
 
-    /// Reads operands, and writes the output, where heads lie beside each other, with the transposes in between as part of the
-    /// attention.
+    /// Makes the transposes around the heads of tokens part of the attention: operands and output are then read and written
+    /// with an image's heads side by side.
     fn take_tokens(&mut self, graph: &Graph, product: usize, ops: &mut Vec<usize>) {
-        let AttentionShape { heads: all, queries, keys, dim, value_dim, .. } = self.shape;
+        let Sizes { heads: all, queries, keys, dim, value_dim, .. } = self.sizes;
         let sizes = [[queries, dim], [keys, dim], [keys, value_dim]];
         let mut operands = [self.query, self.key, self.value];
         let found = [0, 1, 2].map(|index| {
-            let [tokens, width] = sizes[index];
-            let is_head_major = operands[index].1 == HeadLayout::head_major(all, tokens, width);
-            is_head_major.then(|| tokens_behind(graph, operands[index].0, index < 2)).flatten()
+            let ([tokens, width], operand) = (sizes[index], operands[index]);
+            let is_head_major = operand == Heads::head_major(operand.value, all, tokens, width);
+            is_head_major.then(|| tokens_behind(graph, operand.value, index < 2)).flatten()
         });
         let Some([batch, heads]) = found.iter().flatten().map(|tokens| [tokens.batch, tokens.heads]).next()
         else {
             return;
         };
-        (self.shape.batch, self.shape.heads) = (batch, heads);
+        (self.sizes.batch, self.sizes.heads) = (batch, heads);
         for ((operand, found), [tokens, width]) in operands.iter_mut().zip(found).zip(sizes) {
-            operand.1.batch = heads * operand.1.head;
+            operand.batch = heads * operand.head;
             if let Some(found) = found.filter(|found| [found.batch, found.heads] == [batch, heads]) {
-                *operand = (found.value, HeadLayout::token_major(heads, tokens, width));
+                *operand = Heads::token_major(found.value, heads, tokens, width);
                 self.scale *= found.scale;
                 ops.extend(found.ops);
             }
         }
         [self.query, self.key, self.value] = operands;
-        self.out.1.batch = heads * self.out.1.head;
-        if self.out.1 == HeadLayout::head_major(heads, queries, value_dim)
+        self.out.batch = heads * self.out.head;
+        if self.out == Heads::head_major(self.out.value, heads, queries, value_dim)
             && let Some((value, after)) = merged(graph, product, [batch, heads])
         {
-            self.out = (value, HeadLayout::token_major(heads, queries, value_dim));
+            self.out = Heads::token_major(value, heads, queries, value_dim);
             ops.extend(after);
         }
     }
 
-    fn chain(self, ops: Vec<usize>, mask: Option<Mask>, projections: Option<Projections>) -> Chain {
-        let Parts { shape, query, key, value, out: (output, out), scale, .. } = self;
-        let lower = move |plan: &mut PlanBuilder| {
-            let together = match &projections {
-                Some(projections) => projections.lower(plan)?,
-                None => false,
-            };
-            let operands = if together { vec![query.0] } else { vec![query.0, key.0, value.0] };
-            let reads: Vec<ValueId> =
-                operands.into_iter().chain(mask.as_ref().map(|mask| mask.value)).collect();
-            let strides = mask.as_ref().map(|mask| mask.strides);
-            let label = label(plan, "attention", output);
-            let (precision, packing) = (plan.precision(), plan.packing());
-            plan.step(label, &reads, &[output], move |io| {
-                let (operands, mask) = io.floats.split_at(io.floats.len() - usize::from(strides.is_some()));
-                let [queries, keys, values] = match *operands {
-                    [queries, keys, values] => [queries, keys, values],
-                    // One after the other, equally long.
-                    _ => [0, 1, 2].map(|index| {
-                        let len = operands[0].len() / 3;
-                        &operands[0][index * len..][..len]
-                    }),
-                };
-                let mask = strides
-                    .map(|[row, column]| Mat::with_strides(mask[0], shape.queries, shape.keys, row, column));
-                let args = Attention {
-                    shape,
-                    query: Heads { data: queries, layout: query.1 },
-                    key: Heads { data: keys, layout: key.1 },
-                    value: Heads { data: values, layout: value.1 },
-                    scale,
-                    mask,
-                    partition: if packing.is_due() { Partition::Images } else { Partition::of(&shape) },
-                };
-                mixbit_kernels::attention(&args, precision, io.out[0], out);
-                Ok(())
-            })
-        };
-        Chain { ops, lower: Box::new(lower) }
+    fn attention(self, ops: Vec<usize>, mask: Option<Mask>) -> Attention {
+        let Parts { sizes, query, key, value, out: output, scale, .. } = self;
+        let Sizes { batch, heads, queries, keys, dim, value_dim } = sizes;
+        Attention { ops, batch, heads, queries, keys, dim, value_dim, query, key, value, output, scale, mask }
     }
 }

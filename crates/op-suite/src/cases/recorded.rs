@@ -1,15 +1,12 @@
-//! The reference, and with it the CPU, against PyTorch and coremltools: `fixtures/ops`.
+//! Cases with the results of PyTorch and coremltools: `fixtures/ops`.
 
-use mixbit_engine::{Arithmetic, Reference};
 use mixbit_mil::{DType, Literal, Source};
-use mixbit_testkit::{Failures, Fixture};
+use mixbit_testkit::Fixture;
 
 use crate::case::{Case, case};
 
-/// A recorded case, and the shapes of what it gives.
-struct Recorded {
-    case: Case,
-    shapes: Vec<Vec<usize>>,
+pub(crate) fn cases() -> Vec<Case> {
+    ["cases.json", "coremltools.json"].into_iter().flat_map(recorded).collect()
 }
 
 /// MIL's own string for the name of an op's input.
@@ -18,7 +15,7 @@ fn input_name(op: &str, name: &str) -> &'static str {
     def.params.iter().find(|param| param.name == name).unwrap_or_else(|| panic!("{op} has no `{name}`")).name
 }
 
-fn recorded(file: &str) -> Vec<Recorded> {
+fn recorded(file: &str) -> Vec<Case> {
     let record = Fixture::open("ops").json(file);
     let entries = record["cases"].as_array().expect("a list of cases");
     let mut cases = Vec::new();
@@ -85,28 +82,11 @@ fn recorded(file: &str) -> Vec<Recorded> {
         };
         case.expected = Some((0..outputs.len()).map(|output| numbers(output, "values")).collect());
         let shape = |output| numbers(output, "shape").into_iter().map(|extent| extent as usize).collect();
-        cases.push(Recorded { case, shapes: (0..outputs.len()).map(shape).collect() });
+        case.expected_shapes = Some((0..outputs.len()).map(shape).collect());
+        case.label = format!("{} of {file}", case.label);
+        case.poisoned = false;
+        case.half = false;
+        cases.push(case);
     }
     cases
-}
-
-#[test]
-fn the_reference_equals_pytorch_and_coremltools() {
-    let cpus = crate::cpus();
-    let mut failures = Failures::new("fixtures/ops");
-    for file in ["cases.json", "coremltools.json"] {
-        for Recorded { case, shapes } in recorded(file) {
-            failures.case(&format!("{file}: {}", case.label), || {
-                let (function, feeds) = case.function(DType::F32).map_err(|error| error.to_string())?;
-                let found = crate::run(&Reference, &function, Arithmetic::F32, &feeds)
-                    .map_err(|error| format!("reference: {error}"))?;
-                let found: Vec<_> = found.iter().map(|tensor| tensor.shape().to_vec()).collect();
-                if found != shapes {
-                    return Err(format!("shapes {found:?} for {shapes:?}"));
-                }
-                crate::check(&case, DType::F32, Arithmetic::F32, &cpus[1..])
-            });
-        }
-    }
-    failures.finish();
 }

@@ -1,11 +1,9 @@
 //! Group norm, which MIL does not have: what coremltools writes for it.
 
-use mixbit_kernels::{GroupNormShape, NormParams, UnaryOp};
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
-use super::{Chain, Verdict, label};
-use crate::plan::PlanBuilder;
+use super::{Activation, GroupNorm, Node, Verdict};
 
 /// ```text
 /// g = reshape(x, [N, G, C/G, ...])
@@ -30,12 +28,12 @@ pub(super) fn find(graph: &Graph, batch_norm: usize) -> Verdict {
         return Err("the batch norm after it has statistics of its own");
     }
     let epsilon = view.float("epsilon").map_err(|_| "the batch norm's epsilon is not known")?;
-    let shrink = (1.0 / (1.0 + epsilon).sqrt()) as f32;
-    let channels = core.shape.channels;
-    let mut gamma = constant("gamma").transpose()?.unwrap_or_else(|| vec![1.0; channels]);
-    gamma.iter_mut().for_each(|gamma| *gamma *= shrink);
-    let beta = constant("beta").transpose()?.unwrap_or_else(|| vec![0.0; channels]);
-    core.chain(graph, &[batch_norm], gamma, beta)
+    // Checked to be constants.
+    constant("gamma").transpose()?;
+    constant("beta").transpose()?;
+    let gain = (1.0 / (1.0 + epsilon).sqrt()) as f32;
+    let scaling = Scaling { ops: vec![batch_norm], gamma: view.get("gamma"), gain, beta: view.get("beta") };
+    Ok(Some(vec![Node::GroupNorm(core.norm(graph, scaling)?)]))
 }
 
 /// ```text
@@ -48,16 +46,25 @@ pub(super) fn find_flat(graph: &Graph, add: usize) -> Verdict {
     let Some((_, gamma)) = column_and_maker(graph, mul, "reshape") else { return Ok(None) };
     let Some(core) = Core::before(graph, mul) else { return Ok(None) };
     let core = core?;
-    let column = |id: ValueId| {
+    let check = |id: ValueId| {
         let shape = graph.shape(id);
         let is_column = shape.len() == core.merged && shape.iter().product::<usize>() == shape[1];
         let values = if is_column { graph.constant(id) } else { None };
-        values
-            .filter(|values| values.len() == core.shape.channels)
-            .ok_or("a parameter is not one for each channel")
+        let fits = values.is_some_and(|values| values.len() == core.channels);
+        if fits { Ok(()) } else { Err("a parameter is not one for each channel") }
     };
-    let (gamma, beta) = (column(gamma)?, column(beta)?);
-    core.chain(graph, &[mul, add], gamma, beta)
+    check(gamma)?;
+    check(beta)?;
+    let scaling = Scaling { ops: vec![mul, add], gamma: Some(gamma), gain: 1.0, beta: Some(beta) };
+    Ok(Some(vec![Node::FlatGroupNorm(core.norm(graph, scaling)?)]))
+}
+
+/// The ops that scale a normalized value, and their constants.
+struct Scaling {
+    ops: Vec<usize>,
+    gamma: Option<ValueId>,
+    gain: f32,
+    beta: Option<ValueId>,
 }
 
 /// Of an op with two inputs: the op of type `kind` that makes one of them, and the constant that is the other.
@@ -75,7 +82,10 @@ fn column_and_maker(graph: &Graph, op: usize, kind: &str) -> Option<(usize, Valu
 struct Core {
     ops: Vec<usize>,
     input: ValueId,
-    shape: GroupNormShape,
+    batch: usize,
+    channels: usize,
+    spatial: usize,
+    groups: usize,
     epsilon: f32,
     /// The rank of the normalized value.
     merged: usize,
@@ -103,20 +113,26 @@ impl Core {
         let ops = vec![group, mean, center, square, variance, sum, deviation, divide, merge];
         let (whole, grouped, merged) =
             (graph.shape(input), graph.shape(graph.output(group)), graph.shape(graph.output(merge)));
-        Some(Self::checked(graph, [mean, variance], [whole, grouped, merged]).map(|shape| Core {
-            ops,
-            input,
-            shape,
-            epsilon,
-            merged: merged.len(),
-        }))
+        Some(Self::sizes(graph, [mean, variance], [whole, grouped, merged]).map(
+            |[batch, channels, spatial, groups]| Core {
+                ops,
+                input,
+                batch,
+                channels,
+                spatial,
+                groups,
+                epsilon,
+                merged: merged.len(),
+            },
+        ))
     }
 
-    fn checked(
+    /// Images, channels, pixels and groups.
+    fn sizes(
         graph: &Graph,
         reductions: [usize; 2],
         [whole, grouped, merged]: [&[usize]; 3],
-    ) -> Result<GroupNormShape, &'static str> {
+    ) -> Result<[usize; 4], &'static str> {
         let rank = grouped.len();
         if rank < 4 || whole.len() < 3 || merged.len() < 3 {
             return Err("there is no axis of groups before that of channels");
@@ -138,14 +154,15 @@ impl Core {
         if !fits(whole) || !fits(merged) || channels == 0 {
             return Err("the groups are not of whole channels");
         }
-        Ok(GroupNormShape { batch, channels, spatial, groups: grouped[1] })
+        Ok([batch, channels, spatial, grouped[1]])
     }
 
-    /// The chain of the core, what scales its result, and the activation after that.
-    fn chain(self, graph: &Graph, scaling: &[usize], gamma: Vec<f32>, beta: Vec<f32>) -> Verdict {
-        let Core { mut ops, input, shape, epsilon, .. } = self;
-        ops.extend(scaling);
+    /// The core with the ops that scale its result, and the activation after these.
+    fn norm(self, graph: &Graph, scaling: Scaling) -> Result<GroupNorm, &'static str> {
+        let Core { mut ops, input, batch, channels, spatial, groups, epsilon, .. } = self;
+        let Scaling { ops: scaling, gamma, gain, beta } = scaling;
         let mut last = *scaling.last().unwrap_or(&0);
+        ops.extend(scaling);
         let silu = graph.only_user_of(last, "silu");
         if let Some(silu) = silu {
             ops.push(silu);
@@ -154,17 +171,20 @@ impl Core {
         if !graph.is_closed(&ops, last) {
             return Err("a part of it is used elsewhere");
         }
-        let activation = silu.map(|_| UnaryOp::Silu);
-        let output = graph.output(last);
-        let lower = move |plan: &mut PlanBuilder| {
-            let label = label(plan, "group_norm", output);
-            let (gamma, beta) = (gamma.clone(), beta.clone());
-            plan.step(label, &[input], &[output], move |io| {
-                let params = NormParams { gamma: Some(&gamma), beta: Some(&beta), epsilon, activation };
-                mixbit_kernels::group_norm(&shape, io.floats[0], &params, io.out[0]);
-                Ok(())
-            })
-        };
-        Ok(Some(Chain { ops, lower: Box::new(lower) }))
+        let (output, activation) = (graph.output(last), silu.map(|_| Activation::Silu));
+        Ok(GroupNorm {
+            ops,
+            input,
+            output,
+            batch,
+            channels,
+            spatial,
+            groups,
+            epsilon,
+            gamma,
+            gain,
+            beta,
+            activation,
+        })
     }
 }
