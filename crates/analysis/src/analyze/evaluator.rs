@@ -56,8 +56,8 @@ impl<'b> Evaluator<'b> {
         self.original.iter().flatten().map(|value| value.to_bits()).collect()
     }
 
-    /// The mean square over all samples of every input channel by layer, rounded as recipe files hold it: a recipe applied
-    /// from its file makes the same palettes.
+    /// The mean square over all samples of every input channel by layer, rounded as recipe files hold it: a
+    /// recipe applied from its file makes the same palettes.
     pub(super) fn importance(&self) -> Result<BTreeMap<String, Vec<f32>>, AnalyzeError> {
         let mut means: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         let runs = self.base.iter().flatten();

@@ -1,7 +1,8 @@
 //! The layers that keep floats where the rest of the network is computed in 8-bit integers.
 //!
-//! Every layer is measured alone with its weights and inputs quantized as by `--precision int8`. The errors of layers add
-//! up, as they do for palettes, so the layers that keep floats follow from rate and distortion. The rate is time.
+//! Every layer is measured alone with its weights and inputs quantized as by `--precision int8`. The errors
+//! of layers add up, as they do for palettes, so the layers that keep floats follow from rate and distortion.
+//! The rate is time.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,8 @@ const FLOAT_COST: u64 = 4;
 /// The number of choices that are run before the last one is accepted below its target.
 const TRIES: u64 = 4;
 
-/// Chooses the layers that keep floats among all layers of the network, and runs it with the others quantized.
+/// Chooses the layers that keep floats among all layers of the network, and runs it with the others
+/// quantized.
 ///
 /// A choice whose PSNR is below the target is made again for a target that is higher by the difference.
 ///

@@ -1,8 +1,8 @@
 //! Finished measurements on disk, so that none is repeated.
 //!
-//! Each process appends lines of JSON to its own file and reads the files of all. The first line identifies the analysis,
-//! and files of another analysis are refused. Each further line is one measurement. A process that is killed may leave an
-//! incomplete last line, which is ignored.
+//! Each process appends lines of JSON to its own file and reads the files of all. The first line identifies
+//! the analysis, and files of another analysis are refused. Each further line is one measurement. A process
+//! that is killed may leave an incomplete last line, which is ignored.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

@@ -15,12 +15,12 @@ use super::subject::Subject;
 
 /// Makes the measurements of a shard that are missing, and reads those of the others.
 ///
-/// `quantized` are the layers to measure in 8-bit integers. Layers are measured together once all measurements of single
-/// layers exist.
+/// `quantized` are the layers to measure in 8-bit integers. Layers are measured together once all
+/// measurements of single layers exist.
 ///
 /// # Errors
-/// If a layer's weights can't be compressed, the network can't be run, a measurement can't be kept, or the work was
-/// cancelled.
+/// If a layer's weights can't be compressed, the network can't be run, a measurement can't be kept, or the
+/// work was cancelled.
 pub(super) fn measure(
     strategy: &dyn Strategy,
     subject: &mut Subject<'_>,

@@ -2,16 +2,18 @@
 //!
 //! There are two methods ([`METHODS`]):
 //!
-//! - `exhaustive` is Apple's. It measures every layer at every width alone, then all layers one after the other in the
-//!   order of their harm. Each layer gets the fewest bits that stay above a threshold on the latter curve.
-//! - `estimate` measures each layer alone at few widths and states, and infers the other widths from their errors in the
-//!   layer's own output. It chooses by rate and distortion ([`mixbit_compress::allocate`]). Palettes weigh an error by the
-//!   mean square of its input channel.
+//! - `exhaustive` is Apple's. It measures every layer at every width alone, then all layers one after the
+//!   other in the order of their harm. Each layer gets the fewest bits that stay above a threshold on the
+//!   latter curve.
+//! - `estimate` measures each layer alone at few widths and states, and infers the other widths from their
+//!   errors in the layer's own output. It chooses by rate and distortion ([`mixbit_compress::allocate`]).
+//!   Palettes weigh an error by the mean square of its input channel.
 //!
-//! Measurements are kept on disk as they are made, so that an analysis continues after a kill, and several machines can
-//! share one. Recipes are verified on prompts and states that were not measured on.
+//! Measurements are kept on disk as they are made, so that an analysis continues after a kill, and several
+//! machines can share one. Recipes are verified on prompts and states that were not measured on.
 //!
-//! *Invariant:* the result depends on the model and the options alone, not on how the work was shared or interrupted.
+//! *Invariant:* the result depends on the model and the options alone, not on how the work was shared or
+//! interrupted.
 
 mod calibration;
 mod correction;
@@ -69,8 +71,8 @@ pub struct Phases<'p> {
 /// Makes the shard's measurements. If none is missing then, makes the recipes and verifies them.
 ///
 /// # Errors
-/// If the options can't be used, the network can't be run, measurements can't be kept or belong to another analysis, or
-/// the work was cancelled.
+/// If the options can't be used, the network can't be run, measurements can't be kept or belong to another
+/// analysis, or the work was cancelled.
 pub fn analyze(
     model: &Arc<DiffusionModel>,
     backend: &Arc<dyn Backend>,
@@ -209,8 +211,8 @@ impl Work<'_> {
         Ok((baselines, recipes, unreached))
     }
 
-    /// The cost of the measurements in evaluations for one image, whoever made them: as they are made, and with every one
-    /// a run of the whole network.
+    /// The cost of the measurements in evaluations for one image, whoever made them: as they are made, and
+    /// with every one a run of the whole network.
     fn cost(&self, prepared: &Prepared<'_>, measurements: &Measurements) -> (f64, f64) {
         let Prepared { subject, points, steps, batch, .. } = prepared;
         let network = &subject.evaluator.network;

@@ -178,7 +178,8 @@ impl<'b> SegmentedNetwork<'b> {
         Ok(values)
     }
 
-    /// Runs a variant from its first change on, where the network itself gave `base`, and returns the values that differ.
+    /// Runs a variant from its first change on, where the network itself gave `base`, and returns the values
+    /// that differ.
     pub(super) fn run_variant(
         &mut self,
         variant: &mut Variant,

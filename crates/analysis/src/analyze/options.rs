@@ -110,8 +110,8 @@ pub struct Options {
     pub min_size: usize,
     /// The goals, one recipe each.
     pub goals: Vec<Goal>,
-    /// The least mean PSNR in dB of the network in 8-bit integers. Layers that would lower it keep floats. `None` skips
-    /// the measurements in integers.
+    /// The least mean PSNR in dB of the network in 8-bit integers. Layers that would lower it keep floats.
+    /// `None` skips the measurements in integers.
     pub int8: Option<f64>,
     /// At least two prompts, alternately for measurement and for verification.
     pub prompts: Vec<String>,
@@ -125,8 +125,8 @@ pub struct Options {
     pub directory: PathBuf,
 }
 
-/// Palettes of one table per weight, at every width that the oldest deployment targets have. Apple's recipes choose from
-/// these.
+/// Palettes of one table per weight, at every width that the oldest deployment targets have. Apple's recipes
+/// choose from these.
 pub fn schemes_of_recipes() -> Vec<Scheme> {
     [Width::One, Width::Two, Width::Four, Width::Six, Width::Eight].map(Scheme::palette).into()
 }

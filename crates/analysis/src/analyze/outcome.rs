@@ -84,11 +84,11 @@ pub struct Analysis {
     pub bytes: u64,
     /// PSNR with one layer compressed, by scheme.
     pub single_layer: Vec<(Scheme, Curve)>,
-    /// PSNR with all layers up to and including one compressed, in the order of their harm, by scheme. Only the
-    /// exhaustive method measures it.
+    /// PSNR with all layers up to and including one compressed, in the order of their harm, by scheme. Only
+    /// the exhaustive method measures it.
     pub cumulative: Vec<(Scheme, Curve)>,
-    /// The mean square of each input channel by layer, which weighs the errors of palettes. Empty for the exhaustive
-    /// method.
+    /// The mean square of each input channel by layer, which weighs the errors of palettes. Empty for the
+    /// exhaustive method.
     pub importance: BTreeMap<String, Vec<f32>>,
     /// The unchanged network, the network with all layers in one scheme, and linear 8-bit.
     pub baselines: Vec<Verified>,
@@ -104,8 +104,8 @@ pub struct Analysis {
     pub timesteps: Vec<f64>,
     /// The states of the verification.
     pub verified_points: Vec<Point>,
-    /// The cost of the measurements in evaluations of the network for one image. A part of the network counts by its
-    /// share of the multiply-adds.
+    /// The cost of the measurements in evaluations of the network for one image. A part of the network counts
+    /// by its share of the multiply-adds.
     pub evaluations: f64,
     /// The same cost if every measurement ran the whole network, as in the published algorithm.
     pub whole_evaluations: f64,

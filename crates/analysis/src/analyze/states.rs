@@ -21,8 +21,8 @@ pub(super) fn measured_points(options: &Options, count: usize, steps: usize) -> 
     (0..count).map(point).collect()
 }
 
-/// The states to verify with, from the first steps to the last. Their prompts and noise are not those of the measurements,
-/// nor are their steps, where a run has enough.
+/// The states to verify with, from the first steps to the last. Their prompts and noise are not those of the
+/// measurements, nor are their steps, where a run has enough.
 pub(super) fn verified_points(options: &Options, measured: &[Point]) -> Vec<Point> {
     let steps = options.setting.steps.max(1);
     let prompts: Vec<&String> = options.prompts.iter().skip(1).step_by(2).collect();

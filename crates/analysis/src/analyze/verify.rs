@@ -55,7 +55,8 @@ pub(super) fn correction(
     Ok(Correction::new(pairs))
 }
 
-/// Chooses a recipe for each goal, with its corrected prediction, and returns them and the goals that can't be reached.
+/// Chooses a recipe for each goal, with its corrected prediction, and returns them and the goals that can't
+/// be reached.
 pub(super) fn choose(
     goals: &[Goal],
     chooser: &dyn Chooser,

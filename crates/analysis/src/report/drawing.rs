@@ -86,8 +86,8 @@ enum RecodeError {
 /// Weights that were encoded: by layer and scheme, with what they were fitted to.
 type Encoded = HashMap<(String, String), (Option<Vec<f32>>, WeightRef)>;
 
-/// A model whose UNet can be stored by one choice of schemes after the other. Layers on which two choices agree are
-/// encoded once.
+/// A model whose UNet can be stored by one choice of schemes after the other. Layers on which two choices
+/// agree are encoded once.
 pub struct Recoded {
     model: Arc<DiffusionModel>,
     encoded: Arc<Mutex<Encoded>>,
@@ -104,8 +104,8 @@ impl Recoded {
         self.model.clone()
     }
 
-    /// The model with a choice of schemes for the layers of its UNet. It is made when the UNet's graph is built, and its
-    /// error is then the network's.
+    /// The model with a choice of schemes for the layers of its UNet. It is made when the UNet's graph is
+    /// built, and its error is then the network's.
     pub fn with(&self, choose: Box<Choose>) -> Arc<DiffusionModel> {
         let encoded = self.encoded.clone();
         let mut model = DiffusionModel::clone(&self.model);

@@ -1,9 +1,10 @@
-//! What an analysis found, to look at: a page, a plot, and the images that recipes draw.
+//! The report of an analysis: a page, a plot, and images of its recipes.
 //!
-//! - [`write()`] puts `report.html`, `psnr_vs_size.svg` and `psnr_vs_size.png` into a directory; the page needs no network;
-//! - [`Recoded`] is a model whose UNet is stored by one recipe after the other, [`draw`] draws with it, and [`pictures`]
-//!   with all recipes of an analysis;
-//! - [`Grid`] is images of several models beside each other.
+//! - [`write()`] writes `report.html`, `psnr_vs_size.svg` and `psnr_vs_size.png` into a directory. The page
+//!   is self-contained.
+//! - [`Recoded`] stores a model's UNet by one recipe after the other, [`draw`] draws one image, and
+//!   [`pictures`] an image for every recipe of an analysis.
+//! - [`Grid`] shows images of several models beside each other.
 
 mod drawing;
 mod figure;
@@ -33,34 +34,34 @@ use crate::analyze::{Analysis, Verified};
 use mixbit_packages::palettize::{Choices, Chosen};
 use mixbit_packages::psnr::{mean_square, psnr, psnr_of};
 
-/// What is reported.
+/// The contents of a report.
 #[derive(Debug)]
 pub struct Report<'a> {
-    /// What was found.
+    /// The analysis.
     pub analysis: &'a Analysis,
     /// The model's name.
     pub name: &'a str,
-    /// Images; there need be none.
+    /// The images, if they were drawn.
     pub pictures: Option<Pictures>,
 }
 
 /// Images of one prompt and seed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pictures {
-    /// What is drawn.
+    /// The prompt.
     pub prompt: String,
     /// The seed of the noise.
     pub seed: u64,
-    /// As the model is.
+    /// The unchanged model's image.
     pub original: Picture,
-    /// By recipe.
+    /// The image of each recipe, by name.
     pub recipes: Vec<(String, Picture)>,
 }
 
-/// Writes the files of a report, each whole or not at all, and gives their paths; the page is the first.
+/// Writes the files of a report, each whole or not at all, and returns their paths, the page's first.
 ///
 /// # Errors
-/// If one can't be written, with its path.
+/// If a file can't be written, with its path.
 pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixbit_formats::Error> {
     let plot = plot::plot(&plot::series(report.analysis));
     let paths = ["report.html", "psnr_vs_size.svg", "psnr_vs_size.png"].map(|name| directory.join(name));
@@ -71,7 +72,7 @@ pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixb
     Ok(paths.into())
 }
 
-/// How a recipe of an analysis stores layers.
+/// The scheme of each layer in a recipe of an analysis, with the mean squares that its palette is fitted to.
 pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Choices {
     let chosen = |(layer, scheme): (&String, &mixbit_compress::Scheme)| {
         (layer.clone(), Chosen { scheme: *scheme, importance: importance.get(layer).cloned() })
@@ -79,7 +80,8 @@ pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> 
     verified.layers.iter().map(chosen).collect()
 }
 
-/// Draws the image of the original model and of every recipe of an analysis. `progress` counts evaluations of the UNet.
+/// Draws the image of the original model and of every recipe of an analysis. `progress` counts evaluations of
+/// the UNet.
 ///
 /// # Errors
 /// If the model can't be run with a recipe, or the work was cancelled.
@@ -109,7 +111,8 @@ pub fn pictures(
     Ok(Pictures { prompt: request.text.prompt.clone(), seed, original, recipes })
 }
 
-/// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are equal.
+/// The PSNR in dB of latents, with the largest magnitude of the original as the peak; infinite if they are
+/// equal.
 pub fn latent_psnr(original: &[f32], other: &[f32]) -> f64 {
     let [found, expected] = [other, original].map(|values| values.iter().map(|&value| f64::from(value)));
     psnr_of(found, expected)

@@ -1,8 +1,9 @@
 //! Few measurements, then a choice by rate and distortion.
 //!
-//! A small error in a layer's weights reaches the output multiplied by the layer's gain, which one measurement gives. The
-//! errors of other widths, weighed by the layer's inputs, follow from it without running the subject. Errors of four bits
-//! and fewer are no longer small: there the slope between two measured widths is used.
+//! A small error in a layer's weights reaches the output multiplied by the layer's gain, which one
+//! measurement gives. The errors of other widths, weighed by the layer's inputs, follow from it without
+//! running the network. Errors of four bits and fewer are no longer small: there the slope between two
+//! measured widths is used.
 
 use std::collections::BTreeMap;
 
@@ -173,8 +174,8 @@ fn inferred(known: &[Known], local: f64) -> Vec<f64> {
     nearest.distortion.iter().map(|value| value * factor).collect()
 }
 
-/// The error of a scheme in a layer's own output: squared errors of the weights, each weighed by the mean square of its
-/// input channel.
+/// The error of a scheme in a layer's own output: squared errors of the weights, each weighed by the mean
+/// square of its input channel.
 fn local_error(encoder: &Encoder, layer: &Layer, scheme: Scheme) -> Result<f64, AnalyzeError> {
     let original = halves(&layer.weight)?;
     let found = halves(&encoder.encoded(layer, scheme)?)?;

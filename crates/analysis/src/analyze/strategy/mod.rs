@@ -36,8 +36,8 @@ pub(super) trait Strategy {
     /// The evaluations of the network for each state that [`encoder`](Self::encoder) takes.
     fn encoder_evaluations(&self) -> usize;
 
-    /// The orders in which layers are also measured together; none if they are measured alone only. The number of layers
-    /// in them does not depend on the journal.
+    /// The orders in which layers are also measured together; none if they are measured alone only. The
+    /// number of layers in them does not depend on the journal.
     fn orders(&self, layers: &[Layer], journal: &Journal) -> Vec<Order>;
 
     /// The bits per weight at which predictions are compared with measurements, to correct them elsewhere.
