@@ -37,7 +37,8 @@ examples() {
     mkdir -p "$scratch" &&
         $run draw -- "$scratch/draw.png" &&
         $run run_package -- fixtures/coreml/encodings/ios16_palette4.mlpackage &&
-        $run palettize_layer
+        $run palettize_layer &&
+        $run backend
 }
 
 quick() {

@@ -1,6 +1,6 @@
 //! A backend outside the engine: it runs every function on the reference, counts the ops, and passes the op suite.
 //!
-//! `cargo run --example backend` prints the counts; the exit code is 1 if the suite fails.
+//! `cargo run -p mixbit-examples --example backend` prints the counts; the exit code is 1 if the suite fails.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
