@@ -1,4 +1,5 @@
-//! A backend outside the engine: it runs every function on the reference, counts the ops, and passes the op suite.
+//! A backend outside the engine: it runs every function on the reference, counts the ops, and passes the op
+//! suite.
 //!
 //! `cargo run -p mixbit-examples --example backend` prints the counts; the exit code is 1 if the suite fails.
 
