@@ -1,11 +1,11 @@
-//! Compressed weights in the form that the kernels decode while they multiply.
+//! Compressed weights in the form that the kernels decode while they pack.
 
 use half::f16;
 use mixbit_kernels::{Affine, BlockGrid, Encoded, Scaling, WeightSlice};
 use mixbit_mil::{DType, Encoding, WeightRef};
 
-/// A compressed weight: its codes stay packed, in their file's memory map where they lie in one. Tables are small, and
-/// held decoded.
+/// A compressed weight: its codes stay packed, in their file's memory map where they lie in one. Tables are
+/// small, and held decoded.
 pub(crate) struct EncodedWeight {
     codes: Codes,
     bits: usize,
@@ -33,8 +33,8 @@ enum HeldScaling {
 }
 
 impl EncodedWeight {
-    /// `None` for what the kernels do not decode: vector palettes, sparse weights, blocks along other axes than the
-    /// first two, views that move elements, casts that round.
+    /// `None` for what the kernels do not decode: vector palettes, sparse weights, blocks along other axes
+    /// than the first two, views that move elements, casts that round.
     pub(crate) fn new(weight: &WeightRef) -> Option<Self> {
         let stored = weight.stored_dtype();
         let exact = stored == weight.ty().dtype || (stored, weight.ty().dtype) == (DType::F16, DType::F32);
@@ -151,9 +151,9 @@ fn blocked_bytes<T>((values, _): &Blocked<T>) -> usize {
     size_of_val(&**values)
 }
 
-/// The blocks of a tensor of `shape` as blocks of a matrix: rows are the first axis that is longer than 1, columns all
-/// after it, and only the first two such axes may have several blocks. A convolution's groups of output and of input
-/// channels are of this kind.
+/// The blocks of a tensor of `shape` as blocks of a matrix: rows are the first axis that is longer than 1,
+/// columns all after it, and only the first two such axes may have several blocks. A convolution's groups of
+/// output and of input channels are of this kind.
 fn grid(shape: &[usize], blocks: &[usize]) -> Option<BlockGrid> {
     let mut long = (0..shape.len()).filter(|&axis| shape[axis] != 1);
     let axis = |axis: Option<usize>| axis.map_or([1, 1], |axis| [shape[axis], blocks[axis]]);

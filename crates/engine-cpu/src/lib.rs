@@ -77,9 +77,9 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The rate of multiply-adds in registers on all threads, in operations per second: measured, in about a quarter of a
-    /// second. A multiplication and an addition are two operations. `None` where the CPU has no instruction for it, or
-    /// [`mixbit_kernels::peak`] does not know it.
+    /// The measured peak of multiply-adds in registers on all threads, in operations per second; a
+    /// multiplication and an addition are two. Takes about a quarter of a second. `None` if the CPU has no
+    /// instruction for it, or [`mixbit_kernels::peak`] does not know it.
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         let precision = match arithmetic {
             Arithmetic::F32 | Arithmetic::AsDeclared => Precision::F32,
@@ -138,13 +138,13 @@ fn reserve(bytes: usize, budget: &MemoryBudget) -> Result<Reservation, Error> {
     budget.reserve(bytes as u64).ok_or_else(needed)
 }
 
-/// A function that is verified, without what is not used and with compressed constants that know their encoding.
+/// A verified function without dead code, whose compressed constants are weights that know their encoding.
 fn simplified(function: &Function) -> Result<Function, Error> {
     mixbit_mil::verify(function)?;
     Ok(mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?))
 }
 
-/// A lowered function whose arenas are planned, and fit in the memory that is left.
+/// A lowered function whose arenas are planned and fit into memory.
 struct Planned {
     plan: Plan,
     regions: Regions,
@@ -188,19 +188,19 @@ struct CpuRun {
     declined: Vec<Declined>,
 }
 
-/// When a step ran.
+/// The times of a step.
 #[derive(Clone, Debug, Default)]
 struct StepTimes {
-    /// How often.
+    /// The number of runs.
     runs: u32,
-    /// How long, in all runs.
+    /// The duration of all runs.
     sum: Duration,
-    /// When in the last run, from its beginning, and for how long.
+    /// The start in the last run, from its beginning, and the duration.
     last: Option<(Duration, Duration)>,
 }
 
 impl StepTimes {
-    /// Counts a run.
+    /// Adds a run.
     fn add(&mut self, start: Duration, duration: Duration) {
         let (runs, sum) = (self.runs + 1, self.sum + duration);
         *self = StepTimes { runs, sum, last: Some((start, duration)) };
@@ -230,7 +230,8 @@ impl Executable for CpuRun {
             Some(arenas) => arenas,
             None => arenas.insert(Arenas::new(regions, budget)?),
         };
-        // Nothing is held until this run has come to its end: a cancelled one leaves any content in the arena.
+        // Nothing is held until this run has come to its end: a cancelled one leaves any content in the
+        // arena.
         let mut is_held = std::mem::take(holds_constants);
         for (input, tensor) in plan.inputs.iter().zip(inputs) {
             let range = regions.ranges[input.buffer].clone();
@@ -348,7 +349,7 @@ fn copied(
     Tensor::new(shape, data)
 }
 
-/// Copies an input to its place, and says whether it was there already, bit for bit.
+/// Copies an input to its place; `true` if the place held it already, bit for bit.
 fn put<T: bytemuck::Pod>(values: &[T], place: &mut [T]) -> bool {
     let is_same = bytemuck::cast_slice::<T, u32>(values) == bytemuck::cast_slice::<T, u32>(place);
     place.copy_from_slice(values);
@@ -437,10 +438,11 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_constant_inputs_alone_is_kept() {
+    fn values_that_depend_on_constant_inputs_alone_are_kept() {
         let mut b = Builder::new("main", Opset::Ios16);
         let [x, s] = ["x", "s"].map(|name| b.input(name, TensorType::new(DType::F32, [3])).unwrap());
-        // Two steps that are steady, the first needed by the second only; one of both; and results of all kinds.
+        // Two steps that are steady, the first needed by the second only; one of both; and results of all
+        // kinds.
         let twice = b.op("add").arg("x", s).arg("y", s).named("twice").add().unwrap();
         let root = b.op("sqrt").arg("x", twice).named("root").add().unwrap();
         let sum = b.op("add").arg("x", x).arg("y", root).named("sum").add().unwrap();

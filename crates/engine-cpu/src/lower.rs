@@ -157,8 +157,8 @@ fn projections(joint: &JointProjections, label: Label, plan: &mut PlanBuilder) -
     }
     plan.step_of_one_buffer(label, &[joint.input], &joint.outputs, move |io| {
         let left = Mat::new(io.floats[0], rows, depth).into();
-        let mut rooms = Vec::new();
-        let rights = kernel.operands(&mut rooms)?;
+        let mut scratch = Vec::new();
+        let rights = kernel.operands(&mut scratch)?;
         let bias = (!bias.is_empty()).then_some(&bias[..]);
         mixbit_kernels::gemm_batched(io.out[0], left, &rights, kernel.precision(), bias);
         Ok(())

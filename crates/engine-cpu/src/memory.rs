@@ -1,5 +1,5 @@
-//! Where intermediate results lie: one arena for floats and one for integers, shared by buffers that don't live at
-//! the same time.
+//! Memory for intermediate results: one arena for floats and one for integers. Buffers that don't live at the
+//! same time share it.
 
 use std::ops::{Deref, DerefMut, Range};
 
@@ -12,7 +12,7 @@ use crate::plan::{Buffer, Io, Place, Step};
 /// Buffers start at multiples of this many elements: a cache line of floats.
 const ALIGN: usize = 16;
 
-/// Arenas of up to this many bytes are not worth asking the system about.
+/// The largest arena, in bytes, for which the system's free memory is not looked up.
 const SMALL: u64 = 1 << 24;
 
 /// Zeros that are counted in a budget as long as they live.
@@ -24,8 +24,8 @@ pub(super) struct Counted<T: Pod> {
 impl<T: Pod> Counted<T> {
     /// `len` zeros.
     ///
-    /// The system often promises memory that it does not have, and ends the process when the memory is used. So the machine
-    /// must have enough left for all that is reserved and `len` more.
+    /// The system often promises memory that it does not have, and ends the process when the memory is used.
+    /// So the machine must have enough left for all that is reserved and `len` more.
     ///
     /// # Errors
     /// [`Error::Memory`] if the budget or the machine has less left.
@@ -59,7 +59,7 @@ impl<T: Pod> DerefMut for Counted<T> {
     }
 }
 
-/// The bytes of memory that the machine has left, where it says so.
+/// The bytes of memory that are free on this machine, if the system reports them (Linux).
 pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -98,7 +98,8 @@ impl Regions {
         size_of::<f32>() * self.floats + size_of::<i32>() * self.ints
     }
 
-    /// Places the largest buffers first, each at the lowest offset where it overlaps no other that lives with it.
+    /// Places the largest buffers first, each at the lowest offset where it overlaps no other that lives with
+    /// it.
     pub(super) fn plan(buffers: &[Buffer], lifetimes: &[Range<usize>]) -> Self {
         let mut order: Vec<usize> = (0..buffers.len()).collect();
         order.sort_by_key(|&index| std::cmp::Reverse(buffers[index].len));
@@ -188,8 +189,8 @@ impl<'a, T> Arena<'a, T> {
         self.writes.push(range);
     }
 
-    /// The slices, in the order of the calls. What is written overlaps nothing else: that is the plan's promise, and
-    /// `split_at_mut` would panic if it were broken.
+    /// The slices, in the order of the calls. What is written overlaps nothing else: that is the plan's
+    /// promise, and `split_at_mut` would panic if it were broken.
     fn split(self) -> (Vec<&'a [T]>, Vec<&'a mut [T]>) {
         let mut cuts: Vec<(usize, Range<usize>)> = self.writes.iter().cloned().enumerate().collect();
         cuts.sort_by_key(|(_, range)| (range.start, range.end));

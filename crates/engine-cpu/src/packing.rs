@@ -1,13 +1,14 @@
 //! The layers whose weights stay packed.
 //!
-//! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few rows, as text
-//! encoders and the inner layers of a UNet have them. A model that is planned to run often keeps such weights packed, besides
-//! as they are stored, as far as its budget of memory allows. The plan decides; a weight is packed when it is first used.
+//! Kernels pack a dense weight panel by panel whenever they use it. That is a good part of a product of few
+//! rows, as text encoders and the inner layers of a UNet have them. A model that is planned to run often
+//! keeps such weights packed, besides as they are stored, as far as its budget of memory allows. The plan
+//! decides; a weight is packed when it is first used.
 
 use mixbit_engine::{MemoryBudget, Reservation};
 
-/// Rows, or pixels, of a product up to which its weight is worth packing: of more, packing is less than a hundredth of the
-/// work.
+/// Rows, or pixels, of a product up to which its weight is worth packing: of more, packing is less than a
+/// hundredth of the work.
 pub(crate) const PACK_UP_TO_ROWS: usize = 1024;
 
 /// Runs up to which weights are packed in every run. Fresh memory costs about as much as it saves in so few.

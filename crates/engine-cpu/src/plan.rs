@@ -11,7 +11,7 @@ use mixbit_mil::{Constant, DType, Def, Function, OpView, ValueId, WeightRef};
 use crate::packing::Packing;
 use crate::weight::{ConvKernel, LinearKernel, Weight, stays_compressed};
 
-/// Where a value lies.
+/// The place of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// In the arena.
@@ -20,7 +20,7 @@ pub(super) enum Place {
     Const(usize),
 }
 
-/// A stretch of memory that holds one value, under all its shapes.
+/// Memory of one value, under all its shapes.
 #[derive(Clone, Debug)]
 pub(super) struct Buffer {
     pub(super) is_float: bool,
@@ -60,8 +60,8 @@ pub(super) struct Step {
     pub(super) writes: Vec<usize>,
     pub(super) write_types: Vec<DType>,
     pub(super) multiply_adds: u64,
-    /// Packs the step's weights before its first run, if they stay packed. It is not cancelled: weights that are packed in
-    /// part would stay so.
+    /// Packs the step's weights before its first run, if they stay packed. It is not cancelled: weights that
+    /// are packed in part would stay so.
     pub(super) prepare: Prepare,
     pub(super) run: Run,
 }
@@ -93,7 +93,7 @@ impl Step {
     }
 }
 
-/// What a step reads and writes, floats and integers each in the order in which the step named them.
+/// The operands and results of a step: floats and integers, each in the order of the step's lists.
 #[derive(Default)]
 pub(crate) struct Io<'a> {
     pub(crate) floats: Vec<&'a [f32]>,
@@ -102,14 +102,14 @@ pub(crate) struct Io<'a> {
     pub(crate) int_out: Vec<&'a mut [i32]>,
 }
 
-/// Where an input is put.
+/// The place of an input.
 pub(super) struct Input {
     pub(super) buffer: usize,
     /// Whether it is one of [`Options::constant_inputs`].
     pub(super) is_constant: bool,
 }
 
-/// What a value depends on.
+/// The inputs that a value depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Dependence {
     /// No input.
@@ -134,7 +134,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What each buffer depends on.
+    /// The inputs that each buffer depends on.
     fn dependences(&self) -> Vec<Dependence> {
         let mut dependences = vec![Dependence::Constant; self.buffers.len()];
         for input in &self.inputs {
@@ -156,8 +156,9 @@ impl Plan {
         self.steps.iter().map(|step| step.writes.iter().any(is_constant)).collect()
     }
 
-    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first. Constant inputs, and
-    /// values of theirs that other steps need, must keep it always. Outputs are handed out after the step that makes them.
+    /// The steps during which each buffer must keep its content, counted from 1; 0 is before the first.
+    /// Constant inputs, and values of theirs that other steps need, must keep it always. Outputs are handed
+    /// out after the step that makes them.
     pub(super) fn lifetimes(&self) -> Vec<Range<usize>> {
         let dependences = self.dependences();
         let end = self.steps.len() + 1;
@@ -200,7 +201,7 @@ impl Plan {
     }
 }
 
-/// A plan in the making.
+/// A plan under construction.
 pub(crate) struct PlanBuilder<'f> {
     function: &'f Function,
     options: &'f Options,
@@ -320,7 +321,7 @@ impl<'f> PlanBuilder<'f> {
         Ok(place)
     }
 
-    /// The constant bound to an input, as a weight that stays as stored; `None` if it is computed.
+    /// A constant as a weight that stays as stored; `None` if the value is computed.
     fn weight(&self, id: ValueId) -> Result<Option<Weight>, Error> {
         match &self.function.value(id).def {
             Def::Const(Constant::Weight(weight)) => Weight::new(weight).map(Some),
@@ -331,7 +332,8 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// The way in which threads share an attention. Layers with packed weights leave their rows to threads by image.
+    /// The way in which threads share an attention. Layers with packed weights leave their rows to threads by
+    /// image.
     pub(crate) fn partition(&self, shape: &AttentionShape) -> Partition {
         match self.packing {
             Packing::Within(_) => Partition::Images,
@@ -352,7 +354,8 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// The constant weight of a convolution, whose outputs may be values and then as many gates; `None` if it is computed.
+    /// The constant weight of a convolution; `None` if it is computed. The outputs of a `gated` one are
+    /// values, then gates.
     pub(crate) fn conv_kernel(
         &mut self,
         id: ValueId,
@@ -366,8 +369,8 @@ impl<'f> PlanBuilder<'f> {
         Ok(Some(kernel))
     }
 
-    /// The constant weights, all [outs, depth], of linear layers that multiply the same rows, mostly of one, whose outputs may be
-    /// values and then as many gates; `None` if one is computed, or they are of several precisions.
+    /// The constant weights `[outs, depth]` of linear layers that multiply the same rows; `None` if one is
+    /// computed, or their precisions differ. The outputs of a `gated` layer are values, then gates.
     pub(crate) fn linear_kernel(
         &mut self,
         ids: &[ValueId],
@@ -395,8 +398,8 @@ impl<'f> PlanBuilder<'f> {
         Some(table)
     }
 
-    /// The floats of a constant, widened and held: those of a bias or a norm, one for each channel. An error if the
-    /// value is computed.
+    /// The floats of a constant, widened and held: those of a bias or a norm, one for each channel. An error
+    /// if the value is computed.
     pub(crate) fn constant_floats(&mut self, id: ValueId) -> Result<Vec<f32>, Error> {
         let value = self.function.value(id);
         let Def::Const(constant) = &value.def else {
@@ -409,13 +412,13 @@ impl<'f> PlanBuilder<'f> {
         Ok(floats)
     }
 
-    /// Says that `to` is `from` under another shape: both lie in the same place.
+    /// Makes `to` the same memory as `from`, under another shape.
     pub(crate) fn alias(&mut self, from: ValueId, to: ValueId) -> Result<(), Error> {
         self.places[to.index()] = Some(self.place(from)?);
         Ok(())
     }
 
-    /// Adds a step that reads `reads` and makes `writes`.
+    /// Adds a step that reads `reads` and writes `writes`.
     pub(crate) fn step(
         &mut self,
         label: impl Into<Label>,
@@ -428,8 +431,8 @@ impl<'f> PlanBuilder<'f> {
         self.push_step(label.into(), reads, buffers, types, Box::new(run))
     }
 
-    /// Adds a step that makes `writes`, all floats of one size, in one buffer, one after the other. A step that reads the
-    /// first reads them all: see [`are_joint`](Self::are_joint).
+    /// Adds a step that makes `writes`, all floats of one size, in one buffer, one after the other. A step
+    /// that reads the first reads them all: see [`are_joint`](Self::are_joint).
     pub(crate) fn step_of_one_buffer(
         &mut self,
         label: Label,
@@ -473,7 +476,7 @@ impl<'f> PlanBuilder<'f> {
         self.joint.contains(values)
     }
 
-    /// Says how the last step's weights are packed before its first run.
+    /// Sets the packing of the last step's weights.
     pub(crate) fn prepare(&mut self, prepare: impl Fn() + Send + Sync + 'static) {
         if let Some(step) = self.plan.steps.last_mut() {
             step.prepare = Box::new(prepare);
@@ -492,13 +495,15 @@ impl<'f> PlanBuilder<'f> {
         }
     }
 
-    /// Counts as the last step's what steps from `first` on have not of a chain's multiply-adds.
+    /// Counts the rest of a node's multiply-adds, which the steps from `first` on have not counted, as the
+    /// last step's.
     pub(super) fn count_rest(&mut self, first: usize, multiply_adds: u64) {
         let counted: u64 = self.plan.steps[first..].iter().map(|step| step.multiply_adds).sum();
         self.count(multiply_adds.saturating_sub(counted));
     }
 
-    /// Adds a step that runs an op by its naive definition: for ops on a few integers, where speed is nothing.
+    /// Adds a step that runs an op by its naive definition: for ops on a few integers, whose speed does not
+    /// matter.
     pub(crate) fn by_definition(&mut self, op: &OpView) -> Result<(), Error> {
         let is_computed = |id: &ValueId| !matches!(self.function.value(*id).def, Def::Const(_));
         let mut reads: Vec<ValueId> = op.op().args.iter().flat_map(|arg| arg.values()).copied().collect();

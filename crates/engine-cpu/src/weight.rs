@@ -1,4 +1,4 @@
-//! Weights as the kernels read them: as stored, where the stored type is exact.
+//! Weights in the form that the kernels read: as stored, where the stored type is exact.
 
 use std::sync::OnceLock;
 
@@ -12,7 +12,7 @@ use mixbit_mil::{DType, WeightRef};
 use crate::encoded::EncodedWeight;
 use crate::packing::{PACK_UP_TO_ROWS, Packing};
 
-/// Compressed constants of fewer elements are held decoded: no palette is worth its trouble for them.
+/// Compressed constants of fewer elements are held decoded.
 const DECODED_BELOW: usize = 2048;
 
 /// Whether a constant is decoded whenever it is used, because a dense copy of it is too large to hold.
@@ -20,8 +20,8 @@ pub(super) fn stays_compressed(weight: &WeightRef) -> bool {
     weight.is_compressed() && weight.ty().dtype.is_float() && weight.ty().count() >= DECODED_BELOW
 }
 
-/// A constant that a kernel reads as stored: 16-bit weights stay 16-bit and compressed ones compressed, in their file's
-/// memory map.
+/// A constant that a kernel reads as stored: 16-bit weights stay 16-bit and compressed ones compressed, in
+/// their file's memory map.
 pub(crate) enum Weight {
     /// In the memory map, aligned for its type.
     Mapped(WeightRef),
@@ -31,8 +31,8 @@ pub(crate) enum Weight {
     Bf16(Vec<bf16>),
     /// Decoded by the kernels, a run at a time.
     Encoded(Box<EncodedWeight>),
-    /// Compressed in a form that the kernels do not read: decoded whole by each step that uses it, for as long as the
-    /// step takes.
+    /// Compressed in a form that the kernels do not read. Each step that uses it decodes it for its own
+    /// duration.
     Deferred(WeightRef),
 }
 
@@ -70,10 +70,10 @@ impl Weight {
         tensor.into_f32().map(Weight::F32)
     }
 
-    /// The elements. `room` is where they lie if they have to be decoded first.
-    pub(crate) fn slice<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<WeightSlice<'a>, Error> {
+    /// The elements. `scratch` holds them if they are decoded first.
+    pub(crate) fn slice<'a>(&'a self, scratch: &'a mut Option<Weight>) -> Result<WeightSlice<'a>, Error> {
         Ok(match self {
-            Weight::Deferred(weight) => room.insert(Self::dense(weight)?).held(),
+            Weight::Deferred(weight) => scratch.insert(Self::dense(weight)?).held(),
             held => held.held(),
         })
     }
@@ -126,7 +126,8 @@ struct Layer<P> {
 }
 
 impl<P> Layer<P> {
-    /// `bytes` is the size of the packed weights. Compressed weights are packed in every run: they would be dense otherwise.
+    /// `bytes` is the size of the packed weights. Compressed weights are packed in every run: they would be
+    /// dense otherwise.
     fn new(weights: Vec<Weight>, is_worth_it: bool, packing: &Packing, bytes: usize) -> Self {
         let may_stay = is_worth_it && !weights.iter().any(Weight::is_compressed);
         let reserved = if may_stay { packing.reserve(bytes) } else { None };
@@ -167,7 +168,7 @@ pub(crate) struct ConvKernel {
 }
 
 impl ConvKernel {
-    /// `gated` says that the outputs are values and then as many gates.
+    /// The outputs of a `gated` convolution are values, then gates.
     pub(super) fn new(
         weight: Weight,
         gated: bool,
@@ -197,11 +198,11 @@ impl ConvKernel {
         self.layer.prepare(pack, PackedConvWeight::size_in_bytes);
     }
 
-    /// The weight; for `room` see [`Weight::slice`].
-    pub(crate) fn operand<'a>(&'a self, room: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
+    /// The weight; for `scratch` see [`Weight::slice`].
+    pub(crate) fn operand<'a>(&'a self, scratch: &'a mut Option<Weight>) -> Result<ConvWeight<'a>, Error> {
         Ok(match self.layer.packed() {
             Some(packed) => ConvWeight::Packed(packed),
-            None => ConvWeight::Stored(self.layer.weights[0].slice(room)?),
+            None => ConvWeight::Stored(self.layer.weights[0].slice(scratch)?),
         })
     }
 
@@ -225,7 +226,7 @@ pub(crate) struct LinearKernel {
 }
 
 impl LinearKernel {
-    /// As [`ConvKernel::new`], for a product of so many rows. Only a single weight may be gated.
+    /// As [`ConvKernel::new`], for a product of some rows. Only a single weight may be gated.
     pub(super) fn new(
         weights: Vec<Weight>,
         gated: bool,
@@ -261,19 +262,21 @@ impl LinearKernel {
         self.layer.prepare(pack, PackedMatrix::size_in_bytes);
     }
 
-    /// The transposed weights, for the right side of a product: each by itself, or all packed as one. For `rooms`, one for
-    /// each, see [`Weight::slice`].
+    /// The transposed weights, for the right side of a product: each by itself, or all packed as one. For
+    /// `scratch`, one for each, see [`Weight::slice`].
     pub(crate) fn operands<'a>(
         &'a self,
-        rooms: &'a mut Vec<Option<Weight>>,
+        scratch: &'a mut Vec<Option<Weight>>,
     ) -> Result<Vec<Operand<'a>>, Error> {
         let [outs, depth] = self.size;
         if let Some(packed) = self.layer.packed() {
             return Ok(vec![Operand::Packed(packed)]);
         }
-        rooms.resize_with(self.layer.weights.len(), || None);
-        let stored = self.layer.weights.iter().zip(rooms);
-        stored.map(|(weight, room)| Ok(weight.slice(room)?.transposed_matrix(outs, depth).into())).collect()
+        scratch.resize_with(self.layer.weights.len(), || None);
+        let stored = self.layer.weights.iter().zip(scratch);
+        stored
+            .map(|(weight, scratch)| Ok(weight.slice(scratch)?.transposed_matrix(outs, depth).into()))
+            .collect()
     }
 
     /// The memory of the weights: stored, and packed if they stay so.

@@ -70,7 +70,8 @@ fn a_cancelled_model_runs_as_if_it_had_not_been() {
             let fresh = |inputs: &[(&str, &Tensor)]| {
                 backend.compile(&function, &Options { arithmetic, ..Options::default() }).unwrap().run(inputs)
             };
-            // Runs enough that weights would be packed in a cancelled one, and that what is kept is there or not.
+            // Runs enough that weights would be packed in a cancelled one, and that what is kept is there or
+            // not.
             for (round, text) in [&a, &a, &a, &a, &b, &b, &a].into_iter().enumerate() {
                 let x = tensor(round as f32);
                 let inputs = [("x", &x), ("text", text)];

@@ -1,4 +1,5 @@
-//! The door for backends: [`Backend`] compiles a function, [`Executable`] is its compiled form, [`Model`] runs it.
+//! The interface of backends: [`Backend`] compiles a function, [`Executable`] is its compiled form, [`Model`]
+//! runs it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,35 +8,37 @@ use mixbit_mil::{Function, TensorType};
 
 use crate::{Cancel, Data, Error, MemoryBudget, Tensor};
 
-/// How floats are computed.
+/// The arithmetic of floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arithmetic {
     /// Every float is an `f32`, whatever the graph declares.
     #[default]
     F32,
-    /// As [`F32`](Self::F32), but what convolutions, linear layers, matrix products and attention multiply is rounded to
-    /// bfloat16; sums are `f32`. The reference backend, which has no kernels, computes as for [`F32`](Self::F32).
+    /// As [`F32`](Self::F32), with the factors of convolutions, linear layers, matrix products and attention
+    /// rounded to bfloat16. Sums are `f32`. The reference backend computes as for [`F32`](Self::F32).
     Bf16,
-    /// As [`F32`](Self::F32), but convolutions and linear layers with constant weights multiply eight-bit integers. Other
-    /// products, and layers whose weight is one of [`Options::full_precision`], are computed in the backend's fastest
-    /// precision of floats ([`Backend::fastest`]). The reference backend computes as for [`F32`](Self::F32).
+    /// As [`F32`](Self::F32), but convolutions and linear layers with constant weights multiply eight-bit
+    /// integers. Other products, and layers whose weight is one of [`Options::full_precision`], are computed
+    /// in the backend's fastest precision of floats ([`Backend::fastest`]). The reference backend computes as
+    /// for [`F32`](Self::F32).
     Int8,
-    /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device does.
+    /// The result of every op whose declared type is `fp16` is rounded to half precision, as a Core ML device
+    /// does.
     AsDeclared,
 }
 
-/// How a function is compiled.
+/// The options of a compilation.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How floats are computed.
+    /// The arithmetic of floats.
     pub arithmetic: Arithmetic,
     /// Names of weights whose layers [`Arithmetic::Int8`] does not quantize.
     pub full_precision: BTreeSet<String>,
-    /// Names of inputs that are often the same from run to run. Values that depend on these inputs alone are kept, in memory
-    /// of their own, and computed again when an input changes.
+    /// Names of inputs that are often the same from run to run. Values that depend on these inputs alone are
+    /// kept, in memory of their own, and computed again when an input changes.
     pub constant_inputs: BTreeSet<String>,
-    /// The expected number of runs. A backend may prepare weights at some cost in time and memory if they are many; results
-    /// are the same.
+    /// The expected number of runs. A backend may prepare weights at some cost in time and memory if they are
+    /// many; results are the same.
     pub planned_runs: usize,
     /// The memory that this model and others may take.
     pub budget: MemoryBudget,
@@ -54,11 +57,11 @@ impl Default for Options {
     }
 }
 
-/// A device, or a way, to run functions on.
+/// A device that runs functions, or a way to run them.
 ///
-/// A backend is written against the public interface of this crate alone: [`compile`](Self::compile) turns a function into
-/// an [`Executable`] and wraps it in a [`Model`], which checks inputs before it hands them on. An op that a backend has no
-/// better way for can be run by its definition ([`evaluate`](crate::evaluate)).
+/// A backend is written against the public interface of this crate alone: [`compile`](Self::compile) turns a
+/// function into an [`Executable`] and wraps it in a [`Model`], which checks inputs before it hands them on.
+/// An op that is not worth a kernel can run by its definition ([`evaluate`](crate::evaluate)).
 pub trait Backend: Send + Sync {
     /// The name, for messages and menus.
     fn name(&self) -> &'static str;
@@ -66,11 +69,10 @@ pub trait Backend: Send + Sync {
     /// Prepares a function to be run many times. Weights are referred to, not copied.
     ///
     /// # Errors
-    /// If the function is not valid or uses what the backend does not run.
+    /// If the function is not valid, or has an op or a size that the backend does not run.
     fn compile(&self, function: &Function, options: &Options) -> Result<Model, Error>;
 
-    /// Bytes that a run of a function takes for intermediate results, without preparing one: what its model's
-    /// [`Model::arena_bytes`] would say.
+    /// Bytes that a run of a function takes for intermediate results: [`Model::arena_bytes`] without a model.
     ///
     /// # Errors
     /// As [`compile`](Self::compile).
@@ -78,12 +80,13 @@ pub trait Backend: Send + Sync {
         Ok(self.compile(function, options)?.arena_bytes())
     }
 
-    /// The bytes of the device's memory that are free, where it says so: a base for a [`MemoryBudget`].
+    /// The bytes of the device's memory that are free, if known: a base for a [`MemoryBudget`].
     fn available_memory(&self) -> Option<u64> {
         None
     }
 
-    /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::F32`] by default.
+    /// The fastest arithmetic on this device that keeps the quality of images: [`Arithmetic::F32`] by
+    /// default.
     fn fastest(&self) -> Arithmetic {
         Arithmetic::F32
     }
@@ -98,12 +101,12 @@ pub struct Signature {
     pub ty: TensorType,
 }
 
-/// The time that the steps of one kind took in all runs of a model.
+/// The time of all steps of one kind, in all runs of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// The op, or the chain of ops that is one step.
+    /// The op, or the chain of ops.
     pub kind: String,
-    /// How many steps of the last run are of this kind.
+    /// The steps of this kind in the last run.
     pub steps: usize,
     /// The time.
     pub time: Duration,
@@ -114,15 +117,15 @@ pub struct Timing {
 /// One step of a model's last run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TracedStep {
-    /// The op and what it makes.
+    /// The op and its result.
     pub label: String,
-    /// The op, or the chain of ops that is one step.
+    /// The op, or the chain of ops.
     pub kind: String,
     /// Its multiply-adds, as [`mixbit_mil::multiply_adds`] counts them.
     pub multiply_adds: u64,
-    /// When it began, from the beginning of the run.
+    /// The start, from the beginning of the run.
     pub start: Duration,
-    /// How long it took.
+    /// The duration.
     pub duration: Duration,
 }
 
@@ -135,11 +138,12 @@ pub struct Model {
 
 /// A backend's compiled form of a function.
 pub trait Executable: Send {
-    /// Runs the function and hands each output to `output`, with its position in the function, as soon as it is ready.
+    /// Runs the function and hands each output to `output`, with its position in the function, as soon as it
+    /// is ready.
     ///
-    /// The inputs are in the function's order, with the declared shapes and floats or integers as declared: [`Model`] has
-    /// checked them. The run ends early once `cancel` is raised, within an op if the op takes long; the next run must not
-    /// be affected by it.
+    /// The inputs are in the function's order, with the declared shapes and floats or integers as declared:
+    /// [`Model`] has checked them. The run ends early once `cancel` is raised, within an op if the op takes
+    /// long; the next run must not be affected by it.
     ///
     /// # Errors
     /// [`Error::Cancelled`], [`Error::Memory`], [`Error::Index`], or a failure of the device.
@@ -162,19 +166,20 @@ pub trait Executable: Send {
     /// The steps of a run as text.
     fn describe(&self) -> String;
 
-    /// Where the time went, by kind of step.
+    /// The time by kind of step.
     fn profile(&self) -> Vec<Timing> {
         Vec::new()
     }
 
-    /// When each step of the last run ran.
+    /// The steps of the last run, in order.
     fn trace(&self) -> Vec<TracedStep> {
         Vec::new()
     }
 }
 
 impl Model {
-    /// A compiled function, with the names and types of the inputs and outputs of the function that it was compiled from.
+    /// A compiled function, with the names and types of the inputs and outputs of the function that it was
+    /// compiled from.
     pub fn new(function: &Function, executable: Box<dyn Executable>) -> Self {
         let signature = |ids: &[mixbit_mil::ValueId]| {
             let one = |&id: &mixbit_mil::ValueId| Signature {
@@ -201,7 +206,8 @@ impl Model {
         self.outputs.iter().position(|output| output.name == name)
     }
 
-    /// Bytes that a run takes for intermediate results. They are taken by the first run and kept for the next ones.
+    /// Bytes that a run takes for intermediate results. The first run takes them; they are kept for the next
+    /// ones.
     pub fn arena_bytes(&self) -> usize {
         self.executable.arena_bytes()
     }
@@ -211,25 +217,25 @@ impl Model {
         self.executable.release_arena();
     }
 
-    /// Bytes of the constants in the form in which the model reads them: compressed or as stored, mapped from a file or held in
-    /// memory, and what the model keeps packed besides.
+    /// Bytes of the constants: compressed or as stored, in a memory map or as a copy, and packed if the model
+    /// keeps a packed copy.
     pub fn weight_bytes(&self) -> usize {
         self.executable.weight_bytes()
     }
 
-    /// What is run, step by step, for people.
+    /// The steps of a run, as text for people.
     pub fn describe(&self) -> String {
         self.executable.describe()
     }
 
-    /// Where the time of all runs went, the longest first; empty for a backend that does not tell.
+    /// The time of all runs by kind of step, the longest first; empty for a backend that does not measure it.
     pub fn profile(&self) -> Vec<Timing> {
         let mut timings = self.executable.profile();
         timings.sort_by(|a, b| b.time.cmp(&a.time).then_with(|| a.kind.cmp(&b.kind)));
         timings
     }
 
-    /// The steps of the last run, in order; empty before it, and for a backend that does not tell.
+    /// The steps of the last run, in order; empty before it, and for a backend that does not measure them.
     pub fn trace(&self) -> Vec<TracedStep> {
         self.executable.trace()
     }
@@ -237,7 +243,8 @@ impl Model {
     /// Runs the function on named inputs and gives all outputs.
     ///
     /// # Errors
-    /// If an input is missing, unknown, given twice or has another type, or an index inside a tensor is out of range.
+    /// If an input is missing, unknown, given twice or has another type, or an index inside a tensor is out
+    /// of range.
     pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
         self.run_until(inputs, &Cancel::new())
     }
@@ -255,8 +262,8 @@ impl Model {
     }
 
     /// Runs as [`run_until`](Self::run_until) does, and hands each output, with its position in
-    /// [`outputs`](Self::outputs), to `output` as soon as it is ready. The model keeps no copy, so a function of many
-    /// outputs takes no memory for all of them at once.
+    /// [`outputs`](Self::outputs), to `output` as soon as it is ready. The model keeps no copy, so a function
+    /// of many outputs takes no memory for all of them at once.
     ///
     /// # Errors
     /// As [`run_until`](Self::run_until). Outputs may have been handed out before.

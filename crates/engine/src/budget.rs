@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The part of a budget, one in so many, for memory that only makes runs faster.
+/// The divisor of a budget whose quotient is the most memory that only makes runs faster.
 const OPTIONAL_PART: u64 = 4;
 
-/// A limit on the memory of all models that are compiled with it: intermediate results, copies of weights, packed weights.
-/// Weights in a memory map are not counted. Clones share the count.
+/// A limit on the memory of all models that are compiled with it: intermediate results, copies of weights,
+/// packed weights. Weights in a memory map are not counted. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct MemoryBudget(Arc<Account>);
 
@@ -56,8 +56,8 @@ impl MemoryBudget {
         is_left.then(|| Reservation { budget: self.clone(), bytes, optional: false })
     }
 
-    /// Reserves memory that makes runs faster; `None` if less is left, or if such memory would be more than a quarter of
-    /// the limit.
+    /// Reserves memory that makes runs faster; `None` if less is left, or if such memory would be more than a
+    /// quarter of the limit.
     pub fn reserve_optional(&self, bytes: u64) -> Option<Reservation> {
         if !add(&self.0.optional, bytes, self.limit() / OPTIONAL_PART) {
             return None;

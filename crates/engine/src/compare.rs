@@ -1,4 +1,4 @@
-//! Where two backends differ: every intermediate value of one run, compared.
+//! The difference of two backends, at every intermediate value of a run.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use mixbit_mil::{Function, ValueId};
 use crate::reference::numbers;
 use crate::{Backend, Error, Options, Tensor};
 
-/// How far the results of one op on two backends are apart.
+/// The difference between the results of one op on two backends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpDifference {
     /// The op that makes the value, as messages call it.
     pub op: String,
     /// The value's name.
     pub value: String,
-    /// The greatest difference of two finite elements, relative to the greatest finite element of the expected value; absolute
-    /// where all of these are zero.
+    /// The greatest difference of two finite elements, relative to the greatest finite element of the
+    /// expected value. Absolute if all of these are zero.
     pub relative: f64,
     /// Elements that are not finite on one side only, or not the same infinity.
     pub not_finite: usize,
@@ -25,10 +25,10 @@ pub struct OpDifference {
     pub ranges: [(f64, f64); 2],
 }
 
-/// Runs a function on two backends and compares what its ops make, in the order of the ops.
+/// Runs a function on two backends and compares the results of its ops, in the order of the ops.
 ///
-/// `chosen` says which values are compared, by name. What is compared is kept, and is an output for the time being: ops that a
-/// backend would run as one step run singly if a value between them is chosen. To test such a step, choose what comes out of it.
+/// `chosen` picks the values by name. A chosen value becomes an output, so a chain around it is not fused. To
+/// test a fused chain, choose its result.
 ///
 /// # Errors
 /// Those of compiling and running the function.
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_on_one_side_is_counted() {
+    fn elements_that_are_not_finite_on_one_side_are_counted() {
         let found = difference(
             String::new(),
             String::new(),

@@ -1,29 +1,29 @@
-//! What can go wrong when a program is compiled or run.
+//! The errors of compiling and running a function.
 
 use mixbit_mil::TensorType;
 use thiserror::Error;
 
-/// Why a program can't be compiled or run.
+/// The reason why a function can't be compiled or run.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The program is not valid.
+    /// The function is not valid.
     #[error(transparent)]
     Program(#[from] mixbit_mil::Error),
-    /// The backend does not run an op of the program, or not in this form.
+    /// The backend does not run an op of the function, or not in this form.
     #[error("{backend} can't run {op}: {what}")]
     Unsupported {
         /// The backend's name.
         backend: &'static str,
         /// The op, as `type name`.
         op: String,
-        /// What is not supported.
+        /// The unsupported property.
         what: String,
     },
     /// The threads of a backend can't be started.
     #[error("the worker threads can't be started: {0}")]
     Threads(String),
-    /// A constant of a type that the engine does not hold.
-    #[error("a value of type {ty} can't be held: only floats, and integers of at most 32 bits, can")]
+    /// A constant has a type that the engine does not support.
+    #[error("values of type {ty} are not supported, only floats and integers of at most 32 bits")]
     ElementType {
         /// The value's type.
         ty: TensorType,
@@ -37,7 +37,7 @@ pub enum Error {
         /// The memory that all models need together, in units of 10^9 bytes.
         needed: f64,
     },
-    /// The number of elements is not the shape's.
+    /// The number of elements differs from the shape's.
     #[error("{found} elements don't fill a tensor of shape {shape:?}")]
     Elements {
         /// The tensor's shape.
@@ -51,7 +51,7 @@ pub enum Error {
         /// The output's name.
         name: String,
     },
-    /// An input of the program was not given.
+    /// An input of the function was not given.
     #[error("input `{name}` of type {ty} was not given")]
     InputMissing {
         /// The input's name.
@@ -59,7 +59,7 @@ pub enum Error {
         /// The declared type.
         ty: TensorType,
     },
-    /// The program has no input of that name.
+    /// The function has no input of that name.
     #[error("the program has no input `{name}`; it has {known}")]
     InputUnknown {
         /// The name that was given.

@@ -46,7 +46,8 @@ pub fn offsets(shape: &[usize], strides: &[isize], start: usize) -> Vec<usize> {
     out
 }
 
-/// A shape seen from one axis: the product of the extents before it, its own extent, the product of those after it.
+/// A shape seen from one axis: the product of the extents before it, its own extent, the product of those
+/// after it.
 pub fn around(shape: &[usize], axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
@@ -63,8 +64,8 @@ pub fn axes(op: &OpView) -> Result<Vec<usize>, Error> {
     Ok(axes)
 }
 
-/// The shapes of a `conv`: batch, channels, height and width of `x`; outputs, inputs of a group, height and width of
-/// `weight`.
+/// The shapes of a `conv`: batch, channels, height and width of `x`; outputs, inputs of a group, height and
+/// width of `weight`.
 ///
 /// # Errors
 /// If one is not of rank 4.
@@ -162,8 +163,8 @@ pub fn resolve_index(op: &OpView, index: i32, extent: usize) -> Result<usize, Er
     })
 }
 
-/// The product of the extents before a `concat`'s or `stack`'s axis, and the contiguous elements of each value there. A
-/// stacked value is one index of the new axis.
+/// The product of the extents before a `concat`'s or `stack`'s axis, and the contiguous elements of each
+/// value there. A stacked value is one index of the new axis.
 ///
 /// # Errors
 /// If the axis is out of range.

@@ -1,6 +1,7 @@
 //! Compiles and runs MIL functions.
 //!
-//! - [`Backend`] turns a [`mixbit_mil::Function`] into a [`Model`]; a crate of its own implements it for a device.
+//! - [`Backend`] turns a [`mixbit_mil::Function`] into a [`Model`]; a crate of its own implements it for a
+//!   device.
 //! - [`Reference`] is the backend that runs every op naively, and the oracle of all others.
 //! - [`Tensor`] is what goes in and comes out.
 //!

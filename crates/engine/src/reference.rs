@@ -1,4 +1,4 @@
-//! The reference backend: every op alone, naively, in the order of the function.
+//! The reference backend: every op by itself, naively, in the order of the function.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, TensorType, ValueI
 use crate::ops::{Definition, definition};
 use crate::{Arithmetic, Backend, Cancel, Data, Error, Executable, Model, Options, Tensor};
 
-/// Runs every op naively, with sums in `f64`, and keeps no more than the values still to be used.
+/// Runs every op naively, with sums in `f64`, and drops each value after its last use.
 ///
-/// Its only virtue is that it is plainly right: it is the oracle of every faster path.
+/// It is plainly right and slow: the oracle of every other backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -107,7 +107,8 @@ impl Executable for ReferenceRun {
     }
 }
 
-/// Runs one op by its naive definition, on the tensors that `operand` gives for the values that are not constants.
+/// Runs one op by its naive definition, on the tensors that `operand` gives for the values that are not
+/// constants.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if the op has no definition; if an operand is missing; [`Error::Index`].
@@ -137,7 +138,7 @@ fn last_uses(function: &Function) -> Vec<Option<usize>> {
     last
 }
 
-/// The elements of a tensor of any type, all of which `f64` holds exactly.
+/// The elements of a tensor of any type, exact in `f64`.
 pub(crate) fn numbers(tensor: &Tensor) -> Vec<f64> {
     match tensor.data() {
         Data::Float(values) => values.iter().map(|&x| x.into()).collect(),

@@ -5,7 +5,7 @@ use mixbit_mil::{Constant, DType, Literal, TensorType, WeightRef};
 
 use crate::Error;
 
-/// A dense, row-major tensor. Floats are held as `f32` and integers of any width as `i32`, whatever their MIL type.
+/// A dense, row-major tensor. Floats of any type are `f32`, integers of any width `i32`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     shape: Vec<usize>,

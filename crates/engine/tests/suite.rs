@@ -1,4 +1,5 @@
-//! The op suite on the reference: results recorded from PyTorch and coremltools, compressed constants, misfits.
+//! The op suite on the reference: results recorded from PyTorch and coremltools, compressed constants,
+//! misfits.
 
 use mixbit_engine::{Error, Reference, Tensor};
 use mixbit_op_suite::{Exceptions, run};

@@ -65,8 +65,8 @@ pub(crate) fn run(backends: &[&dyn Backend], collector: &mut Collector) {
     }
 }
 
-/// Runs a chain: the first backend against the reference, the others, and models that are planned to run often, against the
-/// first.
+/// Runs a chain: the first backend against the reference, the others, and models that are planned to run
+/// often, against the first.
 fn check(function: &Function, backends: &[&dyn Backend]) -> Result<(), String> {
     let inputs = inputs(function);
     let once = Options::default();

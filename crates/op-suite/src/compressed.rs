@@ -1,5 +1,6 @@
-//! Ops on compressed constants that are large enough to stay compressed, in every form of iOS 16 and 18: a backend agrees
-//! with the reference, gives the bits that it gives for the decoded constants, and keeps them in the memory of their bits.
+//! Ops on compressed constants that are large enough to stay compressed, in every form of iOS 16 and 18: a
+//! backend agrees with the reference, gives the bits that it gives for the decoded constants, and keeps them
+//! in the memory of their bits.
 
 use half::f16;
 use mixbit_engine::{Backend, Options, Reference, Tensor};
@@ -192,7 +193,8 @@ const READERS: [Reader; 9] = [
     Reader::Reshaped,
 ];
 
-/// The extents of a constant in two axes: 12 and 4 divide them, a multiple of 8 elements is in a row and 2880 are in all.
+/// The extents of a constant in two axes: 12 and 4 divide them, a multiple of 8 elements is in a row and 2880
+/// are in all.
 const SIZE: [usize; 2] = [36, 80];
 
 impl Reader {

@@ -3,10 +3,11 @@
 //! - `f32`: every [`Case`] against [`Reference`](mixbit_engine::Reference), with the same NaN and infinities.
 //! - `f16`: in declared arithmetic, within one unit in the last place of half precision.
 //! - `not finite`: NaN and infinities in every operand. Where the reference has NaN, so has the backend.
-//! - `compressed`: constants that stay compressed, against the same decoded: the same bits, and the memory of their bits.
+//! - `compressed`: constants that stay compressed, against the same decoded: the same bits, and the memory of
+//!   their bits.
 //! - `misfit`: inputs that don't fit are refused by name, and the model stays usable.
-//! - `chain`: chains of ops that [`fuse`](mixbit_engine::fuse::fuse) makes one [`Node`](mixbit_engine::fuse::Node) of, and
-//!   chains that look like them.
+//! - `chain`: chains of ops that [`fuse`](mixbit_engine::fuse::fuse) makes one
+//!   [`Node`](mixbit_engine::fuse::Node) of, and chains that look like them.
 //!
 //! ```
 //! use mixbit_engine::Reference;
@@ -65,7 +66,8 @@ pub fn run_alike(backends: &[&dyn Backend], exceptions: &Exceptions) -> Report {
     collector.report()
 }
 
-/// The case with NaN and the infinities as the middle, the first and the last element of each operand in turn.
+/// The case with NaN and the infinities as the middle, the first and the last element of each operand in
+/// turn.
 fn poisoned(case: &Case) -> Vec<(String, Case)> {
     let mut all = Vec::new();
     for operand in 0..case.operands.len() {

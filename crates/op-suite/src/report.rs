@@ -10,7 +10,8 @@ pub struct Exceptions {
     pub tolerance: f64,
     /// Cases that the backend fails, each with the reason. One that matches no failing case fails the suite.
     pub known: Vec<Exception>,
-    /// Only cases whose names contain this are run, to find a defect. Exceptions that match none of them don't count.
+    /// Only cases whose names contain this are run, to find a defect. Exceptions that match none of them
+    /// don't count.
     pub only: Option<String>,
 }
 

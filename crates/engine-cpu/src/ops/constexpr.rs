@@ -1,4 +1,5 @@
-//! Compressed constants, by their definitions: a plan is made after [`mixbit_mil::constexpr::decoded`], so none is left in it.
+//! Compressed constants, by their definitions: a plan is made after [`mixbit_mil::constexpr::decoded`], so
+//! none is left in it.
 
 use super::{Lowering, by_definition};
 

@@ -70,8 +70,8 @@ pub(crate) fn lower_conv(
             activation,
             gate: None,
         };
-        let mut room = None;
-        let operand = weight.operand(&mut room)?;
+        let mut scratch = None;
+        let operand = weight.operand(&mut scratch)?;
         mixbit_kernels::conv2d(&shape, io.floats[0], operand, weight.precision(), &epilogue, io.out[0]);
         Ok(())
     })?;
@@ -96,10 +96,10 @@ pub(crate) fn lower_gated_conv(
     let bias = op.get("bias").map(|id| plan.constant_floats(id)).transpose()?;
     let gate = kernel(gated.activation);
     plan.step(label, &[op.value("x")?], &[gated.output], move |io| {
-        let mut room = None;
+        let mut scratch = None;
         let bias = bias.as_deref().map_or(Bias::None, Bias::PerRow);
         let epilogue = Epilogue { bias, gate: Some(gate), ..Epilogue::default() };
-        let operand = weight.operand(&mut room)?;
+        let operand = weight.operand(&mut scratch)?;
         let (x, precision) = (io.floats[0], weight.precision());
         mixbit_kernels::conv2d(&shape, x, operand, precision, &epilogue, io.out[0]);
         Ok(())

@@ -25,7 +25,8 @@ impl Axis {
     }
 }
 
-/// An equation as matrix products: `rows` are of x, `columns` of y, and one product for each place of `outer`.
+/// An equation as matrix products: `rows` are of x, `columns` of y, and one product for each place of
+/// `outer`.
 struct MatrixForm {
     rows: Axis,
     columns: Axis,
@@ -90,7 +91,8 @@ impl MatrixForm {
         (form.rows.extent * form.columns.extent * form.depth.extent > 1).then_some(form)
     }
 
-    /// The same with the operands exchanged, if that makes the result's rows lie further apart than its columns.
+    /// The same with the operands exchanged, if that makes the result's rows lie further apart than its
+    /// columns.
     fn row_major(self) -> (Self, bool) {
         if self.columns.extent == 1 || self.rows.strides[2] >= self.columns.strides[2] {
             return (self, false);

@@ -45,8 +45,8 @@ pub(crate) fn lower_linear(
             gate: None,
         };
         let left = Operand::from(Mat::new(io.floats[0], rows, depth));
-        let mut rooms = Vec::new();
-        let right = weight.operands(&mut rooms)?[0];
+        let mut scratch = Vec::new();
+        let right = weight.operands(&mut scratch)?[0];
         mixbit_kernels::gemm(MatMut::new(io.out[0], rows, outs), left, right, weight.precision(), &epilogue);
         Ok(())
     })?;
@@ -70,8 +70,8 @@ pub(crate) fn lower_gated_linear(
     let gate = kernel(gated.activation);
     plan.step(label, &[op.value("x")?], &[gated.output], move |io| {
         let left = Operand::from(Mat::new(io.floats[0], rows, depth));
-        let mut rooms = Vec::new();
-        let right = weight.operands(&mut rooms)?[0];
+        let mut scratch = Vec::new();
+        let right = weight.operands(&mut scratch)?[0];
         let out = MatMut::new(io.out[0], rows, width);
         let bias = bias.as_deref().map_or(Bias::None, Bias::PerColumn);
         let epilogue = Epilogue { bias, gate: Some(gate), ..Epilogue::default() };

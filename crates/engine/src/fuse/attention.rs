@@ -14,8 +14,8 @@ use super::{Attention, Heads, JointProjections, Mask, Node, Verdict};
 /// y = matmul(p, v)   or   matmul(v, p)   or   einsum("bchk,bkhq->bchq", v, p)
 /// ```
 ///
-/// Transposed operands are layouts of the kernel's, and so are heads that lie beside each other before and after ([`super::heads`]);
-/// casts between floats on the way are nothing in wide arithmetic.
+/// Strides express transposed operands, and heads that lie side by side before and after ([`super::heads`]).
+/// Casts between floats change nothing in `f32`.
 pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
     let mut ops = vec![softmax];
     let Some(input) = graph.view(softmax).get("x") else { return Ok(None) };
@@ -61,7 +61,7 @@ pub(super) fn find(graph: &Graph, softmax: usize) -> Verdict {
     ))
 }
 
-/// Looks through an `add` of a mask.
+/// The operand of an `add` of a mask, and the mask; the value itself if there is none.
 fn masked(graph: &Graph, value: ValueId, ops: &mut Vec<usize>) -> (ValueId, Option<ValueId>) {
     let Some(add) = graph.maker(value, "add") else { return (value, None) };
     let view = graph.view(add);
@@ -72,7 +72,7 @@ fn masked(graph: &Graph, value: ValueId, ops: &mut Vec<usize>) -> (ValueId, Opti
     pair
 }
 
-/// Looks through a product with one number.
+/// The operand of a product with one number, and the number; the value itself if there is none.
 fn scaled(graph: &Graph, value: ValueId, ops: &mut Vec<usize>) -> (ValueId, f32) {
     let Some(mul) = graph.maker(value, "mul") else { return (value, 1.0) };
     match graph.scalar_and_value(mul) {
@@ -102,13 +102,14 @@ struct Parts {
     key: Heads,
     value: Heads,
     out: Heads,
-    /// What the scores are multiplied by.
+    /// The factor of the scores.
     scale: f32,
-    /// The axis of the scores that the keys are along.
+    /// The axis of the keys among those of the scores.
     key_axis: usize,
 }
 
-/// The tokens, the channels and the strides of an operand whose last two axes are tokens and channels, or the reverse.
+/// The tokens, the channels and the strides of an operand whose last two axes are tokens and channels, or the
+/// reverse.
 fn layout(value: ValueId, heads: usize, matrix: [usize; 2], tokens_first: bool) -> (usize, usize, Heads) {
     match tokens_first {
         true => (matrix[0], matrix[1], Heads::head_major(value, heads, matrix[0], matrix[1])),
@@ -214,8 +215,8 @@ impl Parts {
         Ok(Mask { value, strides })
     }
 
-    /// Makes the transposes around the heads of tokens part of the attention: operands and output are then read and written
-    /// with an image's heads side by side.
+    /// Makes the transposes around the heads of tokens part of the attention: operands and output are then
+    /// read and written with an image's heads side by side.
     fn take_tokens(&mut self, graph: &Graph, product: usize, ops: &mut Vec<usize>) {
         let Sizes { heads: all, queries, keys, dim, value_dim, .. } = self.sizes;
         let sizes = [[queries, dim], [keys, dim], [keys, value_dim]];

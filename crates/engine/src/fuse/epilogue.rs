@@ -21,7 +21,8 @@ pub(super) fn find_linear(graph: &Graph, linear: usize) -> Verdict {
     Ok(epilogue.finish(graph).map(|epilogue| vec![Node::Linear(epilogue)]))
 }
 
-/// As [`find_linear`], for a convolution; a value for each channel, of every image or of each, may be added first:
+/// As [`find_linear`], for a convolution; a value for each channel, of every image or of each, may be added
+/// first:
 /// ```text
 /// s = add(conv(x, w, b), e [N or 1, C, 1, 1])
 /// ```
@@ -50,7 +51,7 @@ impl Epilogue {
         *self.ops.last().unwrap_or(&0)
     }
 
-    /// The next op if it is an `add` of what was found to a value of floats that is computed.
+    /// The next op if it is an `add` of a computed value of floats, and that value.
     fn addend(&self, graph: &Graph) -> Option<(usize, ValueId)> {
         let add = graph.only_user_of(self.last(), "add")?;
         let (view, own) = (graph.view(add), graph.output(self.last()));

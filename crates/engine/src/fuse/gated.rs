@@ -8,8 +8,8 @@ use super::{Activation, Gated, Node, Verdict};
 /// u = gelu(g, "EXACT")                        ->   y = geglu(x)
 /// y = mul(a, u)
 /// ```
-/// If `x` is the result of a linear layer, or of a convolution along its channels, and of no other use, that is part of the
-/// step, and neither `a` nor `g` is ever in memory.
+/// A linear layer or a convolution that makes `x` for the split alone is part of the node, if its output
+/// channels are split. Neither `a` nor `g` is then in memory.
 pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     let Some(split) = graph.maker_of(gelu, "x", "split") else { return Ok(None) };
     let Some(mul) = graph.only_user_of(gelu, "mul") else { return Ok(None) };
@@ -45,7 +45,7 @@ pub(super) fn find(graph: &Graph, gelu: usize) -> Verdict {
     })]))
 }
 
-/// The layer whose result a split alone uses, if its outputs are what is split.
+/// The layer whose result a split alone uses, if its output channels are split.
 fn layer(graph: &Graph, split: usize, axis: usize) -> Option<usize> {
     let linear = graph.maker_of(split, "x", "linear");
     let layer = linear.or_else(|| graph.maker_of(split, "x", "conv"))?;

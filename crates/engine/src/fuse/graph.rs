@@ -1,4 +1,4 @@
-//! Who makes and who uses each value.
+//! A function with its edges: the maker and the users of each value.
 
 use mixbit_mil::{Arg, Constant, DType, Def, Function, OpView, ValueId};
 
@@ -8,7 +8,7 @@ use crate::Tensor;
 pub(super) struct Graph<'f> {
     function: &'f Function,
     makers: Vec<Option<usize>>,
-    /// The ops that use each value; once for each use. Outputs of the function are used by the position after the last.
+    /// The ops that use each value, once for each use. The position after the last op uses the outputs.
     users: Vec<Vec<usize>>,
 }
 
@@ -42,7 +42,7 @@ impl<'f> Graph<'f> {
         self.function.value(id).ty.dtype
     }
 
-    /// Whether a user is an op, and not the end of the function.
+    /// Whether a user is an op, not the end of the function.
     pub(super) fn is_op(&self, user: usize) -> bool {
         user < self.function.ops().len()
     }
@@ -52,12 +52,12 @@ impl<'f> Graph<'f> {
         self.makers[id.index()].filter(|&index| self.function.ops()[index].def.name == kind)
     }
 
-    /// The op of type `kind` that makes a value for one other op alone.
+    /// The op of type `kind` that makes a value which one op alone uses.
     pub(super) fn own_maker(&self, id: ValueId, kind: &str) -> Option<usize> {
         self.maker(id, kind).filter(|&index| self.only_user(index).is_some())
     }
 
-    /// The op of type `kind` that makes what is bound to an input of an op, if it has such an input.
+    /// The op of type `kind` that makes the value bound to an input of an op, if it has such an input.
     pub(super) fn maker_of(&self, op: usize, input: &str, kind: &str) -> Option<usize> {
         let view = self.view(op);
         let has_input = view.op().def.params.iter().any(|param| param.name == input);
@@ -69,7 +69,7 @@ impl<'f> Graph<'f> {
         &self.users[self.output(op).index()]
     }
 
-    /// The op that alone uses what an op makes, once.
+    /// The op that alone uses the result of an op, once.
     pub(super) fn only_user(&self, op: usize) -> Option<usize> {
         match *self.users(op) {
             [user] if self.is_op(user) => Some(user),
@@ -77,12 +77,12 @@ impl<'f> Graph<'f> {
         }
     }
 
-    /// The op of type `kind` that alone uses what an op makes.
+    /// The op of type `kind` that alone uses the result of an op.
     pub(super) fn only_user_of(&self, op: usize, kind: &str) -> Option<usize> {
         self.only_user(op).filter(|&user| self.function.ops()[user].def.name == kind)
     }
 
-    /// Whether only the given ops use what the given ops make, the last of them excepted.
+    /// Whether only the given ops use the values that they make, except those of the last.
     pub(super) fn is_closed(&self, ops: &[usize], last: usize) -> bool {
         ops.iter().filter(|&&op| op != last).all(|&op| {
             let outputs = &self.function.ops()[op].outputs;
@@ -100,7 +100,8 @@ impl<'f> Graph<'f> {
         }
     }
 
-    /// A constant of one float that is bound to one of two inputs, and the value that is bound to the other.
+    /// The constant of one float that is bound to one of two inputs, and the value that is bound to the
+    /// other.
     pub(super) fn scalar_and_value(&self, op: usize) -> Option<(f32, ValueId)> {
         let view = self.view(op);
         let (x, y) = (view.get("x")?, view.get("y")?);

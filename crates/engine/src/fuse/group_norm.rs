@@ -1,4 +1,4 @@
-//! Group norm, which MIL does not have: what coremltools writes for it.
+//! Group norm, which MIL lacks, as coremltools writes it.
 
 use mixbit_mil::ValueId;
 
@@ -67,7 +67,7 @@ struct Scaling {
     beta: Option<ValueId>,
 }
 
-/// Of an op with two inputs: the op of type `kind` that makes one of them, and the constant that is the other.
+/// The op of type `kind` that makes one of two inputs, and the constant that is the other.
 fn column_and_maker(graph: &Graph, op: usize, kind: &str) -> Option<(usize, ValueId)> {
     let view = graph.view(op);
     let (x, y) = (view.get("x")?, view.get("y")?);
@@ -92,7 +92,7 @@ struct Core {
 }
 
 impl Core {
-    /// The core whose result an op takes as `x` (or `y`); `None` if it does not take one.
+    /// The core whose result is the `x` or the `y` of an op, if it is one.
     fn before(graph: &Graph, user: usize) -> Option<Result<Self, &'static str>> {
         let merge = graph.maker_of(user, "x", "reshape").or_else(|| graph.maker_of(user, "y", "reshape"))?;
         let divide = graph.maker_of(merge, "x", "real_div")?;

@@ -1,21 +1,22 @@
-//! Heads that transposes take out of the channels of linear layers, and put back.
+//! Transposes between the channels of linear layers and the heads of an attention.
 
 use mixbit_mil::ValueId;
 
 use super::graph::Graph;
 
-/// Tokens whose heads lie beside each other, `[batch, tokens, heads, width]`, and the ops between them and an attention.
+/// Tokens with their heads side by side, `[batch, tokens, heads, width]`, and the ops between them and an
+/// attention.
 pub(super) struct Tokens {
     pub(super) value: ValueId,
     pub(super) batch: usize,
     pub(super) heads: usize,
-    /// What they are multiplied by on the way.
+    /// The product of the factors between them and the attention.
     pub(super) scale: f32,
     pub(super) ops: Vec<usize>,
 }
 
-/// The tokens behind an operand of an attention, if nobody else uses what is made of them; `may_scale` says whether they may be
-/// multiplied on the way:
+/// The tokens behind an operand of an attention; `None` if something else uses an intermediate value.
+/// `may_scale` allows a factor between them and the attention:
 /// ```text
 /// x = mul(x, scale)                                   where there is one
 /// x = reshape(x, [batch, tokens, heads, width])       as far as something is to be found behind it
@@ -52,8 +53,8 @@ pub(super) fn tokens_behind(graph: &Graph, operand: ValueId, may_scale: bool) ->
     Some(Tokens { value, batch, heads, scale, ops })
 }
 
-/// What is made of an attention's output alone, which lies head by head: the heads of each image beside each other. With the ops
-/// that make it.
+/// The output of an attention with its heads side by side, and the ops that make it of the output that lies
+/// head by head. `None` if something else uses an intermediate value.
 pub(super) fn merged(
     graph: &Graph,
     product: usize,
@@ -72,7 +73,7 @@ fn swaps(graph: &Graph, op: usize) -> bool {
     graph.view(op).ints("perm").is_ok_and(|perm| perm.iter().map(|axis| axis.rem_euclid(4)).eq([0, 2, 1, 3]))
 }
 
-/// Whether a reshape leaves matrices of tokens as they are.
+/// Whether a reshape keeps the last two axes.
 fn keeps_tokens(graph: &Graph, op: usize) -> bool {
     let of = graph.view(op).get("x").and_then(|x| graph.shape(x).last_chunk::<2>());
     of.is_some() && of == graph.shape(graph.output(op)).last_chunk::<2>()

@@ -1,4 +1,4 @@
-//! Layer norm as Apple's converter leaves it, over the channels of [N, C, 1, S].
+//! Layer norm as Apple's converter writes it, over the channels of [N, C, 1, S].
 
 use mixbit_mil::ValueId;
 
@@ -14,8 +14,8 @@ use crate::geometry::around;
 /// n = mul(c, i)
 /// y = mul(add(n, beta / gamma), gamma)                                      beta is of the axis, as gamma is
 /// ```
-/// The `add` in front of `rsqrt` may be missing, and so may the last `mul` or both of the last line. Without the
-/// latter, an `add` of another kind may follow; it is left alone.
+/// The `add` before `rsqrt` is optional, and so are the last `mul` and both ops of the last line. An `add` of
+/// another kind that follows stays an op.
 pub(super) fn find(graph: &Graph, rsqrt: usize) -> Verdict {
     let Some(core) = Core::around(graph, rsqrt) else { return Ok(None) };
     let Core { mut ops, input, axis, epsilon, normalized } = core;
@@ -69,7 +69,7 @@ struct Core {
 }
 
 impl Core {
-    /// The core with a certain `rsqrt`; `None` if the op has another purpose.
+    /// The core around an `rsqrt`; `None` if the op has another purpose.
     fn around(graph: &Graph, rsqrt: usize) -> Option<Self> {
         let mut epsilon = graph.view(rsqrt).float("epsilon").ok()? as f32;
         let mut ops = vec![rsqrt];

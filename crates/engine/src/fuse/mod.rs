@@ -1,8 +1,8 @@
 //! Fusion: chains of ops that a backend may run as one step, as data.
 //!
-//! [`fuse`] finds the chains by a table of rules. A chain is fused only if nothing outside uses its intermediate values. It
-//! takes the place of its last op, so its inputs are made before it. Backends lower the [`Node`]s, and may
-//! [decline](Fused::without) any of them.
+//! [`fuse`] finds the chains by a table of rules. A chain is fused only if nothing outside uses its
+//! intermediate values. It takes the place of its last op, so its inputs are made before it. Backends lower
+//! the [`Node`]s, and may [decline](Fused::without) any of them.
 
 mod attention;
 mod epilogue;
@@ -21,8 +21,8 @@ pub use node::{
     Activation, Affine, Attention, Epilogue, Gated, GroupNorm, Heads, JointProjections, LayerNorm, Mask, Node,
 };
 
-/// The verdict of a rule on an op: the nodes of a chain; nothing, because the rule is about other ops; or the reason why a
-/// chain that resembles the rule's is not fused. Several nodes follow one another.
+/// The verdict of a rule on an op: the nodes of a chain; nothing, because the rule is about other ops; or the
+/// reason why a chain that resembles the rule's is not fused. Several nodes follow one another.
 type Verdict = Result<Option<Vec<Node>>, &'static str>;
 
 /// A rewrite of a chain of ops.

@@ -4,8 +4,8 @@ use mixbit_mil::{Function, Op, OpView, ValueId};
 
 /// A part of a function that a backend may run as one step: a single op, or a chain of ops.
 ///
-/// A node holds values and sizes only. It knows the ops that it stands for, so a backend that has no better way for a chain
-/// runs these: see [`Node::single_ops`].
+/// A node holds values and sizes only. It knows the ops that it stands for, so a backend that has no better
+/// way for a chain runs these: see [`Node::single_ops`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node {
     /// The op at a position of the function.
@@ -210,7 +210,8 @@ pub struct JointProjections {
 pub struct Gated {
     /// The positions of the ops.
     pub ops: Vec<usize>,
-    /// The position of the linear layer or convolution whose outputs are the halves, if it is part of the node.
+    /// The position of the linear layer or convolution whose outputs are the halves, if it is part of the
+    /// node.
     pub layer: Option<usize>,
     /// The value that is split.
     pub input: ValueId,
@@ -264,8 +265,8 @@ impl Node {
         }
     }
 
-    /// The ops that the node stands for, each a node of its own, in the order of the function. They may stand where the node
-    /// does.
+    /// The ops that the node stands for, each a node of its own, in the order of the function. They may stand
+    /// where the node does.
     pub fn single_ops(&self) -> Vec<Node> {
         let mut ops = self.ops().to_vec();
         ops.sort_unstable();

@@ -1,5 +1,5 @@
-//! Compressed constants. Backends decode them by `mixbit_mil::constexpr::decoded` before they look up definitions; these
-//! are the same definition for one op by itself.
+//! Compressed constants. Backends decode them by `mixbit_mil::constexpr::decoded` before they look up
+//! definitions; these are the same definition for one op by itself.
 
 use mixbit_mil::Constant;
 

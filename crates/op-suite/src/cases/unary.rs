@@ -28,7 +28,7 @@ const DOMAINS: &[(&str, Range<f32>)] = &[
     ("tanh", -9.0..9.0),
 ];
 
-/// What `cast` converts between.
+/// The types that `cast` converts between.
 const CASTS: &[DType] = &[
     DType::F16,
     DType::F32,
@@ -94,7 +94,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .expect(&[&[1.0, 1.0, 0.0, 0.0]])
             .finite(),
     );
-    // What is out of range becomes the nearest number of the type; 1e9 is out of half precision.
+    // Numbers out of range become the nearest of the type; 1e9 is out of half precision.
     for (dtype, expected) in
         [("int8", [-128.0, 127.0, -3.0]), ("uint8", [0.0, 255.0, 0.0]), ("uint32", [0.0, 1e9, 0.0])]
     {
