@@ -9,7 +9,8 @@
 //! use std::sync::Arc;
 //!
 //! use mixbit_analysis::analyze::{
-//!     EFFORTS, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting, Shard, analyze, schemes_of_recipes,
+//!     EFFORTS, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting, Shard, analyze,
+//!     schemes_of_recipes,
 //! };
 //! # use mixbit_diffusion::model::DiffusionModel;
 //! # use mixbit_engine::{Backend, Cancel};

@@ -84,8 +84,8 @@ pub enum JournalError {
     Io { path: PathBuf, what: &'static str, source: io::Error },
     /// A conflict: the directory has measurements of another analysis.
     #[error(
-        "{} holds measurements of another model or with other options ({found}, not {expected}): give another \
-         --output, or delete it",
+        "{} holds measurements of another model or with other options ({found}, not {expected}): give \
+         another --output, or delete it",
         path.display()
     )]
     OtherAnalysis { path: PathBuf, found: String, expected: String },

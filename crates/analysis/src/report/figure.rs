@@ -138,8 +138,9 @@ impl Figure {
         let [width, height] = self.size;
         let alt = escaped(&self.alt);
         let mut out = format!(
-            "<svg{attributes} viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" \
-             aria-label=\"{alt}\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n{begin}"
+            "<svg{attributes} viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
+             role=\"img\" aria-label=\"{alt}\" font-family=\"system-ui, sans-serif\" \
+             font-size=\"13\">\n{begin}"
         );
         for shape in &self.shapes {
             shape.write(&mut out);
@@ -163,7 +164,8 @@ impl Shape {
                 }
                 let ink = ink.css();
                 format!(
-                    "<polyline points=\"{places}\" fill=\"none\" stroke=\"{ink}\" stroke-width=\"{width}\"/>\n"
+                    "<polyline points=\"{places}\" fill=\"none\" stroke=\"{ink}\" \
+                     stroke-width=\"{width}\"/>\n"
                 )
             }
             Shape::Mark { at: [x, y], radius, mark: Mark::Circle, ink, title } => {
@@ -176,7 +178,8 @@ impl Shape {
             }
             Shape::Rect { at: [x, y], size: [width, height], ink, title } => {
                 let attributes = format!(
-                    "x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" shape-rendering=\"crispEdges\" fill=\"{}\"",
+                    "x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" \
+                     shape-rendering=\"crispEdges\" fill=\"{}\"",
                     ink.css()
                 );
                 titled("rect", attributes, title)

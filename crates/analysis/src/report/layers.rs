@@ -36,7 +36,8 @@ pub(super) fn heat_map(analysis: &Analysis) -> Figure {
     let groups = 38.0;
     let height = groups + rows.len() as f64 * ROW + 60.0;
     let alt = format!(
-        "PSNR in dB with one layer in fewer bits: {} layers in the order of their use, from {low:.1} to {high:.1} dB",
+        "PSNR in dB with one layer in fewer bits: {} layers in the order of their use, from {low:.1} to \
+         {high:.1} dB",
         analysis.candidates.len()
     );
     let column = column(analysis.candidates.len());

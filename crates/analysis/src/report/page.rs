@@ -10,7 +10,8 @@ use crate::analyze::{Analysis, Candidate, Verified, mean};
 use mixbit_packages::recipe::base64;
 
 const STYLE: &str = "\
-body{background:var(--paper);color:var(--text);font:16px/1.5 system-ui,sans-serif;max-width:1132px;margin:0 auto;padding:16px}
+body{background:var(--paper);color:var(--text);\
+font:16px/1.5 system-ui,sans-serif;max-width:1132px;margin:0 auto;padding:16px}
 h1{font-size:1.6em}h2{font-size:1.25em;margin-top:2em}
 .scroll{overflow-x:auto}
 svg{max-width:100%;height:auto;display:block}
@@ -45,20 +46,21 @@ pub(super) fn page(report: &Report<'_>, plot: &Figure) -> io::Result<String> {
     out += "<h2>PSNR and size</h2>\n";
     out += "<div class=\"scroll plot\" tabindex=\"0\">\n";
     out += &plot.svg();
-    out += "</div>\n<p class=\"note\">Mean PSNR of denoised latents against those of the model as it is, in states that were not measured \
-            on.</p>\n";
+    out += "</div>\n<p class=\"note\">Mean PSNR of denoised latents against those of the model as it is, in \
+        states that were not measured on.</p>\n";
     out += &table(analysis);
     if let Some(pictures) = pictures {
         out += &images(pictures)?;
     }
-    out += "<h2>Sensitivity of layers</h2>\n<p>PSNR with one layer alone in fewer bits. Each column is a layer, in the order of \
-            use; its name is in its tooltip.</p>\n<div class=\"scroll wide\" tabindex=\"0\">\n";
+    out += "<h2>Sensitivity of layers</h2>\n<p>PSNR with one layer alone in fewer bits. Each column is a \
+        layer, in the order of use; its name is in its tooltip.</p>\n<div class=\"scroll wide\" \
+        tabindex=\"0\">\n";
     out += &layers::heat_map(analysis).svg();
     out += "</div>\n";
     if !analysis.recipes.is_empty() {
         let recipes: Vec<&Verified> = analysis.recipes.iter().collect();
-        out += "<h2>Chosen bits by depth</h2>\n<p>Each bar is a layer, in the order of use; 16 bits are those of layers that stay as \
-                they are.</p>\n<div class=\"scroll wide\" tabindex=\"0\">\n";
+        out += "<h2>Chosen bits by depth</h2>\n<p>Each bar is a layer, in the order of use; 16 bits are \
+            those of layers that stay as they are.</p>\n<div class=\"scroll wide\" tabindex=\"0\">\n";
         out += &layers::depths(&analysis.candidates, &recipes).svg();
         out += "</div>\n";
     }
@@ -86,7 +88,8 @@ fn measured(analysis: &Analysis) -> String {
         (
             "Cost",
             format!(
-                "{:.0} evaluations of the UNet for one image; with a whole run for each measurement it would be {:.0}",
+                "{:.0} evaluations of the UNet for one image; with a whole run for each measurement it \
+                 would be {:.0}",
                 analysis.evaluations, analysis.whole_evaluations
             ),
         ),
@@ -106,7 +109,8 @@ fn table(analysis: &Analysis) -> String {
     let row = |verified: &Verified| {
         let predicted = verified.predicted.map_or("–".to_string(), |psnr| format!("{psnr:.1}"));
         format!(
-            "<tr><td>{}</td><td>{:.2}</td><td>{:.1}</td><td>{:.2}×</td><td>{predicted}</td><td>{}</td></tr>\n",
+            "<tr><td>{}</td><td>{:.2}</td><td>{:.1}</td><td>{:.2}×</td><td>{predicted}</td>\
+             <td>{}</td></tr>\n",
             escaped(&verified.name),
             verified.bits,
             megabytes(verified.bytes),
@@ -122,7 +126,8 @@ fn table(analysis: &Analysis) -> String {
         ),
     };
     format!(
-        "<h2>Recipes</h2>\n<div class=\"scroll\" tabindex=\"0\"><table>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Bits</th>\
+        "<h2>Recipes</h2>\n<div class=\"scroll\" tabindex=\"0\"><table>\n<thead><tr><th \
+         scope=\"col\">Name</th><th scope=\"col\">Bits</th>\
          <th scope=\"col\">MB</th><th scope=\"col\">Smaller by</th><th scope=\"col\">Predicted, dB</th>\
          <th scope=\"col\">Measured, dB</th></tr></thead>\n{}{}</table></div>\n",
         group("Recipes", &analysis.recipes),
@@ -155,7 +160,8 @@ fn images(pictures: &Pictures) -> io::Result<String> {
         };
         let (name, prompt) = (escaped(name), escaped(prompt));
         out += &format!(
-            "<figure><img src=\"data:image/png;base64,{}\" width=\"{}\" height=\"{}\" alt=\"{prompt}, drawn by {name}\"/>\
+            "<figure><img src=\"data:image/png;base64,{}\" width=\"{}\" height=\"{}\" alt=\"{prompt}, drawn \
+             by {name}\"/>\
              <figcaption>{name}{compared}</figcaption></figure>\n",
             base64::encode(&png),
             image.width,
@@ -192,8 +198,10 @@ fn all_layers(analysis: &Analysis) -> String {
         )
     };
     format!(
-        "<h2>All layers</h2>\n<details><summary>{} layers as numbers</summary>\n<div class=\"scroll\" tabindex=\"0\"><table>\n<thead><tr>\
-         <th scope=\"col\">Layer</th><th scope=\"col\">Weights</th>{head}</tr></thead>\n<tbody>\n{}</tbody></table></div>\n</details>\n",
+        "<h2>All layers</h2>\n<details><summary>{} layers as numbers</summary>\n<div class=\"scroll\" \
+         tabindex=\"0\"><table>\n<thead><tr>\
+         <th scope=\"col\">Layer</th><th \
+         scope=\"col\">Weights</th>{head}</tr></thead>\n<tbody>\n{}</tbody></table></div>\n</details>\n",
         analysis.candidates.len(),
         analysis.candidates.iter().map(row).collect::<String>()
     )

@@ -100,7 +100,8 @@ fn the_page_is_well_formed_and_needs_nothing_else() {
 #[test]
 fn recipes_are_listed_with_what_was_expected_and_measured() {
     let html = html();
-    let row = "<tr><td>&lt;b&gt;mixed&lt;/b&gt;</td><td>4.00</td><td>1.5</td><td>2.67×</td><td>51.0</td><td>52.0</td></tr>";
+    let row = "<tr><td>&lt;b&gt;mixed&lt;/b&gt;</td><td>4.00</td><td>1.5</td>\
+               <td>2.67×</td><td>51.0</td><td>52.0</td></tr>";
     assert!(html.contains(row), "{html}");
 }
 
