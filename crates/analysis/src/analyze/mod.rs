@@ -58,6 +58,7 @@ use measurements::{Measurements, Order};
 use network::SegmentedNetwork;
 use strategy::{Chooser, Strategy};
 use subject::Subject;
+use verify::Verification;
 
 /// The receivers of an analysis' progress, one for each phase.
 #[derive(Clone, Copy)]
@@ -125,7 +126,7 @@ impl Work<'_> {
         let verified_points = states::verified_points(self.options, &points);
         let chooser = self.strategy.chooser(&subject, &measurements)?;
         subject.evaluator.set_samples(self.samples(&self.options.setting, &verified_points)?.samples)?;
-        let (baselines, recipes, unreached) = self.verify(&mut subject, &*chooser)?;
+        let Verification { baselines, recipes, unreached } = self.verify(&mut subject, &*chooser)?;
         let verifying = self.progress.verifying;
         let int8 = self
             .options
@@ -192,12 +193,8 @@ impl Work<'_> {
         format!("{name} of {} on {} states, {hash:016x}", schemes.join(" "), points.len())
     }
 
-    /// Baselines and recipes, and the goals that no recipe reaches.
-    fn verify(
-        &self,
-        subject: &mut Subject<'_>,
-        chooser: &dyn Chooser,
-    ) -> Result<(Vec<Verified>, Vec<Verified>, Vec<Goal>), AnalyzeError> {
+    /// Runs the baselines, and chooses and runs the recipes.
+    fn verify(&self, subject: &mut Subject<'_>, chooser: &dyn Chooser) -> Result<Verification, AnalyzeError> {
         let Options { schemes, goals, .. } = self.options;
         let anchors = self.strategy.anchors().iter();
         let anchors: Vec<_> = anchors.filter_map(|&bits| chooser.choose(Goal::Bits(bits))).collect();
@@ -208,7 +205,7 @@ impl Work<'_> {
         let (chosen, unreached) = verify::choose(goals, chooser, &correction);
         tally.add(unreached.len() as u64)?;
         let recipes = verify::verify(subject, chosen, &tally)?;
-        Ok((baselines, recipes, unreached))
+        Ok(Verification { baselines, recipes, unreached })
     }
 
     /// The cost of the measurements in evaluations for one image, whoever made them: as they are made, and

@@ -12,6 +12,16 @@ use super::outcome::Verified;
 use super::strategy::{Chooser, ChosenRecipe};
 use super::subject::Subject;
 
+/// The networks that were run on the states of the verification.
+pub(super) struct Verification {
+    /// The unchanged network, and all layers in one scheme.
+    pub(super) baselines: Vec<Verified>,
+    /// The recipes, in the order of their goals.
+    pub(super) recipes: Vec<Verified>,
+    /// The goals that no recipe reaches.
+    pub(super) unreached: Vec<Goal>,
+}
+
 /// Runs the network unchanged, with all layers in each scheme, and in linear 8-bit.
 ///
 /// # Errors
