@@ -91,11 +91,6 @@ pub(super) fn published_models() -> PossibleValuesParser {
     MODELS.iter().map(|model| PossibleValue::new(model.name)).collect::<Vec<_>>().into()
 }
 
-/// The parts of a model that can be measured.
-pub(super) fn benched_parts() -> PossibleValuesParser {
-    super::bench::PARTS.map(|(name, _)| PossibleValue::new(name)).to_vec().into()
-}
-
 /// Every timestep spacing.
 pub(super) fn spacings() -> PossibleValuesParser {
     TimestepSpacing::ALL.map(|spacing| PossibleValue::new(spacing.name())).to_vec().into()

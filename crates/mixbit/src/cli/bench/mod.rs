@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use mixbit_compress::Width;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::random_source;
@@ -32,8 +33,13 @@ const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
 const SEED: u64 = 93;
 
 /// The parts of a model by the names on the command line, in the order of work.
-pub(super) const PARTS: [(&str, Component); 3] =
+const PARTS: [(&str, Component); 3] =
     [("text", Component::TextEncoder), ("unet", Component::Unet), ("vae", Component::Decoder)];
+
+/// The parts of a model that can be measured.
+fn part_names() -> PossibleValuesParser {
+    PARTS.map(|(name, _)| PossibleValue::new(name)).to_vec().into()
+}
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -77,7 +83,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", conflicts_with = "only", help_heading = "Measuring")]
     steps: Option<usize>,
     /// Only these parts, such as unet,vae
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = values::benched_parts(),
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = part_names(),
           help_heading = "Measuring")]
     only: Vec<String>,
 
