@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mixbit_mil::{Function, ValueId};
 
-use crate::reference::numbers;
+use crate::tensor::numbers;
 use crate::{Backend, Error, Options, Tensor};
 
 /// The difference between the results of one op on two backends.

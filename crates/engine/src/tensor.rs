@@ -134,6 +134,14 @@ impl Tensor {
     }
 }
 
+/// The elements of a tensor of any type, exact in `f64`.
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f64> {
+    match tensor.data() {
+        Data::Float(values) => values.iter().map(|&x| x.into()).collect(),
+        Data::Int(values) => values.iter().map(|&x| x.into()).collect(),
+    }
+}
+
 /// Little-endian floats of any width as `f32`.
 fn widen(ty: &TensorType, bytes: &[u8]) -> Result<Vec<f32>, Error> {
     match ty.dtype {

@@ -1,9 +1,8 @@
 //! Activations and softmax.
 
 use super::unary::{erf, map};
-use super::{Definition, maximum};
+use super::{Definition, Operands, maximum};
 use crate::geometry::around;
-use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

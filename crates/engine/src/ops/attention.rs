@@ -1,7 +1,7 @@
 //! Scaled dot-product attention.
 
+use super::Operands;
 use crate::geometry::{additive_mask, broadcast_strides, offsets};
-use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 /// softmax(query key^T / sqrt(channels) + mask) value; zeros where every key is hidden.

@@ -1,8 +1,7 @@
 //! Element-wise ops of two or three inputs.
 
-use super::{Definition, maximum, minimum};
+use super::{Definition, Operands, maximum, minimum};
 use crate::geometry::{broadcast_strides, offsets};
-use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 macro_rules! arithmetic {

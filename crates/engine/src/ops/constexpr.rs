@@ -3,8 +3,7 @@
 
 use mixbit_mil::Constant;
 
-use super::Definition;
-use crate::reference::Operands;
+use super::{Definition, Operands};
 use crate::{Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

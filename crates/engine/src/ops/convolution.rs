@@ -2,9 +2,8 @@
 
 use mixbit_mil::ops::ConvGeometry;
 
-use super::Definition;
+use super::{Definition, Operands};
 use crate::geometry::{conv_extents, offsets, pad_margins, strides};
-use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

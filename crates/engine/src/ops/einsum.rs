@@ -2,8 +2,9 @@
 
 use mixbit_mil::ops::Equation;
 
+use super::Operands;
 use crate::geometry::{offsets, strides};
-use crate::reference::{Operands, numbers};
+use crate::tensor::numbers;
 use crate::{Error, Tensor};
 
 /// The sum of products over the labels that the result lacks.

@@ -1,8 +1,8 @@
 //! Matrix products; `einsum` and `attention` have files of their own.
 
-use super::{Definition, attention, einsum};
+use super::{Definition, Operands, attention, einsum};
 use crate::geometry::{MatMulGeometry, linear_rows};
-use crate::reference::{Operands, numbers};
+use crate::tensor::numbers;
 use crate::{Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

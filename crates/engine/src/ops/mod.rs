@@ -8,14 +8,15 @@ mod convolution;
 mod einsum;
 mod linear;
 mod normalization;
+mod operands;
 mod reduction;
 mod scatter_gather;
 mod shape;
 mod unary;
 
 use crate::geometry::strides;
-use crate::reference::Operands;
 use crate::{Error, Tensor};
+pub(crate) use operands::Operands;
 
 /// The meaning of an op of the MIL table.
 pub(crate) struct Definition {

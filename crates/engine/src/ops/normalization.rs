@@ -1,8 +1,7 @@
 //! Normalizations.
 
-use super::{Definition, walks};
+use super::{Definition, Operands, walks};
 use crate::geometry::{around, axes, offsets};
-use crate::reference::Operands;
 use crate::{Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

@@ -1,8 +1,8 @@
 //! Reductions.
 
-use super::{Definition, maximum, minimum, walks};
+use super::{Definition, Operands, maximum, minimum, walks};
 use crate::geometry::{around, axes, offsets};
-use crate::reference::{Operands, numbers};
+use crate::tensor::numbers;
 use crate::{Data, Error, Tensor};
 
 type Fold = fn(&mut dyn Iterator<Item = f64>) -> f64;

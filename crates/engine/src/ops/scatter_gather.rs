@@ -1,8 +1,7 @@
 //! Gathering by index.
 
-use super::Definition;
+use super::{Definition, Operands};
 use crate::geometry::{around, resolve_index};
-use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] =

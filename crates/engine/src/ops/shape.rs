@@ -2,9 +2,8 @@
 
 use mixbit_mil::ops::permutation;
 
-use super::Definition;
+use super::{Definition, Operands};
 use crate::geometry::{concat_runs, offsets, slice_window, split_parts, strides};
-use crate::reference::Operands;
 use crate::{Data, Error, Tensor};
 
 pub(super) static DEFINITIONS: &[Definition] = &[

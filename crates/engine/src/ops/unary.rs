@@ -2,8 +2,7 @@
 
 use mixbit_mil::DType;
 
-use super::{Definition, maximum, minimum};
-use crate::reference::Operands;
+use super::{Definition, Operands, maximum, minimum};
 use crate::{Data, Error, Tensor};
 
 macro_rules! unary {
