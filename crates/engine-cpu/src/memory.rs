@@ -189,8 +189,8 @@ impl<'a, T> Arena<'a, T> {
         self.writes.push(range);
     }
 
-    /// The slices, in the order of the calls. What is written overlaps nothing else: that is the plan's
-    /// promise, and `split_at_mut` would panic if it were broken.
+    /// The slices, in the order of the calls. The plan lets no written range overlap another range;
+    /// `split_at_mut` would panic if one did.
     fn split(self) -> (Vec<&'a [T]>, Vec<&'a mut [T]>) {
         let mut cuts: Vec<(usize, Range<usize>)> = self.writes.iter().cloned().enumerate().collect();
         cuts.sort_by_key(|(_, range)| (range.start, range.end));

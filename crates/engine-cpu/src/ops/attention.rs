@@ -9,11 +9,11 @@ use mixbit_mil::OpView;
 
 use crate::plan::PlanBuilder;
 
-/// How a mask lies to its heads.
+/// The place of each head's mask.
 struct MaskWalk {
-    /// Consecutive heads that have the same mask, and where it begins.
+    /// Consecutive heads of the same mask, and its first offset.
     runs: Vec<(Range<usize>, usize)>,
-    /// Distances between queries and between keys.
+    /// The strides between queries and between keys.
     strides: [usize; 2],
 }
 
@@ -32,7 +32,7 @@ impl MaskWalk {
     }
 }
 
-/// Attends to some of the heads, which lie one after the other in inputs and output.
+/// Computes some of the heads, which are contiguous in inputs and output.
 fn attend(
     all: &AttentionShape,
     heads: &Range<usize>,

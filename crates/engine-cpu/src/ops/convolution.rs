@@ -79,7 +79,7 @@ pub(crate) fn lower_conv(
     Ok(())
 }
 
-/// Adds the step of a convolution of one group whose outputs are halves of a gated unit, the gates second.
+/// Adds the step of a convolution of one group whose outputs are the values, then the gates of a gated unit.
 ///
 /// # Errors
 /// If the weight is computed.
@@ -108,7 +108,7 @@ pub(crate) fn lower_gated_conv(
     Ok(())
 }
 
-/// The bias of each image and channel: one for each channel and a shift, which is of every image or of each.
+/// The bias of each image and channel: the sum of a bias of each channel and a shift of every image or of each.
 fn shifted(bias: Option<&[f32]>, shift: &[f32], batch: usize, channels: usize) -> Vec<f32> {
     let one = |index: usize| shift[index % shift.len()] + bias.map_or(0.0, |bias| bias[index % channels]);
     (0..batch * channels).map(one).collect()

@@ -8,7 +8,7 @@ use mixbit_mil::ops::Equation;
 
 use crate::plan::PlanBuilder;
 
-/// An axis of the computation: its extent and its distances in x, y and the result, 0 where they lack it.
+/// An axis of the computation: its extent and its strides in x, y and the result, 0 where they lack it.
 #[derive(Clone, Copy)]
 struct Axis {
     extent: usize,
@@ -18,7 +18,7 @@ struct Axis {
 impl Axis {
     const NONE: Axis = Axis { extent: 1, strides: [0; 3] };
 
-    /// This axis and the one inside it as one, if no operand has a gap between them.
+    /// This axis and the next inner one as one, if both are contiguous in every operand.
     fn merged(self, inner: Axis) -> Option<Axis> {
         let fits = (0..3).all(|operand| self.strides[operand] == inner.strides[operand] * inner.extent);
         fits.then_some(Axis { extent: self.extent * inner.extent, strides: inner.strides })
@@ -35,7 +35,7 @@ struct MatrixForm {
 }
 
 impl MatrixForm {
-    /// `None` for what is no matrix product, or is summed over axes that don't lie one inside the other.
+    /// `None` for an equation that is no matrix product, or whose summed axes are not contiguous.
     fn new(equation: &Equation, x: &[usize], y: &[usize]) -> Option<Self> {
         let labels = [&equation.inputs[0], &equation.inputs[1], &equation.output];
         let extent = |label: char| {
@@ -54,7 +54,7 @@ impl MatrixForm {
             Axis { extent: extent(label), strides: [0, 1, 2].map(stride) }
         };
         let has = |operand: usize, label: char| labels[operand].contains(&label);
-        // Neighbours are merged in the order of the result, or of x where it is summed.
+        // Adjacent axes are merged in the order of the result, or of x for summed ones.
         let group = |order: &[char], wanted: &dyn Fn(char) -> bool| {
             let mut group: Vec<Axis> = Vec::new();
             for axis in order.iter().filter(|&&label| wanted(label)).map(|&label| axis(label)) {
@@ -107,7 +107,7 @@ impl MatrixForm {
         (form, true)
     }
 
-    /// Where each product's left side, right side and result begin.
+    /// The first offsets of each product's left side, right side and result.
     fn starts(&self) -> Vec<[usize; 3]> {
         let shape: Vec<usize> = self.outer.iter().map(|axis| axis.extent).collect();
         let walk = |operand: usize| {
@@ -119,7 +119,7 @@ impl MatrixForm {
     }
 }
 
-/// As matrix products where the equation is one, such as both of Apple's SPLIT_EINSUM attention.
+/// Adds matrix products if the equation is one, as both of Apple's SPLIT_EINSUM attention are.
 pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let &[x, y] = op.arg("values").values() else { return plan.by_definition(op) };
     let out = plan.shape(op.op().outputs[0]);

@@ -55,7 +55,7 @@ const fn by_definition(op: &'static str) -> Lowering {
     Lowering { op, lower: |op, plan| plan.by_definition(op) }
 }
 
-/// Sorted axes that follow one another, as the kernels see them; `None` if they don't, or there are none.
+/// Sorted adjacent axes as one; `None` if they are not adjacent, or there are none.
 pub(crate) fn adjacent(shape: &[usize], axes: &[usize]) -> Option<AxisShape> {
     let (&first, &last) = (axes.first()?, axes.last()?);
     let is_run = axes.windows(2).all(|pair| pair[1] == pair[0] + 1);

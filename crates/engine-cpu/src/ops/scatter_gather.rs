@@ -10,7 +10,7 @@ use crate::plan::PlanBuilder;
 pub(super) static LOWERINGS: &[Lowering] =
     &[Lowering { op: "gather", lower: lower_gather }, by_definition("gather_nd")];
 
-/// Rows of a constant table, which stays as stored; other forms take the naive way.
+/// Rows of a constant table, which stays as stored; other forms run by the definition.
 fn lower_gather(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     let x = op.ty("x")?;
     let [outer, extent, width] = around(&x.shape, op.axis(op.int("axis")?, x.rank())?);

@@ -53,7 +53,7 @@ fn clip(op: &OpView) -> Result<UnaryOp, Error> {
     Ok(UnaryOp::Clip { low: op.float("alpha")? as f32, high: op.float("beta")? as f32 })
 }
 
-/// Adds a step that applies a kernel to every element; integers take the naive way.
+/// Adds a step that applies a kernel to every element; integers run by the definition.
 pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder, kernel: UnaryOp) -> Result<(), Error> {
     if !op.ty("x")?.dtype.is_float() {
         return plan.by_definition(op);
@@ -64,7 +64,7 @@ pub(super) fn lower(op: &OpView, plan: &mut PlanBuilder, kernel: UnaryOp) -> Res
     })
 }
 
-/// The result is the input, under the result's shape.
+/// Makes the result the same memory as the input.
 pub(super) fn alias(op: &OpView, plan: &mut PlanBuilder) -> Result<(), Error> {
     plan.alias(op.value("x")?, op.op().outputs[0])
 }
