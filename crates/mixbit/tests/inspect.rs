@@ -43,8 +43,8 @@ fn a_package_has_the_weights_of_its_checkpoint() -> Result<(), Error> {
     for field in ["inputs", "outputs", "operations", "opset"] {
         assert_eq!(whole[field], packaged[field], "{field}");
     }
-    // A package's weight file also holds tables of ten elements and more, which are no parameters: statistics of batch
-    // norms that do nothing, and the frequencies of sinusoids.
+    // A package's weight file also holds tables of ten elements and more, which are no parameters: statistics
+    // of batch norms that do nothing, and the frequencies of sinusoids.
     let count = |part: &Value| part["weights"].as_u64().ok_or("no count");
     let (parameters, constants) = (count(&whole)?, count(&packaged)?);
     assert!(

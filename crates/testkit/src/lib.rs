@@ -20,8 +20,8 @@
 //! failures.finish();
 //! ```
 //!
-//! A dev-dependency only: it reads trusted files of this repository, so a malformed fixture is a panic with the
-//! file's name, and it depends on no other crate of the workspace.
+//! A dev-dependency only: it reads trusted files of this repository, so a malformed fixture is a panic with
+//! the file's name, and it depends on no other crate of the workspace.
 
 #![forbid(unsafe_code)]
 

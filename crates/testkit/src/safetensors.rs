@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// An array of a fixture: its shape, outermost dimension first, and its values, widened to f64.
 ///
-/// Every supported element type (F64, F32, F16, BF16, signed and unsigned integers, BOOL) is exact in f64, but for
-/// 64-bit integers beyond 2^53, which are refused.
+/// Every supported element type (F64, F32, F16, BF16, signed and unsigned integers, BOOL) is exact in f64,
+/// but for 64-bit integers beyond 2^53, which are refused.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array {
     /// Dimensions, outermost first; empty for a scalar.
@@ -43,7 +43,8 @@ impl Array {
 ///
 /// # Errors
 ///
-/// A message that names the tensor, for a malformed header, a range outside the file, or an unknown element type.
+/// A message that names the tensor, for a malformed header, a range outside the file, or an unknown element
+/// type.
 pub fn read_safetensors(bytes: &[u8]) -> Result<BTreeMap<String, Array>, String> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or("shorter than its header length")?;
     let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| "header length overflows")?;

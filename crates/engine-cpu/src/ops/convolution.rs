@@ -108,7 +108,8 @@ pub(crate) fn lower_gated_conv(
     Ok(())
 }
 
-/// The bias of each image and channel: the sum of a bias of each channel and a shift of every image or of each.
+/// The bias of each image and channel: the sum of a bias of each channel and a shift of every image or of
+/// each.
 fn shifted(bias: Option<&[f32]>, shift: &[f32], batch: usize, channels: usize) -> Vec<f32> {
     let one = |index: usize| shift[index % shift.len()] + bias.map_or(0.0, |bias| bias[index % channels]);
     (0..batch * channels).map(one).collect()

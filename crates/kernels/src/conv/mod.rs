@@ -38,8 +38,8 @@ enum Packing {
 }
 
 impl PackedConvWeight {
-    /// The memory that the weight of a convolution will take once it is packed, in bytes. Gated ones are those of
-    /// [`pack_gated_conv_weight`].
+    /// The memory that the weight of a convolution will take once it is packed, in bytes. Gated ones are
+    /// those of [`pack_gated_conv_weight`].
     pub fn bytes(shape: &ConvShape, gated: bool, precision: Precision) -> usize {
         if !gated && let Some(format) = winograd::format(shape, precision) {
             return winograd::PackedFilters::bytes(shape, format);

@@ -7,7 +7,8 @@
 //! ```
 //! use mixbit_packages::recipe::RecipeFile;
 //!
-//! let text = r#"{"model_version": "m", "recipes": {"recipe_4.50_bit_mixedpalette": {"conv_in": 8, "conv_out": 16}}}"#;
+//! let text = r#"{"model_version": "m",
+//!     "recipes": {"recipe_4.50_bit_mixedpalette": {"conv_in": 8, "conv_out": 16}}}"#;
 //! let file = RecipeFile::parse(text)?;
 //! let (name, recipe) = file.select("4.50")?;
 //! assert_eq!(name, "recipe_4.50_bit_mixedpalette");
