@@ -69,7 +69,7 @@ impl Kind for OpenError {
             Self::NotFound { .. } | Self::NotGiven => ErrorKind::NotFound,
             Self::Unknown { .. } => ErrorKind::Unsupported,
             Self::Read { .. } => ErrorKind::Io,
-            Self::Package { .. } | Self::Graph { .. } => ErrorKind::Invalid,
+            Self::Package { .. } => ErrorKind::Invalid,
             Self::Model { source, .. } => source.kind(),
             Self::Format(error) => error.kind(),
         }

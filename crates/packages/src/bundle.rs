@@ -89,7 +89,7 @@ impl Bundle {
     }
 
     fn unusable(&self, source: impl Into<ModelError>) -> OpenError {
-        OpenError::Model { model: self.directory.display().to_string(), source: source.into() }
+        OpenError::Model { model: self.directory.display().to_string(), source: Box::new(source.into()) }
     }
 
     fn lacks(&self, what: &str) -> OpenError {

@@ -42,21 +42,13 @@ pub enum OpenError {
         /// The defect.
         what: String,
     },
-    /// A package whose graph can't be used.
-    #[error("{}: {source}", path.display())]
-    Graph {
-        /// The package.
-        path: PathBuf,
-        /// The defect.
-        source: mixbit_mil::Error,
-    },
     /// A model whose configuration, tokenizer or weights can't be used.
     #[error("{model}: {source}")]
     Model {
         /// The model's path or name.
         model: String,
         /// The defect.
-        source: ModelError,
+        source: Box<ModelError>,
     },
     /// A malformed file.
     #[error(transparent)]

@@ -88,7 +88,7 @@ impl OpenedModel {
     pub fn model(&self) -> Result<DiffusionModel, OpenError> {
         match &self.content {
             Content::Files(files) => DiffusionModel::from_files(&**files)
-                .map_err(|source| OpenError::Model { model: self.name.clone(), source }),
+                .map_err(|source| OpenError::Model { model: self.name.clone(), source: Box::new(source) }),
             Content::Packages(bundle) => bundle.model(),
         }
     }

@@ -126,7 +126,7 @@ enum Step {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let cancel = Cancel::from(interrupt::flag()?);
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let model = Arc::new(model);

@@ -89,7 +89,7 @@ struct Column {
 type Form = (Option<String>, Option<Box<Choose>>);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let cancel = Cancel::from(interrupt::flag()?);
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     // Before any work, what could be wrong with the file.

@@ -10,7 +10,6 @@ use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_engine::Cancel;
 use mixbit_formats::coreml;
 use mixbit_mil::Unit;
 use mixbit_packages::inspect::bits_per_element;
@@ -118,7 +117,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let stop = interrupt::flag()?;
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let options = OpenOptions { variant: arguments.variant.clone() };
     let model = open_checkpoint(arguments.model.as_deref(), &options)?;
@@ -151,7 +150,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if let Some(machine) = &checker {
             let path = package.path(&arguments.output);
             let _waiting = progress.wait("checking the package's output");
-            let psnr = check_output(package, &path, &*machine.backend, &Cancel::from(stop.clone()))?;
+            let psnr = check_output(package, &path, &*machine.backend, &cancel)?;
             // Few bits have their price: that it is paid is no mistake of the conversion.
             if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
                 bail!(
@@ -161,7 +160,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
             progress.say(format_args!("{}: PSNR {psnr:.1} dB", package.name));
         }
-        if stop.load(std::sync::atomic::Ordering::SeqCst) {
+        if cancel.is_cancelled() {
             bail!("stopped after {}; run it again to go on from there", package.name);
         }
     }

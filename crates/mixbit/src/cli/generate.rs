@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::session::{
-    Cancel, DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
+    DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
 };
 use mixbit_engine::Backend;
 use mixbit_mil::Unit;
@@ -160,7 +160,7 @@ struct Times {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let cancel = Cancel::from(interrupt::flag()?);
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let model = Arc::new(model);

@@ -1,22 +1,21 @@
 //! Ctrl-C.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use anyhow::Context;
+use mixbit_engine::Cancel;
 
 /// The exit code of a process that the user stopped.
 const STOPPED: i32 = 130;
 
-/// A flag that the first Ctrl-C raises; the second ends the process at once.
-pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let raised = flag.clone();
+/// A request to stop that the first Ctrl-C raises; the second ends the process at once.
+pub(super) fn cancel() -> anyhow::Result<Cancel> {
+    let cancel = Cancel::new();
+    let raised = cancel.clone();
     ctrlc::set_handler(move || {
-        if raised.swap(true, Ordering::SeqCst) {
+        if raised.is_cancelled() {
             std::process::exit(STOPPED);
         }
+        raised.cancel();
     })
     .context("Ctrl-C can't be handled")?;
-    Ok(flag)
+    Ok(cancel)
 }

@@ -1,7 +1,6 @@
 //! `mixbit palettize`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -89,7 +88,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let stop = interrupt::flag()?;
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let source = arguments.plan_source()?;
     let (job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
@@ -113,7 +112,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
         print_line(target.path.display())?;
-        if stop.load(Ordering::SeqCst) {
+        if cancel.is_cancelled() {
             bail!("stopped after {name}; run it again to go on from there");
         }
     }

@@ -116,7 +116,7 @@ pub enum JobError {
         /// The package.
         path: PathBuf,
         /// The defect.
-        cause: mixbit_formats::Error,
+        cause: Box<mixbit_formats::Error>,
     },
     /// A package whose layers can't be palettized.
     #[error("{package}: {cause}")]
@@ -124,7 +124,7 @@ pub enum JobError {
         /// The package.
         package: String,
         /// The reason.
-        cause: PalettizeError,
+        cause: Box<PalettizeError>,
     },
     /// A package that was not written as it should be.
     #[error("{package}: {cause}")]
@@ -132,7 +132,7 @@ pub enum JobError {
         /// The package.
         package: String,
         /// The difference.
-        cause: CheckError,
+        cause: Box<CheckError>,
     },
     /// A file that can't be written.
     #[error(transparent)]
@@ -284,12 +284,12 @@ impl Job {
         let mut palettized = self
             .provenance
             .palettize(&target.model, plan, force, &*phases(Phase::Palettes))
-            .map_err(|cause| JobError::Palettize { package: package(), cause })?;
+            .map_err(|cause| JobError::Palettize { package: package(), cause: Box::new(cause) })?;
         palettized.model.class = target.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         write_model(&target.path, &palettized.model, &*phases(Phase::Writing))?;
         let report = palettized
             .check(&target.path, &*phases(Phase::Checking))
-            .map_err(|cause| JobError::Check { package: package(), cause })?;
+            .map_err(|cause| JobError::Check { package: package(), cause: Box::new(cause) })?;
         Ok(Outcome::Palettized(report))
     }
 }
@@ -297,8 +297,8 @@ impl Job {
 impl Provenance {
     /// Refuses a package that is there and was made by another plan: a directory must not mix two.
     fn require_in(&self, path: &Path) -> Result<(), JobError> {
-        let found =
-            coreml::read(path).map_err(|cause| JobError::Unreadable { path: path.to_path_buf(), cause })?;
+        let found = coreml::read(path)
+            .map_err(|cause| JobError::Unreadable { path: path.to_path_buf(), cause: Box::new(cause) })?;
         let found = found.metadata.user_defined.get(keys::RECIPE);
         if found == Some(&self.recipe) {
             return Ok(());
@@ -406,7 +406,7 @@ fn plan_of(layers: &[Layer], plan: &Choices) -> Choices {
 /// The graph of a network, of one package or two chunks.
 fn network(part: &'static str, chunks: &[&Target]) -> Result<Function, JobError> {
     let functions = chunks.iter().map(|target| {
-        let unusable = |cause| JobError::Palettize { package: target.source.clone(), cause };
+        let unusable = |cause| JobError::Palettize { package: target.source.clone(), cause: Box::new(cause) };
         let function = target.model.program.main().ok_or_else(|| unusable(PalettizeError::NoFunction))?;
         constexpr::decoded(function).map_err(|error| unusable(error.into()))
     });

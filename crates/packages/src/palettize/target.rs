@@ -45,7 +45,7 @@ pub enum TargetError {
         /// The package.
         path: PathBuf,
         /// The reason.
-        cause: PalettizeError,
+        cause: Box<PalettizeError>,
     },
     /// A checkpoint that can't be converted.
     #[error("{model}: {cause}")]
@@ -53,7 +53,7 @@ pub enum TargetError {
         /// The model's name.
         model: String,
         /// The reason.
-        cause: PlanError,
+        cause: Box<PlanError>,
     },
     /// A package of a checkpoint that can't be made.
     #[error(transparent)]
@@ -130,7 +130,7 @@ impl Target {
         output: &Path,
     ) -> Result<Vec<Self>, TargetError> {
         let packages = plan(&ConversionSource::of(files), options)
-            .map_err(|cause| TargetError::Plan { model: name.to_string(), cause })?;
+            .map_err(|cause| TargetError::Plan { model: name.to_string(), cause: Box::new(cause) })?;
         make_directory(output)?;
         write_vocabulary(files, output)?;
         packages.iter().map(|package| Self::of(package.path(output), package.model()?)).collect()
@@ -147,8 +147,8 @@ impl Target {
 
     fn of(path: PathBuf, model: coreml::Model) -> Result<Self, TargetError> {
         let source = stem(&path);
-        let layers =
-            model_layers(&model).map_err(|cause| TargetError::Layers { path: path.clone(), cause })?;
+        let layers = model_layers(&model)
+            .map_err(|cause| TargetError::Layers { path: path.clone(), cause: Box::new(cause) })?;
         Ok(Target { kind: PackageKind::of_stem(&source), source, path, layers, model })
     }
 }

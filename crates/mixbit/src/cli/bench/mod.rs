@@ -102,7 +102,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let stop = interrupt::flag()?;
+    let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     // Fails now, not after all is measured.
     if let Some(file) = &arguments.trace {
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let path = match &arguments.synthetic {
         Some(name) => {
-            let cache = synthetic::Cache::new(arguments.cache.as_deref(), &stop, &progress);
+            let cache = synthetic::Cache::new(arguments.cache.as_deref(), &cancel, &progress);
             Some(cache.model(name, arguments.nbits)?)
         }
         None => arguments.model.clone(),
@@ -118,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let (model, name) = load(path.as_deref(), None)?;
     let load_time = begin.elapsed();
-    let (model, cancel) = (Arc::new(model), Cancel::from(stop));
+    let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;
     let request = request(arguments, &model, &*machine.backend);
     let mut session = Session::new(model.clone(), machine.backend.clone());

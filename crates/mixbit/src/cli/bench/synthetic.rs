@@ -1,13 +1,12 @@
 //! Models with random weights, in a cache directory.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use mixbit_app::source::open_checkpoint;
 use mixbit_app::synthetic::PublishedModel;
 use mixbit_compress::{Scheme, Width};
+use mixbit_engine::Cancel;
 use mixbit_mil::{DType, Stopped, Unit};
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
 use mixbit_packages::palettize::{Job, PlanSource, Target};
@@ -29,28 +28,28 @@ const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
 /// A count that the user can stop.
 struct Stoppable<'a> {
     counter: Counter,
-    stop: &'a AtomicBool,
+    cancel: &'a Cancel,
 }
 
 impl mixbit_mil::Progress for Stoppable<'_> {
     fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
         self.counter.advance(done, total, unit)?;
-        if self.stop.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(()) }
+        if self.cancel.is_cancelled() { Err(Stopped) } else { Ok(()) }
     }
 }
 
 /// A directory of models that were made for measuring.
 pub(super) struct Cache<'a> {
     directory: PathBuf,
-    stop: &'a Arc<AtomicBool>,
+    cancel: &'a Cancel,
     progress: &'a Progress,
 }
 
 impl<'a> Cache<'a> {
     /// The cache in a directory, or in the system's temporary one.
-    pub(super) fn new(directory: Option<&Path>, stop: &'a Arc<AtomicBool>, progress: &'a Progress) -> Self {
+    pub(super) fn new(directory: Option<&Path>, cancel: &'a Cancel, progress: &'a Progress) -> Self {
         let default = || std::env::temp_dir().join("mixbit-bench");
-        Cache { directory: directory.map_or_else(default, Path::to_path_buf), stop, progress }
+        Cache { directory: directory.map_or_else(default, Path::to_path_buf), cancel, progress }
     }
 
     /// The directory of a model, which is written unless it is there.
@@ -78,9 +77,9 @@ impl<'a> Cache<'a> {
             byte_size(bytes),
             directory.display()
         ));
-        let counter = Stoppable { counter: self.progress.bytes(name), stop: self.stop };
+        let counter = Stoppable { counter: self.progress.bytes(name), cancel: self.cancel };
         let written = skeleton.write(&directory, SEED, DType::F16, &counter);
-        self.check_stop()?;
+        self.check_cancelled()?;
         written.with_context(|| {
             format!("{} can't be written; --cache names another directory", directory.display())
         })?;
@@ -100,15 +99,15 @@ impl<'a> Cache<'a> {
         };
         let (job, _) = Job::new(Target::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
         for (index, target) in job.targets().iter().enumerate() {
-            self.check_stop()?;
+            self.check_cancelled()?;
             let file = &target.source;
             job.write(index, false, &|phase| Box::new(counter(self.progress, phase, target, file)))?;
         }
         Ok(directory)
     }
 
-    fn check_stop(&self) -> anyhow::Result<()> {
-        if self.stop.load(Ordering::SeqCst) {
+    fn check_cancelled(&self) -> anyhow::Result<()> {
+        if self.cancel.is_cancelled() {
             bail!("stopped; nothing is reported");
         }
         Ok(())
