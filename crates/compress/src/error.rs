@@ -1,6 +1,8 @@
 use half::f16;
 use thiserror::Error;
 
+use crate::calibration::Needs;
+
 /// Why weights can't be compressed.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -32,8 +34,37 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A scheme that no method knows.
-    #[error("no encoding is called `{0}`; there are {all}", all = crate::method::names())]
-    UnknownScheme(String),
+    #[error("no encoding is called `{asked}`; there are {known}")]
+    UnknownScheme {
+        /// The name that was asked for.
+        asked: String,
+        /// The names of all schemes.
+        known: String,
+    },
+    /// A method that can't work with the calibration that is there.
+    #[error("{scheme} needs {needs}, which was not measured: take a recipe of `mixbit analyze`")]
+    Uncalibrated {
+        /// The scheme's name.
+        scheme: String,
+        /// What it needs.
+        needs: Needs,
+    },
+    /// A Gram matrix that is not square.
+    #[error("a Gram matrix of {channels} channels has {found} elements")]
+    Gram {
+        /// The number of channels.
+        channels: usize,
+        /// The number of elements.
+        found: usize,
+    },
+    /// Palettes or indices that don't fit the weight.
+    #[error("{what} for a weight of shape {shape:?}")]
+    Palettes {
+        /// What does not fit.
+        what: String,
+        /// The weight's shape.
+        shape: Vec<usize>,
+    },
     /// A tensor that can't be compressed, by name.
     #[error("layer `{layer}`: {source}")]
     Layer {

@@ -149,6 +149,11 @@ impl Palette {
         &self.lut[..self.used]
     }
 
+    /// Bits of an index into the table.
+    pub fn width(&self) -> Width {
+        Width::ALL.into_iter().find(|width| width.entries() == self.lut.len()).unwrap_or(Width::Eight)
+    }
+
     /// The table, as long as the width's entries.
     pub fn lut(&self) -> &[f16] {
         &self.lut

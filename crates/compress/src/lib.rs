@@ -1,11 +1,13 @@
-//! Mixed-bit compression: which layers a graph has, the ways to store their weights in fewer bits, and what to choose.
+//! Mixed-bit compression of a graph's weights: methods, plans, and the choice of bits by rate and distortion.
 //!
-//! - [`Method`] is a way to store a weight in fewer bits, [`METHODS`] lists all; a [`Scheme`] is one of them at a width.
-//! - [`Histogram`] and [`Palette`] are exact weighted one-dimensional k-means, which the palettes are made by.
-//! - [`layers`] lists the weights of a function that can be compressed; [`apply`] compresses those that are chosen.
+//! - [`layers`] lists the weights of a function that can be compressed.
+//! - A [`Method`] stores a weight in fewer bits; [`METHODS`] lists all. A [`Scheme`] is a method at one of its widths.
+//! - A [`Plan`] has the scheme of each layer, and the [`Calibration`] to fit it to. An [`Encoder`] carries it out.
+//! - [`allocate`] chooses schemes under a budget.
+//! - [`Histogram`] and [`Palette`] are exact weighted k-means in one dimension, which fits palettes.
 //!
 //! ```
-//! use mixbit_compress::{Scheme, apply, layers};
+//! use mixbit_compress::{Encoder, Scheme, layers, uniform};
 //! use mixbit_mil::{Builder, Bytes, DType, Opset, TensorType, WeightRef};
 //!
 //! let ty = TensorType::new(DType::F16, [8, 16]);
@@ -15,27 +17,33 @@
 //! let w = b.weight(weight);
 //! let y = b.op("linear").arg("x", x).arg("weight", w).add()?;
 //! let function = b.finish(&[y])?;
-//! assert_eq!(layers(&function)[0].name, "mid.proj");
+//! let found = layers(&function);
+//! assert_eq!(found[0].name, "mid.proj");
 //!
 //! let four_bits: Scheme = "palette-4".parse()?;
-//! let small = apply(&function, &|_| Some(four_bits.into()), &())?;
+//! let small = Encoder::new().apply(&function, &uniform(&found, four_bits, 0), &())?;
+//! assert_eq!(layers(&small)[0].weight.stored_len(), 64 + 32);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The crate knows no files and no executor: it works on [`mixbit_mil::Function`]s.
+//! The crate knows no files and no executor. It works on [`mixbit_mil::Function`]s and numbers.
 #![forbid(unsafe_code)]
 
 mod allocate;
-mod apply;
+mod calibration;
+mod encoder;
 mod error;
 mod kmeans;
 mod layer;
 mod method;
 mod pack;
+mod plan;
 
 pub use allocate::{Candidate, Target, allocate, predicted_psnr};
-pub use apply::{Choice, apply};
+pub use calibration::{Calibration, Gram, Needs};
+pub use encoder::Encoder;
 pub use error::Error;
 pub use kmeans::{Histogram, Palette, Width};
 pub use layer::{Layer, layers};
-pub use method::{METHODS, Method, Scheme};
+pub use method::{Indices, METHODS, Method, Scheme, palettized};
+pub use plan::{LayerPlan, Plan, uniform};

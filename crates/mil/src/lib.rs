@@ -43,4 +43,4 @@ pub use progress::{Progress, Stopped, Tally, Unit};
 pub use segments::{cut_after, segments, waists};
 pub use types::TensorType;
 pub use verify::verify;
-pub use weights::{Computed, Encoding, WeightError, WeightRef, Weights};
+pub use weights::{Computed, Encoding, Overlay, WeightError, WeightRef, Weights};

@@ -1,5 +1,7 @@
 //! Programs, functions, ops and values.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
 
 use crate::{Error, Literal, OpDef, TensorType, WeightRef};
@@ -146,6 +148,17 @@ impl Function {
             }
         }
         Ok(())
+    }
+
+    /// The same function with other weights in the place of some constants, of the same types.
+    ///
+    /// # Panics
+    /// If a new weight has another type.
+    pub fn with_weights(&self, new: &HashMap<ValueId, WeightRef>) -> Function {
+        let mut out = self.clone();
+        let replace = |id, _: &Constant| Ok(new.get(&id).map(|weight| Constant::Weight(weight.clone())));
+        let Ok(()) = out.map_constants::<Infallible>(replace);
+        out
     }
 
     /// Adds a value. The builder and the readers are the only callers; names must be unique.

@@ -2,6 +2,8 @@
 //!
 //! Nothing is read until [`WeightRef::read`] is called; a reference is a name, a slice of a memory map and a list of views.
 
+mod overlay;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -10,6 +12,8 @@ use half::{bf16, f16};
 use thiserror::Error;
 
 use crate::{Bytes, DType, TensorType};
+
+pub use overlay::Overlay;
 
 /// A source of named tensors, such as the files of one checkpoint component.
 pub trait Weights: Send + Sync {

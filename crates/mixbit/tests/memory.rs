@@ -1,6 +1,6 @@
 //! What palettized weights take in memory.
 
-use mixbit_compress::{Scheme, Width, apply, layers};
+use mixbit_compress::{Encoder, Scheme, Width, layers, uniform};
 use mixbit_diffusion::arch::GraphOptions;
 use mixbit_engine::{Backend, Options, Reference};
 use mixbit_engine_cpu::Cpu;
@@ -17,7 +17,8 @@ fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {
     };
     let graph = model.unet.network.graph(&options).unwrap();
     let four_bits = Scheme::palette(Width::Four);
-    let small = apply(&graph, &|layer| (layer.count() > 2048).then(|| four_bits.into()), &()).unwrap();
+    let plan = uniform(&layers(&graph), four_bits, 2048);
+    let small = Encoder::new().apply(&graph, &plan, &()).unwrap();
     let whole: usize = layers(&graph).iter().map(|layer| 2 * layer.count()).sum();
     let backends: [&dyn Backend; 2] = [&Cpu::new(Some(1)).unwrap(), &Reference];
     for backend in backends {

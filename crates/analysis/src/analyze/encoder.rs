@@ -1,9 +1,8 @@
 //! Trial encodings of layers.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 
-use mixbit_compress::{Layer, Scheme};
+use mixbit_compress::{Calibration, Layer, LayerPlan, Scheme};
 use mixbit_mil::WeightRef;
 
 use super::error::AnalyzeError;
@@ -13,7 +12,7 @@ use super::error::AnalyzeError;
 pub(super) struct Encoder {
     /// The mean square of each input channel by layer.
     pub(super) importance: BTreeMap<String, Vec<f32>>,
-    encoded: Mutex<HashMap<(String, String), WeightRef>>,
+    encoder: mixbit_compress::Encoder,
 }
 
 impl Encoder {
@@ -29,15 +28,7 @@ impl Encoder {
 
     /// A layer's weight under a scheme.
     pub(super) fn encoded(&self, layer: &Layer, scheme: Scheme) -> Result<WeightRef, AnalyzeError> {
-        let key = (layer.name.clone(), scheme.to_string());
-        let lock = || self.encoded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(weight) = lock().get(&key) {
-            return Ok(weight.clone());
-        }
-        let weight = scheme
-            .encode(&layer.weight, self.importance(&layer.name))
-            .map_err(|source| AnalyzeError::Compress { layer: layer.name.clone(), source })?;
-        lock().insert(key, weight.clone());
-        Ok(weight)
+        let calibration = self.importance.get(&layer.name).cloned().map(Calibration::of_mean_square);
+        Ok(self.encoder.encode(layer, &LayerPlan { scheme, calibration })?)
     }
 }

@@ -41,8 +41,8 @@ pub enum AnalyzeError {
     #[error(transparent)]
     Engine(mixbit_engine::Error),
     /// A layer's weights can't be compressed.
-    #[error("layer `{layer}`: {source}")]
-    Compress { layer: String, source: mixbit_compress::Error },
+    #[error(transparent)]
+    Compress(#[from] mixbit_compress::Error),
     /// The network's graph or a weight can't be used.
     #[error(transparent)]
     Graph(#[from] mixbit_mil::Error),

@@ -154,15 +154,12 @@ impl<'b> SegmentedNetwork<'b> {
         let new: HashMap<_, _> = segment
             .layers
             .iter()
-            .filter_map(|layer| Some((layer.value, replaced.get(layer.name.as_str())?)))
+            .filter_map(|layer| Some((layer.value, replaced.get(layer.name.as_str())?.clone())))
             .collect();
         if new.is_empty() {
             return Ok(None);
         }
-        let mut function = segment.function.clone();
-        function.map_constants(|id, _| {
-            Ok::<_, mixbit_engine::Error>(new.get(&id).map(|&weight| Constant::Weight(weight.clone())))
-        })?;
+        let function = segment.function.with_weights(&new);
         let options = Options { planned_runs: self.samples, ..Options::default() };
         Ok(Some(self.backend.compile(&function, &options)?))
     }

@@ -1,17 +1,14 @@
 //! Images of a model whose UNet is stored in fewer bits.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use mixbit_compress::{Layer, Scheme, layers};
+use mixbit_compress::{Encoder, Layer, Plan, layers};
 use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::TorchSource;
 use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Run, Session};
-use mixbit_mil::{Constant, Function, Progress, Stopped, Unit, WeightRef, constexpr};
-use rayon::prelude::*;
+use mixbit_mil::{Function, Progress, Stopped, Unit, constexpr};
 
-use mixbit_packages::palettize::{Choices, Chosen};
 use mixbit_packages::recipe::MatchError;
 use thiserror::Error;
 
@@ -67,7 +64,7 @@ impl Progress for OneOf<'_> {
 }
 
 /// The choice of a scheme for each layer of a UNet.
-pub type Choose = dyn Fn(&[Layer]) -> Result<Choices, MatchError> + Send + Sync;
+pub type Choose = dyn Fn(&[Layer]) -> Result<Plan, MatchError> + Send + Sync;
 
 /// Why the layers of a UNet can't be stored as chosen.
 #[derive(Debug, Error)]
@@ -77,26 +74,23 @@ enum RecodeError {
     Match(#[from] MatchError),
     #[error("layer `{layer}` is compressed already")]
     Compressed { layer: String },
-    #[error("layer `{layer}`: {source}")]
-    Compress { layer: String, source: mixbit_compress::Error },
+    #[error(transparent)]
+    Compress(#[from] mixbit_compress::Error),
     #[error(transparent)]
     Graph(#[from] mixbit_mil::Error),
 }
-
-/// Weights that were encoded: by layer and scheme, with what they were fitted to.
-type Encoded = HashMap<(String, String), (Option<Vec<f32>>, WeightRef)>;
 
 /// A model whose UNet can be stored by one choice of schemes after the other. Layers on which two choices
 /// agree are encoded once.
 pub struct Recoded {
     model: Arc<DiffusionModel>,
-    encoded: Arc<Mutex<Encoded>>,
+    encoder: Arc<Encoder>,
 }
 
 impl Recoded {
     /// A model, and no encoded layers yet.
     pub fn new(model: Arc<DiffusionModel>) -> Self {
-        Recoded { model, encoded: Arc::default() }
+        Recoded { model, encoder: Arc::default() }
     }
 
     /// The model with its own weights.
@@ -107,10 +101,10 @@ impl Recoded {
     /// The model with a choice of schemes for the layers of its UNet. It is made when the UNet's graph is
     /// built, and its error is then the network's.
     pub fn with(&self, choose: Box<Choose>) -> Arc<DiffusionModel> {
-        let encoded = self.encoded.clone();
+        let encoder = self.encoder.clone();
         let mut model = DiffusionModel::clone(&self.model);
         model.unet.network = self.model.unet.network.map(move |graph| {
-            recoded(&graph, &*choose, &encoded)
+            recoded(&graph, &*choose, &encoder)
                 .map_err(|error| ArchError::Option { option: "recipe", what: error.to_string() })
         });
         Arc::new(model)
@@ -118,36 +112,13 @@ impl Recoded {
 }
 
 /// The graph with layers stored as chosen.
-fn recoded(graph: &Function, choose: &Choose, cache: &Mutex<Encoded>) -> Result<Function, RecodeError> {
-    let mut function = constexpr::decoded(graph)?;
+fn recoded(graph: &Function, choose: &Choose, encoder: &Encoder) -> Result<Function, RecodeError> {
+    let function = constexpr::decoded(graph)?;
     let found = layers(&function);
-    let chosen = choose(&found)?;
-    let lock = || cache.lock().unwrap_or_else(PoisonError::into_inner);
-    let encode = |layer: &Layer| -> Result<Option<_>, RecodeError> {
-        let Some(Chosen { scheme, importance }) = chosen.get(&layer.name) else { return Ok(None) };
-        let key = (layer.name.clone(), format!("{scheme} {:?}", layer.ty()));
-        if let Some((fitted, weight)) = lock().get(&key)
-            && fitted == importance
-        {
-            return Ok(Some((layer.value, weight.clone())));
-        }
-        let weight = encoded(layer, *scheme, importance.as_deref())?;
-        lock().insert(key, (importance.clone(), weight.clone()));
-        Ok(Some((layer.value, weight)))
-    };
-    let new: Vec<Option<_>> = found.par_iter().map(encode).collect::<Result<_, RecodeError>>()?;
-    let new: HashMap<_, _> = new.into_iter().flatten().collect();
-    function.map_constants(|id, _| {
-        Ok::<_, mixbit_mil::Error>(new.get(&id).map(|weight| Constant::Weight(weight.clone())))
-    })?;
-    Ok(function)
-}
-
-fn encoded(layer: &Layer, scheme: Scheme, importance: Option<&[f32]>) -> Result<WeightRef, RecodeError> {
-    if layer.weight.encoding().is_some() {
+    let plan = choose(&found)?;
+    let compressed = |layer: &&Layer| plan.contains_key(&layer.name) && layer.weight.encoding().is_some();
+    if let Some(layer) = found.iter().find(compressed) {
         return Err(RecodeError::Compressed { layer: layer.name.clone() });
     }
-    scheme
-        .encode(&layer.weight, importance)
-        .map_err(|source| RecodeError::Compress { layer: layer.name.clone(), source })
+    Ok(encoder.apply(&function, &plan, &())?)
 }

@@ -31,7 +31,7 @@ pub use drawing::{Choose, OneOf, Picture, Recoded, draw};
 pub use grid::Grid;
 
 use crate::analyze::{Analysis, Verified};
-use mixbit_packages::palettize::{Choices, Chosen};
+use mixbit_compress::{Calibration, LayerPlan, Plan};
 use mixbit_packages::psnr::{mean_square, psnr, psnr_of};
 
 /// The contents of a report.
@@ -73,9 +73,10 @@ pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixb
 }
 
 /// The scheme of each layer in a recipe of an analysis, with the mean squares that its palette is fitted to.
-pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Choices {
+pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Plan {
     let chosen = |(layer, scheme): (&String, &mixbit_compress::Scheme)| {
-        (layer.clone(), Chosen { scheme: *scheme, importance: importance.get(layer).cloned() })
+        let calibration = importance.get(layer).cloned().map(Calibration::of_mean_square);
+        (layer.clone(), LayerPlan { scheme: *scheme, calibration })
     };
     verified.layers.iter().map(chosen).collect()
 }

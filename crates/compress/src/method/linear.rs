@@ -8,6 +8,7 @@ use mixbit_mil::{Computed, DType, Opset, TensorType, WeightRef};
 
 use super::palette::{constant, halves};
 use super::{Method, divisor, elements, row_importance, row_len};
+use crate::calibration::{Calibration, Needs};
 use crate::pack::pack;
 use crate::{Error, Width};
 
@@ -113,7 +114,16 @@ impl Method for Linear {
         (ty.count() * width.bits() as usize).div_ceil(8) + 2 * scales
     }
 
-    fn encode(&self, weight: &WeightRef, _: Width, importance: Option<&[f32]>) -> Result<WeightRef, Error> {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn encode(
+        &self,
+        weight: &WeightRef,
+        _: Width,
+        calibration: Option<&Calibration>,
+    ) -> Result<WeightRef, Error> {
         let shape = &weight.ty().shape;
         let (block_len, blocks) = self.blocks(shape);
         let all = elements(weight)?;
@@ -124,7 +134,7 @@ impl Method for Linear {
         if all.is_empty() {
             return Err(Error::Empty);
         }
-        let columns = importance.map(|importance| row_importance(shape, importance)).transpose()?;
+        let columns = calibration.map(|calibration| row_importance(shape, calibration)).transpose()?;
         let row_len = row_len(shape);
         let scale = |(index, elements): (usize, &[f16])| {
             let start = index * block_len % row_len.max(1);

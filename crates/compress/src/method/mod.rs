@@ -9,6 +9,9 @@ use std::str::FromStr;
 use half::f16;
 use mixbit_mil::{DType, Opset, TensorType, WeightRef};
 
+pub use palette::{Indices, palettized};
+
+use crate::calibration::{Calibration, Needs};
 use crate::{Error, Width};
 
 /// A way to store a weight in fewer bits.
@@ -28,19 +31,21 @@ pub trait Method: fmt::Debug + Sync {
     /// The bytes that a weight of type `ty` takes.
     fn stored_len(&self, ty: &TensorType, width: Width) -> usize;
 
+    /// The least calibration that it works with.
+    fn needs(&self) -> Needs;
+
     /// The weight in fewer bits. What is large about it is computed again whenever it is read, so that it takes no
     /// memory until then.
     ///
-    /// `importance` says of each input channel (axis 1) how much an error there matters: the second moment of the
-    /// channel's values.
+    /// `calibration` has at least what the method [`needs`](Self::needs).
     ///
     /// # Errors
-    /// A weight that is not finite or not of floats, or importances that don't fit.
+    /// A weight that is not finite or not of floats, or a calibration that does not fit it.
     fn encode(
         &self,
         weight: &WeightRef,
         width: Width,
-        importance: Option<&[f32]>,
+        calibration: Option<&Calibration>,
     ) -> Result<WeightRef, Error>;
 }
 
@@ -90,12 +95,16 @@ impl Scheme {
         self.method.since(self.width)
     }
 
-    /// The weight in this form; see [`Method::encode`].
+    /// The weight in this scheme; see [`Method::encode`].
     ///
     /// # Errors
-    /// Those of [`Method::encode`].
-    pub fn encode(self, weight: &WeightRef, importance: Option<&[f32]>) -> Result<WeightRef, Error> {
-        self.method.encode(weight, self.width, importance)
+    /// [`Error::Uncalibrated`] if the method needs more than `calibration` has; those of [`Method::encode`].
+    pub fn encode(self, weight: &WeightRef, calibration: Option<&Calibration>) -> Result<WeightRef, Error> {
+        let needs = self.method.needs();
+        if !needs.are_met_by(calibration) {
+            return Err(Error::Uncalibrated { scheme: self.to_string(), needs });
+        }
+        self.method.encode(weight, self.width, calibration)
     }
 }
 
@@ -118,12 +127,12 @@ impl FromStr for Scheme {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let found = Scheme::all().find(|scheme| scheme.to_string() == text);
-        found.ok_or_else(|| Error::UnknownScheme(text.to_string()))
+        found.ok_or_else(|| Error::UnknownScheme { asked: text.to_string(), known: names() })
     }
 }
 
 /// Every scheme's name.
-pub(crate) fn names() -> String {
+fn names() -> String {
     Scheme::all().map(|scheme| scheme.to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -139,13 +148,14 @@ fn row_len(shape: &[usize]) -> usize {
     shape.iter().skip(1).product()
 }
 
-/// The importance of every element of one output channel.
-fn row_importance(shape: &[usize], importance: &[f32]) -> Result<Vec<f64>, Error> {
-    if shape.get(1) != Some(&importance.len()) {
-        return Err(Error::Channels { found: importance.len(), shape: shape.to_vec() });
+/// The importance of every element of one output channel: the mean square of its input channel.
+fn row_importance(shape: &[usize], calibration: &Calibration) -> Result<Vec<f64>, Error> {
+    let mean_square = &calibration.mean_square;
+    if shape.get(1) != Some(&mean_square.len()) {
+        return Err(Error::Channels { found: mean_square.len(), shape: shape.to_vec() });
     }
     let window: usize = shape[2..].iter().product();
-    Ok(importance.iter().flat_map(|&value| std::iter::repeat_n(f64::from(value), window)).collect())
+    Ok(mean_square.iter().flat_map(|&value| std::iter::repeat_n(f64::from(value), window)).collect())
 }
 
 /// The largest number of at most `most` that divides `extent`.

@@ -8,6 +8,7 @@ use mixbit_mil::constexpr::{blockwise_shift_scale, lut_to_dense};
 use mixbit_mil::{Bytes, Computed, DType, Opset, TensorType, WeightRef};
 
 use super::{Method, divisor, elements, row_importance, row_len};
+use crate::calibration::{Calibration, Needs};
 use crate::pack::pack;
 use crate::{Error, Histogram, Palette, Width};
 
@@ -107,48 +108,111 @@ impl Method for Palettes {
         indices + self.tables(shape) * table + scales
     }
 
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
     fn encode(
         &self,
         weight: &WeightRef,
         width: Width,
-        importance: Option<&[f32]>,
+        calibration: Option<&Calibration>,
     ) -> Result<WeightRef, Error> {
-        let shape = weight.ty().shape.clone();
+        let shape = &weight.ty().shape;
         let source = Source { weight: weight.cast(DType::F16), scales: None };
-        let scales = if self.is_scaled { Some(scales(&source.elements()?, row_len(&shape))) } else { None };
+        let scales = if self.is_scaled { Some(scales(&source.elements()?, row_len(shape))) } else { None };
         let source = Source { scales, ..source };
-        let group = self.group(&shape);
-        let mut palettes = fit(&source, group, width, importance)?;
-        let mut row_shape = vec![1; shape.len()];
-        let lut = if self.in_bytes {
+        let palettes = fit(&source, self.group(shape), width, calibration)?;
+        let stored = if self.in_bytes {
             let (lut, palette) = in_bytes(&palettes[0], width, shape.len())?;
-            palettes = vec![palette];
-            lut
+            stored(source, vec![palette], lut, Indices::Nearest)?
         } else {
-            let entries: Vec<f16> = palettes.iter().flat_map(|palette| palette.lut()).copied().collect();
-            if let Some(rows) = row_shape.first_mut() {
-                *rows = palettes.len();
-            }
-            constant(DType::F16, [&row_shape[..], &[width.entries(), 1]].concat(), halves(&entries))?
+            let lut = lut(&palettes, shape.len())?;
+            stored(source, palettes, lut, Indices::Nearest)?
         };
-        let scales = source.scales.clone();
-        let name = weight.name();
-        let indices = Indices { source, palettes, width, group_len: group * row_len(&shape) };
-        let indices = WeightRef::computed(name, TensorType::new(dtype(width), shape), Arc::new(indices));
-        let mut encoded = lut_to_dense(name, indices, lut)?;
-        if let Some(scales) = scales {
-            if let Some(rows) = row_shape.first_mut() {
-                *rows = scales.len();
-            }
-            encoded = blockwise_shift_scale(
-                name,
-                encoded,
-                constant(DType::F16, row_shape, halves(&scales))?,
-                None,
-            )?;
-        }
-        Ok(encoded.cast(weight.ty().dtype))
+        Ok(stored.cast(weight.ty().dtype))
     }
+}
+
+/// The indices of a palettized weight.
+#[derive(Clone, Debug)]
+pub enum Indices {
+    /// Those of the nearest entries. They are computed whenever they are read.
+    Nearest,
+    /// Those that a method chose itself, such as one that compensates errors: a byte for each element, row-major.
+    Kept(Vec<u8>),
+}
+
+/// A weight stored by given palettes: one for each of as many equal groups of output channels.
+///
+/// # Errors
+/// [`Error::Palettes`] if palettes are of different widths or don't divide the output channels, or indices are too many,
+/// too few or too large.
+pub fn palettized(weight: &WeightRef, palettes: Vec<Palette>, indices: Indices) -> Result<WeightRef, Error> {
+    let shape = &weight.ty().shape;
+    let misfit = |what: String| Error::Palettes { what, shape: shape.clone() };
+    let rows = shape.first().copied().unwrap_or(1);
+    let entries = palettes.first().map_or(0, |palette| palette.lut().len());
+    if entries == 0 || !rows.is_multiple_of(palettes.len()) {
+        return Err(misfit(format!("{} palettes", palettes.len())));
+    }
+    if palettes.iter().any(|palette| palette.lut().len() != entries) {
+        return Err(misfit("palettes of different widths".to_string()));
+    }
+    if let Indices::Kept(kept) = &indices {
+        let large = kept.iter().filter(|&&index| usize::from(index) >= entries).count();
+        if kept.len() != weight.ty().count() || large > 0 {
+            return Err(misfit(format!(
+                "{} indices, {large} of them past the {entries} entries,",
+                kept.len()
+            )));
+        }
+    }
+    let lut = lut(&palettes, shape.len())?;
+    let source = Source { weight: weight.cast(DType::F16), scales: None };
+    Ok(stored(source, palettes, lut, indices)?.cast(weight.ty().dtype))
+}
+
+/// The tables of palettes, as Core ML has them: blocks of every axis, entries, one value.
+fn lut(palettes: &[Palette], rank: usize) -> Result<WeightRef, Error> {
+    let entries: Vec<f16> = palettes.iter().flat_map(Palette::lut).copied().collect();
+    let mut shape = vec![1; rank];
+    if let Some(rows) = shape.first_mut() {
+        *rows = palettes.len();
+    }
+    shape.extend([entries.len() / palettes.len().max(1), 1]);
+    constant(DType::F16, shape, halves(&entries))
+}
+
+/// A weight as indices into `lut`, the table of its palettes, and its rows' scales.
+fn stored(
+    source: Source,
+    palettes: Vec<Palette>,
+    lut: WeightRef,
+    indices: Indices,
+) -> Result<WeightRef, Error> {
+    let (name, shape) = (source.weight.name().to_string(), source.weight.ty().shape.clone());
+    let width = palettes[0].width();
+    let scales = source.scales.clone();
+    let ty = TensorType::new(dtype(width), shape.clone());
+    let indices = match indices {
+        Indices::Nearest => {
+            let group_len = source.weight.ty().count() / palettes.len();
+            let nearest = Nearest { source, palettes, width, group_len };
+            WeightRef::computed(name.as_str(), ty, Arc::new(nearest))
+        }
+        Indices::Kept(kept) => {
+            WeightRef::new(name.as_str(), ty, Bytes::new(pack(kept.into_iter(), width.bits())))?
+        }
+    };
+    let encoded = lut_to_dense(&name, indices, lut)?;
+    let Some(scales) = scales else { return Ok(encoded) };
+    let mut scale_shape = vec![1; shape.len()];
+    if let Some(rows) = scale_shape.first_mut() {
+        *rows = scales.len();
+    }
+    let scales = constant(DType::F16, scale_shape, halves(&scales))?;
+    Ok(blockwise_shift_scale(&name, encoded, scales, None)?)
 }
 
 /// What is palettized: a weight, its rows divided by scales.
@@ -186,13 +250,13 @@ fn fit(
     source: &Source,
     group: usize,
     width: Width,
-    importance: Option<&[f32]>,
+    calibration: Option<&Calibration>,
 ) -> Result<Vec<Palette>, Error> {
     let shape = &source.weight.ty().shape;
     let elements = source.elements()?;
     source.weight.release();
     let group_len = (group * row_len(shape)).max(1);
-    let columns = importance.map(|importance| row_importance(shape, importance)).transpose()?;
+    let columns = calibration.map(|calibration| row_importance(shape, calibration)).transpose()?;
     // An error in a row that was divided by its scale counts by that scale.
     let row_factor = |row: usize| source.scales.as_ref().map_or(1.0, |scales| scales[row].to_f64().powi(2));
     let is_plain = columns.is_none() && source.scales.is_none();
@@ -249,9 +313,9 @@ pub(super) fn halves(values: &[f16]) -> Vec<u8> {
     values.reinterpret_cast().iter().flat_map(|bits| bits.to_le_bytes()).collect()
 }
 
-/// The indices of a palettized weight.
+/// Indices of the nearest entries.
 #[derive(Debug)]
-struct Indices {
+struct Nearest {
     source: Source,
     palettes: Vec<Palette>,
     width: Width,
@@ -259,7 +323,7 @@ struct Indices {
     group_len: usize,
 }
 
-impl Computed for Indices {
+impl Computed for Nearest {
     fn read(&self) -> Vec<u8> {
         // Read before, when the palettes were fitted.
         let elements = self.source.elements().unwrap_or_default();

@@ -3,7 +3,7 @@
 use mixbit_mil::{Builder, Bytes, Constant, Def, Function, constexpr};
 
 use super::*;
-use crate::{Choice, apply, layers};
+use crate::{Calibration, Encoder, Gram, Histogram, LayerPlan, Palette, Plan, layers, uniform};
 
 fn random(count: usize, seed: u64) -> Vec<f16> {
     let mut state = seed;
@@ -36,6 +36,10 @@ fn adds(weight: &WeightRef, opset: Opset) -> Function {
     b.finish(&[y]).unwrap()
 }
 
+fn everywhere(function: &Function, scheme: Scheme) -> Plan {
+    uniform(&layers(function), scheme, 0)
+}
+
 const SHAPES: [&[usize]; 6] =
     [&[1, 1, 1, 1], &[3, 5, 1, 1], &[16, 4, 3, 3], &[20, 33, 1, 1], &[17, 64, 3, 3], &[96, 40, 3, 3]];
 
@@ -48,7 +52,7 @@ fn every_scheme_is_written_as_it_decodes() {
             assert_eq!((encoded.name(), encoded.ty()), (source.name(), source.ty()), "{scheme}");
             assert_eq!(encoded.stored_len(), scheme.stored_len(source.ty()), "{scheme} {shape:?}");
             let function = adds(&source, scheme.since());
-            let compressed = apply(&function, &|_| Some(scheme.into()), &()).unwrap();
+            let compressed = Encoder::new().apply(&function, &everywhere(&function, scheme), &()).unwrap();
             let written = constexpr::encoded(&compressed).unwrap();
             mixbit_mil::verify(&written).unwrap();
             let read = constexpr::decoded(&written).unwrap();
@@ -96,22 +100,24 @@ fn scales_help_where_channels_differ() {
 fn importance_moves_error_to_channels_that_matter_less() {
     let source = weight(&[32, 8, 3, 3], &random(32 * 8 * 9, 9));
     let importance = [0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 9.0f32];
+    let calibration = Calibration::of_mean_square(importance.to_vec());
     let values = floats(&source);
     // Entries of 8 bits are rounded to integers after the fit, whatever matters.
     for scheme in Scheme::all().filter(|scheme| scheme.to_string() != "int8-palette-8") {
-        let weighted = |importance_used: Option<&[f32]>| -> f64 {
-            let found = floats(&scheme.encode(&source, importance_used).unwrap());
+        let weighted = |calibration: Option<&Calibration>| -> f64 {
+            let found = floats(&scheme.encode(&source, calibration).unwrap());
             let error = |at: usize| (found[at] - values[at]).powi(2) * f64::from(importance[at / 9 % 8]);
             (0..values.len()).map(error).sum()
         };
-        let (plain, aware) = (weighted(None), weighted(Some(&importance)));
+        let (plain, aware) = (weighted(None), weighted(Some(&calibration)));
         // Tables that hold every value have no error, and scales by the largest element ignore importance.
         assert!(aware <= plain * 1.0001, "{scheme}: {aware} against {plain}");
         if scheme == Scheme::palette(Width::Four) {
             assert!(aware < plain, "{scheme}: {aware} against {plain}");
         }
     }
-    let error = Scheme::palette(Width::One).encode(&source, Some(&[1.0; 7])).unwrap_err();
+    let narrow = Calibration::of_mean_square(vec![1.0; 7]);
+    let error = Scheme::palette(Width::One).encode(&source, Some(&narrow)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "there are importances of 7 input channels for a weight of shape [32, 8, 3, 3]"
@@ -124,7 +130,7 @@ fn bad_weights_are_refused_by_name() {
     values[3] = f16::NAN;
     let function = adds(&weight(&[4, 4, 1, 1], &values), Opset::Ios18);
     for scheme in Scheme::all() {
-        let error = apply(&function, &|_| Some(Choice::from(scheme)), &()).unwrap_err();
+        let error = Encoder::new().apply(&function, &everywhere(&function, scheme), &()).unwrap_err();
         let Error::Layer { layer, source } = error else { panic!("{scheme}: {error}") };
         assert_eq!((layer.as_str(), source.to_string().contains("is NaN")), ("mid.conv", true), "{scheme}");
     }
@@ -157,10 +163,84 @@ fn schemes_have_names() {
 fn only_chosen_layers_change() {
     let source = weight(&[8, 8, 1, 1], &random(64, 2));
     let function = adds(&source, Opset::Ios16);
-    let same =
-        apply(&function, &|layer| (layer.name == "other").then(|| Scheme::linear().into()), &()).unwrap();
+    let plan = Plan::from([("other".to_string(), LayerPlan::from(Scheme::linear()))]);
+    let same = Encoder::new().apply(&function, &plan, &()).unwrap();
     let Def::Const(Constant::Weight(found)) = &same.value(layers(&same)[0].value).def else {
         panic!("no weight")
     };
     assert!(found.encoding().is_none());
+}
+
+/// A method that compensates errors, of which only the needs matter here.
+#[derive(Debug)]
+struct Compensating;
+
+impl Method for Compensating {
+    fn name(&self) -> &'static str {
+        "compensating"
+    }
+
+    fn about(&self) -> &'static str {
+        "for tests"
+    }
+
+    fn widths(&self) -> &'static [Width] {
+        &[Width::Two]
+    }
+
+    fn since(&self, _: Width) -> Opset {
+        Opset::Ios16
+    }
+
+    fn stored_len(&self, ty: &TensorType, _: Width) -> usize {
+        ty.count()
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Gram
+    }
+
+    fn encode(&self, weight: &WeightRef, _: Width, _: Option<&Calibration>) -> Result<WeightRef, Error> {
+        Ok(weight.clone())
+    }
+}
+
+#[test]
+fn a_method_without_what_it_needs_is_refused() {
+    let source = weight(&[4, 2], &random(8, 3));
+    let scheme = Scheme { method: &Compensating, width: Width::Two };
+    let plain = Calibration::of_mean_square(vec![1.0, 2.0]);
+    for calibration in [None, Some(&plain)] {
+        let error = scheme.encode(&source, calibration).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "compensating-2 needs the Gram matrix of the input channels, which was not measured: take a recipe of \
+             `mixbit analyze`"
+        );
+    }
+    assert!(Gram::new(2, vec![1.0; 3]).is_err());
+    let gram = Some(Gram::new(2, vec![1.0, 0.5, 0.5, 2.0]).unwrap());
+    assert!(scheme.encode(&source, Some(&Calibration { gram, ..plain })).is_ok());
+}
+
+#[test]
+fn indices_can_be_chosen_by_the_method() {
+    let values = random(6 * 8, 4);
+    let source = weight(&[6, 8], &values);
+    let palette = Palette::fit(&Histogram::new(&values).unwrap(), Width::Two);
+    let nearest: Vec<u8> = values.iter().map(|&value| palette.index(value)).collect();
+    let read = |indices: Indices| {
+        palettized(&source, vec![palette.clone()], indices).unwrap().read().unwrap().into_owned()
+    };
+    let expected = Scheme::palette(Width::Two).encode(&source, None).unwrap();
+    assert_eq!(read(Indices::Nearest), *expected.read().unwrap());
+    assert_eq!(read(Indices::Kept(nearest.clone())), *expected.read().unwrap());
+    let turned: Vec<u8> = nearest.iter().map(|index| 3 - index).collect();
+    assert_ne!(read(Indices::Kept(turned)), *expected.read().unwrap());
+    for kept in [nearest[1..].to_vec(), vec![4; 48]] {
+        let refused = palettized(&source, vec![palette.clone()], Indices::Kept(kept));
+        assert!(matches!(refused, Err(Error::Palettes { .. })));
+    }
+    assert!(palettized(&source, vec![palette.clone(); 4], Indices::Nearest).is_err());
+    assert!(palettized(&source, Vec::new(), Indices::Nearest).is_err());
 }

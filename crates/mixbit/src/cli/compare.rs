@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mixbit_compress::{Layer, Scheme};
+use mixbit_compress::{Layer, Scheme, uniform};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Role, Session, Text};
 use mixbit_formats::write_atomically;
@@ -17,7 +17,7 @@ use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
 use mixbit_analysis::report::{Choose, Grid, OneOf, Picture, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::source;
-use mixbit_packages::palettize::{MIN_SIZE, by_recipe, uniform};
+use mixbit_packages::palettize::{MIN_SIZE, by_recipe};
 use mixbit_packages::recipe::RecipeFile;
 
 #[derive(Debug, Args)]

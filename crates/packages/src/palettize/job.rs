@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use mixbit_compress::{Layer, Scheme};
+use mixbit_compress::{Layer, Plan, Scheme, uniform};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, Opset, Progress, constexpr};
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::check::{CheckError, Report};
 use super::target::{Target, TargetError};
-use super::{Choices, MIN_SIZE, PalettizeError, Palettized, by_recipe, by_structure, palettize, uniform};
+use super::{MIN_SIZE, PalettizeError, Palettized, by_recipe, by_structure, palettize};
 use crate::inspect::{InspectError, open};
 use crate::package::{ConversionOptions, DeploymentTarget, PackageKind, keys};
 use crate::recipe::{MatchError, Recipe, RecipeFile};
@@ -170,7 +170,7 @@ pub enum Outcome {
 pub struct Job {
     targets: Vec<Target>,
     /// For each target; `None` for one that stays unchanged.
-    plans: Vec<Option<Choices>>,
+    plans: Vec<Option<Plan>>,
     provenance: Provenance,
 }
 
@@ -224,7 +224,7 @@ impl Provenance {
     pub fn palettize(
         &self,
         model: &coreml::Model,
-        choices: &Choices,
+        choices: &Plan,
         again: bool,
         progress: &dyn Progress,
     ) -> Result<Palettized, PalettizeError> {
@@ -320,7 +320,7 @@ fn write_model(
     }
 }
 
-fn uniform_plans(targets: &[Target], scheme: Scheme, min_size: usize) -> Vec<Option<Choices>> {
+fn uniform_plans(targets: &[Target], scheme: Scheme, min_size: usize) -> Vec<Option<Plan>> {
     let plan = |target: &Target| {
         let stays = targets.len() > 1 && target.kind.is_some_and(|kind| !kind.is_palettized);
         (!stays).then(|| uniform(&target.layers, scheme, min_size))
@@ -334,8 +334,8 @@ fn recipe_plans(
     file: &RecipeFile,
     recipe: &Recipe,
     like: Option<&Path>,
-) -> Result<(Vec<Option<Choices>>, Vec<Warning>), JobError> {
-    let mut plans: Vec<Option<Choices>> = targets.iter().map(|_| None).collect();
+) -> Result<(Vec<Option<Plan>>, Vec<Warning>), JobError> {
+    let mut plans: Vec<Option<Plan>> = targets.iter().map(|_| None).collect();
     let mut warnings = Vec::new();
     for (part, indices) in unets(targets) {
         let chunks: Vec<&Target> = indices.iter().map(|&index| &targets[index]).collect();
@@ -378,7 +378,7 @@ fn unets(targets: &[Target]) -> BTreeMap<&'static str, Vec<usize>> {
 }
 
 /// A plan for the layers of a network, and whether it has the layers that the recipe was made on.
-type Matched = Result<(Choices, Option<bool>), MatchError>;
+type Matched = Result<(Plan, Option<bool>), MatchError>;
 
 /// Matches a recipe with one network by the names of its layers, or else by its structure.
 fn network_plan(
@@ -398,7 +398,7 @@ fn network_plan(
 }
 
 /// The layers of a plan that a package has.
-fn plan_of(layers: &[Layer], plan: &Choices) -> Choices {
+fn plan_of(layers: &[Layer], plan: &Plan) -> Plan {
     let own = layers.iter().filter_map(|layer| plan.get_key_value(&layer.name));
     own.map(|(name, chosen)| (name.clone(), chosen.clone())).collect()
 }
@@ -454,7 +454,7 @@ pub fn uniform_plan(
     kind: &PackageKind,
     model: &coreml::Model,
     scheme: Scheme,
-) -> Result<Option<Choices>, PalettizeError> {
+) -> Result<Option<Plan>, PalettizeError> {
     let plan = || Ok(uniform(&super::model_layers(model)?, scheme, MIN_SIZE));
     kind.is_palettized.then(plan).transpose()
 }

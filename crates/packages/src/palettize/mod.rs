@@ -1,6 +1,6 @@
 //! Networks with the weights of their layers in fewer bits.
 //!
-//! - [`uniform`], [`by_recipe`] and [`by_structure`] choose a scheme for each layer of a network;
+//! - [`mixbit_compress::uniform`], [`by_recipe`] and [`by_structure`] plan the scheme of each layer of a network;
 //! - [`palettize`] makes a model of it that can be written;
 //! - [`Palettized::check`] reads a written model and compares every weight with its source;
 //! - [`Job`] does all this for the packages of a model.
@@ -9,9 +9,7 @@ mod check;
 mod job;
 mod target;
 
-use std::collections::BTreeMap;
-
-use mixbit_compress::{Choice, Layer, Scheme, apply, layers};
+use mixbit_compress::{Calibration, Encoder, Layer, LayerPlan, Plan, Scheme, layers};
 use mixbit_formats::coreml;
 use mixbit_mil::{Function, Opset, Program, Progress, constexpr};
 use thiserror::Error;
@@ -25,24 +23,6 @@ pub use target::{Target, TargetError};
 /// The most weights of a layer that stays unchanged, as with Apple's `--quantize-nbits`.
 pub const MIN_SIZE: usize = 2048;
 
-/// The plan of one layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Chosen {
-    /// The scheme.
-    pub scheme: Scheme,
-    /// The importance of each input channel; all are equal without.
-    pub importance: Option<Vec<f32>>,
-}
-
-/// The plans of layers by name; layers that are not named stay unchanged.
-pub type Choices = BTreeMap<String, Chosen>;
-
-/// Plans one scheme for every layer of more than `min_size` weights.
-pub fn uniform(layers: &[Layer], scheme: Scheme, min_size: usize) -> Choices {
-    let large = layers.iter().filter(|layer| layer.count() > min_size);
-    large.map(|layer| (layer.name.clone(), Chosen { scheme, importance: None })).collect()
-}
-
 /// The layers of a UNet, or of both of its chunks, as a recipe says; and whether the model has the layers
 /// that the recipe was made on, where that is known.
 ///
@@ -52,8 +32,8 @@ pub fn by_recipe(
     file: &RecipeFile,
     recipe: &crate::recipe::Recipe,
     layers: &[Layer],
-) -> Result<(Choices, Option<bool>), MatchError> {
-    Ok(chosen(file, assign(file, recipe, layers)?))
+) -> Result<(Plan, Option<bool>), MatchError> {
+    Ok(planned(file, assign(file, recipe, layers)?))
 }
 
 /// The same for a network that has lost the names of its layers: they are found by what it computes. `named`
@@ -66,16 +46,19 @@ pub fn by_structure(
     recipe: &crate::recipe::Recipe,
     network: &Function,
     named: &[Function],
-) -> Result<(Choices, Option<bool>), MatchError> {
-    Ok(chosen(file, assign_by_structure(file, recipe, network, named)?))
+) -> Result<(Plan, Option<bool>), MatchError> {
+    Ok(planned(file, assign_by_structure(file, recipe, network, named)?))
 }
 
-fn chosen(file: &RecipeFile, assignment: Assignment) -> (Choices, Option<bool>) {
-    let importance = |layer: &str| Some(file.details.as_ref()?.importance.get(layer)?.values());
-    let chosen = assignment.layers.into_iter().filter_map(|(name, (layer, scheme))| {
-        Some((name, Chosen { scheme: scheme?, importance: importance(&layer) }))
+/// The assigned schemes, with the mean squares that the file has.
+fn planned(file: &RecipeFile, assignment: Assignment) -> (Plan, Option<bool>) {
+    let calibration = |layer: &str| {
+        Some(Calibration::of_mean_square(file.details.as_ref()?.importance.get(layer)?.values()))
+    };
+    let plan = assignment.layers.into_iter().filter_map(|(name, (layer, scheme))| {
+        Some((name, LayerPlan { scheme: scheme?, calibration: calibration(&layer) }))
     });
-    (chosen.collect(), assignment.is_same)
+    (plan.collect(), assignment.is_same)
 }
 
 /// A model that can't be palettized.
@@ -135,35 +118,32 @@ pub fn model_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError>
     Ok(layers(&constexpr::decoded(function)?))
 }
 
-/// A model with layers stored as chosen. Palettes are fitted on all threads; `progress` counts the layers.
+/// A model with layers stored as planned. Palettes are fitted on all threads; `progress` counts the layers.
 /// `again` allows to compress what layers that are compressed decode to.
 ///
 /// # Errors
 /// [`PalettizeError`].
 pub fn palettize(
     model: &coreml::Model,
-    choices: &Choices,
+    plan: &Plan,
     again: bool,
     progress: &dyn Progress,
 ) -> Result<Palettized, PalettizeError> {
     let function = constexpr::decoded(model.program.main().ok_or(PalettizeError::NoFunction)?)?;
     let before = layers(&function);
-    let chosen = |layer: &Layer| choices.get(&layer.name);
-    for scheme in before.iter().filter_map(chosen).map(|chosen| chosen.scheme) {
+    let planned = |layer: &Layer| plan.get(&layer.name);
+    for scheme in before.iter().filter_map(planned).map(|plan| plan.scheme) {
         if scheme.since() > function.opset {
             let (needs, has) = (system(scheme.since()), system(function.opset));
             return Err(PalettizeError::Target { scheme, needs, has });
         }
     }
     let compressed: Vec<&Layer> =
-        before.iter().filter(|layer| chosen(layer).is_some() && layer.weight.encoding().is_some()).collect();
+        before.iter().filter(|layer| planned(layer).is_some() && layer.weight.encoding().is_some()).collect();
     if let (Some(first), false) = (compressed.first(), again) {
         return Err(PalettizeError::Compressed { count: compressed.len(), first: first.name.clone() });
     }
-    let choose = |layer: &Layer| {
-        chosen(layer).map(|chosen| Choice { scheme: chosen.scheme, importance: chosen.importance.as_deref() })
-    };
-    let function = apply(&function, &choose, progress)?;
+    let function = Encoder::new().apply(&function, plan, progress)?;
     let after = layers(&function);
     let program = Program::new(constexpr::encoded(&function)?);
     Ok(Palettized { model: coreml::Model { program, ..model.clone() }, before, after })

@@ -1,3 +1,4 @@
+use mixbit_compress::uniform;
 use mixbit_mil::{Builder, Bytes, DType, TensorType, WeightRef};
 use mixbit_testkit::Scratch;
 
@@ -42,9 +43,9 @@ fn model(opset: Opset) -> coreml::Model {
 fn what_is_written_is_checked() {
     for scheme in Scheme::all() {
         let model = model(scheme.since());
-        let choices = uniform(&model_layers(&model).unwrap(), scheme, MIN_SIZE);
-        assert_eq!(choices.keys().collect::<Vec<_>>(), ["large"]);
-        let palettized = palettize(&model, &choices, false, &()).unwrap();
+        let plan = uniform(&model_layers(&model).unwrap(), scheme, MIN_SIZE);
+        assert_eq!(plan.keys().collect::<Vec<_>>(), ["large"]);
+        let palettized = palettize(&model, &plan, false, &()).unwrap();
         let scratch = Scratch::new();
         let path = scratch.path().join("m.mlpackage");
         coreml::write_package(&path, &palettized.model, &()).unwrap();
@@ -71,15 +72,15 @@ fn what_is_written_is_checked() {
 fn new_forms_and_compressed_layers_are_refused() {
     let old = model(Opset::Ios16);
     let layers = model_layers(&old).unwrap();
-    let choices = uniform(&layers, "grouped-palette-4".parse().unwrap(), MIN_SIZE);
-    let error = palettize(&old, &choices, false, &()).err().unwrap().to_string();
+    let plan = uniform(&layers, "grouped-palette-4".parse().unwrap(), MIN_SIZE);
+    let error = palettize(&old, &plan, false, &()).err().unwrap().to_string();
     assert!(error.starts_with("grouped-palette-4 needs macOS15, and the package is for macOS13"), "{error}");
-    let choices = uniform(&layers, "palette-4".parse().unwrap(), MIN_SIZE);
-    let once = palettize(&old, &choices, false, &()).unwrap().model;
-    let error = palettize(&once, &choices, false, &()).err().unwrap().to_string();
+    let plan = uniform(&layers, "palette-4".parse().unwrap(), MIN_SIZE);
+    let once = palettize(&old, &plan, false, &()).unwrap().model;
+    let error = palettize(&once, &plan, false, &()).err().unwrap().to_string();
     assert!(error.starts_with("1 of the layers, `large` the first, are compressed already"), "{error}");
     // Its sixteen values are a palette of their own: nothing is lost again.
-    let twice = palettize(&once, &choices, true, &()).unwrap().model;
+    let twice = palettize(&once, &plan, true, &()).unwrap().model;
     let read = |model: &coreml::Model| model_layers(model).unwrap()[0].weight.read().unwrap().into_owned();
     assert_eq!(read(&twice), read(&once));
 }
