@@ -29,6 +29,7 @@
 #![deny(unsafe_code)]
 
 mod atomic;
+pub mod base64;
 mod checkpoint;
 pub mod coreml;
 pub mod diffusers;
@@ -38,11 +39,12 @@ mod json;
 mod map;
 pub mod npy;
 pub mod safetensors;
+mod sha256;
 
 pub use atomic::write_atomically;
 pub use checkpoint::Checkpoint;
-pub use coreml::sha256::digest as sha256;
 pub use diffusers::Diffusers;
 pub use error::Error;
 pub use map::map_file;
 pub use safetensors::SafeTensors;
+pub use sha256::sha256;

@@ -7,7 +7,7 @@ use super::figure::{Figure, escaped, variables};
 use super::raster::Bitmap;
 use super::{Pictures, Report, latent_psnr, layers, pixel_psnr};
 use crate::analyze::{Analysis, Candidate, Verified, mean};
-use mixbit_packages::recipe::base64;
+use mixbit_formats::base64;
 
 const STYLE: &str = "\
 body{background:var(--paper);color:var(--text);\

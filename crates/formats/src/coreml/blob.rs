@@ -12,32 +12,15 @@ use std::io::{self, Write};
 
 use mixbit_mil::{Bytes, DType, TensorType};
 
+use super::schema::BLOB_CODES;
+
 const ALIGNMENT: u64 = 64;
 const VERSION: u32 = 2;
 const SENTINEL: u32 = 0xDEAD_BEEF;
 
-/// The file's codes of element types, which are not those of the specification.
-const DTYPES: [(u32, DType); 15] = [
-    (1, DType::F16),
-    (2, DType::F32),
-    (3, DType::U8),
-    (4, DType::I8),
-    (5, DType::BF16),
-    (6, DType::I16),
-    (7, DType::U16),
-    (8, DType::I4),
-    (9, DType::U1),
-    (10, DType::U2),
-    (11, DType::U4),
-    (12, DType::U3),
-    (13, DType::U6),
-    (14, DType::I32),
-    (15, DType::U32),
-];
-
 /// Whether a weight file can hold elements of a type.
 pub(super) fn holds(dtype: DType) -> bool {
-    DTYPES.iter().any(|&(_, known)| known == dtype)
+    BLOB_CODES.of(dtype).is_some()
 }
 
 /// The data of the blob whose header is at `offset`, which must hold a value of type `ty`.
@@ -59,7 +42,7 @@ pub(super) fn read(file: &Bytes, offset: u64, ty: &TensorType) -> Result<Bytes, 
     if sentinel != SENTINEL {
         return Err(format!("there is no blob: it begins with {sentinel:#x}"));
     }
-    let found = DTYPES.iter().find(|(known, _)| *known == code).map(|(_, dtype)| *dtype);
+    let found = BLOB_CODES.dtype(code.into());
     if found != Some(ty.dtype) {
         let found = found.map_or(format!("of unknown type {code}"), |dtype| format!("of {dtype}"));
         return Err(format!("the blob is {found}, but the value is {ty}"));
@@ -127,7 +110,7 @@ impl Layout {
         for (index, (ty, &offset)) in self.types.iter().zip(&self.offsets).enumerate() {
             writer.write_all(&[0; 64][..(offset - at) as usize])?;
             let len = ty.byte_len().unwrap_or(0) as u64;
-            let code = DTYPES.iter().find(|(_, dtype)| *dtype == ty.dtype).map_or(0, |(code, _)| *code);
+            let code = BLOB_CODES.of(ty.dtype).unwrap_or(0) as u32;
             let mut header = [0; 64];
             header[..4].copy_from_slice(&SENTINEL.to_le_bytes());
             header[4..8].copy_from_slice(&code.to_le_bytes());

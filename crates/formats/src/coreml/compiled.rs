@@ -14,15 +14,16 @@ use serde_json::Value;
 
 use super::description::Description;
 use super::directory::NewDirectory;
-use super::encode::{self, Blobs, WEIGHT_FILE};
+use super::encode;
 use super::names::{self, Names, Site};
-use super::sha256::{base64, digest};
+use super::placement::Placement;
+use super::schema::model::ML_PROGRAM;
+use super::schema::{IOS_18, WEIGHT_FILE};
 use super::wire::Message;
 use super::{CoreMlError, Model, WeightFiles, build_info, metadata, specification};
-use crate::Error;
 use crate::files::Files;
+use crate::{Error, base64, sha256};
 
-const ML_PROGRAM: u32 = 502;
 const DESCRIPTION: usize = 0x53;
 
 /// Reads a compiled model. `class` names it if its metadata does not.
@@ -78,38 +79,38 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 /// Writes a compiled model; see [`super::write_compiled`].
 pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
-    let blobs = Blobs::plan(&model.program, model.specification_version);
-    let names = Names::of(model, &blobs).to_text();
+    let placement = Placement::plan(&model.program, model.specification_version);
+    let names = placement.names(model).to_text();
     let build_info = build_info(names.as_deref());
     let specification =
-        specification::check(model).and_then(|()| encode::specification(model, &blobs, &build_info));
+        specification::check(model).and_then(|()| encode::specification(model, &placement, &build_info));
     let specification = specification.map_err(in_model)?;
-    let text = text(model, &blobs, &build_info).map_err(in_model)?;
+    let text = text(model, &placement, &build_info).map_err(in_model)?;
     let main = model
         .program
         .functions
         .iter()
         .position(|function| model.program.main().is_some_and(|main| main.name == function.name));
-    let stored = |id: ValueId| main.is_some_and(|main| blobs.offset(main, id).is_some());
+    let stored = |id: ValueId| main.is_some_and(|main| placement.offset(main, id).is_some());
 
     let directory = NewDirectory::create(path)?;
     directory.bytes("model.mil", text.as_bytes())?;
     directory.bytes("metadata.json", metadata::write(model, &stored).as_bytes())?;
     directory.bytes("coremldata.bin", &data(model))?;
     directory.bytes("analytics/coremldata.bin", &analytics(&specification))?;
-    if blobs.layout.len() > 0 {
-        directory.file("weights/weight.bin", |writer| blobs.write(writer, progress))?;
+    if !placement.is_empty() {
+        directory.file("weights/weight.bin", |writer| placement.write(writer, progress))?;
     }
     directory.finish()
 }
 
-fn text(model: &Model, blobs: &Blobs, build_info: &[(&str, &str)]) -> Result<String, CoreMlError> {
+fn text(model: &Model, placement: &Placement, build_info: &[(&str, &str)]) -> Result<String, CoreMlError> {
     let functions = &model.program.functions;
     let place = |function: &Function, id: ValueId| {
         let index = functions.iter().position(|other| other.name == function.name)?;
-        Some((WEIGHT_FILE.to_string(), blobs.offset(index, id)?))
+        Some((WEIGHT_FILE.to_string(), placement.offset(index, id)?))
     };
-    let dialect = if model.specification_version >= 9 { Dialect::V1_3 } else { Dialect::V1_0 };
+    let dialect = if model.specification_version >= IOS_18 { Dialect::V1_3 } else { Dialect::V1_0 };
     let mut out = String::new();
     // A weight outside the weight file stands in the text.
     let program = encode::with_literals(model)?;
@@ -124,7 +125,7 @@ fn data(model: &Model) -> Vec<u8> {
     let mut out = vec![0; DESCRIPTION];
     let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &ML_PROGRAM.to_le_bytes());
-    put(4, &if model.specification_version >= 9 { 9u32 } else { 5 }.to_le_bytes());
+    put(4, &if model.specification_version >= IOS_18 { 9u32 } else { 5 }.to_le_bytes());
     put(0x1c, &7u64.to_le_bytes());
     put(0x24, b"generic");
     put(0x2b, &model.specification_version.to_le_bytes());
@@ -138,7 +139,7 @@ fn data(model: &Model) -> Vec<u8> {
 }
 
 fn analytics(specification: &[u8]) -> Vec<u8> {
-    let hash = base64(&digest(specification));
+    let hash = base64::encode(&sha256(specification));
     let groups = [
         ("NeuralNetworkModelDetails", [("containsCustomLayer", "0"), ("modelDimension", "0")]),
         ("SpecificationDetails", [("modelHash", &hash), ("modelName", "model")]),

@@ -4,18 +4,10 @@ use std::collections::BTreeMap;
 
 use mixbit_mil::{DType, TensorType};
 
+use super::schema::{self, FEATURE_CODES};
 use super::wire::{Message, Writer};
 use super::{CoreMlError, Feature, Metadata};
 use crate::error::shown;
-
-/// The codes of features' element types.
-const DTYPES: [(u64, DType); 5] = [
-    (65568, DType::F32),
-    (65552, DType::F16),
-    (131_104, DType::I32),
-    (65600, DType::F64),
-    (131_080, DType::I8),
-];
 
 /// A model's description: its features, those of the default function where there are several.
 #[derive(Clone, Debug, Default)]
@@ -38,12 +30,14 @@ impl Description {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => out.inputs.push(feature(field.message()?)?),
-                10 => out.outputs.push(feature(field.message()?)?),
-                13 => return Err(CoreMlError::unsupported("a model with state")),
-                20 => functions.push(field.message()?),
-                21 => out.default_function = Some(field.text()?.to_string()),
-                100 => out.metadata = metadata(field.message()?)?,
+                schema::description::INPUT => out.inputs.push(feature(field.message()?)?),
+                schema::description::OUTPUT => out.outputs.push(feature(field.message()?)?),
+                schema::description::STATE => return Err(CoreMlError::unsupported("a model with state")),
+                schema::description::FUNCTIONS => functions.push(field.message()?),
+                schema::description::DEFAULT_FUNCTION => {
+                    out.default_function = Some(field.text()?.to_string())
+                }
+                schema::description::METADATA => out.metadata = metadata(field.message()?)?,
                 _ => {}
             }
         }
@@ -59,10 +53,12 @@ impl Description {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => name = field.text()?,
-                2 => inputs.push(feature(field.message()?)?),
-                3 => outputs.push(feature(field.message()?)?),
-                6 => return Err(CoreMlError::unsupported("a function with state")),
+                schema::function_description::NAME => name = field.text()?,
+                schema::function_description::INPUT => inputs.push(feature(field.message()?)?),
+                schema::function_description::OUTPUT => outputs.push(feature(field.message()?)?),
+                schema::function_description::STATE => {
+                    return Err(CoreMlError::unsupported("a function with state"));
+                }
                 _ => {}
             }
         }
@@ -74,9 +70,13 @@ impl Description {
 
     pub(super) fn write(&self) -> Writer {
         let mut writer = Writer::new();
-        self.inputs.iter().for_each(|feature| writer.message(1, &write_feature(feature)));
-        self.outputs.iter().for_each(|feature| writer.message(10, &write_feature(feature)));
-        writer.message(100, &write_metadata(&self.metadata));
+        for feature in &self.inputs {
+            writer.message(schema::description::INPUT, &write_feature(feature));
+        }
+        for feature in &self.outputs {
+            writer.message(schema::description::OUTPUT, &write_feature(feature));
+        }
+        writer.message(schema::description::METADATA, &write_metadata(&self.metadata));
         writer
     }
 }
@@ -87,9 +87,9 @@ fn feature(message: Message) -> Result<Feature, CoreMlError> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => name = field.text()?,
-            2 => description = field.text()?,
-            3 => ty = Some(field.message()?),
+            schema::feature::NAME => name = field.text()?,
+            schema::feature::SHORT_DESCRIPTION => description = field.text()?,
+            schema::feature::TYPE => ty = Some(field.message()?),
             _ => {}
         }
     }
@@ -97,9 +97,9 @@ fn feature(message: Message) -> Result<Feature, CoreMlError> {
     for field in ty.iter().flat_map(|ty| ty.fields()) {
         let field = field?;
         match field.number {
-            5 => array = Some(field.message()?),
-            1000 => optional = field.number()? != 0,
-            1..=999 => {
+            schema::feature_type::ARRAY => array = Some(field.message()?),
+            schema::feature_type::IS_OPTIONAL => optional = field.number()? != 0,
+            1..=schema::feature_type::LAST_KIND => {
                 const KINDS: [&str; 8] = [
                     "an integer",
                     "a number",
@@ -126,13 +126,14 @@ fn array_type(name: &str, message: Message) -> Result<TensorType, CoreMlError> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => field.numbers(|extent| shape.push(usize::try_from(extent).unwrap_or(usize::MAX)))?,
-            2 => code = field.number()?,
+            schema::array::SHAPE => {
+                field.numbers(|extent| shape.push(usize::try_from(extent).unwrap_or(usize::MAX)))?
+            }
+            schema::array::DATA_TYPE => code = field.number()?,
             _ => {}
         }
     }
-    let dtype = DTYPES.iter().find(|(known, _)| *known == code).map(|(_, dtype)| *dtype);
-    let dtype = dtype.ok_or_else(|| {
+    let dtype = FEATURE_CODES.dtype(code).ok_or_else(|| {
         CoreMlError::unsupported(format!("feature `{}` of element type number {code}", shown(name)))
     })?;
     Ok(TensorType::new(dtype, shape))
@@ -140,20 +141,20 @@ fn array_type(name: &str, message: Message) -> Result<TensorType, CoreMlError> {
 
 /// Whether a feature can have elements of a type.
 pub(super) fn describes(dtype: DType) -> bool {
-    DTYPES.iter().any(|&(_, known)| known == dtype)
+    FEATURE_CODES.of(dtype).is_some()
 }
 
 fn write_feature(feature: &Feature) -> Writer {
     let mut array = Writer::new();
-    array.numbers(1, feature.ty.shape.iter().map(|&extent| extent as u64));
-    array.number(2, DTYPES.iter().find(|(_, dtype)| *dtype == feature.ty.dtype).map_or(0, |(code, _)| *code));
+    array.numbers(schema::array::SHAPE, feature.ty.shape.iter().map(|&extent| extent as u64));
+    array.number(schema::array::DATA_TYPE, FEATURE_CODES.of(feature.ty.dtype).unwrap_or(0));
     let mut ty = Writer::new();
-    ty.message(5, &array);
-    ty.number(1000, feature.optional.into());
+    ty.message(schema::feature_type::ARRAY, &array);
+    ty.number(schema::feature_type::IS_OPTIONAL, feature.optional.into());
     let mut writer = Writer::new();
-    writer.text(1, &feature.name);
-    writer.text(2, &feature.description);
-    writer.message(3, &ty);
+    writer.text(schema::feature::NAME, &feature.name);
+    writer.text(schema::feature::SHORT_DESCRIPTION, &feature.description);
+    writer.message(schema::feature::TYPE, &ty);
     writer
 }
 
@@ -162,11 +163,11 @@ fn metadata(message: Message) -> Result<Metadata, CoreMlError> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => out.short_description = field.text()?.to_string(),
-            2 => out.version = field.text()?.to_string(),
-            3 => out.author = field.text()?.to_string(),
-            4 => out.license = field.text()?.to_string(),
-            100 => {
+            schema::metadata::SHORT_DESCRIPTION => out.short_description = field.text()?.to_string(),
+            schema::metadata::VERSION => out.version = field.text()?.to_string(),
+            schema::metadata::AUTHOR => out.author = field.text()?.to_string(),
+            schema::metadata::LICENSE => out.license = field.text()?.to_string(),
+            schema::metadata::USER_DEFINED => {
                 let (key, value) = field.message()?.text_entry()?;
                 out.user_defined.insert(key.to_string(), value.to_string());
             }
@@ -178,10 +179,12 @@ fn metadata(message: Message) -> Result<Metadata, CoreMlError> {
 
 fn write_metadata(metadata: &Metadata) -> Writer {
     let mut writer = Writer::new();
-    writer.text(1, &metadata.short_description);
-    writer.text(2, &metadata.version);
-    writer.text(3, &metadata.author);
-    writer.text(4, &metadata.license);
-    metadata.user_defined.iter().for_each(|(key, value)| writer.text_entry(100, key, value));
+    writer.text(schema::metadata::SHORT_DESCRIPTION, &metadata.short_description);
+    writer.text(schema::metadata::VERSION, &metadata.version);
+    writer.text(schema::metadata::AUTHOR, &metadata.author);
+    writer.text(schema::metadata::LICENSE, &metadata.license);
+    for (key, value) in &metadata.user_defined {
+        writer.text_entry(schema::metadata::USER_DEFINED, key, value);
+    }
     writer
 }

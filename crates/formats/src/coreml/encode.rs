@@ -1,102 +1,14 @@
 //! Writing a specification: the counterpart of `program` and `value`.
 
-use std::collections::HashMap;
-use std::io::{self, Write};
-
 use mixbit_mil::{
-    Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, Progress, Tally, TensorType, Unit,
-    ValueId, WeightRef,
+    Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, TensorType, ValueId, WeightRef,
 };
 
-use super::blob::{self, Layout};
 use super::description::Description;
-use super::program::opset_name;
-use super::specification::ML_PROGRAM;
-use super::value::DTYPES;
+use super::placement::{Placement, belongs};
+use super::schema::{self, TENSOR_CODES, WEIGHT_FILE, opset_name};
 use super::wire::Writer;
-use super::{CoreMlError, Model, names};
-
-/// The weight file's name in a specification.
-pub(super) const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
-
-/// Literals of fewer elements stay in the specification, as coremltools does it.
-const BLOB_COUNT: usize = 10;
-
-/// Which constants go to the weight file, and where.
-#[derive(Debug)]
-pub(super) struct Blobs<'m> {
-    pub(super) layout: Layout,
-    constants: Vec<&'m Constant>,
-    placed: HashMap<(usize, ValueId), Placed>,
-}
-
-/// A constant in the weight file.
-#[derive(Debug)]
-struct Placed {
-    offset: u64,
-    /// What a reader calls the constant: a weight's own name, else what its first place makes of it.
-    name: String,
-}
-
-impl<'m> Blobs<'m> {
-    /// Plans the weight file: constants in the order in which they are used first.
-    pub(super) fn plan(program: &'m Program, specification_version: u32) -> Self {
-        let mut blobs = Blobs { layout: Layout::new(), constants: Vec::new(), placed: HashMap::new() };
-        for (index, function) in program.functions.iter().enumerate() {
-            for (id, site) in names::sites(function) {
-                let Def::Const(constant) = &function.value(id).def else { continue };
-                if blobs.placed.contains_key(&(index, id)) || !belongs(constant, specification_version) {
-                    continue;
-                }
-                if let Some(offset) = blobs.layout.add(constant.ty()) {
-                    let name = names::name_at(constant, &site);
-                    blobs.placed.insert((index, id), Placed { offset, name });
-                    blobs.constants.push(constant);
-                }
-            }
-        }
-        blobs
-    }
-
-    /// Writes the weight file, one constant after the other.
-    pub(super) fn write(&self, writer: &mut dyn Write, progress: &dyn Progress) -> io::Result<()> {
-        let len = |constant: &Constant| constant.ty().byte_len().unwrap_or(0) as u64;
-        let tally =
-            Tally::new(progress, self.constants.iter().map(|constant| len(constant)).sum(), Unit::Bytes);
-        self.layout.write(writer, |index, writer| {
-            match self.constants[index] {
-                Constant::Literal(literal) => writer.write_all(literal.bytes().unwrap_or_default())?,
-                Constant::Weight(weight) => {
-                    writer.write_all(&weight.read().map_err(io::Error::other)?)?;
-                    weight.release();
-                }
-            }
-            tally.add(len(self.constants[index])).map_err(io::Error::other)
-        })
-    }
-
-    /// Where a constant lies in the weight file.
-    pub(super) fn offset(&self, function: usize, id: ValueId) -> Option<u64> {
-        self.placed.get(&(function, id)).map(|placed| placed.offset)
-    }
-
-    /// What a constant in the weight file is called.
-    pub(super) fn name(&self, function: usize, id: ValueId) -> Option<&str> {
-        self.placed.get(&(function, id)).map(|placed| placed.name.as_str())
-    }
-}
-
-/// Whether a constant goes to the weight file.
-fn belongs(constant: &Constant, specification_version: u32) -> bool {
-    let ty = constant.ty();
-    let always = matches!(ty.dtype, DType::F16 | DType::F32 | DType::U8 | DType::I8);
-    let known = always || (specification_version >= 9 && blob::holds(ty.dtype));
-    match constant {
-        // However small, so that it keeps its name.
-        Constant::Weight(_) => known && ty.rank() > 0 && ty.count() > 0,
-        Constant::Literal(_) => known && ty.count() >= BLOB_COUNT,
-    }
-}
+use super::{CoreMlError, Model};
 
 /// The program with weights that are not in the weight file as literals.
 pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
@@ -115,19 +27,23 @@ pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
 /// The specification of a model.
 pub(super) fn specification(
     model: &Model,
-    blobs: &Blobs,
+    placement: &Placement,
     build_info: &[(&str, &str)],
 ) -> Result<Vec<u8>, CoreMlError> {
     let mut program = Writer::new();
-    program.number(1, 1);
+    program.number(schema::program::VERSION, 1);
     for (index, function) in model.program.functions.iter().enumerate() {
-        program.entry(2, &function.name, &FunctionWriter { function, index, blobs }.write()?);
+        program.entry(
+            schema::program::FUNCTIONS,
+            &function.name,
+            &FunctionWriter { function, index, placement }.write()?,
+        );
     }
-    program.entry(4, "buildInfo", &dictionary(build_info));
+    program.entry(schema::program::ATTRIBUTES, "buildInfo", &dictionary(build_info));
     let mut out = Writer::new();
-    out.number(1, model.specification_version.into());
-    out.message(2, &description(model).write());
-    out.message(ML_PROGRAM, &program);
+    out.number(schema::model::SPECIFICATION_VERSION, model.specification_version.into());
+    out.message(schema::model::DESCRIPTION, &description(model).write());
+    out.message(schema::model::ML_PROGRAM, &program);
     Ok(out.into_bytes())
 }
 
@@ -143,19 +59,22 @@ pub(super) fn description(model: &Model) -> Description {
 struct FunctionWriter<'a, 'm> {
     function: &'m Function,
     index: usize,
-    blobs: &'a Blobs<'m>,
+    placement: &'a Placement<'m>,
 }
 
 impl FunctionWriter<'_, '_> {
     fn write(&self) -> Result<Writer, CoreMlError> {
         let function = self.function;
         let mut block = Writer::new();
-        function.outputs().iter().for_each(|&id| block.text(2, &function.value(id).name));
+        function
+            .outputs()
+            .iter()
+            .for_each(|&id| block.text(schema::block::OUTPUTS, &function.value(id).name));
         let mut written = vec![false; function.values().len()];
         let mut write_constant = |block: &mut Writer, id: ValueId| {
             let value = function.value(id);
             if matches!(value.def, Def::Const(_)) && !std::mem::replace(&mut written[id.index()], true) {
-                block.message(3, &self.constant_op(id)?);
+                block.message(schema::block::OPERATIONS, &self.constant_op(id)?);
             }
             Ok::<(), CoreMlError>(())
         };
@@ -164,24 +83,27 @@ impl FunctionWriter<'_, '_> {
             if !op.def.is_constexpr() {
                 op.args.iter().flat_map(Arg::values).try_for_each(|&id| write_constant(&mut block, id))?;
             }
-            block.message(3, &self.op(op)?);
+            block.message(schema::block::OPERATIONS, &self.op(op)?);
         }
         function.outputs().iter().try_for_each(|&id| write_constant(&mut block, id))?;
         let mut out = Writer::new();
-        function.inputs().iter().for_each(|&id| out.message(1, &named_type(function, id)));
+        function
+            .inputs()
+            .iter()
+            .for_each(|&id| out.message(schema::function::INPUTS, &named_type(function, id)));
         let opset = opset_name(function.opset);
-        out.text(2, opset);
-        out.entry(3, opset, &block);
+        out.text(schema::function::OPSET, opset);
+        out.entry(schema::function::BLOCKS, opset, &block);
         Ok(out)
     }
 
     fn constant_op(&self, id: ValueId) -> Result<Writer, CoreMlError> {
         let name = &self.function.value(id).name;
         let mut out = Writer::new();
-        out.text(1, "const");
-        out.message(3, &named_type(self.function, id));
-        out.entry(5, "name", &literal(&Literal::string(name)));
-        out.entry(5, "val", &self.constant(id)?);
+        out.text(schema::operation::TYPE, "const");
+        out.message(schema::operation::OUTPUTS, &named_type(self.function, id));
+        out.entry(schema::operation::ATTRIBUTES, "name", &literal(&Literal::string(name)));
+        out.entry(schema::operation::ATTRIBUTES, "val", &self.constant(id)?);
         Ok(out)
     }
 
@@ -193,19 +115,23 @@ impl FunctionWriter<'_, '_> {
         args.retain(|(_, arg)| !matches!(arg, Arg::Absent));
         args.sort_by_key(|(name, _)| *name);
         let mut out = Writer::new();
-        out.text(1, op.def.name);
+        out.text(schema::operation::TYPE, op.def.name);
         let mut attributes = vec![("name", literal(&Literal::string(label)))];
         for (name, arg) in args {
             if view.has_attributes() {
                 let &[id] = arg.values() else { return Err(view.invalid("an attribute is a list").into()) };
                 attributes.push((name, self.constant(id)?));
             } else {
-                out.entry(2, name, &self.argument(op, arg)?);
+                out.entry(schema::operation::INPUTS, name, &self.argument(op, arg)?);
             }
         }
-        op.outputs.iter().for_each(|&id| out.message(3, &named_type(self.function, id)));
+        for &id in &op.outputs {
+            out.message(schema::operation::OUTPUTS, &named_type(self.function, id));
+        }
         attributes.sort_by_key(|(name, _)| *name);
-        attributes.iter().for_each(|(name, value)| out.entry(5, name, value));
+        for (name, value) in attributes {
+            out.entry(schema::operation::ATTRIBUTES, name, &value);
+        }
         Ok(out)
     }
 
@@ -215,10 +141,12 @@ impl FunctionWriter<'_, '_> {
             let value = self.function.value(id);
             let mut binding = Writer::new();
             match value.def {
-                Def::Const(_) if op.def.is_constexpr() => binding.message(2, &self.constant(id)?),
-                _ => binding.text(1, &value.name),
+                Def::Const(_) if op.def.is_constexpr() => {
+                    binding.message(schema::binding::VALUE, &self.constant(id)?)
+                }
+                _ => binding.text(schema::binding::NAME, &value.name),
             }
-            out.message(1, &binding);
+            out.message(schema::argument::BINDINGS, &binding);
         }
         Ok(out)
     }
@@ -230,15 +158,15 @@ impl FunctionWriter<'_, '_> {
             Def::Const(constant) => constant,
             _ => return Err(CoreMlError::inconsistent(format!("`{}` is not a constant", value.name))),
         };
-        let Some(offset) = self.blobs.offset(self.index, id) else {
+        let Some(offset) = self.placement.offset(self.index, id) else {
             return Ok(literal(&to_literal(constant)?));
         };
         let mut out = Writer::new();
-        out.message(2, &value_type(constant.ty()));
+        out.message(schema::value::TYPE, &value_type(constant.ty()));
         let mut blob = Writer::new();
-        blob.text(1, WEIGHT_FILE);
-        blob.number(2, offset);
-        out.message(5, &blob);
+        blob.text(schema::blob_value::FILE, WEIGHT_FILE);
+        blob.number(schema::blob_value::OFFSET, offset);
+        out.message(schema::value::BLOB, &blob);
         Ok(out)
     }
 }
@@ -247,19 +175,19 @@ impl FunctionWriter<'_, '_> {
 fn dictionary(entries: &[(&str, &str)]) -> Writer {
     let (mut kind, mut ty, mut values) = (Writer::new(), Writer::new(), Writer::new());
     let text = TensorType::scalar(DType::Str);
-    kind.message(1, &value_type(&text));
-    kind.message(2, &value_type(&text));
-    ty.message(4, &kind);
+    kind.message(schema::dictionary_type::KEY, &value_type(&text));
+    kind.message(schema::dictionary_type::VALUE, &value_type(&text));
+    ty.message(schema::value_type::DICTIONARY, &kind);
     for (key, value) in entries {
         let mut pair = Writer::new();
-        pair.message(1, &literal(&Literal::string(key)));
-        pair.message(2, &literal(&Literal::string(value)));
-        values.message(1, &pair);
+        pair.message(schema::pair::KEY, &literal(&Literal::string(key)));
+        pair.message(schema::pair::VALUE, &literal(&Literal::string(value)));
+        values.message(schema::dictionary::PAIRS, &pair);
     }
     let (mut immediate, mut out) = (Writer::new(), Writer::new());
-    immediate.message(4, &values);
-    out.message(2, &ty);
-    out.message(3, &immediate);
+    immediate.message(schema::immediate::DICTIONARY, &values);
+    out.message(schema::value::TYPE, &ty);
+    out.message(schema::value::IMMEDIATE, &immediate);
     out
 }
 
@@ -283,73 +211,62 @@ fn read_literal(weight: &WeightRef) -> Result<Literal, mixbit_mil::Error> {
 fn named_type(function: &Function, id: ValueId) -> Writer {
     let value = function.value(id);
     let mut out = Writer::new();
-    out.text(1, &value.name);
-    out.message(2, &value_type(&value.ty));
+    out.text(schema::named_type::NAME, &value.name);
+    out.message(schema::named_type::TYPE, &value_type(&value.ty));
     out
 }
 
 fn value_type(ty: &TensorType) -> Writer {
     let mut tensor = Writer::new();
-    tensor.number(1, DTYPES.iter().find(|(_, dtype)| *dtype == ty.dtype).map_or(0, |(code, _)| *code));
-    tensor.number(2, ty.rank() as u64);
+    tensor.number(schema::tensor_type::DATA_TYPE, TENSOR_CODES.of(ty.dtype).unwrap_or(0));
+    tensor.number(schema::tensor_type::RANK, ty.rank() as u64);
     for &extent in &ty.shape {
         let (mut constant, mut dimension) = (Writer::new(), Writer::new());
-        constant.number(1, extent as u64);
-        dimension.message(1, &constant);
-        tensor.message(3, &dimension);
+        constant.number(schema::constant_dimension::SIZE, extent as u64);
+        dimension.message(schema::dimension::CONSTANT, &constant);
+        tensor.message(schema::tensor_type::DIMENSIONS, &dimension);
     }
     let mut out = Writer::new();
-    out.message(1, &tensor);
+    out.message(schema::value_type::TENSOR, &tensor);
     out
 }
 
 /// An immediate value.
 fn literal(literal: &Literal) -> Writer {
     let mut values = Writer::new();
-    let bytes = literal.bytes().unwrap_or_default();
-    let ints = || literal.to_ints().unwrap_or_default().into_iter().map(|value| value as u64);
     let field = match literal.ty().dtype {
-        DType::F32 => {
-            packed(&mut values, bytes);
-            1
+        DType::F32 => schema::tensor_value::FLOATS,
+        DType::I16 | DType::I32 | DType::U16 => schema::tensor_value::INTS,
+        DType::Bool => schema::tensor_value::BOOLS,
+        DType::Str => schema::tensor_value::STRINGS,
+        DType::I64 => schema::tensor_value::LONG_INTS,
+        DType::F64 => schema::tensor_value::DOUBLES,
+        _ => schema::tensor_value::BYTES,
+    };
+    match field {
+        schema::tensor_value::FLOATS | schema::tensor_value::DOUBLES | schema::tensor_value::BYTES => {
+            packed(&mut values, literal.bytes().unwrap_or_default());
         }
-        DType::I16 | DType::I32 | DType::U16 => {
-            values.numbers(1, ints());
-            2
-        }
-        DType::Bool => {
-            values.numbers(1, ints());
-            3
-        }
-        DType::Str => {
+        schema::tensor_value::STRINGS => {
             let strings = literal.strings().unwrap_or_default();
-            strings.iter().for_each(|text| values.bytes(1, text.as_bytes()));
-            4
-        }
-        DType::I64 => {
-            values.numbers(1, ints());
-            5
-        }
-        DType::F64 => {
-            packed(&mut values, bytes);
-            6
+            strings.iter().for_each(|text| values.bytes(schema::repeated::VALUES, text.as_bytes()));
         }
         _ => {
-            packed(&mut values, bytes);
-            7
+            let ints = literal.to_ints().unwrap_or_default();
+            values.numbers(schema::repeated::VALUES, ints.into_iter().map(|value| value as u64));
         }
-    };
+    }
     let (mut tensor, mut immediate, mut out) = (Writer::new(), Writer::new(), Writer::new());
     tensor.message(field, &values);
-    immediate.message(1, &tensor);
-    out.message(2, &value_type(literal.ty()));
-    out.message(3, &immediate);
+    immediate.message(schema::immediate::TENSOR, &tensor);
+    out.message(schema::value::TYPE, &value_type(literal.ty()));
+    out.message(schema::value::IMMEDIATE, &immediate);
     out
 }
 
 /// Little-endian values as they lie, left out if there are none.
 fn packed(writer: &mut Writer, bytes: &[u8]) {
     if !bytes.is_empty() {
-        writer.bytes(1, bytes);
+        writer.bytes(schema::repeated::VALUES, bytes);
     }
 }

@@ -48,8 +48,9 @@ mod hostile_tests;
 mod manifest;
 mod metadata;
 mod names;
+mod placement;
 mod program;
-pub(crate) mod sha256;
+mod schema;
 mod specification;
 #[cfg(test)]
 mod tests;
@@ -64,8 +65,7 @@ use mixbit_mil::{Bytes, Program, Progress, TensorType};
 pub use error::CoreMlError;
 
 use directory::NewDirectory;
-use encode::Blobs;
-use names::Names;
+use placement::Placement;
 
 use crate::Error;
 use crate::files::{Files, is_plain};
@@ -146,18 +146,19 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 /// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the system's
 /// reason, [`Error::Stopped`] if `progress` stops it.
 pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    let blobs = Blobs::plan(&model.program, model.specification_version);
-    let names = Names::of(model, &blobs).to_text();
+    let placement = Placement::plan(&model.program, model.specification_version);
+    let names = placement.names(model).to_text();
     let specification = specification::check(model)
-        .and_then(|()| encode::specification(model, &blobs, &build_info(names.as_deref())));
+        .and_then(|()| encode::specification(model, &placement, &build_info(names.as_deref())));
     let specification =
         specification.map_err(|problem| Error::CoreMl { path: path.to_path_buf(), problem })?;
     let directory = NewDirectory::create(path)?;
-    let has_weights = blobs.layout.len() > 0;
+    let has_weights = !placement.is_empty();
     directory.bytes("Manifest.json", manifest::write(&specification, has_weights).as_bytes())?;
     directory.bytes("Data/com.apple.CoreML/model.mlmodel", &specification)?;
     if has_weights {
-        directory.file("Data/com.apple.CoreML/weights/weight.bin", |writer| blobs.write(writer, progress))?;
+        directory
+            .file("Data/com.apple.CoreML/weights/weight.bin", |writer| placement.write(writer, progress))?;
     }
     directory.finish()
 }

@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 
 use mixbit_mil::{Constant, Def, Function, Op, ValueId};
 
-use super::encode::Blobs;
-use super::{CoreMlError, Model};
+use super::CoreMlError;
 
 /// The key of the build information.
 pub(super) const KEY: &str = "mixbit-weights";
@@ -46,21 +45,12 @@ impl Site {
 }
 
 impl Names {
-    /// The names of a model's constants that go to the weight file.
-    pub(super) fn of(model: &Model, blobs: &Blobs) -> Self {
-        let mut names = Names::default();
-        for (index, function) in model.program.functions.iter().enumerate() {
-            let mut found = BTreeMap::new();
-            for (id, site) in sites(function) {
-                if let Some(name) = blobs.name(index, id).filter(|name| *name != site.default) {
-                    found.insert(site.place, name.to_string());
-                }
-            }
-            if !found.is_empty() {
-                names.0.insert(function.name.clone(), found);
-            }
+    /// Adds the name of a constant of `function`, unless it is called after its site.
+    pub(super) fn insert(&mut self, function: &str, site: Site, name: &str) {
+        if name != site.default {
+            let names = self.0.entry(function.to_string()).or_default();
+            names.insert(site.place, name.to_string());
         }
-        names
     }
 
     /// The name of a constant of `function`.

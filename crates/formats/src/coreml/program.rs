@@ -3,29 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use mixbit_mil::ops::lookup;
-use mixbit_mil::{Arg, Assembler, Declared, Function, Opset, Program, TensorType, ValueId};
+use mixbit_mil::{Arg, Assembler, Declared, Function, Program, TensorType, ValueId};
 
 use super::names::{self, Names, Site};
 use super::value::{Placed, constant, named_type, texts};
 use super::wire::Message;
-use super::{CoreMlError, WeightFiles};
+use super::{CoreMlError, WeightFiles, schema};
 use crate::error::shown;
 
 /// More inputs or attributes than any op has.
 const ARGUMENT_LIMIT: usize = 64;
-
-/// The specification's names of opsets.
-const OPSETS: [(&str, Opset); 4] = [
-    ("CoreML5", Opset::Ios15),
-    ("CoreML6", Opset::Ios16),
-    ("CoreML7", Opset::Ios17),
-    ("CoreML8", Opset::Ios18),
-];
-
-/// The specification's name of an opset.
-pub(super) fn opset_name(opset: Opset) -> &'static str {
-    OPSETS[opset as usize].0
-}
 
 /// Reads a program. `inputs` are the described types of the main function's inputs, for extents that it leaves open.
 pub(super) fn read(
@@ -38,10 +25,10 @@ pub(super) fn read(
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 if field.number()? != 1 => {
+            schema::program::VERSION if field.number()? != 1 => {
                 return Err(CoreMlError::unsupported(format!("a program of version {}", field.number()?)));
             }
-            2 => {
+            schema::program::FUNCTIONS => {
                 let (name, function) = field.message()?.entry()?;
                 functions.push(read_function(name, function, inputs, &names, weights)?);
             }
@@ -60,7 +47,7 @@ pub(super) fn read(
 fn names(message: Message) -> Result<Names, CoreMlError> {
     for field in message.fields() {
         let field = field?;
-        if field.number != 4 {
+        if field.number != schema::program::ATTRIBUTES {
             continue;
         }
         if let ("buildInfo", value) = field.message()?.entry()?
@@ -82,11 +69,11 @@ fn read_function<'a>(
     let mut opset_text = "";
     for field in message.fields() {
         let field = field?;
-        if field.number == 2 {
+        if field.number == schema::function::OPSET {
             opset_text = field.text()?;
         }
     }
-    let opset = OPSETS.iter().find(|(known, _)| *known == opset_text).map(|(_, opset)| *opset);
+    let opset = schema::opset(opset_text);
     let opset = opset.ok_or_else(|| CoreMlError::unsupported(format!("opset `{}`", shown(opset_text))))?;
     if !mixbit_mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
@@ -97,12 +84,12 @@ fn read_function<'a>(
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => {
+            schema::function::INPUTS => {
                 let (name, ty) = named_type(field.message()?)?;
                 let ty = resolve_input(name, &ty, described)?;
                 reader.assembler.input(name, ty)?;
             }
-            3 => {
+            schema::function::BLOCKS => {
                 let (key, message) = field.message()?.entry()?;
                 if key == opset_text {
                     block = Some(message);
@@ -144,9 +131,9 @@ impl<'a> Reader<'a, '_> {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => return Err(CoreMlError::unsupported("a block with inputs")),
-                2 => outputs.push(field.text()?),
-                3 => self.op(field.message()?)?,
+                schema::block::INPUTS => return Err(CoreMlError::unsupported("a block with inputs")),
+                schema::block::OUTPUTS => outputs.push(field.text()?),
+                schema::block::OPERATIONS => self.op(field.message()?)?,
                 _ => {}
             }
         }
@@ -159,11 +146,13 @@ impl<'a> Reader<'a, '_> {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => kind = field.text()?,
-                2 => inputs.push(field.message()?.entry()?),
-                3 => outputs.push(named_type(field.message()?)?),
-                4 => return Err(CoreMlError::unsupported("an op with blocks of its own")),
-                5 => attributes.push(field.message()?.entry()?),
+                schema::operation::TYPE => kind = field.text()?,
+                schema::operation::INPUTS => inputs.push(field.message()?.entry()?),
+                schema::operation::OUTPUTS => outputs.push(named_type(field.message()?)?),
+                schema::operation::BLOCKS => {
+                    return Err(CoreMlError::unsupported("an op with blocks of its own"));
+                }
+                schema::operation::ATTRIBUTES => attributes.push(field.message()?.entry()?),
                 _ => {}
             }
             if inputs.len() + attributes.len() > ARGUMENT_LIMIT {
@@ -225,7 +214,7 @@ impl<'a> Reader<'a, '_> {
         let mut values = Vec::new();
         for field in message.fields() {
             let field = field?;
-            if field.number != 1 {
+            if field.number != schema::argument::BINDINGS {
                 continue;
             }
             let binding = field.message()?;
@@ -233,7 +222,7 @@ impl<'a> Reader<'a, '_> {
             for field in binding.fields() {
                 let field = field?;
                 bound = Some(match field.number {
-                    1 => {
+                    schema::binding::NAME => {
                         let name = field.text()?;
                         self.assembler.value(name).ok_or_else(|| {
                             let (output, input, name) = (shown(output), shown(input), shown(name));
@@ -242,7 +231,7 @@ impl<'a> Reader<'a, '_> {
                             ))
                         })?
                     }
-                    2 => self.inline(field.message()?, output, input)?,
+                    schema::binding::VALUE => self.inline(field.message()?, output, input)?,
                     _ => continue,
                 });
             }

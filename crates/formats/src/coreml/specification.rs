@@ -6,15 +6,11 @@ use mixbit_mil::{Function, Program, ValueId};
 
 use super::description::{Description, describes};
 use super::wire::Message;
-use super::{CoreMlError, Feature, Model, WeightFiles, program};
+use super::{CoreMlError, Feature, Model, WeightFiles, program, schema};
 use crate::error::shown;
 
 /// Specification versions that are read.
 const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
-
-/// Field numbers of the kinds of model.
-pub(super) const ML_PROGRAM: u32 = 502;
-const PIPELINE: u32 = 202;
 
 /// The most models of a pipeline.
 const MODELS_LIMIT: usize = 16;
@@ -45,14 +41,14 @@ impl<'a> Parts<'a> {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                1 => parts.version = field.number()?,
-                2 => parts.description = Some(field.message()?),
-                10 if field.number()? != 0 => {
+                schema::model::SPECIFICATION_VERSION => parts.version = field.number()?,
+                schema::model::DESCRIPTION => parts.description = Some(field.message()?),
+                schema::model::IS_UPDATABLE if field.number()? != 0 => {
                     return Err(CoreMlError::unsupported("a model that is updated on the device"));
                 }
-                ML_PROGRAM => parts.program = Some(field.message()?),
-                PIPELINE => parts.pipeline = Some(field.message()?),
-                number @ 200.. => {
+                schema::model::ML_PROGRAM => parts.program = Some(field.message()?),
+                schema::model::PIPELINE => parts.pipeline = Some(field.message()?),
+                number @ schema::model::FIRST_KIND.. => {
                     let what = format!("a model of kind {number}, not an ML program,");
                     return Err(CoreMlError::unsupported(what));
                 }
@@ -89,7 +85,7 @@ impl<'a> Parts<'a> {
         let mut whole: Option<Function> = None;
         for (count, field) in pipeline.fields().enumerate() {
             let field = field?;
-            if field.number != 1 {
+            if field.number != schema::pipeline::MODELS {
                 continue;
             }
             if count == MODELS_LIMIT {

@@ -4,35 +4,12 @@ use std::collections::BTreeMap;
 
 use mixbit_mil::{Bytes, Constant, DType, Declared, Literal, TensorType, WeightRef};
 
-use super::wire::Message;
+use super::schema::{self, TENSOR_CODES};
+use super::wire::{Field, Message};
 use super::{CoreMlError, WeightFiles, blob};
 
 /// More dimensions than any tensor has.
 const RANK_LIMIT: usize = 32;
-
-/// The specification's codes of element types.
-pub(super) const DTYPES: [(u64, DType); 20] = [
-    (1, DType::Bool),
-    (2, DType::Str),
-    (10, DType::F16),
-    (11, DType::F32),
-    (12, DType::F64),
-    (13, DType::BF16),
-    (21, DType::I8),
-    (22, DType::I16),
-    (23, DType::I32),
-    (24, DType::I64),
-    (25, DType::I4),
-    (31, DType::U8),
-    (32, DType::U16),
-    (33, DType::U32),
-    (34, DType::U64),
-    (35, DType::U4),
-    (36, DType::U2),
-    (37, DType::U1),
-    (38, DType::U6),
-    (39, DType::U3),
-];
 
 /// A name with its type: a function's input, or an op's result.
 pub(super) fn named_type<'a>(message: Message<'a>) -> Result<(&'a str, Declared), CoreMlError> {
@@ -40,8 +17,8 @@ pub(super) fn named_type<'a>(message: Message<'a>) -> Result<(&'a str, Declared)
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => name = field.text()?,
-            2 => ty = Some(value_type(field.message()?)?),
+            schema::named_type::NAME => name = field.text()?,
+            schema::named_type::TYPE => ty = Some(value_type(field.message()?)?),
             _ => {}
         }
     }
@@ -56,9 +33,10 @@ fn value_type(message: Message) -> Result<Declared, CoreMlError> {
     for field in message.fields() {
         let field = field?;
         ty = Some(match field.number {
-            1 => tensor_type(field.message()?)?,
-            2..=5 => {
-                let kind = ["list", "tuple", "dictionary", "state"][field.number as usize - 2];
+            schema::value_type::TENSOR => tensor_type(field.message()?)?,
+            number @ schema::value_type::LIST..=schema::value_type::STATE => {
+                let kind =
+                    ["list", "tuple", "dictionary", "state"][(number - schema::value_type::LIST) as usize];
                 return Err(CoreMlError::unsupported(format!("a value that is a {kind}")));
             }
             _ => continue,
@@ -73,17 +51,18 @@ fn tensor_type(message: Message) -> Result<Declared, CoreMlError> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => code = field.number()?,
-            2 => rank = field.number()?,
-            3 => shape.push(dimension(field.message()?)?),
+            schema::tensor_type::DATA_TYPE => code = field.number()?,
+            schema::tensor_type::RANK => rank = field.number()?,
+            schema::tensor_type::DIMENSIONS => shape.push(dimension(field.message()?)?),
             _ => {}
         }
         if shape.len() > RANK_LIMIT {
             return Err(message.malformed(format!("a type has more than {RANK_LIMIT} dimensions")));
         }
     }
-    let dtype = DTYPES.iter().find(|(known, _)| *known == code).map(|(_, dtype)| *dtype);
-    let dtype = dtype.ok_or_else(|| CoreMlError::unsupported(format!("element type number {code}")))?;
+    let dtype = TENSOR_CODES
+        .dtype(code)
+        .ok_or_else(|| CoreMlError::unsupported(format!("element type number {code}")))?;
     if rank != shape.len() as u64 {
         return Err(message.malformed(format!("a type of rank {rank} has {} dimensions", shape.len())));
     }
@@ -97,15 +76,19 @@ fn dimension(message: Message) -> Result<Option<usize>, CoreMlError> {
         for inner in field.message()?.fields() {
             let inner = inner?;
             match (field.number, inner.number) {
-                (1, 1) => extent = Some(inner.size()?),
-                (2, 1) if inner.number()? != 0 => {
+                (schema::dimension::CONSTANT, schema::constant_dimension::SIZE) => {
+                    extent = Some(inner.size()?);
+                }
+                (schema::dimension::UNKNOWN, schema::unknown_dimension::IS_VARIADIC)
+                    if inner.number()? != 0 =>
+                {
                     return Err(CoreMlError::unsupported("a tensor of any rank"));
                 }
                 _ => {}
             }
         }
         // Proto3 leaves out an extent of 0.
-        if field.number == 1 {
+        if field.number == schema::dimension::CONSTANT {
             extent = extent.or(Some(0));
         }
     }
@@ -128,9 +111,9 @@ pub(super) fn constant<'a>(
     for field in message.fields() {
         let field = field?;
         match field.number {
-            2 => ty = Some(value_type(field.message()?)?),
-            3 => immediate = Some(field.message()?),
-            5 => blob = Some(field.message()?),
+            schema::value::TYPE => ty = Some(value_type(field.message()?)?),
+            schema::value::IMMEDIATE => immediate = Some(field.message()?),
+            schema::value::BLOB => blob = Some(field.message()?),
             _ => {}
         }
     }
@@ -154,8 +137,8 @@ fn blob_place(message: Message<'_>) -> Result<(&str, u64), CoreMlError> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => file = field.text()?,
-            2 => offset = field.number()?,
+            schema::blob_value::FILE => file = field.text()?,
+            schema::blob_value::OFFSET => offset = field.number()?,
             _ => {}
         }
     }
@@ -177,11 +160,13 @@ impl WeightFiles {
 }
 
 fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
+    use schema::tensor_value::{BOOLS, BYTES, DOUBLES, FLOATS, INTS, LONG_INTS, STRINGS};
+
     let mut tensor = None;
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => tensor = Some(field.message()?),
+            schema::immediate::TENSOR => tensor = Some(field.message()?),
             number => {
                 return Err(CoreMlError::unsupported(format!("an immediate value of kind {number}")));
             }
@@ -191,21 +176,21 @@ fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
     let (mut bytes, mut strings) = (Vec::new(), Vec::new());
     for field in tensor.fields() {
         let field = field?;
-        for values in
-            field.message()?.fields().filter(|values| !matches!(values, Ok(other) if other.number != 1))
-        {
+        for values in fields(field.message()?, schema::repeated::VALUES) {
             let values = values?;
             let mut fits = true;
             let mut narrow = |value: i64| fits &= push_int(&mut bytes, ty.dtype, value);
             match (field.number, ty.dtype) {
-                (1, DType::F32) => bytes.extend_from_slice(values.fixed(4)?),
+                (FLOATS, DType::F32) => bytes.extend_from_slice(values.fixed(4)?),
                 // Negative int32 values are sign-extended to 64 bits.
-                (2, _) => values.numbers(|value| narrow(value as i64))?,
-                (3, DType::Bool) => values.numbers(|value| narrow(i64::from(value != 0)))?,
-                (4, DType::Str) if strings.len() < ty.count() => strings.push(values.text()?.to_string()),
-                (5, DType::I64) => values.numbers(|value| narrow(value as i64))?,
-                (6, DType::F64) => bytes.extend_from_slice(values.fixed(8)?),
-                (7, dtype) if !matches!(dtype, DType::Str | DType::Bool) => {
+                (INTS, _) => values.numbers(|value| narrow(value as i64))?,
+                (BOOLS, DType::Bool) => values.numbers(|value| narrow(i64::from(value != 0)))?,
+                (STRINGS, DType::Str) if strings.len() < ty.count() => {
+                    strings.push(values.text()?.to_string());
+                }
+                (LONG_INTS, DType::I64) => values.numbers(|value| narrow(value as i64))?,
+                (DOUBLES, DType::F64) => bytes.extend_from_slice(values.fixed(8)?),
+                (BYTES, dtype) if !matches!(dtype, DType::Str | DType::Bool) => {
                     bytes.extend_from_slice(values.bytes()?)
                 }
                 _ => fits = false,
@@ -226,35 +211,37 @@ fn literal(ty: TensorType, message: Message) -> Result<Literal, CoreMlError> {
 /// The texts of a dictionary by key. Other values are passed over.
 pub(super) fn texts(message: Message<'_>) -> Result<BTreeMap<&str, &str>, CoreMlError> {
     let mut out = BTreeMap::new();
-    for immediate in within(message, 3) {
-        for dictionary in within(immediate?, 4) {
-            for pair in within(dictionary?, 1) {
+    for immediate in messages(message, schema::value::IMMEDIATE) {
+        for dictionary in messages(immediate?, schema::immediate::DICTIONARY) {
+            for pair in messages(dictionary?, schema::dictionary::PAIRS) {
                 let pair = pair?;
-                if let (Some(key), Some(value)) = (text(pair, 1)?, text(pair, 2)?) {
-                    out.insert(key, value);
-                }
+                let (key, value) = (text(pair, schema::pair::KEY)?, text(pair, schema::pair::VALUE)?);
+                out.extend(key.zip(value));
             }
         }
     }
     Ok(out)
 }
 
-/// The messages of one field.
-fn within(message: Message<'_>, number: u32) -> impl Iterator<Item = Result<Message<'_>, CoreMlError>> {
-    let of = message.fields().filter(move |field| !matches!(field, Ok(other) if other.number != number));
-    of.map(|field| field?.message())
+/// The fields of one number.
+fn fields(message: Message<'_>, number: u32) -> impl Iterator<Item = Result<Field<'_>, CoreMlError>> {
+    message.fields().filter(move |field| !matches!(field, Ok(other) if other.number != number))
 }
 
-/// The text that a field holds as a value.
+/// The messages of one field.
+fn messages(message: Message<'_>, number: u32) -> impl Iterator<Item = Result<Message<'_>, CoreMlError>> {
+    fields(message, number).map(|field| field?.message())
+}
+
+/// The last text of the value in a field, if there is one.
 fn text(message: Message<'_>, number: u32) -> Result<Option<&str>, CoreMlError> {
     let mut found = None;
-    for value in within(message, number) {
-        for immediate in within(value?, 3) {
-            for tensor in within(immediate?, 1) {
-                for strings in within(tensor?, 4) {
-                    for field in strings?.fields() {
-                        let field = field?;
-                        found = if field.number == 1 { Some(field.text()?) } else { found };
+    for value in messages(message, number) {
+        for immediate in messages(value?, schema::value::IMMEDIATE) {
+            for tensor in messages(immediate?, schema::immediate::TENSOR) {
+                for strings in messages(tensor?, schema::tensor_value::STRINGS) {
+                    for text in fields(strings?, schema::repeated::VALUES) {
+                        found = Some(text?.text()?);
                     }
                 }
             }

@@ -5,6 +5,7 @@
 //! None of that holds for generated structs, and the format is four kinds of field.
 
 use super::CoreMlError;
+use super::schema::map_entry;
 
 /// A message that is not decoded yet, and where in the file it begins.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +56,8 @@ impl<'a> Message<'a> {
         for field in self.fields() {
             let field = field?;
             match field.number {
-                1 => key = field.text()?,
-                2 => value = field.message()?,
+                map_entry::KEY => key = field.text()?,
+                map_entry::VALUE => value = field.message()?,
                 _ => {}
             }
         }
@@ -69,8 +70,8 @@ impl<'a> Message<'a> {
         for field in self.fields() {
             let field = field?;
             match field.number {
-                1 => key = field.text()?,
-                2 => value = field.text()?,
+                map_entry::KEY => key = field.text()?,
+                map_entry::VALUE => value = field.text()?,
                 _ => {}
             }
         }
@@ -277,16 +278,16 @@ impl Writer {
     /// An entry of a map from strings to messages.
     pub(super) fn entry(&mut self, number: u32, key: &str, value: &Writer) {
         let mut entry = Writer::new();
-        entry.bytes(1, key.as_bytes());
-        entry.message(2, value);
+        entry.bytes(map_entry::KEY, key.as_bytes());
+        entry.message(map_entry::VALUE, value);
         self.message(number, &entry);
     }
 
     /// An entry of a map from strings to strings.
     pub(super) fn text_entry(&mut self, number: u32, key: &str, value: &str) {
         let mut entry = Writer::new();
-        entry.bytes(1, key.as_bytes());
-        entry.bytes(2, value.as_bytes());
+        entry.bytes(map_entry::KEY, key.as_bytes());
+        entry.bytes(map_entry::VALUE, value.as_bytes());
         self.message(number, &entry);
     }
 }

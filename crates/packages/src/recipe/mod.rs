@@ -17,7 +17,6 @@
 //! # Ok::<(), mixbit_packages::recipe::RecipeError>(())
 //! ```
 
-pub mod base64;
 mod error;
 mod matching;
 mod read;

@@ -7,9 +7,9 @@ use mixbit_compress::{Scheme, Width};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{
-    Cumulative, Details, Importance, Measured, Recipe, RecipeError, RecipeFile, UNTOUCHED, base64, bits,
-};
+use mixbit_formats::base64;
+
+use super::{Cumulative, Details, Importance, Measured, Recipe, RecipeError, RecipeFile, UNTOUCHED, bits};
 
 pub(super) fn parse(text: &str) -> Result<RecipeFile, RecipeError> {
     let value: Value = serde_json::from_str(text).map_err(|error| match error.is_eof() {

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Cumulative, Details, Measured, RecipeFile, base64, bits};
+use mixbit_formats::base64;
+
+use super::{Cumulative, Details, Measured, RecipeFile, bits};
 
 pub(super) fn text(file: &RecipeFile) -> String {
     let mut keys = Map::new();

@@ -1,4 +1,4 @@
-//! SHA-256 (FIPS 180-4), for the hash of a model that its compiled form carries.
+//! SHA-256 (FIPS 180-4).
 
 /// The first 32 bits of the fractional parts of the cube roots of the first 64 primes.
 const K: [u32; 64] = [
@@ -12,12 +12,12 @@ const K: [u32; 64] = [
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 ];
 
-/// The same of the square roots of the first 8.
+/// The first 32 bits of the fractional parts of the square roots of the first 8 primes.
 const START: [u32; 8] =
     [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
 /// The SHA-256 hash of a message.
-pub fn digest(message: &[u8]) -> [u8; 32] {
+pub fn sha256(message: &[u8]) -> [u8; 32] {
     let mut state = START;
     let (blocks, rest) = message.as_chunks::<64>();
     blocks.iter().for_each(|block| compress(&mut state, block));
@@ -61,21 +61,6 @@ fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
     }
 }
 
-/// Base64 with padding (RFC 4648).
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let at = |index: usize| chunk.get(index).map_or(0, |&byte| usize::from(byte));
-        let word = at(0) << 16 | at(1) << 8 | at(2);
-        for place in 0..4 {
-            let digit = ALPHABET[word >> (18 - 6 * place) & 63];
-            out.push(if place <= chunk.len() { digit.into() } else { '=' });
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,20 +80,12 @@ mod tests {
             ),
         ];
         for (message, expected) in cases {
-            assert_eq!(hex(&digest(message)), expected);
+            assert_eq!(hex(&sha256(message)), expected);
         }
         let million = vec![b'a'; 1_000_000];
         assert_eq!(
-            hex(&digest(&million)),
+            hex(&sha256(&million)),
             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
         );
-    }
-
-    #[test]
-    fn base64_is_padded() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
-        for (bytes, expected) in cases {
-            assert_eq!(base64(bytes.as_bytes()), expected);
-        }
     }
 }

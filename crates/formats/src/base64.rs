@@ -1,8 +1,8 @@
-//! Base 64 (RFC 4648), for numbers in JSON.
+//! Base64 with padding (RFC 4648).
 
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Bytes as text.
+/// The text of bytes.
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
@@ -15,7 +15,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a text; `None` if it is not of this kind.
+/// The bytes of a text, or `None` if it is not base64 with padding.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let (chunks, []) = text.as_bytes().as_chunks::<4>() else { return None };
     let mut bytes = Vec::with_capacity(chunks.len() * 3);
