@@ -1,37 +1,37 @@
-//! Rate and distortion: which of its options each layer takes.
+//! Bit allocation by rate and distortion.
 //!
-//! The errors that layers cause in a network's output add up, nearly: the mean squared error of a choice is the sum of
-//! those that its options cause alone. What is made as small as possible is the mean over samples of its logarithm, as
-//! the mean PSNR has it; for fixed weights of the samples that is a knapsack, solved by Lagrange's multiplier (Everett,
-//! 1963) and finished by filling what is left of the budget.
+//! The errors that layers cause in a network's output nearly add up: the mean squared error of a choice is
+//! the sum of the errors of its options alone. The objective is the mean PSNR over samples, so the mean
+//! logarithm of that error. With fixed weights of the samples it is a knapsack problem, which a Lagrange
+//! multiplier solves (Everett, 1963). What is left of the budget is then filled greedily.
 
-/// One way to store a layer.
+/// One option to store a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// What it takes.
+    /// The stored size.
     pub bytes: u64,
-    /// The mean squared error that it causes in the output, relative to the square of the peak: one for each sample.
+    /// The mean squared error in the output for each sample, relative to the square of the peak.
     pub distortion: Vec<f64>,
 }
 
-/// What a choice is made for.
+/// The target of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// At most so many bytes.
+    /// The most bytes.
     Bytes(u64),
-    /// At least this mean PSNR in dB.
+    /// The least mean PSNR in dB.
     Psnr(f64),
 }
 
-/// The rounds in which the samples' weights are found.
+/// Rounds of reweighting the samples.
 const ROUNDS: usize = 12;
 
-/// The halvings of the interval of the multiplier.
+/// Bisection steps of the multiplier.
 const HALVINGS: usize = 60;
 
-/// The best choice: an index into each layer's candidates. All have as many samples.
+/// The best choice: an index into the candidates of each layer, or `None` if no choice reaches the target.
 ///
-/// `None` if no choice reaches the target.
+/// All candidates must have the same number of samples.
 pub fn allocate(layers: &[Vec<Candidate>], target: Target) -> Option<Vec<usize>> {
     let samples = layers.iter().flatten().map(|candidate| candidate.distortion.len()).min().unwrap_or(0);
     let mut weights = vec![1.0; samples];
@@ -60,7 +60,7 @@ pub fn allocate(layers: &[Vec<Candidate>], target: Target) -> Option<Vec<usize>>
     best.map(|(choice, _)| choice)
 }
 
-/// The mean over samples of the PSNR in dB that a choice is predicted to have.
+/// The predicted PSNR of a choice in dB, averaged over samples.
 pub fn predicted_psnr(layers: &[Vec<Candidate>], choice: &[usize]) -> f64 {
     mean_psnr(&distortion(layers, choice))
 }
@@ -74,7 +74,7 @@ fn weighted(distortion: &[f64], weights: &[f64]) -> f64 {
     distortion.iter().zip(weights).map(|(distortion, weight)| distortion * weight).sum()
 }
 
-/// The error of a choice in each sample.
+/// The error of a choice for each sample.
 fn distortion(layers: &[Vec<Candidate>], choice: &[usize]) -> Vec<f64> {
     let mut sum = Vec::new();
     for (candidates, &index) in layers.iter().zip(choice) {
@@ -89,11 +89,11 @@ fn bytes(layers: &[Vec<Candidate>], choice: &[usize]) -> u64 {
     layers.iter().zip(choice).map(|(candidates, &index)| candidates[index].bytes).sum()
 }
 
-/// What is best for each layer by itself if a byte costs `price`.
+/// The best choice for each layer alone if a byte costs `price`.
 fn priced(layers: &[Vec<Candidate>], costs: &[Vec<f64>], price: f64) -> Vec<usize> {
     let one = |(candidates, costs): (&Vec<Candidate>, &Vec<f64>)| {
         let total = |index: &usize| costs[*index] + price * candidates[*index].bytes as f64;
-        // Of equal ones the smaller.
+        // On a tie, the smaller one.
         let order = |a: &usize, b: &usize| {
             total(a).total_cmp(&total(b)).then(candidates[*a].bytes.cmp(&candidates[*b].bytes))
         };
@@ -102,13 +102,13 @@ fn priced(layers: &[Vec<Candidate>], costs: &[Vec<f64>], price: f64) -> Vec<usiz
     layers.iter().zip(costs).map(one).collect()
 }
 
-/// A price that is too high for anything but the smallest.
+/// A price at which every layer takes its smallest candidate.
 fn highest_price(costs: &[Vec<f64>]) -> f64 {
     let most = costs.iter().flatten().copied().filter(|cost| cost.is_finite()).fold(0.0, f64::max);
     2.0 * most.max(f64::MIN_POSITIVE)
 }
 
-/// The least cost within a budget.
+/// The choice of least cost within a budget.
 fn within(layers: &[Vec<Candidate>], costs: &[Vec<f64>], budget: u64) -> Option<Vec<usize>> {
     let smallest: Vec<usize> = layers
         .iter()
@@ -121,7 +121,7 @@ fn within(layers: &[Vec<Candidate>], costs: &[Vec<f64>], budget: u64) -> Option<
     if bytes(layers, &priced(layers, costs, 0.0)) <= budget {
         best = priced(layers, costs, 0.0);
     } else {
-        // In logarithms, for prices go over many orders of magnitude.
+        // In logarithms, for prices span many orders of magnitude.
         let (mut low, mut high) = (-120.0f64, highest_price(costs).log2());
         for _ in 0..HALVINGS {
             let middle = (low + high) / 2.0;
@@ -137,7 +137,7 @@ fn within(layers: &[Vec<Candidate>], costs: &[Vec<f64>], budget: u64) -> Option<
     Some(best)
 }
 
-/// Spends what is left of a budget: the change of one layer that gains most for its bytes, while there is one.
+/// Spends the rest of a budget: repeatedly the change of one layer that gains most per byte.
 fn fill(layers: &[Vec<Candidate>], costs: &[Vec<f64>], budget: u64, choice: &mut [usize]) {
     loop {
         let used = bytes(layers, choice);
@@ -164,7 +164,7 @@ fn fill(layers: &[Vec<Candidate>], costs: &[Vec<f64>], budget: u64, choice: &mut
     }
 }
 
-/// The fewest bytes that reach a PSNR.
+/// The choice of fewest bytes that reaches a PSNR.
 fn reaching(layers: &[Vec<Candidate>], costs: &[Vec<f64>], psnr: f64) -> Option<Vec<usize>> {
     let reaches = |choice: &[usize]| predicted_psnr(layers, choice) >= psnr;
     let mut best = priced(layers, costs, 0.0);
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// Layers of different sizes and sensitivities, whose error falls with the width as that of palettes does.
+    /// Layers of different sizes and sensitivities, whose error falls with the width as for palettes.
     fn layers(random: &mut Random, count: usize, samples: usize) -> Vec<Vec<Candidate>> {
         let layer = |random: &mut Random| {
             let size = (100.0 * (6.0 * random.next()).exp()) as u64;

@@ -10,8 +10,8 @@ use crate::{Calibration, Error, Layer, LayerPlan, Plan, layers};
 
 /// An encoder of one network's layers, with a cache: layers on which plans agree are fitted once.
 ///
-/// Layers of one name and type must have the same weights, so networks with other weights need another encoder. The
-/// cache holds tables and scales; indices are computed whenever they are read.
+/// Layers of one name and type must have the same weights, so networks with other weights need another
+/// encoder. The cache holds tables and scales; indices are computed whenever they are read.
 #[derive(Debug, Default)]
 pub struct Encoder {
     /// The latest encoding by layer and scheme.
@@ -118,7 +118,7 @@ mod tests {
             encoder.encode(layer, plan).unwrap().read().unwrap().into_owned()
         };
         let first = read(&layer, &plain);
-        // Taken from the cache: an encoder is told layers apart by name.
+        // From the cache, which has layers by name.
         assert_eq!(read(&other, &plain), first);
         let second = read(&layer, &aware);
         assert_ne!(second, first);

@@ -3,7 +3,7 @@ use thiserror::Error;
 
 use crate::calibration::Needs;
 
-/// Why weights can't be compressed.
+/// The reason why weights can't be compressed.
 #[derive(Debug, Error)]
 pub enum Error {
     /// A weight is NaN or infinite.
@@ -22,31 +22,31 @@ pub enum Error {
         /// The importance found there.
         value: f64,
     },
-    /// There are no weights, or all have importance zero.
+    /// There are no weights, or all have zero importance.
     #[error("no weight has an importance above zero")]
     Empty,
-    /// The tensor has another number of input channels than there are importances.
-    #[error("there are importances of {found} input channels for a weight of shape {shape:?}")]
+    /// The calibration is of another number of input channels than the weight has.
+    #[error("the calibration has {found} input channels, which does not fit a weight of shape {shape:?}")]
     Channels {
-        /// The number of importances.
+        /// The number of input channels.
         found: usize,
         /// The weight's shape.
         shape: Vec<usize>,
     },
-    /// A scheme that no method knows.
-    #[error("no encoding is called `{asked}`; there are {known}")]
+    /// An unknown scheme.
+    #[error("there is no scheme `{asked}`; known are {known}")]
     UnknownScheme {
-        /// The name that was asked for.
+        /// The unknown name.
         asked: String,
         /// The names of all schemes.
         known: String,
     },
-    /// A method that can't work with the calibration that is there.
+    /// The calibration lacks what the method needs.
     #[error("{scheme} needs {needs}, which was not measured: take a recipe of `mixbit analyze`")]
     Uncalibrated {
         /// The scheme's name.
         scheme: String,
-        /// What it needs.
+        /// The method's needs.
         needs: Needs,
     },
     /// A Gram matrix that is not square.
@@ -60,24 +60,24 @@ pub enum Error {
     /// Palettes or indices that don't fit the weight.
     #[error("{what} for a weight of shape {shape:?}")]
     Palettes {
-        /// What does not fit.
+        /// The misfit.
         what: String,
         /// The weight's shape.
         shape: Vec<usize>,
     },
-    /// A tensor that can't be compressed, by name.
+    /// A layer that can't be compressed.
     #[error("layer `{layer}`: {source}")]
     Layer {
         /// The layer's name.
         layer: String,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: Box<Error>,
     },
     /// The progress receiver stopped the work.
     #[error(transparent)]
     Stopped(#[from] mixbit_mil::Stopped),
-    /// A constant that can't be made.
+    /// A weight that can't be read, or an encoding that is not valid.
     #[error(transparent)]
     Mil(#[from] mixbit_mil::Error),
 }

@@ -1,18 +1,18 @@
 //! Exact weighted one-dimensional k-means.
 //!
-//! In one dimension an optimal clustering is a partition of the sorted values into runs, and the best first element of
-//! the last run never moves left as values are added, so each row of the dynamic programme is solved by divide and
-//! conquer: O(entries · n · log n) for n distinct values, of which f16 has fewer than 65,536. Two bounds leave a part of
-//! that: the last of more runs begins no earlier than the last of fewer, and no later than where the runs before it
-//! have a larger error by themselves than the best so far. Entries of a palette are
-//! f16 themselves; a run's error is that of its best f16 entry, and since the values are f16 too, that entry lies within
-//! the run, which keeps the order of the best first elements.
+//! In one dimension an optimal clustering is a partition of the sorted values into runs. The best first
+//! element of the last run never moves left as values are added. Each row of the dynamic programme is
+//! therefore solved by divide and conquer, in O(entries · n · log n) for n distinct values, of which f16 has
+//! fewer than 65,536. Two bounds prune the search: the last of more runs begins no earlier than the last of
+//! fewer, and no later than where the runs before it alone have a larger error than the best so far. Entries
+//! of a palette are f16 as well, and a run's error is that of its best f16 entry. That entry lies within the
+//! run, which keeps the best first elements in order.
 
 use half::f16;
 
 use crate::Error;
 
-/// Bits of an index into a palette, as Core ML has them.
+/// The bits of an index into a palette: the widths of Core ML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Width {
     /// 1 bit, 2 entries.
@@ -33,7 +33,7 @@ impl Width {
     /// Every width, ascending.
     pub const ALL: [Self; 6] = [Self::One, Self::Two, Self::Three, Self::Four, Self::Six, Self::Eight];
 
-    /// The width of so many bits, if Core ML has it.
+    /// The width of `bits` bits, if Core ML has it.
     pub fn of_bits(bits: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|width| width.bits() == bits)
     }
@@ -56,7 +56,7 @@ impl Width {
     }
 }
 
-/// The distinct values of a tensor, ascending, each with the sum of its importances (above zero).
+/// The distinct values of a tensor in ascending order, each with its total importance, above zero.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
     values: Vec<f16>,
@@ -64,10 +64,10 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts weights that all matter the same.
+    /// A histogram of weights of equal importance.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for a weight that is not, [`Error::Empty`] if there are none.
+    /// [`Error::NotFinite`] for a weight that is not finite, [`Error::Empty`] if there are none.
     pub fn new(weights: &[f16]) -> Result<Self, Error> {
         let mut counts = vec![0u32; 1 << 16];
         for weight in weights {
@@ -77,10 +77,11 @@ impl Histogram {
         Self::of_bins(bins, weights)
     }
 
-    /// Counts weights, each given with its importance. Values of importance zero are left out.
+    /// A histogram of weights with an importance each. Values of zero importance are left out.
     ///
     /// # Errors
-    /// A weight that is not finite, an importance that is negative or not finite, or nothing with importance.
+    /// [`Error::NotFinite`] for a weight, [`Error::Importance`] for an importance that is negative or not
+    /// finite, [`Error::Empty`] if all are zero.
     pub fn weighted(weights: &[f16], importance: impl IntoIterator<Item = f64>) -> Result<Self, Error> {
         let mut bins = vec![0.0; 1 << 16];
         for (index, (value, importance)) in weights.iter().zip(importance).enumerate() {
@@ -92,9 +93,9 @@ impl Histogram {
         Self::of_bins(bins, weights)
     }
 
-    /// `bins` has the importance of every value by its bits.
+    /// A histogram from the total importance of every f16, by its bits.
     fn of_bins(mut bins: Vec<f64>, weights: &[f16]) -> Result<Self, Error> {
-        // Both zeros are one value.
+        // Positive and negative zero are one value.
         bins[0] += std::mem::take(&mut bins[usize::from(f16::NEG_ZERO.to_bits())]);
         // Negative values ascend as their bits descend.
         let ascending = (0x8000..=0xffffu16).rev().chain(0..0x8000);
@@ -120,8 +121,8 @@ pub struct Palette {
 impl Palette {
     /// The palette of least weighted squared error among all palettes of f16 entries.
     ///
-    /// Used entries ascend; with fewer distinct values than entries the values themselves are the entries and the rest
-    /// of the table is zero.
+    /// Used entries ascend. If there are fewer distinct values than entries, the values are the entries, and
+    /// the rest of the table is zero.
     pub fn fit(histogram: &Histogram, width: Width) -> Self {
         let mut lut = if histogram.values.len() <= width.entries() {
             histogram.values.clone()
@@ -137,14 +138,14 @@ impl Palette {
         Self::of_entries(lut, width)
     }
 
-    /// A palette of given entries, at most as many as the width has, ascending and distinct.
+    /// A palette of given entries, ascending and distinct, at most [`Width::entries`] of them.
     pub(crate) fn of_entries(mut lut: Vec<f16>, width: Width) -> Self {
         let used = lut.len();
         lut.resize(width.entries(), f16::ZERO);
         Self { lut, used }
     }
 
-    /// The entries that are used, ascending.
+    /// The used entries, ascending.
     pub(crate) fn used(&self) -> &[f16] {
         &self.lut[..self.used]
     }
@@ -154,12 +155,12 @@ impl Palette {
         Width::ALL.into_iter().find(|width| width.entries() == self.lut.len()).unwrap_or(Width::Eight)
     }
 
-    /// The table, as long as the width's entries.
+    /// The table of [`Width::entries`] entries.
     pub fn lut(&self) -> &[f16] {
         &self.lut
     }
 
-    /// The index of the entry nearest to a value; the lower one of two equally near.
+    /// The index of the entry nearest to a value, or the lower one of two.
     pub fn index(&self, value: f16) -> u8 {
         let used = self.used();
         let above = used.partition_point(|&entry| entry < value);
@@ -173,7 +174,7 @@ impl Palette {
         nearest as u8
     }
 
-    /// The index of every value, by its bits.
+    /// The index for every f16, by its bits.
     pub fn table(&self) -> Vec<u8> {
         (0..=u16::MAX).map(|bits| self.index(f16::from_bits(bits))).collect()
     }
@@ -190,16 +191,17 @@ impl Palette {
     }
 }
 
-/// From so many distinct values on, entries of a palette lie so dense that rounding them decides nothing.
+/// The number of distinct values from which on the rounding of entries no longer affects the choice.
 const DENSE_FROM: usize = 4096;
 
-/// Prefix sums of importance, importance · x and importance · x², with x centred on the mean against cancellation.
+/// Prefix sums of importance, importance · x and importance · x². To avoid cancellation, x is centred on the
+/// mean.
 struct Sums {
     centre: f64,
     weight: Vec<f64>,
     first: Vec<f64>,
     second: Vec<f64>,
-    /// Whether a run's error is that of its best f16 entry, not of its mean.
+    /// Whether a run's error is that of its best f16 entry rather than of its mean.
     rounds: bool,
 }
 
@@ -228,7 +230,7 @@ impl Sums {
         self.centre + (self.first[to] - self.first[from]) / (self.weight[to] - self.weight[from])
     }
 
-    /// Weighted squared error of a run.
+    /// The weighted squared error of a run.
     fn cost(&self, from: usize, to: usize) -> f64 {
         let w = self.weight[to] - self.weight[from];
         let x = self.first[to] - self.first[from];
@@ -241,12 +243,13 @@ impl Sums {
         error + w * (round_to_f16(mean) - mean).powi(2)
     }
 
-    /// The least sum of `before[i]` and the cost of the run from i to `to`, for i in a range, and the first such i.
+    /// The least sum of `before[i]` and the cost of the run from i to `to`, over a range of i, and the first
+    /// such i.
     fn least(&self, before: &[f64], range: std::ops::RangeInclusive<usize>, to: usize) -> (f64, usize) {
         let mut found = (f64::INFINITY, *range.start());
         let mut start = *range.start();
         while start <= *range.end() {
-            // What comes before only grows: from here on nothing is less.
+            // `before` only grows, so from here on no sum is less.
             if before[start] > found.0 {
                 break;
             }
@@ -269,7 +272,8 @@ impl Sums {
         found
     }
 
-    /// [`cost`](Self::cost) for many runs that end at `to`, where means are not rounded, and what is before them.
+    /// The sums of `before` and [`cost`](Self::cost) for a block of runs that end at `to`, with means not
+    /// rounded.
     #[inline]
     fn errors(&self, before: &[f64], from: std::ops::Range<usize>, to: usize, errors: &mut [f64; BLOCK]) {
         let (weight, first, second) = (self.weight[to], self.first[to], self.second[to]);
@@ -282,15 +286,15 @@ impl Sums {
     }
 }
 
-/// Runs whose errors are computed together.
+/// The number of runs whose errors are computed together.
 const BLOCK: usize = 32;
 
-/// The nearest f16 (ties to even) of a number that is less than the largest one, as f64.
+/// The nearest f16 (ties to even) of a number below the largest f16, as f64.
 #[inline(always)]
 fn round_to_f16(value: f64) -> f64 {
     const LEAST_NORMAL: f64 = 1.0 / (1u64 << 14) as f64;
     const STEPS: f64 = (1u64 << 24) as f64;
-    /// Bits of the fraction that f16 does not have.
+    /// The bits of the fraction that f16 lacks.
     const DROPPED: u32 = 52 - 10;
     if value.abs() < LEAST_NORMAL {
         return (value * STEPS).round_ties_even() / STEPS;
@@ -300,10 +304,12 @@ fn round_to_f16(value: f64) -> f64 {
     f64::from_bits((bits + half) >> DROPPED << DROPPED)
 }
 
-/// The borders of the best partition into `runs` runs, from 0 to the length. Needs at least `runs` points.
+/// The boundaries of the best partition into `runs` runs, from 0 to the length. There must be at least `runs`
+/// points.
 fn partition(sums: &Sums, runs: usize) -> Vec<usize> {
     let n = sums.len();
-    // best[j]: error of the first j points in the runs so far; starts[r][j]: where the last of r + 2 runs begins.
+    // best[j]: the error of the first j points in the runs so far. starts[r][j]: the start of the last of r +
+    // 2 runs.
     let mut best: Vec<f64> = (0..=n).map(|j| if j == 0 { 0.0 } else { sums.cost(0, j) }).collect();
     let mut starts: Vec<Vec<u16>> = Vec::with_capacity(runs - 1);
     let mut spans = Vec::new();

@@ -7,7 +7,7 @@ use mixbit_mil::{Constant, Def, Function, TensorType, ValueId, WeightRef};
 pub struct Layer {
     /// The module's name in the checkpoint: the weight's without `.weight`.
     pub name: String,
-    /// The weight's place in the function.
+    /// The weight's value in the function.
     pub value: ValueId,
     /// The weight.
     pub weight: WeightRef,
@@ -25,8 +25,9 @@ impl Layer {
     }
 }
 
-/// The layers of a function in the order of their first use: weights of convolutions and linear layers, compressed or
-/// not. Constexpr ops must be decoded ([`mixbit_mil::constexpr::decoded`]).
+/// The layers of a function in the order of their first use: the constant weights of ops that have one
+/// ([`mixbit_mil::OpDef::weight`]), compressed or not. Constexpr ops must be decoded
+/// ([`mixbit_mil::constexpr::decoded`]).
 pub fn layers(function: &Function) -> Vec<Layer> {
     let mut seen = HashSet::new();
     let weights = function.ops().iter().filter_map(|op| function.view(op).weight());

@@ -1,8 +1,10 @@
 //! Mixed-bit compression of a graph's weights: methods, plans, and the choice of bits by rate and distortion.
 //!
 //! - [`layers`] lists the weights of a function that can be compressed.
-//! - A [`Method`] stores a weight in fewer bits; [`METHODS`] lists all. A [`Scheme`] is a method at one of its widths.
-//! - A [`Plan`] has the scheme of each layer, and the [`Calibration`] to fit it to. An [`Encoder`] carries it out.
+//! - A [`Method`] stores a weight in fewer bits; [`METHODS`] lists all. A [`Scheme`] is a method at one of
+//!   its widths.
+//! - A [`Plan`] has the scheme of each layer, and the [`Calibration`] to fit it to. An [`Encoder`] carries it
+//!   out.
 //! - [`allocate`] chooses schemes under a budget.
 //! - [`Histogram`] and [`Palette`] are exact weighted k-means in one dimension, which fits palettes.
 //!

@@ -1,4 +1,4 @@
-//! Writing a file whole or not at all.
+//! Atomic writing of files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Error;
 
-/// Writes a file so that `path` holds either what it held before or all that `write` wrote.
+/// Writes a file whole or not at all: `path` has either its former content or all that `write` wrote.
 ///
-/// The content goes to a temporary beside `path` (same directory, so same file system), is synchronised to the disk
-/// and renamed. If anything fails, also by a panic in `write`, the temporary is removed. A symbolic link at `path`
-/// stays and its target is replaced. What is not a regular file (a pipe, `/dev/stdout`) is written directly.
+/// The content goes to a temporary in the same directory, is synchronised to the disk and renamed. If
+/// anything fails, even by a panic in `write`, the temporary is removed. A symbolic link at `path` stays, and
+/// its target is replaced. Pipes and devices such as `/dev/stdout` are written directly.
 ///
 /// # Errors
-/// [`Error::Write`] with `path` and the reason: the system's, or what `write` returned. [`Error::Stopped`] if that is
-/// [`mixbit_mil::Stopped`].
+/// [`Error::Write`] with `path` and the reason: the system's, or the error of `write`. [`Error::Stopped`] if
+/// that is [`mixbit_mil::Stopped`].
 ///
 /// ```
 /// use std::io::Write;
@@ -33,10 +33,12 @@ pub fn write_atomically<T>(
 }
 
 fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {
-    // A link is followed once its target exists; a dangling one is replaced.
+    // A link is followed if its target exists. A dangling one is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     match fs::metadata(&target) {
-        Ok(metadata) if metadata.is_dir() => return Err(io::Error::other("a directory has that name")),
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(io::Error::other("a directory has that name: choose another"));
+        }
         Ok(metadata) if !metadata.is_file() => {
             let mut writer = BufWriter::new(OpenOptions::new().write(true).open(&target)?);
             let value = write(&mut writer)?;
@@ -46,7 +48,7 @@ fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Resul
         _ => {}
     }
     if target.file_name().is_none() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "that is no file name"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file name"));
     }
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -59,7 +61,7 @@ fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Resul
     file.sync_all()?;
     drop(file);
     temporary.rename(&target)?;
-    // Makes the rename itself durable. Not every system can synchronise a directory, and the file is whole anyway.
+    // Makes the rename durable. Not every system can synchronise a directory, and the file is whole anyway.
     if let Ok(directory) = File::open(directory) {
         let _ = directory.sync_all();
     }

@@ -1,4 +1,4 @@
-//! The weights of one model: one safetensors file, or an index and its shards.
+//! The weights of one component: one safetensors file, or an index and its shards.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::error::shown;
 use crate::files::{Files, is_plain};
 use crate::{Error, SafeTensors};
 
-/// The weights of one model, whatever the number of files. Tensors are references into memory maps.
+/// The weights of one component, in one file or several. Tensors are references into memory maps.
 #[derive(Debug)]
 pub struct Checkpoint {
     shards: Vec<SafeTensors>,
@@ -27,7 +27,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Text`] or [`Error::SafeTensors`] for the file that can't be used,
-    /// [`Error::NotFound`] for a missing shard, [`Error::Index`] where a shard lacks a tensor that the index promises.
+    /// [`Error::NotFound`] for a missing shard, [`Error::Index`] if a shard lacks a tensor of the index.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.ends_with(".json") {
@@ -116,7 +116,7 @@ fn open_index_shard(
     }
     let path = join(folder, &file);
     if !files.contains(&path) {
-        let hint = format!("the shard index asks for it (tensor `{tensor}`): download it again");
+        let hint = format!("the shard index names it (for tensor `{tensor}`): download it again");
         return Err(Error::NotFound { path: files.path(&path), hint });
     }
     open_shard(files, &path)
@@ -131,7 +131,7 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
 }
 
-/// The part of `*.safetensors.index.json` that is used.
+/// The part of `*.safetensors.index.json` that is read.
 #[derive(Deserialize)]
 struct Index {
     weight_map: WeightMap,
@@ -205,7 +205,7 @@ mod tests {
         let cases = [
             (
                 r#"{"a": "three.safetensors"}"#,
-                "three.safetensors is not there: the shard index asks for it (tensor `a`)",
+                "three.safetensors is not there: the shard index names it (for tensor `a`)",
             ),
             (r#"{"b": "one.safetensors"}"#, "shard `one.safetensors` lacks tensor `b`"),
             (

@@ -13,10 +13,10 @@ use crate::{Checkpoint, Error, json};
 
 const INDEX: &str = "model_index.json";
 
-/// What saves the weights of one kind of library are called, without variant and extension.
+/// The names of weight files, by library, without variant and extension.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
-/// The variant that is taken without being asked for where it is all there is.
+/// The variant that is taken by default if there are no weights without a variant.
 const FALLBACK_VARIANT: &str = "fp16";
 
 /// One entry of `model_index.json`: the Python class that reads the folder of the same name.
@@ -28,7 +28,7 @@ pub struct Component {
     pub class: String,
 }
 
-/// A model in the diffusers layout. Nothing but `model_index.json` is read until it is asked for.
+/// A model in the diffusers layout. Only `model_index.json` is read when it is opened.
 #[derive(Clone, Debug)]
 pub struct Diffusers {
     files: Files,
@@ -38,8 +38,8 @@ pub struct Diffusers {
 }
 
 impl Diffusers {
-    /// Opens a directory that holds `model_index.json`, or a `models--org--name` directory of the Hugging Face cache
-    /// (its `main` revision). Symbolic links are followed.
+    /// Opens a directory that holds `model_index.json`, or a `models--org--name` directory of the Hugging
+    /// Face cache (its `main` revision). Symbolic links are followed.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no model, with what to do; [`Error::Text`] or [`Error::Layout`] if
@@ -52,11 +52,11 @@ impl Diffusers {
         Self::from_tree(files)
     }
 
-    /// Opens the directory of one component, which holds `config.json` and weights, as a model that has nothing else; gives
-    /// the component's name too, the directory's.
+    /// Opens the directory of one component, with `config.json` and weights, as a model of that component
+    /// alone. Also returns the component's name, which is the directory's.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no `config.json`, [`Error::Layout`] if it does not say the class.
+    /// [`Error::NotFound`] if there is no `config.json`, [`Error::Layout`] if it does not name a class.
     pub fn open_component(path: &Path) -> Result<(Self, String), Error> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
@@ -79,8 +79,8 @@ impl Diffusers {
         Ok((model, name.to_string()))
     }
 
-    /// A model whose files are in memory: their paths relative to the model's directory (`unet/config.json`) and their
-    /// bytes. `label` stands for the directory in messages.
+    /// A model in memory: the bytes of files by their path in the model's directory, such as
+    /// `unet/config.json`. Messages call the directory `label`.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
@@ -122,7 +122,7 @@ impl Diffusers {
         &self.class
     }
 
-    /// The components by name; `None` where the pipeline has the place but this model leaves it empty.
+    /// The components by name. `None` is a component of the pipeline that the model leaves empty.
     pub fn components(&self) -> &BTreeMap<String, Option<Component>> {
         &self.components
     }
@@ -132,10 +132,10 @@ impl Diffusers {
         &self.options
     }
 
-    /// A component that must be there.
+    /// A required component.
     ///
     /// # Errors
-    /// [`Error::Layout`] that names the components that are.
+    /// [`Error::Layout`] if it is absent, with the names of the others.
     pub fn component(&self, name: &str) -> Result<&Component, Error> {
         self.components.get(name).and_then(Option::as_ref).ok_or_else(|| {
             let present: Vec<String> = self
@@ -157,8 +157,8 @@ impl Diffusers {
         self.json(component, "config.json")
     }
 
-    /// A JSON file of a component, such as `scheduler_config.json`. Python's bare `NaN`, `Infinity` and `-Infinity` are
-    /// read as strings.
+    /// A JSON file of a component, such as `scheduler_config.json`. Python's bare `NaN`, `Infinity` and
+    /// `-Infinity` are read as strings.
     ///
     /// # Errors
     /// Those of [`text`](Self::text), and [`Error::Text`] if it is not JSON.
@@ -169,7 +169,8 @@ impl Diffusers {
     /// A text file of a component, such as `merges.txt`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is absent, [`Error::Text`] if it is not UTF-8, [`Error::TooLarge`], [`Error::Read`].
+    /// [`Error::NotFound`] if it is absent, [`Error::Text`] if it is not UTF-8, [`Error::TooLarge`],
+    /// [`Error::Read`].
     pub fn text(&self, component: &str, file: &str) -> Result<String, Error> {
         self.optional_text(component, file)?.ok_or_else(|| {
             let found = self.files.list(component);
@@ -182,10 +183,10 @@ impl Diffusers {
         })
     }
 
-    /// A text file of a component that need not be there.
+    /// An optional text file of a component; `None` if it is absent.
     ///
     /// # Errors
-    /// Those of [`text`](Self::text) but for an absent file, which is `None`.
+    /// Those of [`text`](Self::text) for a file that is there.
     pub fn optional_text(&self, component: &str, file: &str) -> Result<Option<String>, Error> {
         let name = format!("{component}/{file}");
         if !self.files.contains(&name) {
@@ -196,13 +197,13 @@ impl Diffusers {
 
     /// A component's weights.
     ///
-    /// Of the files that are there, the first of these is taken: the one of `variant`, if one is asked for; the one
-    /// without a variant; the `fp16` one; the only one of any other variant. Each may be one file or an index and its
-    /// shards, named as diffusers (`diffusion_pytorch_model`) or as transformers (`model`) does.
+    /// With a `variant`, its weights are taken. Without one, the first that exist of: the weights without a
+    /// variant, those of `fp16`, and the only ones of any other variant. Weights are one file, or an index
+    /// and its shards, under the names of diffusers (`diffusion_pytorch_model`) or of transformers (`model`).
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there are no weights in safetensors, [`Error::Layout`] if it is open which are meant, and
-    /// those of [`Checkpoint::open`].
+    /// [`Error::NotFound`] if there are no weights in safetensors, [`Error::Layout`] if several could be
+    /// meant, and those of [`Checkpoint::open`].
     pub fn weights(&self, component: &str, variant: Option<&str>) -> Result<Checkpoint, Error> {
         let present = self.files.list(component);
         let prefers_model = self
@@ -239,7 +240,7 @@ impl Diffusers {
 #[derive(Debug, PartialEq, Eq)]
 struct Ambiguous(Vec<String>);
 
-/// The file with the weights among the names in a component's folder.
+/// The weight file or index among the names in a component's folder.
 fn choose(
     present: &[String],
     variant: Option<&str>,
@@ -251,7 +252,7 @@ fn choose(
             present.iter().filter_map(|name| variant_of(name, stem).map(|v| (name.as_str(), v))).collect();
         let wanted = variant.into_iter().chain(["", FALLBACK_VARIANT]);
         for wanted in wanted {
-            // One file comes before an index of the same weights.
+            // One file is preferred to an index of the same weights.
             let mut matching = of_stem.iter().filter(|(_, variant)| variant == wanted).map(|(name, _)| *name);
             let single = matching.clone().find(|name| name.ends_with(".safetensors"));
             if let Some(name) = single.or_else(|| matching.next()) {
@@ -267,9 +268,11 @@ fn choose(
     Ok(None)
 }
 
-/// The variant of a weight file or index called `stem`; empty if it has none, `None` if the name is another kind's.
+/// The variant in the name of a weight file or index of `stem`: empty for none, `None` for a name of another
+/// kind.
 ///
-/// Both orders of an index's name are in use: `stem.safetensors.index.fp16.json` and `stem.fp16.safetensors.index.json`.
+/// Both forms of an index's name are in use: `stem.safetensors.index.fp16.json` and
+/// `stem.fp16.safetensors.index.json`.
 fn variant_of(name: &str, stem: &str) -> Option<String> {
     let rest = name.strip_prefix(stem)?;
     let parts: Vec<&str> = rest.strip_prefix('.')?.split('.').collect();
@@ -297,7 +300,7 @@ fn hint_for_weights(component: &str, present: &[String]) -> String {
     format!("the folder has no weights, only {}: download the whole model", listed(present))
 }
 
-/// The directory of the model itself, where `path` is one of the Hugging Face cache.
+/// The directory of the model: `path`, or the snapshot inside if `path` is of the Hugging Face cache.
 fn resolve(path: &Path) -> Result<PathBuf, Error> {
     let not_found =
         |path: &Path, hint: &str| Error::NotFound { path: path.to_path_buf(), hint: hint.to_string() };
@@ -329,7 +332,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Why a directory has no `model_index.json`, as far as its other files tell.
+/// Advice for a directory without `model_index.json`, from the files that it has.
 fn hint_for(files: &Files) -> String {
     let present = files.list("");
     let parent_has_index = files
@@ -353,7 +356,7 @@ fn hint_for(files: &Files) -> String {
     }
 }
 
-/// A component's library and class; `Some(None)` for an empty place, `None` if the value is no component.
+/// A component's library and class. `Some(None)` is an empty component, `None` a value of another kind.
 fn component(value: &Value) -> Option<Option<Component>> {
     match value.as_array().map(Vec::as_slice) {
         Some([Value::String(library), Value::String(class)]) => {

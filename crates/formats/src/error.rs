@@ -1,4 +1,4 @@
-//! What can go wrong with a file.
+//! Errors of files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,41 +10,41 @@ use crate::coreml::CoreMlError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
 
-/// A file or directory that can't be read or written. Every message is one line and names the path.
+/// An error of a file or directory. Every message is one line and names the path.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The operating system refused to read.
     #[error("can't read {}: {cause}", path.display())]
     Read {
-        /// What was to be read.
+        /// The file or directory.
         path: PathBuf,
         /// The system's reason.
         cause: io::Error,
     },
-    /// The operating system refused to write, or whoever made the content failed.
+    /// The operating system refused to write, or the producer of the content failed.
     #[error("can't write {}: {cause}", path.display())]
     Write {
-        /// What was to be written.
+        /// The file or directory.
         path: PathBuf,
         /// The reason.
         cause: io::Error,
     },
     /// The progress receiver stopped the writing.
-    #[error("writing {} was stopped; what was there is unchanged", path.display())]
+    #[error("stopped while writing {}, which is unchanged", path.display())]
     Stopped {
         /// The file or directory.
         path: PathBuf,
     },
-    /// Something that is not there, with what to do about it.
+    /// A missing file or directory, with advice.
     #[error("{} is not there: {hint}", path.display())]
     NotFound {
-        /// What was looked for.
+        /// The missing file or directory.
         path: PathBuf,
-        /// What else was seen and what to do.
+        /// The advice, and what was found instead.
         hint: String,
     },
-    /// A file that is larger than its kind may be.
-    #[error("{} has {len} bytes, more than the {limit} that a file of its kind may have", path.display())]
+    /// A file above the size limit of its kind.
+    #[error("{} has {len} bytes, more than the limit of {limit} for files of its kind", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum Error {
     SafeTensors {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: SafeTensorsError,
     },
     /// A malformed or unsupported `.npy` or `.npz` file.
@@ -66,7 +66,7 @@ pub enum Error {
     Npy {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: NpyError,
     },
     /// A malformed or unsupported Core ML model.
@@ -74,15 +74,15 @@ pub enum Error {
     CoreMl {
         /// The file in the model's directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: CoreMlError,
     },
-    /// Text that is not the JSON, or not the UTF-8, that it should be.
+    /// Text that is not valid UTF-8 or JSON.
     #[error("{}: {what}", path.display())]
     Text {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The fault and its place.
         what: String,
     },
     /// A shard index and its shards that contradict each other.
@@ -98,7 +98,7 @@ pub enum Error {
     Layout {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The fault and the remedy.
         what: String,
     },
 }
@@ -114,7 +114,7 @@ impl Error {
     }
 }
 
-/// A name from a file, safe to print: on one line, and cut where it is absurdly long.
+/// A name from a file, safe to print: control characters escaped, and cut at 200 characters.
 pub(crate) fn shown(name: &str) -> String {
     const LIMIT: usize = 200;
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! A tree of files: a directory on disk, or files that are in memory (the model that ships inside the binary).
+//! A tree of files: a directory on disk, or files in memory such as the embedded demo model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,7 +29,7 @@ impl Files {
         }
     }
 
-    /// Where `name` lies, for messages.
+    /// The path of `name`, for messages.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root().join(name)
     }
@@ -42,7 +42,7 @@ impl Files {
         }
     }
 
-    /// The names directly in `folder` (empty: the root), sorted. Nothing if there is no such folder.
+    /// The names directly in `folder`, sorted. An empty `folder` is the root; a missing one has no names.
     pub(crate) fn list(&self, folder: &str) -> Vec<String> {
         let names: BTreeSet<String> = match self {
             Files::Directory(root) => fs::read_dir(root.join(folder))
@@ -59,7 +59,7 @@ impl Files {
         names.into_iter().collect()
     }
 
-    /// The bytes of a large file, read when they are used.
+    /// The bytes of a file, mapped rather than read.
     pub(crate) fn map(&self, name: &str) -> Result<Bytes, Error> {
         match self {
             Files::Directory(root) => map_file(&root.join(name)),
@@ -84,7 +84,7 @@ impl Files {
     }
 }
 
-/// Whether a name from a file is one plain path component, so that it can't lead out of its folder.
+/// Whether a name from a file is one plain path component, which can't lead out of its folder.
 pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }

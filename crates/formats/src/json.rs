@@ -1,21 +1,21 @@
-//! JSON as Python writes it.
+//! Python's dialect of JSON.
 //!
-//! Python's `json` writes NaN and the infinities as bare words, which JSON does not have: a `scheduler_config.json` of
-//! diffusers may say `"lambda_min_clipped": -Infinity`. They are read as strings.
+//! Python's `json` writes NaN and the infinities as bare words, which JSON lacks: a `scheduler_config.json`
+//! of diffusers may have `"lambda_min_clipped": -Infinity`. They are read as strings.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// The words, longest first where one ends another.
+/// The words. One that ends another comes after it.
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// Parses JSON in which a value may also be `NaN`, `Infinity` or `-Infinity`; it becomes the string of that name.
+/// Parses JSON in which a value may also be `NaN`, `Infinity` or `-Infinity`, which become strings.
 pub(crate) fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(&quoted(text))
 }
 
-/// The text with quotes around every such word that is neither in a string nor the name of a field.
+/// The text with quotes around every such word outside of strings and field names.
 fn quoted(text: &str) -> Cow<'_, str> {
     if !WORDS.iter().any(|word| text.contains(word)) {
         return Cow::Borrowed(text);
@@ -43,12 +43,13 @@ fn quoted(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
-/// Whether the text begins with the word, and what follows does not make it the name of a field.
+/// Whether the text begins with the word as a value, not as the name of a field.
 fn is_value(text: &str, word: &str) -> bool {
     text.strip_prefix(word).is_some_and(|rest| !rest.trim_start().starts_with(':'))
 }
 
-/// The length of the string that the text begins with, quotes included; all of the text if it does not end.
+/// The length of the string at the beginning of the text, quotes included, or of the text if the string does
+/// not end.
 fn string_len(text: &str) -> usize {
     let mut escaped = false;
     let end = text.bytes().skip(1).position(|byte| {

@@ -1,13 +1,15 @@
-//! Bytes to values and back: every parser of files that came from elsewhere.
+//! Readers and writers of model files: safetensors, diffusers directories, Core ML models and NumPy arrays.
 //!
-//! Three types carry it:
+//! Key types:
 //!
-//! - [`SafeTensors`]: one safetensors file, memory-mapped, checked against the whole format when it is opened;
-//!   [`safetensors::write`] makes one, tensor by tensor;
+//! - [`SafeTensors`]: one safetensors file, memory-mapped and fully validated when it is opened.
+//!   [`safetensors::write`] writes one, tensor by tensor;
 //! - [`Checkpoint`]: the weights of one model, one file or many shards;
-//! - [`Diffusers`]: a model directory as diffusers saves it, or the same tree in memory.
+//! - [`Diffusers`]: a model directory in the diffusers layout, on disk or in memory;
+//! - [`coreml::Model`]: a Core ML package or compiled model.
 //!
-//! The first two are [`mixbit_mil::Weights`]. [`coreml`] reads and writes Core ML models, [`npy`] reads NumPy's files, [`write_atomically`] writes any file whole or not at all.
+//! The first two are [`mixbit_mil::Weights`]. [`npy`] reads NumPy's files. [`write_atomically`] writes any
+//! file whole or not at all. [`sha256`](sha256()) and [`base64`] are here for whoever stores them in files.
 //!
 //! ```
 //! use mixbit_formats::{SafeTensors, safetensors::{self, TensorSpec}};
@@ -23,8 +25,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: this crate knows no model's name; PyTorch pickles (`.bin`, `.ckpt`) are refused with advice; a mapped file
-//! must not be changed in place while it is used (see [`map_file`]).
+//! Limits: no model is known by name. PyTorch pickles (`.bin`, `.ckpt`) are refused with advice. A mapped
+//! file must not be changed in place while it is used (see [`map_file`]).
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Reading whole files: as a memory map, or as a vector with a size limit.
+//! Whole files as memory maps, or as vectors with a size limit.
 
 #![allow(unsafe_code)]
 
@@ -12,12 +12,12 @@ use mixbit_mil::{Bytes, Owner};
 
 use crate::Error;
 
-/// Maps a file read-only. Nothing is read until the bytes are used.
+/// Maps a file read-only. Pages are read when they are used.
 ///
-/// The file must stay as it is while any slice of the bytes lives. If another program cuts it short, reading beyond
-/// its new end ends the process (SIGBUS on Unix); if another program rewrites it in place, the values change.
-/// Files that are replaced by renaming, as [`write_atomically`](crate::write_atomically) and the Hugging Face tools
-/// do, are safe: the map keeps the old file.
+/// The file must not change while any slice of the bytes lives. If another program truncates it, reading
+/// beyond the new end ends the process (SIGBUS on Unix). If another program rewrites it in place, the values
+/// change. Replacing the file by renaming is safe, for the map keeps the old file;
+/// [`write_atomically`](crate::write_atomically) and the Hugging Face tools do so.
 ///
 /// # Errors
 /// [`Error::Read`] if the file can't be opened or is not a regular file.
@@ -26,9 +26,10 @@ pub fn map_file(path: &Path) -> Result<Bytes, Error> {
     if len == 0 {
         return Ok(Bytes::new(Vec::new()));
     }
-    // SAFETY: the map is private to the returned `Bytes`, which gives out shared slices only. What can't be ruled
-    // out is that another process changes or truncates the file meanwhile; this function's contract says so, and
-    // every value that decides about memory safety (header, offsets) is checked once against the map's fixed length.
+    // SAFETY: the map is private to the returned `Bytes`, which gives out shared slices only. What can't be
+    // ruled out is that another process changes or truncates the file meanwhile; this function's contract
+    // says so, and every value that decides about memory safety (header, offsets) is checked once against the
+    // map's fixed length.
     let map = unsafe { Mmap::map(&file) }.map_err(|cause| read_error(path, cause))?;
     Ok(Bytes::of_owner(Mapped(map)))
 }
@@ -44,12 +45,12 @@ impl Owner for Mapped {
     fn release(&self, range: Range<usize>) {
         #[cfg(target_os = "linux")]
         {
-            // SAFETY: the map is shared and read-only, so the pages hold nothing but the file's content, and a page
-            // that is used again is read from the file again: no reader sees other bytes.
+            // SAFETY: the map is shared and read-only, so the pages hold nothing but the file's content, and
+            // a page that is used again is read from the file again: no reader sees other bytes.
             let advised = unsafe {
                 self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
             };
-            // Advice that is not taken costs memory and nothing else.
+            // If the system ignores the advice, the pages stay in memory.
             drop(advised);
         }
         #[cfg(not(target_os = "linux"))]
@@ -72,7 +73,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Opens a regular file; others (a pipe) could block for ever.
+/// Opens a regular file. Others, such as pipes, could block forever.
 fn open(path: &Path) -> Result<(File, u64), Error> {
     let metadata = fs::metadata(path).map_err(|cause| read_error(path, cause))?;
     if metadata.is_dir() {

@@ -1,7 +1,7 @@
 //! NumPy's `.npy` arrays and uncompressed `.npz` archives of them.
 //!
-//! Read are little-endian, C-ordered arrays of bool, integers and floats. What else NumPy can write (Fortran order, big
-//! endian, objects, strings, complex numbers, compressed archives) is refused by name.
+//! Little-endian, C-ordered arrays of bools, integers and floats are read. Fortran order, big endian,
+//! objects, strings, complex numbers and compressed archives are refused by name.
 
 mod zip;
 
@@ -16,10 +16,10 @@ use crate::{Error, map_file};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The most bytes that a header may have. NumPy itself asks for trust beyond 10,000.
+/// The most bytes of a header. NumPy itself refuses more than 10,000 from untrusted files.
 const HEADER_LIMIT: usize = 65_536;
 
-/// NumPy's type descriptors. `|` marks types without a byte order.
+/// NumPy's type descriptors. `|` marks a type without byte order.
 const DTYPES: [(&str, DType); 12] = [
     ("|b1", DType::Bool),
     ("|i1", DType::I8),
@@ -35,19 +35,19 @@ const DTYPES: [(&str, DType); 12] = [
     ("<f8", DType::F64),
 ];
 
-/// Why a file is not a usable `.npy` or `.npz` file.
+/// The reason why an `.npy` or `.npz` file can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NpyError {
-    /// Not what it claims to be.
+    /// A malformed file.
     #[error("the file is malformed: {what}")]
     Malformed {
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
-    /// A kind of array or archive that is not read.
+    /// An unsupported kind of array or archive.
     #[error("{what} is not supported")]
     Unsupported {
-        /// What was found.
+        /// The kind.
         what: String,
     },
     /// More or fewer bytes than the shape takes.
@@ -58,12 +58,12 @@ pub enum NpyError {
         /// The bytes after the header.
         found: usize,
     },
-    /// A member of an archive that can't be used.
+    /// An unusable member of an archive.
     #[error("array `{}`: {problem}", shown(name))]
     Member {
         /// The array's name.
         name: String,
-        /// What is wrong with it.
+        /// The fault.
         problem: Box<NpyError>,
     },
 }
@@ -77,10 +77,10 @@ pub fn open_npy(path: &Path) -> Result<WeightRef, Error> {
     parse_npy(&name, map_file(path)?).map_err(|problem| Error::Npy { path: path.to_path_buf(), problem })
 }
 
-/// Reads an `.npy` file that is in memory, under the given name.
+/// Reads an `.npy` file in memory, under the given name.
 ///
 /// # Errors
-/// What can't be used.
+/// [`NpyError`] if it is malformed or unsupported.
 pub fn parse_npy(name: &str, file: Bytes) -> Result<WeightRef, NpyError> {
     let (header, start) = split(&file)?;
     let ty = parse_header(header)?;
@@ -104,10 +104,10 @@ impl Npz {
         Self::from_bytes(map_file(path)?).map_err(|problem| Error::Npy { path: path.to_path_buf(), problem })
     }
 
-    /// Reads an `.npz` file that is in memory.
+    /// Reads an `.npz` file in memory.
     ///
     /// # Errors
-    /// What can't be used.
+    /// [`NpyError`] if it is malformed or unsupported.
     pub fn from_bytes(file: Bytes) -> Result<Self, NpyError> {
         let mut arrays = BTreeMap::new();
         for member in zip::members(&file)? {
@@ -133,7 +133,7 @@ impl Weights for Npz {
     }
 }
 
-/// The header's text and where the data starts.
+/// The header's text and the offset of the data.
 fn split(file: &[u8]) -> Result<(&str, usize), NpyError> {
     let rest = file.strip_prefix(MAGIC).ok_or_else(|| malformed("it does not start as an .npy file does"))?;
     let (len, start) = match rest {
@@ -195,7 +195,7 @@ fn parse_header(header: &str) -> Result<TensorType, NpyError> {
     Ok(TensorType::new(dtype, shape))
 }
 
-/// A string in single or double quotes and what follows it.
+/// A string in single or double quotes, and the rest after it.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let quote = text.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
     text[1..].split_once(quote)

@@ -1,10 +1,10 @@
 //! The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes.
 //!
-//! The reader holds a file to the format's whole specification before it gives out a tensor, so that nothing later has
-//! to doubt an offset: the header is at most [`HEADER_LIMIT`] bytes and inside the file, names are unique, every
-//! tensor's bytes are exactly what its type and shape take, and the tensors cover the data without overlap or hole.
-//! Element types that [`DType`] lacks (the 8-bit and smaller floats, complex numbers) are refused when the file is
-//! opened, with the tensor's name.
+//! A file is validated against the whole format when it is opened, so that later code can trust every offset.
+//! The header has at most [`HEADER_LIMIT`] bytes and lies inside the file. Names are unique. Every tensor has
+//! exactly the bytes of its type and shape, and the tensors cover the data without overlap or gap. Element
+//! types that [`DType`] lacks (8-bit and smaller floats, complex numbers) are refused, with the tensor's
+//! name.
 
 mod write;
 
@@ -24,10 +24,10 @@ use crate::{Error, map_file};
 
 pub use write::{TensorSpec, write, write_to};
 
-/// The most bytes that a header may have, as in the reference implementation.
+/// The most bytes of a header, as in the reference implementation.
 pub const HEADER_LIMIT: u64 = 100_000_000;
 
-/// The most axes that a tensor may have, as in NumPy and PyTorch.
+/// The most axes of a tensor, as in NumPy and PyTorch.
 const RANK_LIMIT: usize = 64;
 
 const METADATA: &str = "__metadata__";
@@ -52,7 +52,7 @@ const DTYPES: [(&str, DType); 13] = [
 /// The type and the bytes (in the data, after the header) of every tensor.
 type Tensors = BTreeMap<Arc<str>, (TensorType, Range<usize>)>;
 
-/// Why a file is not a usable safetensors file.
+/// The reason why a safetensors file can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SafeTensorsError {
     /// Too few bytes to hold a header length.
@@ -75,13 +75,13 @@ pub enum SafeTensorsError {
     HeaderBeyondFile {
         /// The claimed length.
         len: u64,
-        /// The bytes that are there.
+        /// The bytes after the length.
         available: usize,
     },
     /// A header that is not the JSON object of the format.
     #[error("the header is malformed: {what}")]
     Header {
-        /// What the parser says.
+        /// The parser's reason.
         what: String,
     },
     /// A name that appears twice.
@@ -139,9 +139,9 @@ pub enum SafeTensorsError {
     Gap {
         /// The tensor's name.
         tensor: String,
-        /// Where it starts.
+        /// Its start.
         begin: usize,
-        /// Where it should start.
+        /// The end of the tensor before it.
         expected: usize,
     },
     /// Data after the last tensor.
@@ -154,7 +154,7 @@ pub enum SafeTensorsError {
     },
 }
 
-/// An open safetensors file. Tensors are references into it; nothing but the header was read.
+/// An open safetensors file. Only its header has been read; tensors are references into it.
 pub struct SafeTensors {
     data: Bytes,
     tensors: Tensors,
@@ -162,7 +162,7 @@ pub struct SafeTensors {
 }
 
 impl SafeTensors {
-    /// Maps the file (see [`map_file`] for what that asks of it) and checks its header.
+    /// Maps the file and checks its header. The conditions of [`map_file`] hold.
     ///
     /// # Errors
     /// [`Error::Read`] if it can't be opened, [`Error::SafeTensors`] if it breaks the format.
@@ -171,10 +171,10 @@ impl SafeTensors {
             .map_err(|problem| Error::SafeTensors { path: path.to_path_buf(), problem })
     }
 
-    /// A file that is in memory already.
+    /// A file in memory.
     ///
     /// # Errors
-    /// What breaks the format.
+    /// [`SafeTensorsError`] if it breaks the format.
     pub fn from_bytes(file: Bytes) -> Result<Self, SafeTensorsError> {
         let (header, start) = split(&file)?;
         let header: Header = serde_json::from_slice(header)
@@ -209,7 +209,7 @@ impl fmt::Debug for SafeTensors {
     }
 }
 
-/// The header's bytes and where the data starts.
+/// The header's bytes and the offset of the data.
 fn split(file: &[u8]) -> Result<(&[u8], usize), SafeTensorsError> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(SafeTensorsError::TooShort { len: file.len() });
@@ -230,7 +230,7 @@ fn split(file: &[u8]) -> Result<(&[u8], usize), SafeTensorsError> {
     Ok((header, 8 + length))
 }
 
-/// Holds every entry against the format and returns the tensors by name.
+/// Checks every entry against the format, and returns the tensors by name.
 fn check(entries: Vec<(String, Entry)>, available: usize) -> Result<Tensors, SafeTensorsError> {
     let mut tensors = BTreeMap::new();
     for (tensor, entry) in entries {
@@ -294,7 +294,7 @@ struct Entry {
     data_offsets: [u64; 2],
 }
 
-/// A shape of at most [`RANK_LIMIT`] axes: a header of nothing but ones must not fill the memory.
+/// A shape of at most [`RANK_LIMIT`] axes. Without the limit a header full of ones would fill the memory.
 struct Shape(Vec<u64>);
 
 impl<'de> Deserialize<'de> for Header {

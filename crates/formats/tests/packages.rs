@@ -1,8 +1,8 @@
-//! Packages of Apple's converter, on both executors, against PyTorch's outputs; and every weight encoding against what
-//! coremltools decodes it to (`tools/reference/coreml.py`).
+//! Packages of Apple's converter, on both executors, against PyTorch's outputs; and every weight encoding
+//! against what coremltools decodes it to (`tools/reference/coreml.py`).
 //!
-//! The repository holds the small packages. `MIXBIT_COREML_FIXTURES` names a directory with more of them, by the names
-//! of the table below.
+//! The repository holds the small packages. `MIXBIT_COREML_FIXTURES` names a directory with more of them, by
+//! the names of the table below.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Rebuilds functions from files: named values in file order, every op checked and typed as it comes.
+//! Functions rebuilt from files: named values in file order, every op checked and typed as it is read.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,35 +7,35 @@ use crate::constexpr;
 use crate::ops::lookup;
 use crate::{Arg, Constant, DType, Def, Error, Function, Op, Opset, TensorType, ValueId};
 
-/// Rebuilds a [`Function`] that a file describes.
+/// A builder for the [`Function`] that a file describes. The package reader and the text parser use it.
 ///
-/// Unlike [`Builder`](crate::Builder), it keeps names as they are, and what the file declares about a result must be
-/// what the op table infers. The package reader and the text parser are its callers.
+/// Unlike [`Builder`](crate::Builder), it keeps names unchanged, and checks the declared type of each result
+/// against the one that the op table infers.
 #[derive(Debug)]
 pub struct Assembler {
     function: Function,
     names: HashMap<String, ValueId>,
-    /// How many names were made from each base by numbering.
+    /// The highest number that was appended to each base name.
     numbered: HashMap<String, u64>,
 }
 
-/// A type as a file declares it: extents may be left open (`?`).
+/// A declared type, whose extents may be open (`?`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Declared {
     /// The element type.
     pub dtype: DType,
-    /// The extents; `None` where any fits.
+    /// The extents. `None` is an open one, which any extent fits.
     pub shape: Vec<Option<usize>>,
 }
 
 impl Declared {
-    /// The type, if no extent is open.
+    /// The type, or `None` if an extent is open.
     pub fn fixed(&self) -> Option<TensorType> {
         let shape: Option<Vec<usize>> = self.shape.iter().copied().collect();
         Some(TensorType::new(self.dtype, shape?))
     }
 
-    /// Whether a value of type `ty` is what this declares.
+    /// Whether a value of type `ty` fits the declaration.
     pub fn admits(&self, ty: &TensorType) -> bool {
         self.dtype == ty.dtype
             && self.shape.len() == ty.rank()
@@ -59,12 +59,12 @@ impl Assembler {
         Assembler { function: Function::new(name, opset), names: HashMap::new(), numbered: HashMap::new() }
     }
 
-    /// The function as far as it is there.
+    /// The function so far.
     pub fn function(&self) -> &Function {
         &self.function
     }
 
-    /// The value of that name, if it was made already.
+    /// The value of that name, if it is defined already.
     pub fn value(&self, name: &str) -> Option<ValueId> {
         self.names.get(name).copied()
     }
@@ -87,7 +87,8 @@ impl Assembler {
         self.add(name, constant.ty().clone(), Def::Const(constant))
     }
 
-    /// Adds a constant that has no name in the file. Its name is `base`, or `base_1`, `base_2` and so on if that is taken.
+    /// Adds a constant without a name in the file. It is called `base`, or `base_1`, `base_2` and so on if
+    /// that is taken.
     ///
     /// # Errors
     /// [`Error::Graph`] if `base` is not an identifier.
@@ -104,7 +105,8 @@ impl Assembler {
     /// Adds an op with its arguments by name and its declared results.
     ///
     /// # Errors
-    /// What is unknown, missing or does not fit; [`Error::Graph`] for a name that is taken or not an identifier.
+    /// An unknown op or input, a missing input, or types that don't fit; [`Error::Graph`] for a name that is
+    /// taken or not an identifier.
     pub fn op(
         &mut self,
         kind: &str,
@@ -144,10 +146,10 @@ impl Assembler {
         Ok(())
     }
 
-    /// Ends the function with its outputs, by name.
+    /// Finishes the function with its outputs, by name.
     ///
     /// # Errors
-    /// [`Error::Graph`] if an output is not made or named twice.
+    /// [`Error::Graph`] if an output is undefined or named twice.
     pub fn finish(mut self, outputs: &[&str]) -> Result<Function, Error> {
         let mut seen = HashSet::new();
         for name in outputs {

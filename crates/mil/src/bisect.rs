@@ -1,16 +1,16 @@
-//! Cutting a function in two that are run one after the other, and joining two such.
+//! Cutting a function into two consecutive parts, and joining two parts.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::ops::lookup;
 use crate::{Arg, DType, Def, Error, Function, Literal, Op, TensorType, ValueId};
 
-/// Cuts a function where half the bytes of its constants are used, as Apple's `chunk_mlprogram` does, for devices that
-/// can't load it whole.
+/// Cuts a function where half the bytes of its constants are used, as Apple's `chunk_mlprogram` does, for
+/// devices that can't load it whole. `None` if there is nothing to cut.
 ///
-/// The first part puts out every value that the second needs, under the name that it had; the second takes them as
-/// inputs, beside those of the function that it uses. Floats cross as `fp32`. Outputs of the function that are made
-/// before the cut are outputs of the first part. `None` if there is nothing to cut.
+/// Every value that the second part needs is an output of the first and an input of the second, under its own
+/// name. Floats cross the cut as `fp32`. The second part also has those of the function's inputs that it
+/// uses. Outputs of the function that are made before the cut are outputs of the first part.
 ///
 /// ```text
 /// main(x) { y = f(x); z = g(y) } -> (z)
@@ -53,11 +53,13 @@ pub fn bisect(function: &Function) -> Option<[Function; 2]> {
     Some([first.out, second.out])
 }
 
-/// Joins two functions that are run one after the other: inputs of the second that are outputs of the first by name are
-/// bound to them. The inputs of both come first, the second's outputs last.
+/// Joins two consecutive functions. Inputs of the second are bound to outputs of the first of the same name.
+///
+/// The result has the inputs of both functions. Its outputs are those of the first that the second does not
+/// take, then those of the second.
 ///
 /// # Errors
-/// [`Error::Graph`] if what has the same name is of different types.
+/// [`Error::Graph`] if values of one name are of different types.
 pub fn join(first: &Function, second: &Function) -> Result<Function, Error> {
     let mut out = Part::new(first);
     first.inputs.iter().for_each(|&id| out.input(id));
@@ -97,7 +99,7 @@ pub fn join(first: &Function, second: &Function) -> Result<Function, Error> {
     Ok(out.out)
 }
 
-/// The number of ops in the first part.
+/// The number of ops before the cut.
 fn cut(function: &Function) -> Option<usize> {
     let mut counted = HashSet::new();
     let mut bytes_of = |op: &Op| -> u64 {
@@ -116,20 +118,20 @@ fn cut(function: &Function) -> Option<usize> {
     (at > 0 && at < function.ops.len()).then_some(at)
 }
 
-/// Whether a value is a float that is not as wide as what crosses.
+/// Whether a value is a float narrower than `fp32`, in which values cross the cut.
 fn is_narrow(function: &Function, id: ValueId) -> bool {
     let dtype = function.value(id).ty.dtype;
     dtype.is_float() && dtype != DType::F32
 }
 
-/// A part that is being copied.
+/// A part of a function, copied op by op.
 pub(crate) struct Part<'f> {
     whole: &'f Function,
     taken: HashSet<&'f str>,
     pub(crate) out: Function,
-    /// Names that are taken besides.
+    /// Names that are taken by the other part.
     others: HashSet<String>,
-    /// Where each value of the whole is in the part.
+    /// The value of the part for each value of the whole.
     pub(crate) places: Vec<Option<ValueId>>,
 }
 
@@ -147,7 +149,7 @@ impl<'f> Part<'f> {
         self.places[id.index()] = Some(new);
     }
 
-    /// An input that is as wide as what crosses, and the value that it stands for.
+    /// Adds an `fp32` input and, for a narrower value, the cast back.
     fn narrowed_input(&mut self, id: ValueId) {
         self.input(id);
         if is_narrow(self.whole, id) {
@@ -161,7 +163,7 @@ impl<'f> Part<'f> {
         }
     }
 
-    /// A value as it crosses.
+    /// A value in `fp32`, if it is a float.
     fn widen(&mut self, id: ValueId) -> ValueId {
         let place = self.places[id.index()].unwrap_or(id);
         match is_narrow(self.whole, id) {
@@ -188,7 +190,8 @@ impl<'f> Part<'f> {
         output
     }
 
-    /// Copies an op with the constants that it needs; results for which `renamed` holds leave their name to what crosses.
+    /// Copies an op with its constants. Results for which `renamed` holds get another name: the value that
+    /// crosses the cut has theirs.
     pub(crate) fn copy(&mut self, op: &Op, renamed: impl Fn(ValueId) -> bool) {
         let args = op.args.iter().map(|arg| match arg {
             Arg::Absent => Arg::Absent,
@@ -207,7 +210,7 @@ impl<'f> Part<'f> {
         self.out.ops.push(Op { def: op.def, args, outputs });
     }
 
-    /// A name that the whole does not have: one value that is not a copy takes it.
+    /// A name that no value of the whole has.
     fn fresh(&self, base: &str, suffix: &str) -> String {
         let first = format!("{base}_{suffix}");
         let others = (2..).map(|index| format!("{base}_{suffix}_{index}"));

@@ -1,4 +1,4 @@
-//! Builds functions op by op; every op is checked and typed as it is added.
+//! Functions built op by op. Every op is checked and typed when it is added.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,7 @@ impl Builder {
         }
     }
 
-    /// The function as far as it is built.
+    /// The function so far.
     pub fn function(&self) -> &Function {
         &self.function
     }
@@ -79,7 +79,7 @@ impl Builder {
 
     /// Adds a weight; one of the same name and type is shared.
     ///
-    /// A name stands for one view of a tensor: two different views of it must be given different names or shapes.
+    /// A name stands for one view of a tensor. Two different views must have different names or types.
     pub fn weight(&mut self, weight: WeightRef) -> ValueId {
         let key = (weight.name().to_string(), weight.ty().clone());
         if let Some(&id) = self.weights.get(&key) {
@@ -96,7 +96,7 @@ impl Builder {
         OpBuilder { builder: self, kind: kind.to_string(), args: Vec::new(), name: None }
     }
 
-    /// Ends the function with its outputs.
+    /// Finishes the function with its outputs.
     ///
     /// # Errors
     /// [`Error::Graph`] if an output is named twice.
@@ -113,7 +113,7 @@ impl Builder {
         Ok(self.function)
     }
 
-    /// `base`, or `base_1`, `base_2` and so on: the first that is not taken.
+    /// The first of `base`, `base_1`, `base_2` and so on that is not taken.
     fn unique(&mut self, base: &str) -> String {
         let mut name = base.to_string();
         while self.names.contains_key(&name) {
@@ -142,7 +142,7 @@ pub fn identifier(name: &str) -> String {
     text
 }
 
-/// What can be bound to an op's input while building.
+/// A source of an op's input while building.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A value of the function.
@@ -151,7 +151,7 @@ pub enum Source {
     Values(Vec<ValueId>),
     /// A constant of its own type.
     Literal(Literal),
-    /// A number of the op's element type, as `epsilon` of a norm must be.
+    /// A number of the op's element type, such as `epsilon` of a norm.
     Number(f64),
 }
 
@@ -196,7 +196,7 @@ impl<const N: usize> From<[ValueId; N]> for Source {
     }
 }
 
-/// An op that is being described; [`add`](Self::add) adds it.
+/// An op under construction. [`add`](Self::add) adds it to the function.
 #[must_use]
 pub struct OpBuilder<'b> {
     builder: &'b mut Builder,
@@ -212,7 +212,7 @@ impl OpBuilder<'_> {
         self
     }
 
-    /// Binds an input if there is something to bind.
+    /// Binds an input, unless `source` is `None`.
     pub fn maybe(self, input: &'static str, source: Option<impl Into<Source>>) -> Self {
         match source {
             Some(source) => self.arg(input, source),
@@ -241,7 +241,7 @@ impl OpBuilder<'_> {
     /// Adds an op with any number of results.
     ///
     /// # Errors
-    /// What is unknown, missing or does not fit.
+    /// An unknown op or input, a missing input, or types that don't fit.
     pub fn add_all(self) -> Result<Vec<ValueId>, Error> {
         let def = lookup(&self.kind).ok_or_else(|| Error::UnknownOp(self.kind.clone()))?;
         let element = self.element_type(def);

@@ -12,16 +12,17 @@ pub struct Bytes {
     len: usize,
 }
 
-/// What holds bytes.
+/// An owner of bytes.
 pub trait Owner: Send + Sync + 'static {
     /// The bytes; always the same.
     fn bytes(&self) -> &[u8];
 
-    /// Says that a range will not be used soon. An owner that can read it again may give its memory back.
+    /// Releases the memory of a range that is not needed soon. An owner that can read it again may give it
+    /// back.
     fn release(&self, range: Range<usize>);
 }
 
-/// An owner that keeps everything.
+/// An owner that keeps its memory.
 struct Kept<T>(T);
 
 impl<T: AsRef<[u8]> + Send + Sync + 'static> Owner for Kept<T> {
@@ -44,7 +45,8 @@ impl Bytes {
         Bytes { owner: Arc::new(owner), start: 0, len }
     }
 
-    /// Says that these bytes will not be used soon; see [`Owner::release`]. They stay what they are.
+    /// Releases the memory of these bytes, which are not needed soon; see [`Owner::release`]. Their content
+    /// stays.
     pub fn release(&self) {
         self.owner.release(self.start..self.start + self.len);
     }

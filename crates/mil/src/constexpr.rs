@@ -1,7 +1,7 @@
-//! What the constexpr ops decode to: the scalar definition of every compressed encoding.
+//! Decoding of the constexpr ops: the scalar definition of every compressed encoding.
 //!
-//! [`decoded`] replaces the ops by constants that are decoded when they are read, so that a program runs on any
-//! executor; the bytes in memory stay compressed until then.
+//! [`decoded`] replaces the ops by constants that are decoded when they are read. A program then runs on any
+//! executor, and its weights stay compressed in memory.
 
 mod encoded;
 
@@ -20,7 +20,7 @@ use crate::{Bytes, Constant, DType, Def, Error, Function, OpView, ValueId, Weigh
 /// ```
 ///
 /// # Errors
-/// [`Error::NotConst`] if an operand is computed at run time, or what makes a weight unreadable.
+/// [`Error::NotConst`] if an operand is computed at run time, [`Error::Weight`] if one can't be read.
 pub fn decoded(function: &Function) -> Result<Function, Error> {
     let mut out = function.clone();
     if function.ops.iter().all(|op| !op.def.is_constexpr()) {
@@ -38,7 +38,8 @@ pub fn decoded(function: &Function) -> Result<Function, Error> {
     Ok(out)
 }
 
-/// The result of one constexpr op, which decodes when it is read. `result` gives those of other constexpr ops.
+/// The result of one constexpr op, which decodes when it is read. `result` gives those of other constexpr
+/// ops.
 ///
 /// # Errors
 /// Those of [`decoded`].
@@ -86,7 +87,8 @@ pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) ->
     Ok(WeightRef::encoded(&name(op, &encoding), ty, encoding))
 }
 
-/// What the decoded constant is called: what its elements are called, if that is more than their place in the op.
+/// The name of the decoded constant: that of its elements, unless these are called after their place in the
+/// op.
 fn name(op: &OpView, encoding: &Encoding) -> String {
     let result = op.op().outputs.first().map_or("", |&id| &op.function().value(id).name);
     let elements = encoding.elements().name();
@@ -112,8 +114,8 @@ fn operand(
         }
         _ => result(id).ok_or_else(|| Error::NotConst { op: op.label(), input: input.to_string() })?,
     };
-    // A cast is applied now: decoding works on stored elements. So is a chain that is deeper than any tool makes,
-    // so that reading never recurses far.
+    // A cast is applied now, for decoding works on stored elements. So is a chain deeper than any tool makes,
+    // so that reading does not recurse far.
     if weight.ty().dtype != weight.stored_dtype() || weight.encoding_depth() >= 4 {
         let bytes = weight.read()?.into_owned();
         return Ok(WeightRef::new(weight.name(), weight.ty().clone(), Bytes::new(bytes))?);
@@ -137,7 +139,7 @@ pub(crate) fn check_operands(function: &Function) -> Result<(), Error> {
     Ok(())
 }
 
-/// How many of the first `count` bits of a constant are set.
+/// The number of set bits among the first `count` of a constant.
 pub(crate) fn count_set(op: &OpView, input: &str, count: usize) -> Result<usize, Error> {
     let weight = operand(op, input, &|_| None)?;
     let bytes = weight.read_stored();
@@ -167,7 +169,8 @@ impl Encoding {
     }
 }
 
-/// Element `at` of a stream of `bits`-bit unsigned integers (at most 8 bits each), least significant bit first.
+/// Element `at` of a stream of `bits`-bit unsigned integers (at most 8 bits each), least significant bit
+/// first.
 #[inline(always)]
 fn bits_at(bytes: &[u8], bits: usize, at: usize) -> usize {
     let position = at * bits;
@@ -176,8 +179,8 @@ fn bits_at(bytes: &[u8], bits: usize, at: usize) -> usize {
     (low | high) >> (position % 8) & ((1 << bits) - 1)
 }
 
-/// Row-major elements of `shape` in stretches that share one block, and the blocks' row-major indices: the number of
-/// elements in a stretch, and the block of the stretch that begins at a given element.
+/// The runs of row-major elements of `shape` that lie in one block: the length of a run, and the row-major
+/// index of the block in which the run from a given element lies.
 struct Blocks<'a> {
     shape: &'a [usize],
     blocks: &'a [usize],
@@ -246,7 +249,7 @@ fn look_up_run<const W: usize>(
     bits: usize,
     start: usize,
 ) {
-    // Each width by itself, so that its shifts and masks are constants.
+    // One arm for each width, so that shifts and masks are constants.
     macro_rules! widths {
         ($($width:literal)*) => {
             match bits {
@@ -290,7 +293,8 @@ fn shift_scale(data: &WeightRef, scale: &WeightRef, offset: Option<&WeightRef>) 
     out
 }
 
-/// The elements of an operand of a constexpr op as they are stored, as numbers: floats, and integers of up to 8 bits.
+/// The elements of an operand of a constexpr op as they are stored, as numbers: floats, and integers of up to
+/// 8 bits.
 pub fn numbers(operand: &WeightRef) -> Vec<f32> {
     let numbers = Numbers::new(operand);
     (0..operand.ty().count()).map(|index| numbers.at(index)).collect()
@@ -325,7 +329,7 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// `values`, one after the other, where a bit of `mask` is set; zeros elsewhere.
+/// The next of `values` where a bit of `mask` is set, zero elsewhere.
 fn spread(values: &[u8], width: usize, mask: &[u8], count: usize) -> Vec<u8> {
     let mut out = vec![0; count * width];
     let mut values = values.chunks_exact(width);

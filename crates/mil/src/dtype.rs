@@ -4,7 +4,8 @@ use std::fmt;
 
 /// The element type of a tensor.
 ///
-/// Sub-byte types are stored packed, element `i` in bits `[i*n, (i+1)*n)` of a least-significant-bit-first stream.
+/// Sub-byte types are stored packed, element `i` in bits `[i*n, (i+1)*n)` of a least-significant-bit-first
+/// stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum DType {

@@ -1,10 +1,10 @@
-//! What can be wrong with a program.
+//! Errors of programs.
 
 use thiserror::Error;
 
 use crate::{Opset, WeightError};
 
-/// Why a program can't be built, or is not valid.
+/// The reason why a program can't be built or is not valid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
     /// The op table has no such op.
@@ -26,7 +26,7 @@ pub enum Error {
         /// The input's name.
         input: String,
     },
-    /// An input that must be known when the program is built is computed at run time.
+    /// An input is computed at run time, but must be a constant.
     #[error("{op}: input `{input}` must be a constant")]
     NotConst {
         /// The op, as `type name`.
@@ -39,17 +39,17 @@ pub enum Error {
     Invalid {
         /// The op, as `type name`.
         op: String,
-        /// What does not fit.
+        /// The misfit.
         what: String,
     },
-    /// The op, or one of its inputs, came with a later opset than the function's.
+    /// The op or one of its inputs is newer than the function's opset.
     #[error("{op}: `{what}` needs opset {needs}, the function has {has}")]
     Opset {
         /// The op, as `type name`.
         op: String,
         /// The op type or input.
         what: String,
-        /// The opset that has it.
+        /// The opset that introduced it.
         needs: Opset,
         /// The function's opset.
         has: Opset,

@@ -1,15 +1,18 @@
 //! Core ML's Model Intermediate Language (MIL) as a Rust value.
 //!
-//! Every model in mixbit is one [`Function`]: the graph that is run, analyzed, palettized and written to a package is
-//! the same value. Key types:
+//! Every model in mixbit is one [`Function`]. The graph that is run, analyzed, palettized and written to a
+//! package is the same value. Key types:
 //!
-//! - [`Function`]: values and ops in static single assignment form, with static shapes; [`Program`] holds several.
-//! - [`OpDef`]: the declaration of an op: inputs, defaults, type inference; [`ops::lookup`] finds one.
+//! - [`Function`]: values and ops in static single assignment form, with static shapes; [`Program`] holds
+//!   several.
+//! - [`OpDef`]: the declaration of an op: inputs, defaults, work, type inference; [`ops::lookup`] finds one.
 //! - [`Builder`]: builds a function op by op; [`verify`] checks every rule of a finished one.
-//! - [`WeightRef`]: a checkpoint tensor by name, not read before it is used; [`Weights`] is a source of them.
+//! - [`WeightRef`]: a checkpoint tensor by name, read when it is used. [`Weights`] is a source of them,
+//!   [`Overlay`] one with some replaced.
+//! - [`Progress`]: the receiver of a long operation's progress, which can stop it.
 //!
-//! The crate knows no files, threads or execution. Control flow (`cond`, `while_loop`), lists and state are not
-//! represented: Stable Diffusion's models have none.
+//! The crate knows no files, threads or execution. Control flow (`cond`, `while_loop`), lists and state are
+//! not represented: Stable Diffusion's models have none.
 #![forbid(unsafe_code)]
 
 mod assemble;
@@ -40,7 +43,7 @@ pub use literal::Literal;
 pub use ops::{OpDef, Work, multiply_adds};
 pub use program::{Arg, Constant, Def, Function, Op, OpView, Opset, Program, Value, ValueId};
 pub use progress::{Progress, Stopped, Tally, Unit};
-pub use segments::{cut_after, segments, waists};
+pub use segments::{cut_after, segments, single_value_cuts};
 pub use types::TensorType;
 pub use verify::verify;
 pub use weights::{Computed, Encoding, Overlay, WeightError, WeightRef, Weights};

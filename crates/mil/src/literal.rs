@@ -18,7 +18,7 @@ enum LiteralData {
 }
 
 impl Literal {
-    /// A value of packed little-endian bytes; `None` if their number is not what `ty` takes.
+    /// A value of packed little-endian bytes; `None` if `ty` takes more or fewer.
     pub fn from_bytes(ty: TensorType, bytes: Vec<u8>) -> Option<Self> {
         (ty.byte_len() == Some(bytes.len())).then_some(Literal { ty, data: LiteralData::Bytes(bytes) })
     }
@@ -62,8 +62,8 @@ impl Literal {
         Self::floats(dtype, &[], &[value])
     }
 
-    /// A float tensor of `dtype`, rounded to it. `None` if `dtype` is neither `fp16` nor `fp32`, or the number of
-    /// values is not the shape's.
+    /// A float tensor of `dtype`, rounded to it. `None` if `dtype` is neither `fp16` nor `fp32`, or the
+    /// number of values is not the shape's.
     pub fn floats(dtype: DType, shape: &[usize], values: &[f64]) -> Option<Self> {
         let bytes = match dtype {
             DType::F16 => values.iter().flat_map(|&value| f16::from_f64(value).to_le_bytes()).collect(),

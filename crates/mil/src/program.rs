@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::{Error, Literal, OpDef, TensorType, WeightRef};
 
-/// A set of MIL ops, named after the system that came with it.
+/// A set of MIL ops, named after the system that introduced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Opset {
@@ -73,7 +73,7 @@ impl ValueId {
 pub struct Function {
     /// The function's name, usually `main`.
     pub name: String,
-    /// The ops that it may use.
+    /// The set of ops that the function may use.
     pub opset: Opset,
     pub(crate) values: Vec<Value>,
     pub(crate) inputs: Vec<ValueId>,
@@ -94,7 +94,7 @@ impl Function {
         }
     }
 
-    /// Every value, indexed by [`ValueId::index`]. After a pass, some may be unused.
+    /// Every value, by [`ValueId::index`]. After a pass, some may be unused.
     pub fn values(&self) -> &[Value] {
         &self.values
     }
@@ -109,7 +109,7 @@ impl Function {
         &self.inputs
     }
 
-    /// The ops, in an order in which every value is made before it is used.
+    /// The ops, in an order in which every value is defined before it is used.
     pub fn ops(&self) -> &[Op] {
         &self.ops
     }
@@ -132,7 +132,7 @@ impl Function {
     /// Replaces constants: `replace` gives a new one of the same type, or `None` to keep the old.
     ///
     /// # Errors
-    /// What `replace` returns.
+    /// The error of `replace`.
     ///
     /// # Panics
     /// If a new constant has another type.
@@ -176,18 +176,18 @@ pub struct Value {
     pub name: String,
     /// The type.
     pub ty: TensorType,
-    /// Where the value comes from.
+    /// The origin of the value.
     pub def: Def,
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Debug)]
 pub enum Def {
-    /// The function's caller.
+    /// An input: the function's caller gives it.
     Input,
-    /// The program.
+    /// A constant of the program.
     Const(Constant),
-    /// An op.
+    /// The result of an op.
     Result,
 }
 
@@ -196,7 +196,7 @@ pub enum Def {
 pub enum Constant {
     /// A small value that lives in the program.
     Literal(Literal),
-    /// A checkpoint tensor, not read before it is used.
+    /// A checkpoint tensor, read when it is used.
     Weight(WeightRef),
 }
 
@@ -210,7 +210,7 @@ impl Constant {
     }
 }
 
-/// What an op's input is bound to.
+/// The binding of an op's input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arg {
     /// Nothing: the input's default holds.
@@ -239,7 +239,7 @@ pub struct Op {
     pub def: &'static OpDef,
     /// One argument for each of the declaration's parameters.
     pub args: Vec<Arg>,
-    /// The values that it makes.
+    /// The results.
     pub outputs: Vec<ValueId>,
 }
 
@@ -269,7 +269,7 @@ impl<'a> OpView<'a> {
     /// The argument bound to `input`.
     ///
     /// # Panics
-    /// If the op's declaration has no such input: a defect of the caller, not of the program.
+    /// If the op's declaration has no such input, which is a defect of the caller and not of the program.
     pub fn arg(&self, input: &str) -> &'a Arg {
         let index = self.op.def.param_index(input);
         &self.op.args[index.unwrap_or_else(|| panic!("`{}` has no input `{input}`", self.op.def.name))]
@@ -430,7 +430,7 @@ impl<'a> OpView<'a> {
         Error::MissingInput { op: self.label(), input: input.to_string() }
     }
 
-    /// Whether files hold the arguments as attributes: constexpr ops in the form of iOS 16.
+    /// Whether files store the arguments as attributes, as for constexpr ops in the iOS 16 form.
     pub fn has_attributes(&self) -> bool {
         match self.op.def.name {
             "constexpr_affine_dequantize" | "constexpr_cast" => true,

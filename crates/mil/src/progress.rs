@@ -29,7 +29,7 @@ pub trait Progress: Sync {
     fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped>;
 }
 
-/// The reason of an operation that ended because its [`Progress`] asked for it.
+/// The error of an operation that its [`Progress`] stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Error)]
 #[error("stopped")]
 pub struct Stopped;

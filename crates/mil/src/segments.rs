@@ -1,16 +1,16 @@
-//! Cutting a function into parts that are run one after the other, each where little crosses.
+//! Cutting a function into consecutive segments, at cuts that few values cross.
 
 use std::collections::HashSet;
 
 use crate::bisect::Part;
 use crate::{Arg, Def, Function, ValueId, multiply_adds};
 
-/// Consecutive parts of a function, about as many as asked for and of about the same number of multiply-adds, cut where
-/// the values that cross are few. A part takes what it uses of the function's inputs and of the parts before, and puts
-/// out what the parts after it or the function's caller need, all under the names and types that they had.
+/// Cuts a function into about `count` consecutive segments of similar work, in multiply-adds, where the
+/// values that cross have few elements.
 ///
-/// Run one after the other they compute what the function computes; whoever keeps the values that cross can begin at
-/// any part.
+/// A segment's inputs are the values that it uses of the function's inputs and of earlier segments. Its
+/// outputs are those that later segments or the caller use. Names and types stay. Run in order, the segments
+/// compute what the function computes, and whoever keeps the values that cross can begin at any segment.
 ///
 /// ```text
 /// main(x) { y = f(x); z = g(y) } -> (z)        main(x) { y = f(x) } -> (y)      main(y) { z = g(y) } -> (z)
@@ -27,9 +27,9 @@ pub fn segments(function: &Function, count: usize) -> Vec<Function> {
     parts
 }
 
-/// The values, in order, that everything after them is made from, and nothing else but constants: where a function is
-/// cut with one value crossing.
-pub fn waists(function: &Function) -> Vec<ValueId> {
+/// The values, in order, after which a function can be cut with that value alone crossing: everything later
+/// depends on it and on constants only.
+pub fn single_value_cuts(function: &Function) -> Vec<ValueId> {
     let mut open = crossing(function, |_| 1);
     let mut last_input_use = 0;
     for (at, op) in function.ops.iter().enumerate() {
@@ -42,7 +42,7 @@ pub fn waists(function: &Function) -> Vec<ValueId> {
     alone.filter_map(|at| crossing_value(function, at)).collect()
 }
 
-/// The one value of the op before a cut that crosses it.
+/// The value of the op before a cut that crosses it.
 fn crossing_value(function: &Function, at: usize) -> Option<ValueId> {
     let used = |id: &ValueId| {
         let mut later = function.ops[at..].iter().flat_map(|op| op.args.iter().flat_map(Arg::values));
@@ -51,14 +51,14 @@ fn crossing_value(function: &Function, at: usize) -> Option<ValueId> {
     function.ops[at - 1].outputs.iter().copied().find(used)
 }
 
-/// Cuts a function after the value of one of its [`waists`], which the first part puts out and the second takes;
-/// `None` if no waist has the name.
+/// Cuts a function after one of its [`single_value_cuts`], by the value's name. The value is the output of
+/// the first part and the input of the second. `None` if there is no cut after a value of that name.
 ///
 /// ```text
 /// main(x) { y = f(x); z = g(y) } -> (z)        main(x) { y = f(x) } -> (y)      main(y) { z = g(y) } -> (z)
 /// ```
-pub fn cut_after(function: &Function, waist: &str) -> Option<[Function; 2]> {
-    let id = waists(function).into_iter().find(|&id| function.value(id).name == waist)?;
+pub fn cut_after(function: &Function, name: &str) -> Option<[Function; 2]> {
+    let id = single_value_cuts(function).into_iter().find(|&id| function.value(id).name == name)?;
     let at = 1 + function.ops.iter().position(|op| op.outputs.contains(&id))?;
     Some([segment(function, 0, at), segment(function, at, function.ops.len())])
 }
@@ -85,12 +85,12 @@ fn segment(function: &Function, start: usize, end: usize) -> Function {
     part.out
 }
 
-/// Where to cut: before these ops.
+/// The indices of the ops before which to cut.
 fn cuts(function: &Function, count: usize) -> Vec<usize> {
     let work: Vec<u64> = function.ops.iter().map(|op| multiply_adds(&function.view(op))).collect();
     let crossing = crossing(function, |id| function.value(id).ty.count());
     let total: u64 = work.iter().sum();
-    // The work before each op.
+    // The sum of the work before each op.
     let before: Vec<u64> = work
         .iter()
         .scan(0, |sum, work| {
@@ -101,7 +101,7 @@ fn cuts(function: &Function, count: usize) -> Vec<usize> {
         .collect();
     let mut cuts: Vec<usize> = Vec::new();
     for part in 1..count as u64 {
-        // A window of a part's length around the even cut.
+        // A window around the even cut, as long as a segment.
         let (low, high) =
             (total * (2 * part - 1) / (2 * count as u64), total * (2 * part + 1) / (2 * count as u64));
         let first = cuts.last().copied().unwrap_or(0) + 1;
@@ -111,7 +111,7 @@ fn cuts(function: &Function, count: usize) -> Vec<usize> {
     cuts
 }
 
-/// The sum over the values that cross a cut before each op; inputs are not among them.
+/// The sum of `size` over the values that cross a cut before each op, except the function's inputs.
 fn crossing(function: &Function, size: impl Fn(ValueId) -> usize) -> Vec<usize> {
     let count = function.ops.len();
     let mut last_use = vec![0; function.values.len()];
@@ -203,7 +203,7 @@ mod tests {
         let sum = op("add", "sum", &[branch, with_input]);
         let y = op("relu", "y", &[sum]);
         let function = b.finish(&[y]).unwrap();
-        assert_eq!(names(&function, &waists(&function)), ["with_input", "sum"]);
+        assert_eq!(names(&function, &single_value_cuts(&function)), ["with_input", "sum"]);
         for name in ["early", "branch", "y", "absent"] {
             assert!(cut_after(&function, name).is_none(), "{name}");
         }

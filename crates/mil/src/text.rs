@@ -1,10 +1,10 @@
 //! MIL text: `model.mil` of Apple's compiled models.
 //!
-//! Two dialects differ in how they write scalars: version 1.0 has only tensors, `tensor<fp16, []>(0x1p+0)`, version 1.3
-//! writes `fp16(0x1p+0)`. [`parse`] reads both; [`print()`] writes either.
+//! Two dialects differ in how they write scalars: version 1.0 has only tensors, `tensor<fp16, []>(0x1p+0)`,
+//! version 1.3 writes `fp16(0x1p+0)`. [`parse`] reads both; [`print()`] writes either.
 //!
-//! A program that is displayed is in version 1.0. Its weights print as a `BLOBFILE` whose path is `@checkpoint/` and the
-//! tensor's name: they have no offset in a weight file before one is written.
+//! `Display` writes version 1.0. Weights print as a `BLOBFILE` whose path is `@checkpoint/` and the tensor's
+//! name, for they have no offset before a weight file is written.
 
 mod lexer;
 mod parse;
@@ -17,7 +17,7 @@ pub use parse::{Blob, ParseError, build_info, parse};
 
 use crate::{Arg, Constant, DType, Def, Function, Literal, Op, Program, TensorType, ValueId};
 
-/// How scalars are written.
+/// A version of MIL text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Version 1.0, of models for iOS 15 to 17.
@@ -34,23 +34,23 @@ impl Dialect {
     }
 }
 
-/// Where a constant lies in a weight file: the file's path and the offset of the blob.
+/// A lookup of a constant's place in a weight file: the file's path and the offset of the blob.
 pub type Place = (String, u64);
 
-/// How a program is printed.
+/// The style of a printed program.
 pub struct Style<'a> {
     /// The dialect.
     pub dialect: Dialect,
-    /// Who made the program, and what they say beside it; Core ML does not look at it.
+    /// Build information, by key. Core ML does not look at it.
     pub build_info: &'a [(&'a str, &'a str)],
-    /// Where a constant lies in a weight file; `None` to print its value.
+    /// The place of a constant in a weight file. A constant without one is printed in full.
     pub place: &'a dyn Fn(&Function, ValueId) -> Option<Place>,
 }
 
 /// Prints a program.
 ///
 /// # Errors
-/// Those of the writer, and if a weight has no place.
+/// Those of the writer, or a weight without a place.
 pub fn print(out: &mut dyn Write, program: &Program, style: &Style) -> fmt::Result {
     writeln!(out, "program({})", style.dialect.version())?;
     let mut printer = Printer { out, style };
@@ -79,7 +79,7 @@ struct Printer<'a, 'p> {
     style: &'a Style<'p>,
 }
 
-/// Writes items with commas between them.
+/// Writes items separated by commas.
 fn separated<T>(
     out: &mut dyn Write,
     items: impl IntoIterator<Item = T>,
@@ -130,7 +130,7 @@ impl Printer<'_, '_> {
         self.out.write_str(") {\n")?;
         let mut written = vec![false; function.values.len()];
         for op in &function.ops {
-            // Constants of constexpr ops stand in the op itself.
+            // Constants of constexpr ops stand inside the op.
             if !op.def.is_constexpr() {
                 op.args
                     .iter()
@@ -145,7 +145,7 @@ impl Printer<'_, '_> {
         self.out.write_str(");\n")
     }
 
-    /// The `const` op of a value, unless it is none or was written before.
+    /// The `const` op of a constant that is not written yet.
     fn constant(&mut self, function: &Function, id: ValueId, written: &mut [bool]) -> fmt::Result {
         let value = function.value(id);
         if !matches!(value.def, Def::Const(_)) || std::mem::replace(&mut written[id.index()], true) {
@@ -188,7 +188,7 @@ impl Printer<'_, '_> {
         self.out.write_str("            ")?;
         self.values(function, &op.outputs)?;
         write!(self.out, " = {}(", op.def.name)?;
-        // Argument names are alphabetical, as Apple's compiler writes them.
+        // Arguments are in alphabetical order, as Apple's compiler writes them.
         let mut args: Vec<_> = op.def.params.iter().map(|param| param.name).zip(&op.args).collect();
         args.retain(|(_, arg)| !matches!(arg, Arg::Absent));
         args.sort_by_key(|(name, _)| *name);
@@ -290,7 +290,7 @@ fn write_element(f: &mut dyn Write, literal: &Literal, at: usize) -> fmt::Result
     }
 }
 
-/// Element `at` of packed integers of any width; other types read as raw bits.
+/// Element `at` of packed integers of any width. Other types are read as raw bits.
 fn packed_int(bytes: &[u8], dtype: DType, at: usize) -> i128 {
     let bits = dtype.bits();
     let mut value: i128 = 0;

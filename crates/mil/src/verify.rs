@@ -1,4 +1,4 @@
-//! The rules of a valid function, executable.
+//! The executable rules of a valid function.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::{Def, Error, Function};
 /// Checks every rule of a function: names, order, arguments, types.
 ///
 /// - Names are identifiers, and unique among the values that are used.
-/// - Every value is made once, before it is used.
+/// - Every value is defined once, before it is used.
 /// - Arguments fit their declarations, and recorded types are the inferred ones.
 /// - Operands of constexpr ops are constants or results of others.
 /// - Inputs and outputs exist; no output is named twice.
@@ -17,7 +17,7 @@ use crate::{Def, Error, Function};
 /// Tests run it after every build and pass.
 ///
 /// # Errors
-/// The first rule that is broken, with the op or value.
+/// The first broken rule, with the op or value.
 pub fn verify(function: &Function) -> Result<(), Error> {
     let mut made = vec![false; function.values.len()];
     for (index, value) in function.values.iter().enumerate() {

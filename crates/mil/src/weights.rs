@@ -1,6 +1,6 @@
-//! References to checkpoint tensors and the cheap views on them.
+//! References to checkpoint tensors, and cheap views of them.
 //!
-//! Nothing is read until [`WeightRef::read`] is called; a reference is a name, a slice of a memory map and a list of views.
+//! A reference is a name, a slice of a memory map and a list of views. [`WeightRef::read`] reads it.
 
 mod overlay;
 
@@ -40,7 +40,7 @@ pub trait Weights: Send + Sync {
     }
 }
 
-/// Why a weight can't be used.
+/// The reason why a weight can't be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WeightError {
     /// The checkpoint has no such tensor.
@@ -49,37 +49,37 @@ pub enum WeightError {
         /// The tensor's name.
         name: String,
     },
-    /// The tensor's shape is not the one that the configuration asks for.
+    /// The tensor's shape is not the configured one.
     #[error("tensor `{name}` has shape {found:?}, the configuration asks for {expected:?}")]
     Shape {
         /// The tensor's name.
         name: String,
-        /// The shape that the configuration asks for.
+        /// The configured shape.
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// The number of bytes is not what the type takes.
+    /// The type takes more or fewer bytes.
     #[error("tensor `{name}` of type {ty} has {found} bytes")]
     Size {
         /// The tensor's name.
         name: String,
         /// The declared type.
         ty: TensorType,
-        /// The bytes that are there.
+        /// The number of bytes.
         found: usize,
     },
-    /// A view that does not fit the tensor.
+    /// The view does not fit the tensor.
     #[error("tensor `{name}`: {what}")]
     View {
         /// The tensor's name.
         name: String,
-        /// What does not fit.
+        /// The misfit.
         what: String,
     },
 }
 
-/// A checkpoint tensor seen through views: its name, its bytes, and how to read them.
+/// A view of a checkpoint tensor: its name, its bytes and the way to read them.
 #[derive(Clone, Debug)]
 pub struct WeightRef {
     name: Arc<str>,
@@ -88,7 +88,7 @@ pub struct WeightRef {
     layout: Arc<Layout>,
 }
 
-/// How elements are laid out. Element types are uniform inside a layout; the cast is [`WeightRef`]'s own.
+/// The layout of elements. All have the stored type; [`WeightRef`] adds the cast.
 #[derive(Debug)]
 enum Layout {
     Stored(Bytes),
@@ -99,20 +99,20 @@ enum Layout {
     Computed(Arc<dyn Computed>),
 }
 
-/// Elements that are made when they are read, so that nothing holds them meanwhile.
+/// Elements that are computed whenever they are read, and take no memory in between.
 pub trait Computed: std::fmt::Debug + Send + Sync {
-    /// The elements, row-major, little-endian: always the same, as many bytes as the type takes.
+    /// The elements, row-major, little-endian, as long as the type. Every call returns the same.
     fn read(&self) -> Vec<u8>;
 
-    /// Says that they will not be read soon.
+    /// Releases the memory of what they are computed from, for they are not needed soon.
     fn release(&self);
 }
 
-/// A compressed constant; `crate::constexpr` says what it decodes to. Operands have the element type that they are
-/// stored in, and the op table has checked that their shapes fit.
+/// A compressed constant, which `crate::constexpr` decodes. Operands have their stored element types; the op
+/// table has checked their shapes.
 #[derive(Debug)]
 pub enum Encoding {
-    /// Entries of a table.
+    /// Indices into a table.
     Lut {
         /// An index of `bits` bits for each element of `shape`, row-major, least significant bit first.
         indices: WeightRef,
@@ -129,16 +129,16 @@ pub enum Encoding {
     ShiftScale {
         /// The quantized elements.
         data: WeightRef,
-        /// Of `data`'s rank, with one element for each block of it.
+        /// One element for each block of `data`, of the same rank.
         scale: WeightRef,
-        /// As `scale`; nothing is subtracted without it.
+        /// Like `scale`. Without it nothing is subtracted.
         offset: Option<WeightRef>,
     },
-    /// The elements that are not zero.
+    /// The nonzero elements and their places.
     Sparse {
-        /// Those elements, one after the other.
+        /// The nonzero elements.
         values: WeightRef,
-        /// A bit for each element, least significant bit first: whether it is among `values`.
+        /// A bit for each element, least significant bit first, set where it is among `values`.
         mask: WeightRef,
         /// The number of elements.
         count: usize,
@@ -146,7 +146,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The operand that has something for each element.
+    /// The operand that is as large as the decoded tensor.
     pub(crate) fn elements(&self) -> &WeightRef {
         match self {
             Encoding::Lut { indices, .. } => indices,
@@ -155,7 +155,7 @@ impl Encoding {
         }
     }
 
-    /// What it is decoded from.
+    /// The operands that it is decoded from.
     fn operands(&self) -> impl Iterator<Item = &WeightRef> {
         let operands = match self {
             Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None],
@@ -170,7 +170,7 @@ impl WeightRef {
     /// A tensor as stored: row-major, little-endian.
     ///
     /// # Errors
-    /// [`WeightError::Size`] if `bytes` is not as long as `ty` asks for.
+    /// [`WeightError::Size`] if `bytes` is longer or shorter than `ty` takes.
     pub fn new(name: impl Into<Arc<str>>, ty: TensorType, bytes: Bytes) -> Result<Self, WeightError> {
         let name = name.into();
         if ty.byte_len() != Some(bytes.len()) {
@@ -179,12 +179,12 @@ impl WeightRef {
         Ok(WeightRef { name, stored: ty.dtype, ty, layout: Arc::new(Layout::Stored(bytes)) })
     }
 
-    /// A tensor whose elements are made when they are read.
+    /// A tensor whose elements are computed when they are read.
     pub fn computed(name: impl Into<Arc<str>>, ty: TensorType, elements: Arc<dyn Computed>) -> Self {
         WeightRef { name: name.into(), stored: ty.dtype, ty, layout: Arc::new(Layout::Computed(elements)) }
     }
 
-    /// The same bytes as another type of as many.
+    /// The same bytes under another type of the same length.
     pub(crate) fn reinterpreted(&self, ty: TensorType) -> Result<Self, WeightError> {
         let own = TensorType::new(self.stored, self.ty.shape.clone());
         if own.byte_len() != ty.byte_len() {
@@ -198,13 +198,13 @@ impl WeightRef {
         WeightRef { name: name.into(), stored: ty.dtype, ty, layout: Arc::new(Layout::Encoded(encoding)) }
     }
 
-    /// How many encodings must be decoded one after the other to read this.
+    /// The number of encodings that must be decoded in turn to read the tensor.
     pub(crate) fn encoding_depth(&self) -> usize {
         let Layout::Encoded(encoding) = &*self.layout else { return 0 };
         1 + encoding.operands().map(WeightRef::encoding_depth).max().unwrap_or(0)
     }
 
-    /// How the tensor is compressed, if it is and no view moves its elements.
+    /// The tensor's encoding, if it is compressed and no view moves its elements.
     pub fn encoding(&self) -> Option<&Encoding> {
         match &*self.layout {
             Layout::Encoded(encoding) => Some(encoding),
@@ -212,7 +212,7 @@ impl WeightRef {
         }
     }
 
-    /// Whether anything is decoded when the tensor is read.
+    /// Whether reading the tensor decodes anything.
     pub fn is_compressed(&self) -> bool {
         match &*self.layout {
             Layout::Encoded(_) => true,
@@ -222,7 +222,7 @@ impl WeightRef {
         }
     }
 
-    /// The bytes that the tensor takes where it is stored: of a compressed one, those of all its parts.
+    /// The stored bytes of the tensor. For a compressed one, the sum over its operands.
     pub fn stored_len(&self) -> usize {
         match &*self.layout {
             Layout::Encoded(encoding) => encoding.operands().map(WeightRef::stored_len).sum(),
@@ -252,7 +252,7 @@ impl WeightRef {
         WeightRef { name: name.into(), ..self.clone() }
     }
 
-    /// The same tensor read as another float type. Casts don't add up: reading rounds once, from the stored value.
+    /// The same tensor as another float type. Casts don't add up: reading rounds once, from the stored value.
     pub fn cast(&self, dtype: DType) -> Self {
         WeightRef { ty: self.ty.with_dtype(dtype), ..self.clone() }
     }
@@ -353,7 +353,7 @@ impl WeightRef {
         }
     }
 
-    /// Says that the tensor will not be read soon, so that its file's memory can be given back.
+    /// Releases the tensor's memory, for it is not read again soon. A memory map can give back its pages.
     pub fn release(&self) {
         match &*self.layout {
             Layout::Stored(bytes) => bytes.release(),
@@ -455,9 +455,10 @@ fn concat(parts: &[WeightRef], axis: usize) -> Vec<u8> {
     out
 }
 
-/// Converts little-endian floats; `None` where either type is not a float of at most 32 bits (or f64 as a source).
+/// Converts little-endian floats; `None` where either type is not a float of at most 32 bits (or f64 as a
+/// source).
 fn cast(bytes: &[u8], from: DType, to: DType) -> Option<Vec<u8>> {
-    // In blocks, whose conversions the processor does many at a time.
+    // In blocks, so that conversions are vectorised.
     const BLOCK: usize = 4096;
     let width = |dtype: DType| dtype.bits() / 8;
     let casts = matches!(from, DType::F16 | DType::BF16 | DType::F32 | DType::F64)

@@ -1,4 +1,4 @@
-//! Integers on a line: every element is a scale times an integer.
+//! Linear quantization: every element is a scale times an integer.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use crate::calibration::{Calibration, Needs};
 use crate::pack::pack;
 use crate::{Error, Width};
 
-/// Input channels that share a scale, at most, in blocks.
+/// The most input channels of a block.
 const BLOCK: usize = 32;
 
-/// Scales that are tried for a block, as parts of the one that reaches its largest element.
+/// The scales tried for a block, as fractions of the one that reaches its largest element.
 const TRIED: [f32; 5] = [1.0, 0.95, 0.9, 0.85, 0.8];
 
-/// A kind of integers on a line through zero.
+/// A kind of symmetric linear quantization.
 #[derive(Debug)]
 pub(super) struct Linear {
     name: &'static str,
@@ -26,7 +26,7 @@ pub(super) struct Linear {
     widths: &'static [Width],
     since: Opset,
     dtype: DType,
-    /// Input channels that share a scale, at most.
+    /// The most input channels that share a scale.
     block: usize,
 }
 
@@ -49,7 +49,7 @@ pub(super) static BLOCKS: Linear = Linear {
 };
 
 impl Linear {
-    /// Elements that share a scale, and the scales of a weight's axes.
+    /// The number of elements that share a scale, and the number of scales along each axis.
     fn blocks(&self, shape: &[usize]) -> (usize, Vec<usize>) {
         let channels = shape.get(1).copied().unwrap_or(1);
         let block = if self.block > channels { channels.max(1) } else { divisor(channels, self.block) };
@@ -63,7 +63,7 @@ impl Linear {
         (block * shape.iter().skip(2).product::<usize>(), blocks)
     }
 
-    /// The scale of a block that gives the least error.
+    /// The scale of least error for a block.
     fn scale(&self, elements: &[f16], importance: Option<&[f64]>) -> f16 {
         let most = elements.iter().map(|value| value.to_f32().abs()).fold(0.0, f32::max);
         let limit = limit(self.dtype);
@@ -154,14 +154,14 @@ impl Method for Linear {
 struct Integers {
     weight: WeightRef,
     scales: Vec<f16>,
-    /// Elements that share a scale.
+    /// The number of elements that share a scale.
     block_len: usize,
     dtype: DType,
 }
 
 impl Computed for Integers {
     fn read(&self) -> Vec<u8> {
-        // Read before, when the scales were chosen.
+        // Can't fail: the elements were read when the scales were chosen.
         let elements = elements(&self.weight).unwrap_or_default();
         let limit = limit(self.dtype);
         let mask = if self.dtype == DType::I8 { 0xff } else { 0x0f };

@@ -1,4 +1,4 @@
-//! The ways to store a weight in fewer bits: one table.
+//! The table of compression methods.
 
 mod linear;
 mod palette;
@@ -19,25 +19,25 @@ pub trait Method: fmt::Debug + Sync {
     /// The name, as in `palette` of `palette-4`.
     fn name(&self) -> &'static str;
 
-    /// One line of what it does.
+    /// A one-line description.
     fn about(&self) -> &'static str;
 
-    /// The widths that it has, ascending.
+    /// The supported widths, ascending.
     fn widths(&self) -> &'static [Width];
 
-    /// The first opset that has it.
+    /// The opset that introduced it.
     fn since(&self, width: Width) -> Opset;
 
     /// The bytes that a weight of type `ty` takes.
     fn stored_len(&self, ty: &TensorType, width: Width) -> usize;
 
-    /// The least calibration that it works with.
+    /// The calibration that it requires.
     fn needs(&self) -> Needs;
 
-    /// The weight in fewer bits. What is large about it is computed again whenever it is read, so that it takes no
-    /// memory until then.
+    /// The weight in fewer bits. Tables and scales are kept; indices and integers are computed whenever they
+    /// are read.
     ///
-    /// `calibration` has at least what the method [`needs`](Self::needs).
+    /// `calibration` meets the method's [`needs`](Self::needs).
     ///
     /// # Errors
     /// A weight that is not finite or not of floats, or a calibration that does not fit it.
@@ -60,22 +60,22 @@ pub static METHODS: &[&dyn Method] = &[
     &linear::BLOCKS,
 ];
 
-/// A method at one of its widths: how a layer is stored.
+/// A method at one of its widths.
 #[derive(Clone, Copy, Debug)]
 pub struct Scheme {
     /// The method.
     pub method: &'static dyn Method,
-    /// Bits of one element.
+    /// The bits of one element.
     pub width: Width,
 }
 
 impl Scheme {
-    /// One palette for the whole tensor, as Apple's recipes mean it.
+    /// One palette for the whole tensor, as in Apple's recipes.
     pub fn palette(width: Width) -> Self {
         Scheme { method: &palette::PALETTE, width }
     }
 
-    /// Eight bits on a line through zero, scaled by output channel.
+    /// 8-bit integers with a scale for each output channel.
     pub fn linear() -> Self {
         Scheme { method: &linear::CHANNELS, width: Width::Eight }
     }
@@ -90,7 +90,7 @@ impl Scheme {
         self.method.stored_len(ty, self.width)
     }
 
-    /// The first opset that has it.
+    /// The opset that introduced it.
     pub fn since(self) -> Opset {
         self.method.since(self.width)
     }
@@ -131,19 +131,19 @@ impl FromStr for Scheme {
     }
 }
 
-/// Every scheme's name.
+/// The names of all schemes.
 fn names() -> String {
     Scheme::all().map(|scheme| scheme.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// The elements as Core ML stores them.
+/// The elements in f16, as Core ML stores them.
 fn elements(weight: &WeightRef) -> Result<Vec<f16>, Error> {
     let narrow = weight.cast(DType::F16);
     let bytes = narrow.read()?;
     Ok(bytes.as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes)).collect())
 }
 
-/// The elements of one output channel (axis 0).
+/// The number of elements of one output channel (axis 0).
 fn row_len(shape: &[usize]) -> usize {
     shape.iter().skip(1).product()
 }

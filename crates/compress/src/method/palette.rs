@@ -12,10 +12,10 @@ use crate::calibration::{Calibration, Needs};
 use crate::pack::pack;
 use crate::{Error, Histogram, Palette, Width};
 
-/// Output channels that share a table, at most.
+/// The most output channels that share a table.
 const GROUP: usize = 16;
 
-/// From so many elements on, the index of every value is written down before elements are looked up.
+/// The number of elements from which on a table of the index of every f16 pays off.
 const TABLE_FROM: usize = 1 << 15;
 
 /// A kind of palettes.
@@ -23,7 +23,7 @@ const TABLE_FROM: usize = 1 << 15;
 pub(super) struct Palettes {
     name: &'static str,
     about: &'static str,
-    /// Whether each few output channels have a table of their own.
+    /// Whether groups of output channels have a table each.
     is_grouped: bool,
     /// Whether each output channel has a scale.
     is_scaled: bool,
@@ -71,7 +71,7 @@ pub(super) static INT8: Palettes = Palettes {
 };
 
 impl Palettes {
-    /// Output channels that share a table.
+    /// The number of output channels that share a table.
     fn group(&self, shape: &[usize]) -> usize {
         let rows = shape.first().copied().unwrap_or(1);
         if self.is_grouped { divisor(rows, GROUP) } else { rows.max(1) }
@@ -139,15 +139,16 @@ impl Method for Palettes {
 pub enum Indices {
     /// Those of the nearest entries. They are computed whenever they are read.
     Nearest,
-    /// Those that a method chose itself, such as one that compensates errors: a byte for each element, row-major.
+    /// Those that a method chose itself, such as one that compensates errors: a byte for each element,
+    /// row-major.
     Kept(Vec<u8>),
 }
 
-/// A weight stored by given palettes: one for each of as many equal groups of output channels.
+/// A weight stored by given palettes, one for each of equal groups of output channels.
 ///
 /// # Errors
-/// [`Error::Palettes`] if palettes are of different widths or don't divide the output channels, or indices are too many,
-/// too few or too large.
+/// [`Error::Palettes`] if the palettes differ in width or don't divide the output channels, or if kept
+/// indices are too many, too few or too large.
 pub fn palettized(weight: &WeightRef, palettes: Vec<Palette>, indices: Indices) -> Result<WeightRef, Error> {
     let shape = &weight.ty().shape;
     let misfit = |what: String| Error::Palettes { what, shape: shape.clone() };
@@ -215,7 +216,7 @@ fn stored(
     Ok(blockwise_shift_scale(&name, encoded, scales, None)?)
 }
 
-/// What is palettized: a weight, its rows divided by scales.
+/// The values to palettize: a weight with its rows divided by scales.
 #[derive(Debug)]
 struct Source {
     weight: WeightRef,
@@ -257,7 +258,7 @@ fn fit(
     source.weight.release();
     let group_len = (group * row_len(shape)).max(1);
     let columns = calibration.map(|calibration| row_importance(shape, calibration)).transpose()?;
-    // An error in a row that was divided by its scale counts by that scale.
+    // An error in a scaled row counts by the square of its scale.
     let row_factor = |row: usize| source.scales.as_ref().map_or(1.0, |scales| scales[row].to_f64().powi(2));
     let is_plain = columns.is_none() && source.scales.is_none();
     let one = |(index, elements): (usize, &[f16])| {
@@ -276,7 +277,7 @@ fn fit(
     elements.chunks_exact(group_len).enumerate().map(one).collect()
 }
 
-/// A palette's entries as scaled 8-bit integers, and the palette of what they decode to.
+/// A palette's entries as scaled 8-bit integers, and the palette of the decoded entries.
 fn in_bytes(palette: &Palette, width: Width, rank: usize) -> Result<(WeightRef, Palette), Error> {
     let entries = palette.used();
     let most = entries.iter().map(|entry| entry.to_f32().abs()).fold(0.0, f32::max);
@@ -319,13 +320,13 @@ struct Nearest {
     source: Source,
     palettes: Vec<Palette>,
     width: Width,
-    /// Elements that share a palette.
+    /// The number of elements that share a palette.
     group_len: usize,
 }
 
 impl Computed for Nearest {
     fn read(&self) -> Vec<u8> {
-        // Read before, when the palettes were fitted.
+        // Can't fail: the elements were read when the palettes were fitted.
         let elements = self.source.elements().unwrap_or_default();
         let mut indices = Vec::with_capacity(elements.len());
         for (group, palette) in elements.chunks_exact(self.group_len.max(1)).zip(&self.palettes) {

@@ -1,4 +1,4 @@
-//! Every method over edge sizes: what is stored decodes to the nearest of what can be stored.
+//! Every method over edge sizes.
 
 use mixbit_mil::{Builder, Bytes, Constant, Def, Function, constexpr};
 
@@ -102,7 +102,7 @@ fn importance_moves_error_to_channels_that_matter_less() {
     let importance = [0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 9.0f32];
     let calibration = Calibration::of_mean_square(importance.to_vec());
     let values = floats(&source);
-    // Entries of 8 bits are rounded to integers after the fit, whatever matters.
+    // Entries of 8 bits are rounded to integers after the fit, regardless of importance.
     for scheme in Scheme::all().filter(|scheme| scheme.to_string() != "int8-palette-8") {
         let weighted = |calibration: Option<&Calibration>| -> f64 {
             let found = floats(&scheme.encode(&source, calibration).unwrap());
@@ -120,7 +120,7 @@ fn importance_moves_error_to_channels_that_matter_less() {
     let error = Scheme::palette(Width::One).encode(&source, Some(&narrow)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there are importances of 7 input channels for a weight of shape [32, 8, 3, 3]"
+        "the calibration has 7 input channels, which does not fit a weight of shape [32, 8, 3, 3]"
     );
 }
 
@@ -153,10 +153,7 @@ fn schemes_have_names() {
         assert_eq!(scheme.to_string().parse::<Scheme>().unwrap(), scheme);
     }
     let error = "palette-5".parse::<Scheme>().unwrap_err().to_string();
-    assert!(
-        error.starts_with("no encoding is called `palette-5`; there are palette-1, palette-2,"),
-        "{error}"
-    );
+    assert!(error.starts_with("there is no scheme `palette-5`; known are palette-1, palette-2,"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use mixbit_engine::{Cancel, Tensor, Timing, TracedStep};
-use mixbit_mil::{Function, ValueId, cut_after, waists};
+use mixbit_mil::{Function, ValueId, cut_after, single_value_cuts};
 
 use super::cache::NetworkCache;
 use super::error::GenerateError;
@@ -274,7 +274,7 @@ impl Tiled {
 fn common_cuts(whole: &Function, tile: &Function, grid: &Grid, most: usize) -> Vec<String> {
     let shape = |graph: &Function, id: ValueId| image_shape(&graph.value(id).ty.shape);
     let of_tile: HashMap<&str, [usize; 4]> =
-        waists(tile).into_iter().map(|id| (tile.value(id).name.as_str(), shape(tile, id))).collect();
+        single_value_cuts(tile).into_iter().map(|id| (tile.value(id).name.as_str(), shape(tile, id))).collect();
     let fits = |id: &ValueId| {
         let [batch, channels, height, width] = shape(whole, *id);
         let scale = height / grid.plane[0];
@@ -285,7 +285,7 @@ fn common_cuts(whole: &Function, tile: &Function, grid: &Grid, most: usize) -> V
             && of_tile.get(whole.value(*id).name.as_str()) == Some(&at(grid.tile))
     };
     let name = |id: ValueId| whole.value(id).name.clone();
-    waists(whole).into_iter().filter(fits).map(name).collect()
+    single_value_cuts(whole).into_iter().filter(fits).map(name).collect()
 }
 
 /// The shape of an image: batch, channels, height, width; zeros for another number of axes.

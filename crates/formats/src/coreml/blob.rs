@@ -1,4 +1,4 @@
-//! `weight.bin`: a header, then blobs at multiples of 64 bytes, each behind a header of its own.
+//! `weight.bin`: a header, then blobs at multiples of 64 bytes, each after a header of its own.
 //!
 //! ```text
 //! 0     u32 count | u32 version 2 | zeros to 64
@@ -6,7 +6,7 @@
 //! M+64  data, packed
 //! ```
 //!
-//! A specification refers to a blob by M. Padding bits fill the last byte of types that are narrower than one.
+//! A specification refers to a blob by M. Padding bits fill the last byte of sub-byte types.
 
 use std::io::{self, Write};
 
@@ -51,7 +51,7 @@ pub(super) fn read(file: &Bytes, offset: u64, ty: &TensorType) -> Result<Bytes, 
     if expected.map(|len| len as u64) != Some(size) {
         return Err(format!("the blob has {size} bytes, but a value of type {ty} has {expected:?}"));
     }
-    // Before iOS 18 the field may hold anything, and no type was narrower than a byte.
+    // Before iOS 18 the field could have any value, and there were no sub-byte types.
     if ty.dtype.bits() < 8 && padding != padding_bits(ty) {
         return Err(format!("the blob of type {ty} has {padding} bits of padding"));
     }
@@ -67,7 +67,7 @@ fn padding_bits(ty: &TensorType) -> u64 {
     (8 * used.div_ceil(8) - used) as u64
 }
 
-/// Where the blobs of a file go: each at the next multiple of 64.
+/// The places of a file's blobs, each at the next multiple of 64.
 #[derive(Debug)]
 pub(super) struct Layout {
     types: Vec<TensorType>,
@@ -129,7 +129,7 @@ impl Layout {
     }
 }
 
-/// Passes on as many bytes as a blob has, and no more.
+/// A writer that passes on at most the bytes of a blob.
 struct Counting<'a> {
     writer: &'a mut dyn Write,
     left: u64,

@@ -1,9 +1,10 @@
-//! Compiled models, `.mlmodelc`: the program as text, the description in `coremldata.bin`, and `metadata.json` for apps.
+//! Compiled models, `.mlmodelc`: the program as text, the description in `coremldata.bin`, and
+//! `metadata.json` for apps.
 //!
 //! ```text
 //! coremldata.bin   u32 502 | u32 5 or 9 | zeros to 0x1c | u64 7 | "generic" | i32 specification version | zeros to 0x4b |
 //!                  u64 length | description | for each function: u32 502, 12 zeros
-//! analytics/       strings, each behind its u64 length: a group, how many pairs, keys and values
+//! analytics/       strings, each after its u64 length: a group, the number of pairs, keys and values
 //! ```
 
 use std::path::Path;
@@ -53,7 +54,7 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
         .map_err(|problem| in_model("model.mil", problem))
 }
 
-/// The class that the compiler generates for the model, which only the metadata tells.
+/// The class that the compiler generates for the model, from the metadata.
 fn generated_class(files: &Files) -> Option<String> {
     let metadata: Value = serde_json::from_str(&files.text("metadata.json").ok()?).ok()?;
     metadata.get(0)?.get("generatedClassName")?.as_str().map(str::to_string)
@@ -112,7 +113,7 @@ fn text(model: &Model, placement: &Placement, build_info: &[(&str, &str)]) -> Re
     };
     let dialect = if model.specification_version >= IOS_18 { Dialect::V1_3 } else { Dialect::V1_0 };
     let mut out = String::new();
-    // A weight outside the weight file stands in the text.
+    // A weight outside the weight file is printed in the text.
     let program = encode::with_literals(model)?;
     let style = Style { dialect, build_info, place: &place };
     mixbit_mil::text::print(&mut out, &program, &style)

@@ -1,4 +1,4 @@
-//! What a specification says about a model from outside: features and metadata.
+//! The description of a model in a specification: features and metadata.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::wire::{Message, Writer};
 use super::{CoreMlError, Feature, Metadata};
 use crate::error::shown;
 
-/// A model's description: its features, those of the default function where there are several.
+/// A model's description. Of several functions, the features are those of the default one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Description {
     pub(super) inputs: Vec<Feature>,
@@ -47,7 +47,7 @@ impl Description {
         Ok(out)
     }
 
-    /// The features of one function of several, if it is the default one.
+    /// Reads the features of one function of several, if it is the default one.
     fn read_function(&mut self, message: Message) -> Result<(), CoreMlError> {
         let (mut name, mut inputs, mut outputs) = ("", Vec::new(), Vec::new());
         for field in message.fields() {

@@ -1,4 +1,4 @@
-//! Writing a directory of files whole or not at all.
+//! Atomic writing of directories.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::Error;
 
-/// A directory in the making, beside where it will be. Dropped before [`finish`](Self::finish), it is removed; if the
-/// process is killed, the next one that makes the same directory removes it.
+/// A directory under construction, beside its target. It is removed if it is dropped before
+/// [`finish`](Self::finish). If the process is killed, the next one that writes the same directory removes
+/// it.
 pub(super) struct NewDirectory {
     target: PathBuf,
     partial: PathBuf,
@@ -17,10 +18,10 @@ pub(super) struct NewDirectory {
 impl NewDirectory {
     pub(super) fn create(target: &Path) -> Result<Self, Error> {
         let name = target.file_name().ok_or_else(|| {
-            Error::of_write(target, io::Error::new(io::ErrorKind::InvalidInput, "that is no directory name"))
+            Error::of_write(target, io::Error::new(io::ErrorKind::InvalidInput, "it is not a directory name"))
         })?;
         if target.is_file() {
-            return Err(Error::of_write(target, io::Error::other("a file has that name")));
+            return Err(Error::of_write(target, io::Error::other("a file has that name: choose another")));
         }
         let partial = sibling(target, &format!(".{}.partial", name.to_string_lossy()));
         let result = remove(&partial).and_then(|()| fs::create_dir_all(&partial));
@@ -46,12 +47,12 @@ impl NewDirectory {
         result().map_err(|cause| Error::of_write(&self.target.join(name), cause))
     }
 
-    /// Writes one file of which the content is there.
+    /// Writes one file with the given content.
     pub(super) fn bytes(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         self.file(name, |writer| writer.write_all(bytes))
     }
 
-    /// Puts the directory in its place; what was there is removed.
+    /// Moves the directory to its target, and removes the old one.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         let name = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let old = sibling(&self.target, &format!(".{name}.old"));
@@ -69,7 +70,7 @@ impl NewDirectory {
             result()
         };
         result.map_err(|cause| Error::of_write(&self.target, cause))?;
-        // Makes the rename itself durable, where the system can.
+        // Makes the rename durable, where the system can.
         if let Some(parent) = self.target.parent()
             && let Ok(parent) = File::open(parent)
         {

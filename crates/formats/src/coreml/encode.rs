@@ -1,4 +1,4 @@
-//! Writing a specification: the counterpart of `program` and `value`.
+//! The writer of specifications: the counterpart of `program` and `value`.
 
 use mixbit_mil::{
     Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, TensorType, ValueId, WeightRef,
@@ -10,7 +10,7 @@ use super::schema::{self, TENSOR_CODES, WEIGHT_FILE, opset_name};
 use super::wire::Writer;
 use super::{CoreMlError, Model};
 
-/// The program with weights that are not in the weight file as literals.
+/// The program with literals for the weights that are not in the weight file.
 pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
     let mut out = model.program.clone();
     for function in &mut out.functions {
@@ -79,7 +79,7 @@ impl FunctionWriter<'_, '_> {
             Ok::<(), CoreMlError>(())
         };
         for op in function.ops() {
-            // Constants of constexpr ops stand in the op itself.
+            // Constants of constexpr ops stand inside the op.
             if !op.def.is_constexpr() {
                 op.args.iter().flat_map(Arg::values).try_for_each(|&id| write_constant(&mut block, id))?;
             }
@@ -110,7 +110,7 @@ impl FunctionWriter<'_, '_> {
     fn op(&self, op: &Op) -> Result<Writer, CoreMlError> {
         let view: OpView = self.function.view(op);
         let label = op.outputs.first().map_or("", |&id| &self.function.value(id).name);
-        // Maps have no order; this one is alphabetical, so that the same program gives the same bytes.
+        // Maps have no order. This one is alphabetical, so that the same program gives the same bytes.
         let mut args: Vec<_> = op.def.params.iter().map(|param| param.name).zip(&op.args).collect();
         args.retain(|(_, arg)| !matches!(arg, Arg::Absent));
         args.sort_by_key(|(name, _)| *name);
@@ -264,7 +264,7 @@ fn literal(literal: &Literal) -> Writer {
     out
 }
 
-/// Little-endian values as they lie, left out if there are none.
+/// Writes little-endian values unchanged, unless there are none.
 fn packed(writer: &mut Writer, bytes: &[u8]) {
     if !bytes.is_empty() {
         writer.bytes(schema::repeated::VALUES, bytes);

@@ -1,27 +1,27 @@
-//! Why a Core ML model can't be read or written.
+//! Errors of Core ML models.
 
 use thiserror::Error;
 
 use crate::error::shown;
 
-/// What is wrong with a Core ML model.
+/// The reason why a Core ML model can't be read or written.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CoreMlError {
-    /// The specification (`model.mlmodel`) is not what it claims to be.
+    /// The specification (`model.mlmodel`) is malformed.
     #[error("the specification is malformed at byte {at}: {what}")]
     Malformed {
         /// The byte of the file at which the faulty message begins.
         at: usize,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// The text of a compiled program is not a program.
     #[error("{0}")]
     Text(mixbit_mil::text::ParseError),
-    /// A kind of model, feature or value that is not read.
+    /// An unsupported kind of model, feature or value.
     #[error("{what} is not supported")]
     Unsupported {
-        /// What was found.
+        /// The kind.
         what: String,
     },
     /// The manifest, the description or the files of the model contradict each other.
@@ -30,7 +30,7 @@ pub enum CoreMlError {
         /// The contradiction.
         what: String,
     },
-    /// A weight that is not where the specification says.
+    /// A weight that is not in its place in the weight file.
     #[error("weight `{}` at offset {offset} of {}: {what}", shown(name), shown(file))]
     Blob {
         /// The value's name.
@@ -39,7 +39,7 @@ pub enum CoreMlError {
         file: String,
         /// The offset of the blob's header.
         offset: u64,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// The program itself is not valid.

@@ -1,4 +1,4 @@
-//! `Manifest.json` of a package: which file is the model.
+//! `Manifest.json` of a package, which names the model's file.
 
 use std::collections::BTreeMap;
 
@@ -44,8 +44,8 @@ pub(super) fn model_path(text: &str) -> Result<String, CoreMlError> {
     Ok(item.path.clone())
 }
 
-/// The manifest of a package with a model and, unless it has none, weights. Identifiers follow from the model's bytes,
-/// so that the same model always gives the same package.
+/// The manifest of a package with a model and, unless it has none, weights. Identifiers follow from the
+/// model's bytes, so that the same model always gives the same package.
 pub(super) fn write(model: &[u8], has_weights: bool) -> String {
     let mut items = BTreeMap::new();
     let mut add = |salt: u64, description: &str, name: &str| {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Feature, Model};
 
-/// The first systems that run a specification version, from 6 on.
+/// The oldest systems that run a specification version, from version 6 on.
 const AVAILABILITY: [[&str; 6]; 4] = [
     ["15.0", "15.0", "12.0", "15.0", "1.0", "8.0"],
     ["16.0", "16.0", "13.0", "16.0", "1.0", "9.0"],
@@ -16,7 +16,7 @@ const AVAILABILITY: [[&str; 6]; 4] = [
 ];
 const SYSTEMS: [&str; 6] = ["iOS", "macCatalyst", "macOS", "tvOS", "visionOS", "watchOS"];
 
-/// Ops of which the compiler knows one version only, and names none.
+/// Ops that have one version only, which the compiler does not name.
 const UNVERSIONED: [&str; 12] = [
     "concat",
     "expand_dims",
@@ -73,7 +73,7 @@ const CHANGED_IN_17: [&str; 37] = [
     "transpose",
 ];
 
-/// The JSON text for a model whose weights lie in a weight file where `stored` says so.
+/// The JSON text of a model. `stored` tells whether a constant is in the weight file.
 pub(super) fn write(model: &Model, stored: &dyn Fn(ValueId) -> bool) -> String {
     let main = model.program.main();
     let version = model.specification_version as usize;
@@ -150,7 +150,7 @@ fn precision(dtype: DType) -> &'static str {
     }
 }
 
-/// How often each op occurs, by the compiler's name of it.
+/// The number of ops of each type, by the compiler's name.
 fn histogram(function: &Function) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for op in function.ops() {
@@ -159,7 +159,7 @@ fn histogram(function: &Function) -> BTreeMap<String, u64> {
     counts
 }
 
-/// `Ios16.reduceMean`: the opset in which the op took its form, and the op.
+/// The compiler's name of an op, such as `Ios16.reduceMean`: the opset of its form, and the op.
 fn versioned_name(op: &OpView) -> String {
     let mut words = op.kind().split('_');
     let mut name = words.next().unwrap_or_default().to_string();
@@ -199,7 +199,7 @@ fn compute_precision(function: &Function) -> String {
     )
 }
 
-/// How the constants of the weight file are stored.
+/// The storage of the constants in the weight file.
 fn storage_precision(function: &Function, stored: &dyn Fn(ValueId) -> bool) -> String {
     let mut kinds = Vec::new();
     for op in function.ops() {

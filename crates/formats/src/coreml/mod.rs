@@ -1,11 +1,11 @@
 //! Core ML models: `.mlpackage` directories and compiled `.mlmodelc` ones, read and written.
 //!
-//! [`read`] gives a [`Model`]: a [`mixbit_mil::Program`] whose weights stay in the memory-mapped weight file, and what the model
-//! says about itself. [`write_package`] and [`write_compiled`] write one.
+//! [`read`] returns a [`Model`]: a [`mixbit_mil::Program`], whose weights stay in the memory-mapped weight
+//! file, and the model's metadata. [`write_package`] and [`write_compiled`] write one.
 //!
-//! Specification versions 6 to 9 (iOS 15 to 18) are read; the models of a pipeline become one program, flexible shapes
-//! are read as their default shape. What mixbit has no use for is refused by name: other kinds of model than ML
-//! programs, compiled pipelines, state, control flow, images and sequences as features, tensors of unknown rank.
+//! Specification versions 6 to 9 (iOS 15 to 18) are read. The models of a pipeline become one program.
+//! Flexible shapes are read as their default shape. Refused by name are models other than ML programs,
+//! compiled pipelines, state, control flow, images and sequences as features, and tensors of unknown rank.
 //!
 //! ```
 //! use mixbit_formats::coreml::{self, Feature, Metadata, Model};
@@ -83,7 +83,7 @@ pub struct Model {
     pub inputs: Vec<Feature>,
     /// The described outputs, in the order of the description.
     pub outputs: Vec<Feature>,
-    /// What the model says about itself.
+    /// The metadata.
     pub metadata: Metadata,
 }
 
@@ -100,26 +100,27 @@ pub struct Feature {
     pub optional: bool,
 }
 
-/// What a model says about itself. Empty where it says nothing.
+/// A model's metadata. Unknown texts are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
-    /// What the model does.
+    /// The model's purpose.
     pub short_description: String,
     /// The model's own version.
     pub version: String,
-    /// Who made it.
+    /// The author.
     pub author: String,
-    /// Under which terms it may be used.
+    /// The terms of use.
     pub license: String,
     /// Anything else, by key.
     pub user_defined: BTreeMap<String, String>,
 }
 
-/// Reads a `.mlpackage` directory, a compiled `.mlmodelc` one, or an `.mlmodel` file with its weights beside it.
+/// Reads a `.mlpackage` directory, a compiled `.mlmodelc` one, or an `.mlmodel` file with its weights beside
+/// it.
 ///
 /// # Errors
-/// [`Error::CoreMl`] if the model can't be used, [`Error::Read`] if a file can't be opened, [`Error::NotFound`] if `path`
-/// is no model.
+/// [`Error::CoreMl`] if the model can't be used, [`Error::Read`] if a file can't be opened,
+/// [`Error::NotFound`] if `path` is no model.
 pub fn read(path: &Path) -> Result<Model, Error> {
     let class = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let (Some(folder), Some(name), true) = (path.parent(), path.file_name(), path.is_file()) else {
@@ -137,14 +138,14 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
     read_files(&files, label.to_string())
 }
 
-/// Writes a `.mlpackage` directory, whole or not at all; one that is there is replaced. Weights are read, cast and
-/// written one after the other; `progress` counts their bytes.
+/// Writes a `.mlpackage` directory, whole or not at all. An existing one is replaced. Weights are read, cast
+/// and written one after the other; `progress` counts their bytes.
 ///
 /// The same model always gives the same bytes, and so does a model that was read from what was written.
 ///
 /// # Errors
-/// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the system's
-/// reason, [`Error::Stopped`] if `progress` stops it.
+/// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the
+/// system's reason, [`Error::Stopped`] if `progress` stops it.
 pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let placement = Placement::plan(&model.program, model.specification_version);
     let names = placement.names(model).to_text();
@@ -171,7 +172,7 @@ pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Re
     compiled::write(path, model, progress)
 }
 
-/// What a program says beside itself: the version of this crate and the names of weights.
+/// The build information of a program: the version of this crate and the names of weights.
 fn build_info(names: Option<&str>) -> Vec<(&'static str, &str)> {
     let names = names.map(|names| (names::KEY, names));
     [("mixbit-version", env!("CARGO_PKG_VERSION"))].into_iter().chain(names).collect()

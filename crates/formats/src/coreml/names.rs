@@ -1,9 +1,9 @@
-//! Names that weights have in their checkpoint.
+//! The checkpoint names of weights.
 //!
-//! MIL's identifiers have no dots, so a file can't hold `down_blocks.0.resnets.0.conv1.weight` as the name of a value.
-//! The names travel in the program's build information, a dictionary of texts that Core ML and coremltools pass on and
-//! do not look at, under one key: as JSON, the name by function and by place. A place is the name of a constant, or
-//! `result.input` for one that stands in an op.
+//! MIL's identifiers have no dots, so `down_blocks.0.resnets.0.conv1.weight` can't be the name of a value.
+//! The names are stored in the program's build information, a dictionary of texts that Core ML and
+//! coremltools pass on unread, under one key: JSON with the name by function and place. A place is the name
+//! of a constant, or `result.input` for a constant inside an op.
 
 use std::collections::BTreeMap;
 
@@ -14,28 +14,28 @@ use super::CoreMlError;
 /// The key of the build information.
 pub(super) const KEY: &str = "mixbit-weights";
 
-/// Name by function and place. Weights that are called after their place are left out.
+/// Names by function and place, without those that follow from the place.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names(BTreeMap<String, BTreeMap<String, String>>);
 
-/// Where a constant stands, and what it is called if nothing else is known.
+/// The place of a constant, and its default name.
 pub(super) struct Site {
     place: String,
     pub(super) default: String,
 }
 
 impl Site {
-    /// A constant of its own.
+    /// The site of a constant with a name of its own.
     pub(super) fn value(name: &str) -> Self {
         Site { place: name.to_string(), default: name.to_string() }
     }
 
-    /// A constant that stands in the op which makes `result`.
+    /// The site of a constant inside the op that makes `result`.
     pub(super) fn inside(result: &str, input: &str) -> Self {
         Site { place: format!("{result}.{input}"), default: format!("{result}_{input}") }
     }
 
-    /// Where an op's constant stands when it is written.
+    /// The site of an op's constant in a written program.
     pub(super) fn of(function: &Function, op: &Op, input: &str, id: ValueId) -> Self {
         match op.outputs.first() {
             Some(&output) if op.def.is_constexpr() => Site::inside(&function.value(output).name, input),
@@ -45,7 +45,7 @@ impl Site {
 }
 
 impl Names {
-    /// Adds the name of a constant of `function`, unless it is called after its site.
+    /// Adds the name of a constant of `function`, unless it is the site's default.
     pub(super) fn insert(&mut self, function: &str, site: Site, name: &str) {
         if name != site.default {
             let names = self.0.entry(function.to_string()).or_default();
@@ -58,7 +58,7 @@ impl Names {
         self.0.get(function).and_then(|names| names.get(&site.place)).unwrap_or(&site.default)
     }
 
-    /// As a value of the build information; `None` if there is nothing to say.
+    /// The text for the build information, or `None` if there are no names.
     pub(super) fn to_text(&self) -> Option<String> {
         (!self.0.is_empty()).then(|| serde_json::to_string(&self.0).unwrap_or_default())
     }
@@ -70,7 +70,7 @@ impl Names {
     }
 }
 
-/// Every constant that a function's ops and outputs use, in that order, with its place.
+/// Every constant that a function's ops and outputs use, in that order, with its site.
 pub(super) fn sites<'f>(function: &'f Function) -> impl Iterator<Item = (ValueId, Site)> + 'f {
     let of_op = move |op: &'f Op| {
         let args = op.def.params.iter().zip(&op.args);
@@ -83,7 +83,7 @@ pub(super) fn sites<'f>(function: &'f Function) -> impl Iterator<Item = (ValueId
     function.ops().iter().flat_map(of_op).chain(outputs).filter(is_constant)
 }
 
-/// What a reader calls a constant at the place of its first use.
+/// The name that a reader gives a constant at the site of its first use.
 pub(super) fn name_at(constant: &Constant, site: &Site) -> String {
     match constant {
         Constant::Weight(weight) => weight.name().to_string(),

@@ -1,4 +1,4 @@
-//! The program of a specification.
+//! The reader of programs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,7 +14,7 @@ use crate::error::shown;
 /// More inputs or attributes than any op has.
 const ARGUMENT_LIMIT: usize = 64;
 
-/// Reads a program. `inputs` are the described types of the main function's inputs, for extents that it leaves open.
+/// Reads a program. `inputs` has the described types of the main function's inputs, for open extents.
 pub(super) fn read(
     message: Message,
     inputs: &BTreeMap<String, TensorType>,
@@ -35,7 +35,7 @@ pub(super) fn read(
             _ => {}
         }
     }
-    // Maps have no order in the file; a program has one.
+    // Maps have no order in the file, but a program has.
     functions.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = functions.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(message.malformed(format!("two functions are named `{}`", pair[0].name)));
@@ -43,7 +43,7 @@ pub(super) fn read(
     Ok(Program { functions })
 }
 
-/// The names of weights that the build information holds.
+/// The names of weights in the build information.
 fn names(message: Message) -> Result<Names, CoreMlError> {
     for field in message.fields() {
         let field = field?;
@@ -101,7 +101,7 @@ fn read_function<'a>(
     reader.block(block.ok_or_else(|| message.malformed(format!("no block of opset {opset_text}")))?)
 }
 
-/// The type of an input, with open extents as described.
+/// The type of an input, with open extents from the description.
 fn resolve_input(
     name: &str,
     declared: &Declared,
@@ -116,12 +116,12 @@ fn resolve_input(
         .ok_or_else(|| CoreMlError::unsupported(format!("input `{}` without a default shape", shown(name))))
 }
 
-/// Reads the ops of one function.
+/// A reader of one function's ops.
 struct Reader<'a, 'w> {
     assembler: Assembler,
     names: &'w Names,
     weights: &'w mut WeightFiles,
-    /// Constants by their place in a weight file, so that one that stands in several ops stays one.
+    /// Constants by their place in a weight file, so that one that several ops use stays one value.
     placed: HashMap<(&'a str, u64), ValueId>,
 }
 
@@ -165,7 +165,7 @@ impl<'a> Reader<'a, '_> {
         if kind == "const" {
             return self.constant(message, &outputs, &attributes);
         }
-        // Before its inputs, so that the message is about the op.
+        // Checked before its inputs, so that the message is about the op.
         lookup(kind).ok_or_else(|| mixbit_mil::Error::UnknownOp(shown(kind)))?;
         let mut args = Vec::new();
         for (input, argument) in inputs {
@@ -194,7 +194,7 @@ impl<'a> Reader<'a, '_> {
         let Placed { constant, place } = constant(value, weight, self.weights)?;
         if !declared.admits(constant.ty()) {
             let name = shown(name);
-            return Err(message.malformed(format!("const `{name}` is declared otherwise than its value")));
+            return Err(message.malformed(format!("const `{name}` has another type than its value")));
         }
         let id = self.assembler.constant(name, constant)?;
         if let Some(place) = place {
@@ -203,7 +203,7 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
-    /// What an input is bound to: one value or a list, each by name or in place.
+    /// The binding of an input: one value or a list, each by name or inline.
     fn argument(
         &mut self,
         message: Message<'a>,
@@ -244,7 +244,7 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// A constant that stands in an op.
+    /// A constant inside an op.
     fn inline(&mut self, message: Message<'a>, output: &str, input: &str) -> Result<ValueId, CoreMlError> {
         let (names, site) = (self.names, Site::inside(output, input));
         let weight = names.get(&self.assembler.function().name, &site);

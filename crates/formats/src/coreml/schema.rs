@@ -1,7 +1,7 @@
 //! Names, codes and field numbers of Core ML's protobuf schema, as far as mixbit reads or writes them.
 //!
-//! The schema is Apple's: `Model.proto`, `FeatureTypes.proto` and `MIL.proto` of coremltools. A module below is a message;
-//! its constants are field numbers.
+//! The schema is Apple's: `Model.proto`, `FeatureTypes.proto` and `MIL.proto` of coremltools. A module below
+//! is a message; its constants are field numbers.
 
 use mixbit_mil::{DType, Opset};
 

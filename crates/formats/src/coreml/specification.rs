@@ -1,4 +1,4 @@
-//! `model.mlmodel`: the specification of a model.
+//! The reader of `model.mlmodel`, the specification of a model.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::wire::Message;
 use super::{CoreMlError, Feature, Model, WeightFiles, program, schema};
 use crate::error::shown;
 
-/// Specification versions that are read.
+/// The supported specification versions.
 const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
 
 /// The most models of a pipeline.
@@ -63,7 +63,7 @@ impl<'a> Parts<'a> {
         Description::read(self.description.ok_or_else(|| message.malformed("there is no description"))?)
     }
 
-    /// The version, description and program of a model that is one.
+    /// The version, description and program of a single model.
     fn program(
         &self,
         message: Message,
@@ -75,7 +75,7 @@ impl<'a> Parts<'a> {
         Ok((self.version as u32, description, program))
     }
 
-    /// Those of a pipeline, whose models become one program.
+    /// The version, description and program of a pipeline, whose models become one program.
     fn pipeline(
         &self,
         message: Message,
@@ -108,7 +108,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Refuses versions that are not known.
+/// Refuses unsupported versions.
 pub(super) fn check_version(version: u64) -> Result<(), CoreMlError> {
     match VERSIONS.contains(&version) {
         true => Ok(()),

@@ -229,7 +229,8 @@ fn bare(text: &str) -> Vec<String> {
 fn compiled_models_of_apple_are_read_and_written_as_theirs() {
     let scratch = Scratch::new();
     let folder = fixtures().join("compiled");
-    // The compiled model, whether its source is there, and what is not ours to write: flexible shapes, several functions.
+    // The compiled model, whether its source is there, and what is not ours to write: flexible shapes,
+    // several functions.
     let cases = [
         ("fp16-subnormal-cast/expected-macos.mlmodelc", true, &[][..]),
         ("quantized-constexpr/expected-macos.mlmodelc", true, &[]),

@@ -1,4 +1,4 @@
-//! MIL's types and values in a specification.
+//! The reader of types and values.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::schema::{self, TENSOR_CODES};
 use super::wire::{Field, Message};
 use super::{CoreMlError, WeightFiles, blob};
 
-/// More dimensions than any tensor has.
+/// The most dimensions of a tensor.
 const RANK_LIMIT: usize = 32;
 
 /// A name with its type: a function's input, or an op's result.
@@ -95,13 +95,13 @@ fn dimension(message: Message) -> Result<Option<usize>, CoreMlError> {
     Ok(extent)
 }
 
-/// A constant, and where it lies if that is in a weight file: the file and the offset of the blob.
+/// A constant and, if it is in a weight file, its place: the file and the offset of the blob.
 pub(super) struct Placed<'a> {
     pub(super) constant: Constant,
     pub(super) place: Option<(&'a str, u64)>,
 }
 
-/// A value under the given name, of which a blob is not read before it is used.
+/// A value under the given name. A blob is read when it is used.
 pub(super) fn constant<'a>(
     message: Message<'a>,
     name: &str,
@@ -250,7 +250,7 @@ fn text(message: Message<'_>, number: u32) -> Result<Option<&str>, CoreMlError> 
     Ok(found)
 }
 
-/// Appends an integer of a whole-byte type; false if it does not fit.
+/// Appends an integer of a whole-byte type. False if it does not fit.
 fn push_int(bytes: &mut Vec<u8>, dtype: DType, value: i64) -> bool {
     macro_rules! push {
         ($ty:ty) => {
@@ -264,7 +264,7 @@ fn push_int(bytes: &mut Vec<u8>, dtype: DType, value: i64) -> bool {
         DType::I64 => push!(i64),
         DType::Bool | DType::U8 => push!(u8),
         DType::U16 => push!(u16),
-        // Kept by their writers in a signed field.
+        // Writers store them in a signed field.
         DType::U32 => {
             bytes.extend((value as u32).to_le_bytes());
             true

@@ -1,13 +1,13 @@
-//! Protocol buffers' wire format, as far as Core ML needs it: reading in place and writing in a fixed order.
+//! The part of protocol buffers' wire format that Core ML needs.
 //!
-//! Written here rather than generated: a message is read where it lies, so that a file of empty messages takes no
-//! memory, a field that changes the meaning can't be dropped unseen, and the same value always gives the same bytes.
-//! None of that holds for generated structs, and the format is four kinds of field.
+//! Hand-written rather than generated. A message is read in place, so a file of empty messages takes no
+//! memory. No unknown field is dropped silently. The same value always gives the same bytes. Generated
+//! structs offer none of this, and the format has only four kinds of field.
 
 use super::CoreMlError;
 use super::schema::map_entry;
 
-/// A message that is not decoded yet, and where in the file it begins.
+/// An undecoded message and its offset in the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Message<'a> {
     bytes: &'a [u8],
@@ -78,7 +78,7 @@ impl<'a> Message<'a> {
         Ok((key, value))
     }
 
-    /// The bytes after the first `count`.
+    /// Takes the first `count` bytes, or `None` if there are fewer.
     fn skip(&mut self, count: usize) -> Option<&'a [u8]> {
         let (head, tail) = self.bytes.split_at_checked(count)?;
         *self = Message { bytes: tail, at: self.at + count };
@@ -212,7 +212,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// A message in the making. Proto3's defaults (0, empty) are left out, as its own writers do, unless said otherwise.
+/// A message under construction. Defaults of proto3 (zero, empty) are left out unless stated otherwise.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
@@ -239,26 +239,26 @@ impl Writer {
         self.varint(u64::from(number) << 3 | kind);
     }
 
-    /// A field of bytes, also if they are none.
+    /// Writes a field of bytes, even if it is empty.
     pub(super) fn bytes(&mut self, number: u32, bytes: &[u8]) {
         self.tag(number, 2);
         self.varint(bytes.len() as u64);
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// A message, also if it is empty.
+    /// Writes a message, even if it is empty.
     pub(super) fn message(&mut self, number: u32, message: &Writer) {
         self.bytes(number, &message.bytes);
     }
 
-    /// A text, left out if it is empty.
+    /// Writes a text, unless it is empty.
     pub(super) fn text(&mut self, number: u32, text: &str) {
         if !text.is_empty() {
             self.bytes(number, text.as_bytes());
         }
     }
 
-    /// A number, left out if it is 0.
+    /// Writes a number, unless it is zero.
     pub(super) fn number(&mut self, number: u32, value: u64) {
         if value != 0 {
             self.tag(number, 0);
@@ -266,7 +266,7 @@ impl Writer {
         }
     }
 
-    /// Packed numbers, left out if there are none.
+    /// Writes packed numbers, unless there are none.
     pub(super) fn numbers(&mut self, number: u32, values: impl IntoIterator<Item = u64>) {
         let mut packed = Writer::new();
         values.into_iter().for_each(|value| packed.varint(value));
@@ -275,7 +275,7 @@ impl Writer {
         }
     }
 
-    /// An entry of a map from strings to messages.
+    /// Writes an entry of a map from strings to messages.
     pub(super) fn entry(&mut self, number: u32, key: &str, value: &Writer) {
         let mut entry = Writer::new();
         entry.bytes(map_entry::KEY, key.as_bytes());
@@ -283,7 +283,7 @@ impl Writer {
         self.message(number, &entry);
     }
 
-    /// An entry of a map from strings to strings.
+    /// Writes an entry of a map from strings to strings.
     pub(super) fn text_entry(&mut self, number: u32, key: &str, value: &str) {
         let mut entry = Writer::new();
         entry.bytes(map_entry::KEY, key.as_bytes());

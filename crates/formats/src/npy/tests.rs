@@ -82,7 +82,8 @@ fn hostile_arrays_are_refused() {
     failures.finish();
 }
 
-/// A ZIP archive as NumPy writes it: sizes of the local headers in ZIP64 fields, 32-bit sizes in the directory.
+/// A ZIP archive as NumPy writes it: sizes of the local headers in ZIP64 fields, 32-bit sizes in the
+/// directory.
 fn npz(members: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in members {

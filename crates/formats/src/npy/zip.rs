@@ -1,4 +1,4 @@
-//! The part of the ZIP format that `numpy.savez` writes: uncompressed members, ZIP64 where sizes ask for it.
+//! The part of the ZIP format that `numpy.savez` writes: uncompressed members, with ZIP64 for large ones.
 //!
 //! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.16 and 4.5.3.
 
@@ -14,10 +14,10 @@ const END_LEN: usize = 22;
 const CENTRAL_LEN: usize = 46;
 const LOCAL_LEN: usize = 30;
 
-/// The value of a 32-bit field whose real value is in the ZIP64 extra field.
+/// The value of a 32-bit field that moves to the ZIP64 extra field.
 const IN_ZIP64: u64 = 0xffff_ffff;
 
-/// A file in an archive, as the central directory has it.
+/// An entry of the central directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) name: String,
@@ -92,7 +92,7 @@ pub(super) fn stored(file: &Bytes, member: &Member) -> Result<Bytes, NpyError> {
     file.slice(start..end).ok_or_else(outside)
 }
 
-/// The end record: the last place with its signature whose comment reaches exactly to the end of the file.
+/// The end record: the last signature whose comment reaches exactly to the end of the file.
 fn find_end(file: &[u8]) -> Option<&[u8]> {
     let last = file.len().checked_sub(END_LEN)?;
     let first = last.saturating_sub(usize::from(u16::MAX));

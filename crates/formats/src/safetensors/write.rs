@@ -1,4 +1,4 @@
-//! Writing safetensors: the header first, then one tensor after the other as they are made.
+//! The writer of safetensors files.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{DTYPES, HEADER_LIMIT, METADATA};
 use crate::{Error, write_atomically};
 
-/// A tensor to be written: its name and its type.
+/// The name and type of a tensor to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
     /// The name in the file.
@@ -19,15 +19,15 @@ pub struct TensorSpec {
     pub ty: TensorType,
 }
 
-/// Writes a file atomically, holding one tensor's bytes at a time at most.
+/// Writes a file atomically, one tensor after the other.
 ///
-/// `produce(index, writer)` is called once per tensor and writes the bytes of `tensors[index]`, row-major and
-/// little-endian. It is called in the order of the file: wider element types first, so that every tensor is aligned to
-/// its elements, otherwise as given.
+/// `produce(index, writer)` is called once per tensor, and writes the bytes of `tensors[index]`, row-major
+/// and little-endian. Tensors of wider element types come first in the file, so that every tensor is aligned
+/// to its elements; otherwise the given order stays.
 ///
 /// # Errors
-/// [`Error::Write`] with the reason: the system's, what `produce` returned, a name that is there twice, an element type
-/// that the format lacks, or a producer that wrote more or fewer bytes than its tensor has. `path` is then untouched.
+/// [`Error::Write`] with the reason: the system's, an error of `produce`, a duplicate name, an element type
+/// that the format lacks, or a tensor with more or fewer bytes than its type takes. `path` is then unchanged.
 pub fn write(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -100,7 +100,7 @@ fn invalid(spec: &TensorSpec, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
-/// Lets at most `left` bytes of a tensor through.
+/// A writer that passes on at most `left` bytes of a tensor.
 struct Counting<'a, W> {
     writer: W,
     spec: &'a TensorSpec,

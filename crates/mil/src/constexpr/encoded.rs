@@ -1,4 +1,4 @@
-//! The way back: compressed constants as the ops that files have for them.
+//! Encoding: compressed constants as the constexpr ops of files.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use crate::{
     WeightError, WeightRef,
 };
 
-/// A tensor of table entries: `indices` is of a type of 1, 2, 3, 4, 6 or 8 bits, `lut` has its rank and two axes more
-/// (the blocks of each axis, then the entries, then 1).
+/// A tensor of table entries. `indices` has a type of 1, 2, 3, 4, 6 or 8 bits. `lut` has two axes more: the
+/// blocks of each axis of `indices`, then the entries, then 1.
 ///
 /// # Errors
-/// What does not fit.
+/// [`Error::Invalid`] if shapes or types don't fit.
 pub fn lut_to_dense(name: &str, indices: WeightRef, lut: WeightRef) -> Result<WeightRef, Error> {
     let mut b = Builder::new("main", Opset::Ios18);
     let (indices, lut) = (b.weight(indices), b.weight(lut));
@@ -21,10 +21,10 @@ pub fn lut_to_dense(name: &str, indices: WeightRef, lut: WeightRef) -> Result<We
     constant_of(name, b.finish(&[result])?, result)
 }
 
-/// A tensor of `scale * (data - offset)`; `scale` and `offset` have one element for each block of `data`.
+/// A tensor of `scale * (data - offset)`. `scale` and `offset` have one element for each block of `data`.
 ///
 /// # Errors
-/// What does not fit.
+/// [`Error::Invalid`] if shapes or types don't fit.
 pub fn blockwise_shift_scale(
     name: &str,
     data: WeightRef,
@@ -46,13 +46,15 @@ fn constant_of(name: &str, function: Function, result: ValueId) -> Result<Weight
     }
 }
 
-/// The function with every compressed constant as the result of a constexpr op: the counterpart of
-/// [`decoded`](super::decoded), for files. The ops are in the form of the function's opset, each before its first use,
-/// and the constants that are decoded carry the name of the whole.
+/// The function with every compressed constant as the result of a constexpr op, for files: the counterpart of
+/// [`decoded`](super::decoded).
+///
+/// The ops have the form of the function's opset, and stand before their first use. The operand with the
+/// elements keeps the name of the decoded constant.
 ///
 /// # Errors
-/// [`Error::Opset`] for an encoding that came later than the function's opset, [`Error::Weight`] for one that is seen
-/// through a view that no op expresses.
+/// [`Error::Opset`] for an encoding that is newer than the function's opset, [`Error::Weight`] for a view of
+/// an encoding that no op expresses.
 pub fn encoded(function: &Function) -> Result<Function, Error> {
     let mut writer = Writer::new(function);
     for op in &function.ops {
@@ -144,7 +146,7 @@ impl Writer {
         }
     }
 
-    /// One table for all elements, in the form of iOS 16.
+    /// The iOS 16 form of one table for all elements.
     fn flat_lut(
         &mut self,
         id: ValueId,
@@ -166,7 +168,7 @@ impl Writer {
         self.op("constexpr_lut_to_dense", args, id)
     }
 
-    /// Bytes that are scaled along at most one axis, in the form of iOS 16.
+    /// The iOS 16 form of bytes with scales along at most one axis.
     fn affine(
         &mut self,
         id: ValueId,
@@ -206,7 +208,7 @@ impl Writer {
         Ok(arg)
     }
 
-    /// A table: small, if it is no result.
+    /// A table: a small constant, unless it is a result.
     fn table(&mut self, result: ValueId, lut: WeightRef) -> Result<Arg, Error> {
         match lut.encoding() {
             Some(_) => self.part(result, "lut", lut),
@@ -243,7 +245,7 @@ impl Writer {
     }
 }
 
-/// The blocks along each axis of a weight, whose encoding has axes of extent 1 more or less than the weight.
+/// The blocks along each axis of a weight. Its encoding may have more or fewer axes of extent 1.
 fn blocks_seen(weight: &WeightRef, own: &[usize], blocks: &[usize]) -> Result<Vec<usize>, Error> {
     let shape = &weight.ty().shape;
     if blocks.iter().all(|&blocks| blocks == 1) {

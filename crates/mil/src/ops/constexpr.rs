@@ -1,4 +1,4 @@
-//! Compressed constants: ops that are decoded when a program is compiled. `crate::constexpr` defines what they decode to.
+//! Compressed constants: ops that are decoded when a program is compiled. `crate::constexpr` decodes them.
 
 use super::{OpDef, Param, Work, ints, string};
 use crate::{DType, Error, OpView, Opset, TensorType};
@@ -11,8 +11,8 @@ const fn shape() -> Param {
     Param::new("shape", &[DType::U32, DType::I32]).constant().optional()
 }
 
-// Operands are constants or results of other constexpr ops. Those with a `shape` are in the form of iOS 16, in which
-// packed elements are bytes; those without are in the form of iOS 18.
+// Operands are constants or results of other constexpr ops. With a `shape`, an op has the iOS 16 form, in
+// which packed elements are bytes; without, the iOS 18 form.
 pub(super) static OPS: &[OpDef] = &[
     // scale * (quantized_data - zero_point); both are scalars, or vectors along `axis`.
     OpDef::new(
@@ -42,7 +42,8 @@ pub(super) static OPS: &[OpDef] = &[
         Work::Elements,
     )
     .since(Opset::Ios16),
-    // lut[indices]: one table for all, or one for each block, of single values or of vectors along `vector_axis`.
+    // lut[indices]: one table for all, or one for each block, of single values or of vectors along
+    // `vector_axis`.
     OpDef::new(
         "constexpr_lut_to_dense",
         &[
@@ -69,7 +70,7 @@ pub(super) static OPS: &[OpDef] = &[
     .since(Opset::Ios16),
 ];
 
-/// The shape of a result in the form of iOS 16; `None` in the form of iOS 18, which needs that opset.
+/// The shape of a result in the iOS 16 form, or `None` in the iOS 18 form, which needs that opset.
 fn declared_shape(op: &OpView) -> Result<Option<Vec<usize>>, Error> {
     let Some(shape) = op.opt_ints("shape")? else {
         return match op.function().opset {
@@ -106,7 +107,7 @@ fn blockwise_shift_scale(op: &OpView) -> Result<Vec<TensorType>, Error> {
     Ok(vec![data.with_dtype(scale.dtype)])
 }
 
-/// Every axis of `whole` must fall into as many equal blocks as `blocks` has.
+/// Checks that every axis of `whole` divides into `blocks` equal blocks.
 fn check_blocks(op: &OpView, input: &str, blocks: &[usize], whole: &[usize]) -> Result<(), Error> {
     let fits = |(&blocks, &extent): (&usize, &usize)| blocks > 0 && extent.is_multiple_of(blocks);
     if blocks.len() != whole.len() || !blocks.iter().zip(whole).all(fits) {
@@ -168,7 +169,7 @@ fn sparse_to_dense(op: &OpView) -> Result<Vec<TensorType>, Error> {
     Ok(vec![TensorType::new(data.dtype, shape)])
 }
 
-/// The form of iOS 16: a byte vector that holds one element of `bits` bits for each of `shape`.
+/// Checks the iOS 16 form: a byte vector with one element of `bits` bits for each of `shape`.
 fn check_packed(op: &OpView, input: &str, bits: usize, shape: &[usize]) -> Result<(), Error> {
     let ty = op.ty(input)?;
     let count = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));

@@ -5,8 +5,8 @@ use super::{Default, OpDef, Param, Work, float, ints, string};
 use crate::{DType, Error, OpView, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
-    // weight is [out, in / groups, height, width]. pad_type: valid, custom (pad: top, bottom, left, right), same,
-    // same_lower. Absent strides, pad and dilations: ones, zeros and ones.
+    // weight is [out, in / groups, height, width]. pad_type: valid, custom (pad: top, bottom, left, right),
+    // same, same_lower. Absent strides, pad and dilations: ones, zeros and ones.
     OpDef::new(
         "conv",
         &[
@@ -63,7 +63,7 @@ pub struct ConvGeometry {
     pub pad: [usize; 4],
     /// Distances between taps.
     pub dilations: [usize; 2],
-    /// Groups of channels that are convolved apart.
+    /// The number of channel groups, each convolved separately.
     pub groups: usize,
     /// Height and width of the result.
     pub output: [usize; 2],
@@ -73,7 +73,7 @@ impl ConvGeometry {
     /// The geometry of a `conv` op.
     ///
     /// # Errors
-    /// What does not fit.
+    /// Shapes or parameters that don't fit.
     pub fn of(op: &OpView) -> Result<Self, Error> {
         let (x, weight) = (op.ty("x")?, op.ty("weight")?);
         let (&[_, channels, height, width], &[out, per_group, kernel_height, kernel_width]) =

@@ -29,8 +29,8 @@ pub(super) static OPS: &[OpDef] = &[
         matmul,
         Work::Products(matmul_products),
     ),
-    // softmax(query key^T / sqrt(channels) + attn_mask) value over [..., tokens, channels]. Where a mask of truth values
-    // is false, the key is hidden; a query that sees no key gives zeros.
+    // softmax(query key^T / sqrt(channels) + attn_mask) value over [..., tokens, channels]. Where a mask of
+    // truth values is false, the key is hidden; a query that sees no key gives zeros.
     OpDef::new(
         "scaled_dot_product_attention",
         &[
@@ -105,15 +105,15 @@ fn attention(op: &OpView) -> Result<Vec<TensorType>, Error> {
 /// A two-operand einsum equation: the axis labels of its operands and of its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Equation {
-    /// Labels of the operands' axes.
+    /// The labels of the operands' axes.
     pub inputs: [Vec<char>; 2],
-    /// Labels of the result's axes.
+    /// The labels of the result's axes.
     pub output: Vec<char>,
 }
 
 impl Equation {
-    /// Parses an equation such as `bkhc,bchq->bkhq`; `None` if it is not of two operands with distinct lower-case
-    /// labels, or the result names a label that no operand has.
+    /// Parses an equation such as `bkhc,bchq->bkhq`; `None` if it is not of two operands with distinct
+    /// lower-case labels, or the result names a label that no operand has.
     pub fn parse(text: &str) -> Option<Self> {
         let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let (inputs, output) = compact.split_once("->")?;
@@ -163,12 +163,12 @@ fn output_count(op: &OpView) -> u64 {
     op.op().outputs.first().map_or(0, |&id| op.function().value(id).ty.count() as u64)
 }
 
-/// The extents of an input, none if it is not bound.
+/// The shape of an input; empty if it is not bound.
 fn extents<'a>(op: &OpView<'a>, input: &str) -> &'a [usize] {
     op.get(input).map_or(&[], |id| &op.function().value(id).ty.shape)
 }
 
-/// The multiply-adds of a layer: each output takes one row of the weight.
+/// The multiply-adds of a layer: one row of the weight for each output.
 pub(super) fn weight_products(op: &OpView) -> u64 {
     output_count(op) * extents(op, "weight").iter().skip(1).product::<usize>() as u64
 }
@@ -180,7 +180,7 @@ fn matmul_products(op: &OpView) -> u64 {
     output_count(op) * depth as u64
 }
 
-/// Those of the scores, and as many of the weighted values.
+/// The multiply-adds of the scores, and the same number for the weighted values.
 fn attention_products(op: &OpView) -> u64 {
     let (query, key) = (extents(op, "query"), extents(op, "key"));
     let [batch @ .., tokens, width] = query else { return 0 };

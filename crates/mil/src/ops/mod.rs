@@ -1,9 +1,10 @@
 //! The op table: one declaration per op.
 //!
-//! A declaration says everything that the rest of the code needs to know about an op's form: its inputs in order, their
-//! defaults and element types, the opset it came with, and how the types of its results follow. The builder, the
-//! verifier, MIL text and the package reader and writer are generic over it. Semantics are those of the MIL reference
-//! (coremltools, `converters/mil/mil/ops/defs`); the engine's reference executor is their executable form.
+//! A declaration has everything that the rest of the code needs to know about an op's form: its inputs in
+//! order, their defaults and element types, its opset, its work, and the inference of its results' types. The
+//! builder, the verifier, MIL text and the package reader and writer are generic over it. Semantics are those
+//! of the MIL reference (coremltools, `converters/mil/mil/ops/defs`). The engine's reference executor is
+//! their executable form.
 
 mod activation;
 mod binary;
@@ -36,7 +37,7 @@ pub static OPS: &[&[OpDef]] = &[
     unary::OPS,
 ];
 
-/// The declaration of a MIL op type.
+/// The declaration of the op type called `name`.
 pub fn lookup(name: &str) -> Option<&'static OpDef> {
     OPS.iter().flat_map(|family| family.iter()).find(|def| def.name == name)
 }
@@ -91,10 +92,10 @@ impl OpDef {
         self.params.iter().find(|param| param.name == name).map_or(Default::Required, |param| param.default)
     }
 
-    /// The types of the results, after checking that the inputs fit.
+    /// The types of the results, after a check of the inputs.
     ///
     /// # Errors
-    /// What does not fit.
+    /// An input that is missing, of the wrong type or newer than the opset; shapes that don't fit.
     pub fn infer(&self, op: &OpView) -> Result<Vec<TensorType>, Error> {
         check_params(op)?;
         let types = (self.infer)(op)?;
@@ -129,24 +130,24 @@ pub fn multiply_adds(op: &OpView) -> u64 {
 pub struct Param {
     /// MIL's name, such as `pad_type`.
     pub name: &'static str,
-    /// What holds when nothing is bound.
+    /// The value if nothing is bound.
     pub default: Default,
     /// The opset that introduced the input; no later than the op's own for most.
     pub since: Opset,
     accepts: &'static [DType],
-    /// Inputs of one op with this mark share one element type.
+    /// Whether the input shares its element type with the op's others that are marked so.
     pub(crate) same_type: bool,
     constant: bool,
     /// Whether a list of values may be bound.
     pub variadic: bool,
 }
 
-/// What holds for an input to which nothing is bound.
+/// The value of an input to which nothing is bound.
 #[derive(Clone, Copy, Debug)]
 pub enum Default {
-    /// Something must be bound.
+    /// None: something must be bound.
     Required,
-    /// Absence means something of its own, said in the op's doc.
+    /// None: absence has a meaning of its own, given in the op's doc.
     Absent,
     /// A truth value.
     Bool(bool),
@@ -184,8 +185,8 @@ const ANY: &[DType] = &[
     DType::U32,
     DType::Bool,
 ];
-/// The most values of a constant that says how an op works, such as its axes. None needs nearly as many, and inference
-/// takes them one by one.
+/// The most values of a constant parameter such as axes. No op needs nearly that many, and inference loops
+/// over them.
 const LIST_LIMIT: usize = 4096;
 const INDICES: &[DType] = &[DType::I32, DType::I16, DType::U16, DType::I8, DType::U8];
 
@@ -334,7 +335,7 @@ pub(crate) fn broadcast(op: &OpView, a: &[usize], b: &[usize]) -> Result<Vec<usi
         .collect()
 }
 
-/// Resolves constant axes, which must be distinct; sorted.
+/// Constant axes, resolved, checked to be distinct, and sorted.
 fn resolve_axes(op: &OpView, axes: &[i64], rank: usize) -> Result<Vec<usize>, Error> {
     let mut resolved = axes.iter().map(|&axis| op.axis(axis, rank)).collect::<Result<Vec<_>, _>>()?;
     resolved.sort_unstable();
@@ -367,7 +368,7 @@ mod tests {
         }
     }
 
-    /// Whoever declares an op says its work; products are these, and those of a weight are layers.
+    /// Every declaration has its work. The products are listed here; those of a weight are layers.
     #[test]
     fn every_op_says_its_work() {
         let all = || OPS.iter().flat_map(|family| family.iter());

@@ -48,24 +48,25 @@ pub(super) static OPS: &[OpDef] = &[
     OpDef::new("transpose", &[any("x"), ints("perm")], transpose, Work::Moves),
 ];
 
-/// What `slice_by_index` or `slice_by_size` takes of one axis.
+/// The slice that `slice_by_index` or `slice_by_size` takes of one axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AxisSlice {
     /// The first index.
     pub start: usize,
     /// The step; negative goes backwards.
     pub step: isize,
-    /// How many indices.
+    /// The number of indices.
     pub count: usize,
     /// Whether the axis is dropped from the result.
     pub squeeze: bool,
 }
 
 impl AxisSlice {
-    /// What a `slice_by_index` or `slice_by_size` op takes of each axis of `x`, masks and negative indices resolved.
+    /// The slices that a `slice_by_index` or `slice_by_size` op takes of the axes of `x`, masks and negative
+    /// indices resolved.
     ///
     /// # Errors
-    /// What does not fit.
+    /// Indices that don't fit the shape.
     pub fn of(op: &OpView) -> Result<Vec<Self>, Error> {
         let x = op.ty("x")?;
         match op.kind() {
@@ -197,7 +198,7 @@ fn split(op: &OpView) -> Result<Vec<TensorType>, Error> {
             sizes.unwrap_or_default()
         }
         (None, Some(&[parts])) => match usize::try_from(parts) {
-            // Before so many types are made, where the results are known.
+            // Checked before the types are made.
             Ok(parts) if !op.op().outputs.is_empty() && op.op().outputs.len() != parts => {
                 return Err(op.invalid(format!("has {} results, not {parts}", op.op().outputs.len())));
             }

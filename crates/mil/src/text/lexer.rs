@@ -2,22 +2,22 @@
 
 use super::ParseError;
 
-/// A token, a part of the text.
+/// A token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token<'a> {
     Word(&'a str),
     Number(&'a str),
-    /// Without its quotes; escapes are still there.
+    /// A string without its quotes, escapes unresolved.
     Text(&'a str),
     Mark(char),
     Arrow,
     End,
 }
 
-/// Reads tokens one by one, with one to look ahead.
+/// A reader of tokens with one token of lookahead.
 pub(super) struct Lexer<'a> {
     text: &'a str,
-    /// Where the next token begins, and where it ends.
+    /// The offsets of the next token's begin and end.
     start: usize,
     end: usize,
     next: Token<'a>,
@@ -30,12 +30,12 @@ impl<'a> Lexer<'a> {
         Ok(lexer)
     }
 
-    /// The next token, which stays.
+    /// The next token, without consuming it.
     pub(super) fn peek(&self) -> Token<'a> {
         self.next
     }
 
-    /// The next token.
+    /// Consumes the next token.
     pub(super) fn take(&mut self) -> Result<Token<'a>, ParseError> {
         let token = self.next;
         self.advance()?;
@@ -47,7 +47,7 @@ impl<'a> Lexer<'a> {
         ParseError::at(self.text, self.start, what)
     }
 
-    /// Where the next token begins.
+    /// The offset of the next token.
     pub(super) fn position(&self) -> usize {
         self.start
     }
@@ -84,7 +84,7 @@ fn token(rest: &str) -> Result<(Token<'_>, usize), String> {
             Ok((Token::Word(&rest[..len]), len))
         }
         '0'..='9' | '-' | '+' => {
-            // A sign belongs to the number at its beginning and in an exponent.
+            // A sign is a part of a number at its beginning and in its exponent.
             let signed = |at: usize| at == 0 || matches!(rest.as_bytes()[at - 1], b'p' | b'P' | b'e' | b'E');
             let hex = rest.trim_start_matches(['-', '+']).starts_with("0x");
             let sign =

@@ -1,4 +1,4 @@
-//! From MIL text to a program.
+//! The parser of MIL text.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,13 +12,13 @@ use crate::{
     WeightRef,
 };
 
-/// How deep types and values may nest.
+/// The most levels of nested types and values.
 const DEPTH_LIMIT: usize = 32;
 
-/// How many parts the attributes of a function may have, which hold little but default shapes.
+/// The most parts of a function's attributes, which hold little but default shapes.
 const NODE_LIMIT: usize = 100_000;
 
-/// Why a text is not a program.
+/// The reason why a text is not a program.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: {what}")]
 pub struct ParseError {
@@ -26,7 +26,7 @@ pub struct ParseError {
     pub line: usize,
     /// The column in characters, from 1.
     pub column: usize,
-    /// What is wrong there.
+    /// The fault.
     pub what: String,
 }
 
@@ -39,14 +39,14 @@ impl ParseError {
     }
 }
 
-/// A value that lies in a weight file.
+/// A reference to a value in a weight file.
 #[derive(Clone, Copy, Debug)]
 pub struct Blob<'a> {
     /// The function that it is in.
     pub function: &'a str,
-    /// The name of the value; of the op's first result, if the value stands in an op.
+    /// The name of the value, or of the op's first result if the value stands inside an op.
     pub name: &'a str,
-    /// The input of the op that the value is for, if it stands in one.
+    /// The op's input that the value is bound to, if it stands inside an op.
     pub input: Option<&'a str>,
     /// The file, such as `@model_path/weights/weight.bin`.
     pub path: &'a str,
@@ -56,10 +56,10 @@ pub struct Blob<'a> {
     pub ty: &'a TensorType,
 }
 
-/// Finds the weight of a blob, or says why it can't.
+/// A lookup of a blob's weight, or the reason why it fails.
 type Resolve<'a> = &'a mut dyn FnMut(Blob) -> Result<WeightRef, String>;
 
-/// Parses a program; `resolve` finds the values that lie in weight files.
+/// Parses a program. `resolve` finds the values in weight files.
 ///
 /// ```
 /// let text = r#"program(1.3)
@@ -75,7 +75,7 @@ type Resolve<'a> = &'a mut dyn FnMut(Blob) -> Result<WeightRef, String>;
 /// ```
 ///
 /// # Errors
-/// [`ParseError`] with the place and what is wrong: the text, the program, or what `resolve` said.
+/// [`ParseError`] with the place of the fault: in the text or the program, or an error of `resolve`.
 pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
     let mut parser = Parser { lexer: Lexer::new(text)?, resolve, placed: HashMap::new(), function: "" };
     parser.header()?;
@@ -97,7 +97,7 @@ pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
     }
 }
 
-/// What a program's text says about who made it, by key; nothing if it does not say.
+/// The build information of a program's text, by key. Empty if there is none.
 ///
 /// # Errors
 /// [`ParseError`] if the text does not begin as a program.
@@ -120,13 +120,14 @@ pub fn build_info(text: &str) -> Result<BTreeMap<String, String>, ParseError> {
 struct Parser<'a, 'r> {
     lexer: Lexer<'a>,
     resolve: Resolve<'r>,
-    /// Constants of the function by their place in a weight file, so that one that stands in several ops stays one.
+    /// Constants of the function by their place in a weight file, so that one that several ops use stays one
+    /// value.
     placed: HashMap<Place, ValueId>,
     /// The function's name.
     function: &'a str,
 }
 
-/// A value of an attribute that is no tensor.
+/// A value of an attribute that is not a tensor.
 enum Node<'a> {
     Text(&'a str),
     Number(&'a str),
@@ -171,7 +172,7 @@ impl<'a> Parser<'a, '_> {
         Ok(())
     }
 
-    /// Items with commas between them, up to `close`.
+    /// Items separated by commas, up to `close`.
     fn list(
         &mut self,
         close: char,
@@ -189,7 +190,7 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// The version, which must be known, and the program's attributes.
+    /// The version and the program's attributes.
     fn header(&mut self) -> Result<Vec<(&'a str, Node<'a>)>, ParseError> {
         self.word("program")?;
         self.mark('(')?;
@@ -351,7 +352,7 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    /// A name, a list of names, or a value in place.
+    /// A name, a list of names, or an inline value.
     fn arg(&mut self, assembler: &mut Assembler, first: &str, input: &str) -> Result<Arg, ParseError> {
         if !self.accept('(')? {
             return self.single(assembler, first, input);
@@ -597,11 +598,11 @@ fn default_shapes(attributes: &[(&str, Node)]) -> BTreeMap<String, Vec<usize>> {
     shapes
 }
 
-/// The elements of a literal that is being read.
+/// The elements of a literal so far.
 struct Elements<'a> {
     ty: &'a TensorType,
     bytes: Vec<u8>,
-    /// Bits that are there, for types narrower than a byte.
+    /// The number of bits, for types narrower than a byte.
     bits: usize,
     strings: Vec<String>,
 }
@@ -691,7 +692,7 @@ fn hex_float(text: &str) -> Option<f64> {
         mantissa = mantissa << 4 | u64::from(c.to_digit(16)?);
     }
     exponent -= 4 * fraction.len() as i32;
-    // In steps, so that neither factor leaves the range of f64 where the product does not.
+    // In steps, so that the factors stay in the range of f64 if the product does.
     let mut value = mantissa as f64;
     while exponent != 0 && value != 0.0 && value.is_finite() {
         let step = exponent.clamp(-1000, 1000);

@@ -1,4 +1,4 @@
-//! Weights of which some are replaced.
+//! Sources of weights with some tensors replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -144,7 +144,7 @@ fn what_is_wrong_is_said() {
         (with("\"conv_in\": 8", "\"conv_in\": 4294967304"), "layer `conv_in`: 4294967304 is no width"),
         (
             ours.replacen("\"palette-6\"", "\"palette-5\"", 1),
-            "layer `down.0.to_q`: no encoding is called `palette-5`; there are palette-1",
+            "layer `down.0.to_q`: there is no scheme `palette-5`; known are palette-1",
         ),
         (
             ours.replacen("\"palette-6\"", "\"palette-4\"", 1),
