@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::Error;
-
 /// Statistics of the inputs of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
@@ -28,15 +26,10 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// A matrix of (`channels`, `channels`), row-major.
-    ///
-    /// # Errors
-    /// [`Error::Gram`] if there are more or fewer values.
-    pub fn new(channels: usize, values: Vec<f32>) -> Result<Self, Error> {
-        match channels.checked_mul(channels) == Some(values.len()) {
-            true => Ok(Gram { channels, values }),
-            false => Err(Error::Gram { channels, found: values.len() }),
-        }
+    /// A matrix of (`channels`, `channels`), row-major. `None` if there are more or fewer values.
+    pub fn new(channels: usize, values: Vec<f32>) -> Option<Self> {
+        let is_square = channels.checked_mul(channels) == Some(values.len());
+        is_square.then_some(Gram { channels, values })
     }
 
     /// The number of input channels.

@@ -49,14 +49,6 @@ pub enum Error {
         /// The method's needs.
         needs: Needs,
     },
-    /// A Gram matrix that is not square.
-    #[error("a Gram matrix of {channels} channels has {found} elements")]
-    Gram {
-        /// The number of channels.
-        channels: usize,
-        /// The number of elements.
-        found: usize,
-    },
     /// Palettes or indices that don't fit the weight.
     #[error("{what} for a weight of shape {shape:?}")]
     Palettes {

@@ -9,8 +9,8 @@ use mixbit_mil::{WeightRef, Weights};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::error::shown;
 use crate::files::{Files, is_plain};
+use crate::shown::shown;
 use crate::{Error, SafeTensors};
 
 /// The weights of one component, in one file or several. Tensors are references into memory maps.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use mixbit_mil::Bytes;
 use serde_json::{Map, Value};
 
-use crate::error::shown;
 use crate::files::{Files, is_plain};
+use crate::shown::shown;
 use crate::{Checkpoint, Error, json};
 
 const INDEX: &str = "model_index.json";

@@ -42,6 +42,7 @@ mod map;
 pub mod npy;
 pub mod safetensors;
 mod sha256;
+mod shown;
 
 pub use atomic::write_atomically;
 pub use checkpoint::Checkpoint;

@@ -3,16 +3,18 @@
 //! Little-endian, C-ordered arrays of bools, integers and floats are read. Fortran order, big endian,
 //! objects, strings, complex numbers and compressed archives are refused by name.
 
+mod error;
 mod zip;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use mixbit_mil::{Bytes, DType, TensorType, WeightRef, Weights};
-use thiserror::Error;
 
-use crate::error::shown;
+use crate::shown::shown;
 use crate::{Error, map_file};
+
+pub use error::NpyError;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
@@ -34,39 +36,6 @@ const DTYPES: [(&str, DType); 12] = [
     ("<f4", DType::F32),
     ("<f8", DType::F64),
 ];
-
-/// The reason why an `.npy` or `.npz` file can't be used.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum NpyError {
-    /// A malformed file.
-    #[error("the file is malformed: {what}")]
-    Malformed {
-        /// The fault.
-        what: String,
-    },
-    /// An unsupported kind of array or archive.
-    #[error("{what} is not supported")]
-    Unsupported {
-        /// The kind.
-        what: String,
-    },
-    /// More or fewer bytes than the shape takes.
-    #[error("an array of type {ty} has {found} bytes")]
-    Size {
-        /// The header's type and shape.
-        ty: TensorType,
-        /// The bytes after the header.
-        found: usize,
-    },
-    /// An unusable member of an archive.
-    #[error("array `{}`: {problem}", shown(name))]
-    Member {
-        /// The array's name.
-        name: String,
-        /// The fault.
-        problem: Box<NpyError>,
-    },
-}
 
 /// Maps an `.npy` file. The reference's name is the file's, without extension.
 ///

@@ -24,6 +24,7 @@ mod dtype;
 mod error;
 mod literal;
 pub mod ops;
+mod opset;
 pub mod passes;
 mod program;
 mod progress;
@@ -40,8 +41,10 @@ pub use bytes::{Bytes, Owner};
 pub use dtype::DType;
 pub use error::Error;
 pub use literal::Literal;
-pub use ops::{OpDef, Work, multiply_adds};
-pub use program::{Arg, Constant, Def, Function, Op, OpView, Opset, Program, Value, ValueId};
+pub use opset::Opset;
+pub use program::{
+    Arg, Constant, Def, Function, Op, OpDef, OpView, Program, Value, ValueId, Work, multiply_adds,
+};
 pub use progress::{Progress, Stopped, Tally, Unit};
 pub use segments::{cut_after, segments, single_value_cuts};
 pub use types::TensorType;

@@ -6,6 +6,7 @@
 //! `Display` writes version 1.0. Weights print as a `BLOBFILE` whose path is `@checkpoint/` and the tensor's
 //! name, for they have no offset before a weight file is written.
 
+mod error;
 mod lexer;
 mod parse;
 
@@ -13,7 +14,8 @@ use std::fmt::{self, Write};
 
 use half::f16;
 
-pub use parse::{Blob, ParseError, build_info, parse};
+pub use error::ParseError;
+pub use parse::{Blob, build_info, parse};
 
 use crate::{Arg, Constant, DType, Def, Function, Literal, Op, Program, TensorType, ValueId};
 

@@ -7,7 +7,7 @@ use mixbit_mil::{DType, TensorType};
 use super::schema::{self, FEATURE_CODES};
 use super::wire::{Message, Writer};
 use super::{CoreMlError, Feature, Metadata};
-use crate::error::shown;
+use crate::shown::shown;
 
 /// A model's description. Of several functions, the features are those of the default one.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::error::shown;
+use crate::shown::shown;
 
 /// The reason why a Core ML model can't be read or written.
 #[derive(Debug, Error, PartialEq, Eq)]

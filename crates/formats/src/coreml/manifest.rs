@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::CoreMlError;
-use crate::error::shown;
 use crate::files::is_plain;
+use crate::shown::shown;
 
 #[derive(Deserialize)]
 struct Manifest {

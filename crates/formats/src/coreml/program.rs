@@ -9,7 +9,7 @@ use super::names::{self, Names, Site};
 use super::value::{Placed, constant, named_type, texts};
 use super::wire::Message;
 use super::{CoreMlError, WeightFiles, schema};
-use crate::error::shown;
+use crate::shown::shown;
 
 /// More inputs or attributes than any op has.
 const ARGUMENT_LIMIT: usize = 64;

@@ -7,7 +7,7 @@ use mixbit_mil::{Function, Program, ValueId};
 use super::description::{Description, describes};
 use super::wire::Message;
 use super::{CoreMlError, Feature, Model, WeightFiles, program, schema};
-use crate::error::shown;
+use crate::shown::shown;
 
 /// The supported specification versions.
 const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use half::f16;
-use thiserror::Error;
 
 use super::lexer::{Lexer, Token};
-use super::{Dialect, Place};
+use super::{Dialect, ParseError, Place};
 use crate::{
     Arg, Assembler, Constant, DType, Declared, Function, Literal, Opset, Program, TensorType, ValueId,
     WeightRef,
@@ -17,27 +16,6 @@ const DEPTH_LIMIT: usize = 32;
 
 /// The most parts of a function's attributes, which hold little but default shapes.
 const NODE_LIMIT: usize = 100_000;
-
-/// The reason why a text is not a program.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("line {line}, column {column}: {what}")]
-pub struct ParseError {
-    /// The line, from 1.
-    pub line: usize,
-    /// The column in characters, from 1.
-    pub column: usize,
-    /// The fault.
-    pub what: String,
-}
-
-impl ParseError {
-    pub(super) fn at(text: &str, position: usize, what: impl Into<String>) -> Self {
-        let before = &text[..position.min(text.len())];
-        let line = before.matches('\n').count() + 1;
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        ParseError { line, column: before[start..].chars().count() + 1, what: what.into() }
-    }
-}
 
 /// A reference to a value in a weight file.
 #[derive(Clone, Copy, Debug)]
