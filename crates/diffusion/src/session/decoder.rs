@@ -273,8 +273,10 @@ impl Tiled {
 /// `most` bytes, and are the plane and the tile at the same scale.
 fn common_cuts(whole: &Function, tile: &Function, grid: &Grid, most: usize) -> Vec<String> {
     let shape = |graph: &Function, id: ValueId| image_shape(&graph.value(id).ty.shape);
-    let of_tile: HashMap<&str, [usize; 4]> =
-        single_value_cuts(tile).into_iter().map(|id| (tile.value(id).name.as_str(), shape(tile, id))).collect();
+    let of_tile: HashMap<&str, [usize; 4]> = single_value_cuts(tile)
+        .into_iter()
+        .map(|id| (tile.value(id).name.as_str(), shape(tile, id)))
+        .collect();
     let fits = |id: &ValueId| {
         let [batch, channels, height, width] = shape(whole, *id);
         let scale = height / grid.plane[0];
