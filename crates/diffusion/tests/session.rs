@@ -4,11 +4,14 @@ mod support;
 
 use std::sync::Arc;
 
+use mixbit_diffusion::arch::GraphOptions;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
 use mixbit_diffusion::session::{
-    Cancel, Event, GenerateError, Image, Request, Role, Session, SessionOptions, Start, Text, Tiling,
+    Cancel, Event, GenerateError, Image, MemoryBudget, Request, Role, Session, SessionOptions, Start, Text,
+    Tiling,
 };
+use mixbit_engine::{Backend, Options, Tensor};
 use mixbit_engine_cpu::Cpu;
 use mixbit_testkit::Fixture;
 
@@ -193,6 +196,70 @@ fn a_refiner_continues_what_the_base_began() -> Result<(), Error> {
     let compilations = session.compilations();
     session.begin(&first, &mut noise, &Cancel::default(), &mut |_| {})?;
     assert_eq!(session.compilations(), compilations);
+    Ok(())
+}
+
+#[test]
+fn an_image_is_encoded_resized_and_noised() -> Result<(), Error> {
+    let model = model("sd15")?;
+    let rows: Vec<u8> = (0..3 * 80 * 56).map(|at| (at * 31 % 251) as u8).collect();
+    let image = Image::from_rgb8([80, 56], &rows).ok_or("the image has another size")?;
+    let start = Start::Image { image: image.clone(), strength: 0.5 };
+    let from_image = Request { start, ..request(&model, "a red circle") };
+    let (found, told) = events(&mut session(&model)?, &from_image)?;
+    assert!(told.contains(&"encoding vae".to_string()), "{told:?}");
+
+    // By hand: the encoder's graph on the same backend, and the same noise.
+    let [width, height] = from_image.size;
+    let options = GraphOptions { width: width / 8, height: height / 8, ..GraphOptions::default() };
+    let graph = model.autoencoder.encoder.as_ref().ok_or("no encoder")?.graph(&options)?;
+    let pixels = Tensor::from_f32(&[1, 3, height, width], image.resized([width, height]).planes)?;
+    let mut encoder = Cpu::new(Some(1))?.compile(&graph, &Options::default())?;
+    let moments = encoder.run(&[("x", &pixels)])?.remove(0);
+    let mut noise = TorchSource::new(1);
+    let latents = model.autoencoder.latent.from_encoder(moments.as_f32().ok_or("no floats")?, &mut noise);
+    let start = Start::Latents { latents, strength: 0.5 };
+    let from_latents = Request { start, ..from_image };
+    let expected = session(&model)?.generate(&from_latents, &mut noise, &Cancel::default(), &mut |_| {})?;
+    assert!(found == expected);
+    Ok(())
+}
+
+#[test]
+fn a_memory_budget_is_held() -> Result<(), Error> {
+    let model = model("sd15")?;
+    let sizes = [[64, 48], [96, 64], [64, 48], [128, 128]];
+    let requests = sizes.map(|size| Request { size, ..request(&model, "a red circle") });
+    let run = |budget: &MemoryBudget| {
+        let options = SessionOptions { budget: budget.clone(), ..SessionOptions::default() };
+        let mut session = Session::with_options(model.clone(), Arc::new(Cpu::new(Some(1))?), options);
+        let mut most = 0;
+        let mut images = Vec::new();
+        for request in &requests {
+            let mut on = |_: Event<'_>| most = most.max(budget.used());
+            images.push(session.generate(request, &mut TorchSource::new(1), &Cancel::default(), &mut on)?);
+        }
+        Ok::<_, Error>((images, most, session.compilations()))
+    };
+    let (expected, most, compilations) = run(&MemoryBudget::unlimited())?;
+    // As much as the largest request needs by itself, but not as all of them would like.
+    let alone = MemoryBudget::unlimited();
+    let options = SessionOptions { budget: alone.clone(), reduce_memory: true, ..SessionOptions::default() };
+    let mut largest = 0;
+    Session::with_options(model.clone(), Arc::new(Cpu::new(Some(1))?), options).generate(
+        &requests[3],
+        &mut TorchSource::new(1),
+        &Cancel::default(),
+        &mut |_| largest = largest.max(alone.used()),
+    )?;
+    let limit = largest + largest / 8;
+    assert!(limit < most, "{limit} of {most}");
+    let budget = MemoryBudget::new(limit);
+    let (found, held, more_compilations) = run(&budget)?;
+    assert!(found == expected);
+    assert!(held <= limit, "{held} of {limit}");
+    assert!(more_compilations >= compilations);
+    assert!(run(&MemoryBudget::new(1 << 12)).is_err());
     Ok(())
 }
 

@@ -71,7 +71,7 @@ fn draw(
     let mut session = Session::new(model.clone(), Placement::new(backend));
     let mut request = request(model, case)?;
     let images = arguments["num_images_per_prompt"].as_u64().unwrap_or(1) as usize;
-    let latent = &model.decoder.latent;
+    let latent = &model.autoencoder.latent;
     let count = latent.channels * request.size.map(|extent| extent / latent.scale).iter().product::<usize>();
     let (start, noise) = (array("start"), array("noise"));
     let mut drawn = Drawn { latents: Vec::new(), image: Vec::new() };

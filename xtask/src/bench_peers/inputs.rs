@@ -22,7 +22,7 @@ const PROMPT: &str = "a lighthouse on a cliff above the sea, in the evening";
 
 /// The graph of the benchmarked network in a model.
 pub(super) fn graph(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Result<Function> {
-    let scale = model.decoder.latent.scale;
+    let scale = model.autoencoder.latent.scale;
     let tokens = model.text_encoders.first().map_or(77, |encoder| encoder.tokenizer.length());
     let options = GraphOptions {
         batch: arguments.samples(),

@@ -99,7 +99,7 @@ impl Network {
         };
         match self {
             Network::Unet => Ok((&model.unet.network, "noise_pred")),
-            Network::Vae => Ok((&model.decoder.network, "image")),
+            Network::Vae => Ok((&model.autoencoder.decoder, "image")),
             Network::TextEncoder => encoder(0),
             Network::TextEncoder2 => encoder(1),
         }

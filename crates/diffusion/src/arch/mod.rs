@@ -13,6 +13,7 @@ mod error;
 mod fields;
 mod heads;
 mod inventory;
+pub mod io;
 mod layers;
 mod resnet;
 pub mod safety_checker;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::clip::{self, Layers};
 use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};
 use super::layers::{Activation, Bias, Net, int};
-use super::{ArchError, GraphOptions};
+use super::{ArchError, GraphOptions, io};
 
 /// Concepts that make the checker careful with all others.
 pub const SPECIAL_CARE_CONCEPTS: usize = 3;
@@ -145,22 +145,22 @@ pub fn build(
     }
     let mut net = Net::new(weights, options)?;
     let (batch, dtype, side) = (options.batch, options.dtype, config.image_size);
-    let pixels = net.input("clip_input", dtype, &[batch, config.num_channels, side, side])?;
-    let images = net.input("images", dtype, &[batch, size[0], size[1], 3])?;
-    let adjustment = net.input("adjustment", dtype, &[1])?;
+    let pixels = net.input(io::CLIP_INPUT, dtype, &[batch, config.num_channels, side, side])?;
+    let images = net.input(io::IMAGES, dtype, &[batch, size[0], size[1], 3])?;
+    let adjustment = net.input(io::ADJUSTMENT, dtype, &[1])?;
 
     let embedding = encode(&mut net, config, pixels)?;
     let scores = scores(&mut net, config, embedding, adjustment)?;
     let flagged = any_above_zero(&mut net, scores, "concept")?;
     let per_image = [int(batch)?, 1, 1, 1];
     let has = net.cast(flagged, DType::F32, "has_concepts")?;
-    let has = net.reshape(has, &per_image, "has_nsfw_concepts")?;
+    let has = net.reshape(has, &per_image, io::HAS_NSFW_CONCEPTS)?;
     let clear = net.op("logical_not").arg("x", flagged).named("is_clear").add()?;
     let clear = net.cast(clear, dtype, "clear")?;
     let clear = net.reshape(clear, &per_image, "clear_images")?;
-    let name = net.result_name("filtered_images");
+    let name = net.result_name(io::FILTERED_IMAGES);
     let filtered = net.op("mul").arg("x", images).arg("y", clear).named(&name).add()?;
-    let filtered = net.output(filtered, "filtered_images")?;
+    let filtered = net.output(filtered, io::FILTERED_IMAGES)?;
     net.finish(&[filtered, has, scores])
 }
 
@@ -227,7 +227,7 @@ fn scores(
     let care = any_above_zero(net, special, "special")?;
     let care = net.cast(care, DType::F32, "special_care")?;
     let care = net.op("mul").arg("x", care).arg("y", SPECIAL_CARE).named("special_adjustment").add()?;
-    net.sum(concepts, care, "concept_scores")
+    net.sum(concepts, care, io::CONCEPT_SCORES)
 }
 
 /// Rows divided by their lengths.

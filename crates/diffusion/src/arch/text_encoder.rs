@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::clip::{self, Layers};
 use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, short};
 use super::layers::{Activation, Bias, Net, int};
-use super::{ArchError, GraphOptions};
+use super::{ArchError, GraphOptions, io};
 
 /// The causal mask is a square of this many tokens at most.
 const MAX_TOKENS: usize = 2048;
@@ -67,7 +67,7 @@ impl Outputs {
 
     /// The name of the output with the hidden states.
     pub fn hidden_name(self) -> &'static str {
-        if self.final_norm { "last_hidden_state" } else { "hidden_embeds" }
+        if self.final_norm { io::LAST_HIDDEN_STATE } else { io::HIDDEN_EMBEDS }
     }
 }
 
@@ -161,7 +161,7 @@ pub fn build(
     let mut net = Net::new(weights, options)?;
     let bare = "embeddings.token_embedding.weight";
     let prefix = if net.has_weight(bare) { "" } else { "text_model." };
-    let ids = net.input("input_ids", DType::F32, &[options.batch, options.tokens])?;
+    let ids = net.input(io::INPUT_IDS, DType::F32, &[options.batch, options.tokens])?;
     let ids = net.cast(ids, DType::I32, "token_ids")?;
     let mut x = embed(&mut net, config, &format!("{prefix}embeddings"), ids, options.tokens)?;
     let mask = causal_mask(&mut net, options.tokens)?;
@@ -192,7 +192,7 @@ pub fn build(
             _ => net.layer_norm(x, &norm, -1, epsilon, &identifier(&norm))?,
         };
         let pooled = pool(&mut net, config, last, ids)?;
-        results.push(net.output(pooled, "pooled_outputs")?);
+        results.push(net.output(pooled, io::POOLED_OUTPUTS)?);
     }
     net.finish(&results)
 }
@@ -259,7 +259,7 @@ fn pool(net: &mut Net, config: &Config, states: ValueId, ids: ValueId) -> Result
     let rows = net.literal(Literal::ints(&rows));
     let indices =
         net.op("stack").arg("values", [rows, position]).arg("axis", 1).named("eos_indices").add()?;
-    let pooled_name = net.result_name("pooled_outputs");
+    let pooled_name = net.result_name(io::POOLED_OUTPUTS);
     let name = if config.projection_dim.is_some() { "eos_state" } else { pooled_name.as_str() };
     let op = net.op("gather_nd").arg("x", states).arg("indices", indices).arg("batch_dims", 0);
     let pooled = op.named(name).add()?;

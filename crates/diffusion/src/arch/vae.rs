@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};
 use super::layers::{Activation, Bias, Conv, Groups, Net};
-use super::{ArchError, GraphOptions, resnet};
+use super::{ArchError, GraphOptions, io, resnet};
 
 /// The epsilon of every group norm of the autoencoder; diffusers has no field for it.
 const NORM_EPSILON: f64 = 1e-6;
@@ -123,7 +123,8 @@ pub fn build_decoder(
 ) -> Result<Function, ArchError> {
     let size = options.size(1)?;
     let mut net = Net::new(weights, options)?;
-    let mut x = net.input("z", options.dtype, &[options.batch, config.latent_channels, size[0], size[1]])?;
+    let mut x =
+        net.input(io::Z, options.dtype, &[options.batch, config.latent_channels, size[0], size[1]])?;
     if config.use_post_quant_conv {
         x = net.conv(x, "post_quant_conv", Conv::same(config.latent_channels, 1))?;
     }
@@ -141,9 +142,9 @@ pub fn build_decoder(
             x = net.conv(x, &format!("{path}.conv"), Conv::same(channels, 3))?;
         }
     }
-    let name = net.result_name("image");
+    let name = net.result_name(io::IMAGE);
     x = head(&mut net, config, "decoder", x, config.out_channels, &name)?;
-    let image = net.output(x, "image")?;
+    let image = net.output(x, io::IMAGE)?;
     net.finish(&[image])
 }
 
@@ -161,7 +162,7 @@ pub fn build_encoder(
 ) -> Result<Function, ArchError> {
     let size = options.size(config.scale())?;
     let mut net = Net::new(weights, options)?;
-    let mut x = net.input("x", options.dtype, &[options.batch, config.in_channels, size[0], size[1]])?;
+    let mut x = net.input(io::X, options.dtype, &[options.batch, config.in_channels, size[0], size[1]])?;
     let finest = config.block_out_channels[0];
     x = net.conv(x, "encoder.conv_in", Conv::same(finest, 3))?;
     let levels = config.block_out_channels.len();
@@ -176,14 +177,14 @@ pub fn build_encoder(
     }
     x = middle(&mut net, config, "encoder.mid_block", x)?;
     let moments = 2 * config.latent_channels;
-    let name = net.result_name("latent");
+    let name = net.result_name(io::LATENT);
     if config.use_quant_conv {
         x = head(&mut net, config, "encoder", x, moments, "encoder_conv_out")?;
         x = net.conv_named(x, "quant_conv", Conv::same(moments, 1), &name)?;
     } else {
         x = head(&mut net, config, "encoder", x, moments, &name)?;
     }
-    let latent = net.output(x, "latent")?;
+    let latent = net.output(x, io::LATENT)?;
     net.finish(&[latent])
 }
 

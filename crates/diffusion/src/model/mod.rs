@@ -38,8 +38,8 @@ pub struct DiffusionModel {
     pub text_encoders: Vec<TextEncoder>,
     /// The denoising network: see [`unet::build`] for its inputs.
     pub unet: Unet,
-    /// The autoencoder's decoder: see [`vae::build_decoder`].
-    pub decoder: Decoder,
+    /// The image autoencoder.
+    pub autoencoder: Autoencoder,
     /// The model's own scheduler.
     pub scheduler: SchedulerConfig,
     /// Whether the text states of an absent negative prompt are zeros, not those of an empty prompt.
@@ -70,12 +70,14 @@ pub struct Unet {
     pub takes_guidance: bool,
 }
 
-/// The autoencoder's decoder.
+/// The image autoencoder.
 #[derive(Clone, Debug)]
-pub struct Decoder {
-    /// The graph: see [`vae::build_decoder`].
-    pub network: Network,
-    /// How its latents relate to the UNet's.
+pub struct Autoencoder {
+    /// The encoder, for image to image: see [`vae::build_encoder`]. Some packages come without one.
+    pub encoder: Option<Network>,
+    /// The decoder: see [`vae::build_decoder`].
+    pub decoder: Network,
+    /// The relation of its latents to the UNet's.
     pub latent: LatentFormat,
     /// Whether it needs `fp32` where the rest is run in `fp16`; diffusers heeds that for Stable Diffusion XL only.
     pub force_upcast: bool,
@@ -235,11 +237,7 @@ impl DiffusionModel {
                 takes_guidance: unet_config.time.condition.is_some(),
                 network: unet_network(*unet_config, weights(files, "unet")?, files.full_precision("unet")),
             },
-            decoder: Decoder {
-                latent,
-                force_upcast: takes_sizes && vae_config.force_upcast,
-                network: decoder_network(vae_config, weights(files, "vae")?),
-            },
+            autoencoder: autoencoder(vae_config, weights(files, "vae")?, latent, takes_sizes),
             scheduler: SchedulerConfig::from_json(&scheduler)?,
             zeros_for_absent_negative: takes_sizes
                 && files
@@ -254,7 +252,8 @@ impl DiffusionModel {
         let mut text_encoders = self.text_encoders.iter().map(|encoder| &encoder.network);
         text_encoders.any(|own| own == network)
             || self.unet.network == *network
-            || self.decoder.network == *network
+            || self.autoencoder.decoder == *network
+            || self.autoencoder.encoder.as_ref() == Some(network)
     }
 }
 
@@ -267,8 +266,22 @@ fn unet_network(
     Network::with_full_precision("unet", build, full_precision)
 }
 
-fn decoder_network(config: vae::Config, weights: Arc<dyn Weights>) -> Network {
-    Network::new("vae", move |options| vae::build_decoder(&config, &*weights, options))
+fn autoencoder(
+    config: vae::Config,
+    weights: Arc<dyn Weights>,
+    latent: LatentFormat,
+    heeds_upcast: bool,
+) -> Autoencoder {
+    let force_upcast = heeds_upcast && config.force_upcast;
+    let (encoder, encoder_weights) = (config.clone(), weights.clone());
+    let encode = move |options: &GraphOptions| vae::build_encoder(&encoder, &*encoder_weights, options);
+    let decode = move |options: &GraphOptions| vae::build_decoder(&config, &*weights, options);
+    Autoencoder {
+        encoder: Some(Network::new("vae", encode)),
+        decoder: Network::new("vae", decode),
+        latent,
+        force_upcast,
+    }
 }
 
 /// The text encoders that the model has, and the channels of the last one's pooled output.

@@ -141,13 +141,28 @@ impl NetworkCache {
         self.entries.len() - 1
     }
 
+    /// Bytes that a run of a network takes for intermediate results. If they are more than is left, others are unloaded.
+    ///
+    /// # Errors
+    /// If the graph can't be run, or needs more memory than there is without the others.
+    pub(super) fn arena_bytes(&mut self, planned: &PlannedNetwork) -> Result<usize, Error> {
+        loop {
+            match planned.arena_bytes() {
+                Err(Error::Memory { .. }) if self.unload_oldest_but(planned) => {}
+                planned => return planned,
+            }
+        }
+    }
+
     /// Unloads the networks that were used least recently, until the budget has room for another: for its intermediate
     /// results and, if it is to run often, for a packed copy of its weights.
     fn make_room(&mut self, planned: &Arc<PlannedNetwork>) {
         if self.budget.used() == 0 {
             return;
         }
-        let packed = if planned.planned_runs() > 1 { planned.weight_bytes() } else { 0 };
+        // Packed weights take at most a quarter of a budget.
+        let most = usize::try_from(self.budget.limit() / 4).unwrap_or(usize::MAX);
+        let packed = if planned.planned_runs() > 1 { planned.weight_bytes().min(most) } else { 0 };
         let needed = (planned.arena_bytes().unwrap_or(0) + packed) as u64;
         while self.budget.used().saturating_add(needed) > self.budget.limit() {
             if !self.unload_oldest_but(planned) {
@@ -157,7 +172,7 @@ impl NetworkCache {
     }
 
     /// Unloads the least recently used network besides one, and says whether there was any.
-    fn unload_oldest_but(&mut self, planned: &Arc<PlannedNetwork>) -> bool {
+    fn unload_oldest_but(&mut self, planned: &PlannedNetwork) -> bool {
         let others = self.entries.iter_mut().filter(|entry| entry.planned.key != planned.key);
         match others.into_iter().find(|entry| entry.model.is_some()) {
             Some(entry) => {

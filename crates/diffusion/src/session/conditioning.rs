@@ -12,20 +12,14 @@ use super::network::{NetworkKey, PlannedNetwork, Section, tensor};
 use super::placement::{Component, Placement};
 use super::request::Request;
 use super::text::DroppedWords;
-use crate::arch::GraphOptions;
+use crate::arch::{GraphOptions, io};
 use crate::model::{DiffusionModel, TextEncoder};
 
 /// The inputs of a UNet by name.
 pub type Inputs = Vec<(&'static str, Tensor)>;
 
 /// The inputs that differ from step to step.
-const OF_EACH_STEP: [&str; 2] = ["sample", "timestep"];
-
-/// The input with the embedding of the guidance scale.
-const GUIDANCE: &str = "timestep_cond";
-
-/// The output with the pooled text.
-const POOLED: &str = "pooled_outputs";
+const OF_EACH_STEP: [&str; 2] = [io::SAMPLE, io::TIMESTEP];
 
 /// The most encoded prompts that a session keeps.
 const MOST_PROMPTS: usize = 16;
@@ -68,8 +62,8 @@ impl PromptCache {
     }
 }
 
-/// What encoding takes besides a model and a request.
-pub(super) struct Encoder<'s> {
+/// The networks that encode prompts and images, with their backends.
+pub(super) struct Encoders<'s> {
     pub(super) placement: &'s Placement,
     pub(super) networks: &'s mut NetworkCache,
     pub(super) prompts: &'s mut PromptCache,
@@ -133,7 +127,7 @@ impl Conditioning {
     pub(super) fn encode(
         model: &DiffusionModel,
         request: &Request,
-        encoder: &mut Encoder,
+        encoders: &mut Encoders,
         on: &mut OnEvent,
     ) -> Result<Self, GenerateError> {
         let (guided, negative_is_zero) = (request.is_guided(model), negative_is_zero(model, request));
@@ -142,10 +136,10 @@ impl Conditioning {
         let tokens = token_count(model)?;
         for text_encoder in &model.text_encoders {
             let component = text_encoder.network.component();
-            let key = text_encoder_key(model, request, text_encoder, encoder.placement);
+            let key = text_encoder_key(model, request, text_encoder, encoders.placement);
             let runs = prompt_count(model, request);
             let mut embed = |prompt: &str, is_negative, to: &mut PromptEmbeddings| {
-                let encoded = encoder.encode(text_encoder, &key, prompt, runs, on)?;
+                let encoded = encoders.encode(text_encoder, &key, prompt, runs, on)?;
                 to.push(&encoded);
                 let words = encoded.dropped.iter().cloned();
                 let component = component.to_string();
@@ -203,7 +197,7 @@ impl Conditioning {
         let found = self.inputs.iter().find(|input| input.name == declared.name).ok_or_else(|| {
             mismatch(format!("it takes `{}`, which text to image does not have", declared.name))
         })?;
-        if found.name == GUIDANCE {
+        if found.name == io::TIMESTEP_COND {
             let row = guidance::embedding(request.guidance_scale, shape.last().copied().unwrap_or(0));
             return Ok((found.name, tensor(shape, row.repeat(batch))?));
         }
@@ -221,7 +215,7 @@ impl Conditioning {
     }
 }
 
-impl Encoder<'_> {
+impl Encoders<'_> {
     /// A text encoder's embedding of a prompt, from the session's earlier ones if it is among them.
     fn encode(
         &mut self,
@@ -239,13 +233,13 @@ impl Encoder<'_> {
         on(Event::Encoding(planned.component()));
         let tokens = encoding.ids.len();
         let ids = tensor(&[1, tokens], encoding.ids.iter().map(|&id| id as f32).collect())?;
-        let results = self.networks.run(&planned, &[("input_ids", &ids)], self.cancel, on)?;
+        let results = self.networks.run(&planned, &[(io::INPUT_IDS, &ids)], self.cancel, on)?;
         let states = planned.output(&results, encoder.states)?;
         planned.check_finite(states)?;
         let channels = states.len() / tokens;
         let states = (0..states.len()).map(|at| states[at % tokens * channels + at / tokens]).collect();
-        let pooled = match planned.has_output(POOLED) {
-            true => Some(planned.output(&results, POOLED)?.to_vec()),
+        let pooled = match planned.has_output(io::POOLED_OUTPUTS) {
+            true => Some(planned.output(&results, io::POOLED_OUTPUTS)?.to_vec()),
             false => None,
         };
         planned.check_finite(pooled.as_deref().unwrap_or_default())?;
@@ -276,9 +270,9 @@ fn inputs(
 ) -> Result<Vec<Input>, GenerateError> {
     let guided = embeddings.len() == 2;
     let (states, pooled) = embeddings.into_iter().map(|prompt| (prompt.states, prompt.pooled)).unzip();
-    let mut inputs = vec![Input { name: "encoder_hidden_states", rows: states }];
+    let mut inputs = vec![Input { name: io::ENCODER_HIDDEN_STATES, rows: states }];
     if let Some(count) = model.unet.time_ids {
-        inputs.push(Input { name: "text_embeds", rows: pooled });
+        inputs.push(Input { name: io::TEXT_EMBEDS, rows: pooled });
         let size = [request.size[1], request.size[0]];
         let [positive, negative] =
             request.micro.time_ids(count, size).ok_or_else(|| GenerateError::Mismatch {
@@ -286,10 +280,10 @@ fn inputs(
                 what: format!("it takes {count} time ids; base models take 6 and refiners 5"),
             })?;
         let rows = if guided { vec![negative, positive] } else { vec![positive] };
-        inputs.push(Input { name: "time_ids", rows });
+        inputs.push(Input { name: io::TIME_IDS, rows });
     }
     if model.unet.takes_guidance {
-        inputs.push(Input { name: GUIDANCE, rows: Vec::new() });
+        inputs.push(Input { name: io::TIMESTEP_COND, rows: Vec::new() });
     }
     Ok(inputs)
 }
@@ -341,6 +335,6 @@ pub(super) fn prompt_count(model: &DiffusionModel, request: &Request) -> usize {
 
 /// The batch that a UNet is evaluated with.
 pub(super) fn batch(unet: &[Signature]) -> usize {
-    let sample = unet.iter().find(|input| input.name == "sample");
+    let sample = unet.iter().find(|input| input.name == io::SAMPLE);
     sample.and_then(|sample| sample.ty.shape.first().copied()).unwrap_or(1).max(1)
 }

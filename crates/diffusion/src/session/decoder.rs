@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mixbit_engine::{Cancel, Tensor, Timing, TracedStep};
+use mixbit_engine::{Backend, Cancel, Tensor, Timing, TracedStep};
 use mixbit_mil::{Function, ValueId, cut_after, single_value_cuts};
 
 use super::cache::NetworkCache;
@@ -14,14 +14,8 @@ use super::placement::{Component, Placement};
 use super::precision::Precision;
 use super::request::Request;
 use super::tiles::{Grid, Mosaic, Tiling, crop};
-use crate::arch::GraphOptions;
+use crate::arch::{GraphOptions, io};
 use crate::model::DiffusionModel;
-
-/// The input of a decoder.
-const LATENTS: &str = "z";
-
-/// The output of a decoder.
-const IMAGE: &str = "image";
 
 /// The share of a tile's arena, one of this many, that the value which tiles are cut from may take.
 const CUT_VALUE_SHARE: usize = 4;
@@ -79,7 +73,7 @@ impl DecoderPlans {
             self.0.remove(0);
         }
         self.0.push(plan.clone());
-        plan.check_memory()?;
+        plan.check_memory(networks)?;
         Ok(plan)
     }
 
@@ -97,7 +91,7 @@ impl DecoderPlan {
         images: usize,
     ) -> Result<Self, GenerateError> {
         let whole = networks.plan(key.clone(), images)?;
-        let (plane, bytes) = ([key.graph.height, key.graph.width], needed(&whole.arena_bytes()));
+        let (plane, bytes) = ([key.graph.height, key.graph.width], needed(&networks.arena_bytes(&whole)));
         let grid = Grid::of_area(plane, tiling.most(plane[0] * plane[1], bytes));
         if !grid.is_whole() {
             let graph = GraphOptions { height: grid.tile[0], width: grid.tile[1], ..key.graph.clone() };
@@ -111,9 +105,10 @@ impl DecoderPlan {
     }
 
     /// Fails if a run needs more memory than there is.
-    fn check_memory(&self) -> Result<(), GenerateError> {
-        self.networks()
-            .try_for_each(|planned| planned.arena_bytes().map(|_| ()).map_err(|error| planned.error(error)))
+    fn check_memory(&self, networks: &mut NetworkCache) -> Result<(), GenerateError> {
+        self.networks().try_for_each(|planned| {
+            networks.arena_bytes(planned).map(|_| ()).map_err(|error| planned.error(error))
+        })
     }
 
     /// Bytes for intermediate results: the most that one of its networks takes.
@@ -150,8 +145,8 @@ impl DecoderPlan {
         let latents = tensor(&[1, channels, height, width], latents)?;
         let (values, last) = match &self.stages {
             Stages::Whole(planned) => {
-                let results = networks.run(planned, &[(LATENTS, &latents)], cancel, on)?;
-                (planned.output(&results, IMAGE)?.to_vec(), planned)
+                let results = networks.run(planned, &[(io::Z, &latents)], cancel, on)?;
+                (planned.output(&results, io::IMAGE)?.to_vec(), planned)
             }
             Stages::Tiled(tiled) => (tiled.run(networks, latents, cancel, on)?, &tiled.tile),
         };
@@ -189,13 +184,22 @@ impl DecoderPlan {
 /// The key of the decoder of a whole image.
 fn decoder_key(model: &DiffusionModel, request: &Request, placement: &Placement) -> NetworkKey {
     let backend = placement.of(Component::Decoder);
-    let precision = match request.precision {
-        Precision::F16 if model.decoder.force_upcast => Precision::F32,
-        precision => precision.around_unet(&**backend),
-    };
+    let precision = autoencoder_precision(model, request, &**backend);
     let graph = request.graph_options(model, precision);
-    let (network, backend) = (model.decoder.network.clone(), backend.clone());
+    let (network, backend) = (model.autoencoder.decoder.clone(), backend.clone());
     NetworkKey { network, section: Section::Whole, graph, precision, backend }
+}
+
+/// The precision of the autoencoder's networks.
+pub(super) fn autoencoder_precision(
+    model: &DiffusionModel,
+    request: &Request,
+    backend: &dyn Backend,
+) -> Precision {
+    match request.precision {
+        Precision::F16 if model.autoencoder.force_upcast => Precision::F32,
+        precision => precision.around_unet(backend),
+    }
 }
 
 /// The bytes that a plan takes, or would take if there were enough.
@@ -236,7 +240,7 @@ impl Tiled {
         }
         let (front, back, cut) = match fits {
             Some((front, back, cut)) => (Some(Arc::new(front)), back, cut),
-            None => (None, tile.graph().clone(), LATENTS.to_string()),
+            None => (None, tile.graph().clone(), io::Z.to_string()),
         };
         let section = if front.is_some() { Section::After(cut.clone()) } else { Section::Whole };
         Ok(Tiled { front, tile: Arc::new(tile.section(section, back, tiles)), cut, grid })
@@ -250,20 +254,20 @@ impl Tiled {
         on: &mut OnEvent,
     ) -> Result<Vec<f32>, GenerateError> {
         let cut_value = match &self.front {
-            Some(front) => networks.run(front, &[(LATENTS, &latents)], cancel, on)?.swap_remove(0),
+            Some(front) => networks.run(front, &[(io::Z, &latents)], cancel, on)?.swap_remove(0),
             None => latents,
         };
         let [_, channels, height, width] = image_shape(cut_value.shape());
         let scale = height / self.grid.plane[0];
         let values = cut_value.as_f32().unwrap_or_default();
-        let [_, planes, tile_height, _] = image_shape(&self.tile.output_type(IMAGE)?.shape);
+        let [_, planes, tile_height, _] = image_shape(&self.tile.output_type(io::IMAGE)?.shape);
         let mut mosaic = Mosaic::new(&self.grid, planes, tile_height / self.grid.tile[0]);
         for start in self.grid.tiles() {
             let [rows, columns] = self.grid.ranges(start, scale);
             let shape = [1, channels, rows.len(), columns.len()];
             let tile = tensor(&shape, crop(values, [height, width], rows, columns))?;
             let results = networks.run(&self.tile, &[(&self.cut, &tile)], cancel, on)?;
-            mosaic.push(start, self.tile.output(&results, IMAGE)?.to_vec());
+            mosaic.push(start, self.tile.output(&results, io::IMAGE)?.to_vec());
         }
         Ok(mosaic.into_values())
     }

@@ -30,6 +30,7 @@
 mod cache;
 mod conditioning;
 mod decoder;
+mod encoder;
 mod error;
 mod event;
 mod guidance;
@@ -67,7 +68,7 @@ pub use tiles::Tiling;
 use crate::model::{DiffusionModel, Network};
 use crate::random::NoiseSource;
 use cache::NetworkCache;
-use conditioning::{Conditioning, Encoder, PromptCache, unet_key};
+use conditioning::{Conditioning, Encoders, PromptCache, unet_key};
 use decoder::{DecoderPlan, DecoderPlans};
 
 /// The settings of a session. They decide memory and time, never a picture.
@@ -173,18 +174,25 @@ impl Session {
         let model = self.model(request.role)?.clone();
         request.check(&model)?;
         let scheduler = request.scheduler.build(request.steps)?;
-        let mut encoder = Encoder {
+        let first = start::first_evaluation(request, &*scheduler)?;
+        let mut encoders = Encoders {
             placement: &self.placement,
             networks: &mut self.networks,
             prompts: &mut self.prompts,
             cancel,
         };
-        let conditioning = Conditioning::encode(&model, request, &mut encoder, on)?;
+        let conditioning = Conditioning::encode(&model, request, &mut encoders, on)?;
+        let encoded = match &request.start {
+            Start::Image { image, .. } => Some(encoders.image(&model, request, image, noise, on)?),
+            _ => None,
+        };
         let (samples, tokens) = (conditioning.samples, conditioning.tokens);
         let key = unet_key(&model, request, samples, tokens, &self.placement);
         let evaluations = scheduler.timesteps().len() * self.planned_images;
         let unet = self.networks.plan(key, evaluations)?;
         let decoder = self.decoder_plan(&model, request, self.planned_images)?;
+        let count = request.latent_shape(&model).iter().product();
+        let latents = start::sample(request, encoded.as_deref(), &*scheduler, first, count, noise)?;
         let parts = run::Parts {
             model,
             request: request.clone(),
@@ -192,8 +200,11 @@ impl Session {
             conditioning,
             unet: unet.clone(),
             decoder: decoder.clone(),
+            scheduler,
+            first,
+            latents,
         };
-        let run = Run::new(parts, noise)?;
+        let run = Run::new(parts)?;
         // Packed weights leave room for the decoder.
         let _room = self.networks.budget().reserve(decoder.arena_bytes() as u64);
         self.networks.load(&unet, on)?;
@@ -224,7 +235,7 @@ impl Session {
     /// If the decoder can't be run, the run was cancelled, or [`GenerateError::NotFinite`].
     pub fn decode(&mut self, run: &Run, latents: &[f32], on: &mut OnEvent) -> Result<Image, GenerateError> {
         on(Event::Decoding);
-        let latents = run.model.decoder.latent.to_decoder(latents);
+        let latents = run.model.autoencoder.latent.to_decoder(latents);
         let planes = run.decoder.run(&mut self.networks, run.latent_shape(), latents, &run.cancel, on);
         self.networks.suspend();
         Ok(Image::new(run.request.size, planes?))
@@ -248,7 +259,7 @@ impl Session {
     /// The time of all runs of the UNet and of the decoder of a role's model by kind of op, with the folder that each
     /// network comes from.
     pub fn profile(&self, role: Role) -> Vec<(String, Vec<Timing>)> {
-        let networks = self.models.get(&role).map(|model| [&model.unet.network, &model.decoder.network]);
+        let networks = self.models.get(&role).map(|model| [&model.unet.network, &model.autoencoder.decoder]);
         let timings = |network: &Network| (network.component().to_string(), self.networks.profile(network));
         networks.into_iter().flatten().map(timings).collect()
     }

@@ -7,11 +7,8 @@ use mixbit_mil::{Constant, Def, Function, TensorType};
 
 use super::error::GenerateError;
 use super::precision::Precision;
-use crate::arch::GraphOptions;
+use crate::arch::{GraphOptions, io};
 use crate::model::Network;
-
-/// The text that a network attends to: constant over the steps of a request.
-const TEXT: &str = "encoder_hidden_states";
 
 /// The identity of a compiled network: equal keys compute the same.
 ///
@@ -67,7 +64,7 @@ impl PlannedNetwork {
         let options = Options {
             arithmetic: key.precision.arithmetic(),
             full_precision: key.network.full_precision().clone(),
-            constant_inputs: [TEXT.to_string()].into(),
+            constant_inputs: [io::ENCODER_HIDDEN_STATES.to_string()].into(),
             planned_runs,
             budget: budget.clone(),
         };

@@ -12,6 +12,8 @@ pub enum Component {
     TextEncoder,
     /// The UNet: it predicts the noise in every step.
     Unet,
+    /// The autoencoder's encoder: it encodes the image that denoising starts from, if there is one.
+    Encoder,
     /// The autoencoder's decoder: it decodes the latents once.
     Decoder,
 }

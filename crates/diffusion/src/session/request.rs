@@ -1,6 +1,7 @@
 //! A request: everything that decides a picture, besides the noise.
 
 use super::error::GenerateError;
+use super::image::Image;
 use super::precision::Precision;
 use super::role::Role;
 use super::text::{MicroConditioning, Text};
@@ -18,6 +19,13 @@ pub enum Start {
     /// Noise alone.
     #[default]
     Noise,
+    /// An image, encoded to latents, with noise added. An image of another size is resized.
+    Image {
+        /// The image.
+        image: Image,
+        /// The part of the steps that is run, 0 to 1: the larger, the less is kept of the image.
+        strength: f64,
+    },
     /// Latents (channels, height, width) of an image, with noise added.
     Latents {
         /// The UNet's latents of the image.
@@ -83,7 +91,7 @@ impl Request {
     /// Checks the options that need no network.
     pub(super) fn check(&self, model: &DiffusionModel) -> Result<(), GenerateError> {
         let option = |option, what: String| Err(GenerateError::Option { option, what });
-        let scale = model.decoder.latent.scale;
+        let scale = model.autoencoder.latent.scale;
         for (name, extent) in [("width", self.size[0]), ("height", self.size[1])] {
             if !(1..=MAX_SIZE).contains(&extent) || !extent.is_multiple_of(scale) {
                 let below = (extent / scale * scale).clamp(scale, MAX_SIZE);
@@ -114,7 +122,7 @@ impl Request {
 
     /// Channels, height and width of the latents.
     pub(super) fn latent_shape(&self, model: &DiffusionModel) -> [usize; 3] {
-        let latent = &model.decoder.latent;
+        let latent = &model.autoencoder.latent;
         let [width, height] = self.size;
         [latent.channels, height / latent.scale, width / latent.scale]
     }

@@ -10,10 +10,11 @@ use super::conditioning::{Conditioning, Inputs, UnetInputs, batch};
 use super::decoder::DecoderPlan;
 use super::error::GenerateError;
 use super::event::{Event, OnEvent};
+use super::guidance;
 use super::network::{PlannedNetwork, tensor};
 use super::request::Request;
 use super::text::DroppedWords;
-use super::{guidance, start};
+use crate::arch::io;
 use crate::model::DiffusionModel;
 use crate::random::{NoiseSource, TorchSource};
 use crate::scheduler::{Scheduler, StepInput};
@@ -43,19 +44,21 @@ pub(super) struct Parts {
     pub(super) conditioning: Conditioning,
     pub(super) unet: Arc<PlannedNetwork>,
     pub(super) decoder: Arc<DecoderPlan>,
+    pub(super) scheduler: Box<dyn Scheduler>,
+    /// The first evaluation.
+    pub(super) first: usize,
+    /// The sample of the first evaluation.
+    pub(super) latents: Vec<f32>,
 }
 
 impl Run {
     /// The state before the first evaluation.
     ///
     /// # Errors
-    /// If the scheduler can't be built, or the request's start or the UNet's inputs don't fit.
-    pub(super) fn new(parts: Parts, noise: &mut dyn NoiseSource) -> Result<Self, GenerateError> {
-        let Parts { model, request, cancel, conditioning, unet, decoder } = parts;
+    /// If the UNet takes other inputs.
+    pub(super) fn new(parts: Parts) -> Result<Self, GenerateError> {
+        let Parts { model, request, cancel, conditioning, unet, decoder, scheduler, first, latents } = parts;
         let unet_inputs = conditioning.unet_inputs(&unet, &request)?;
-        let scheduler = request.scheduler.build(request.steps)?;
-        let count = request.latent_shape(&model).iter().product();
-        let (first, latents) = start::begin(&request, &*scheduler, count, noise)?;
         let predicted = latents.clone();
         Ok(Run {
             model,
@@ -186,7 +189,7 @@ impl Run {
         let mut prediction = Vec::with_capacity(count);
         for inputs in &self.unet_inputs {
             let results = networks.run(&self.unet, &inputs.bind(&step), &self.cancel, on)?;
-            prediction.extend_from_slice(self.unet.output(&results, "noise_pred")?);
+            prediction.extend_from_slice(self.unet.output(&results, io::NOISE_PRED)?);
         }
         prediction.truncate(count);
         self.unet.check_finite(&prediction)?;

@@ -14,6 +14,7 @@ use super::network::{PlannedNetwork, tensor};
 use super::placement::Component;
 use super::precision::Precision;
 use super::{Request, Session};
+use crate::arch::io;
 use crate::model::DiffusionModel;
 use crate::random::NoiseSource;
 
@@ -66,7 +67,7 @@ impl Session {
             let precision = plan.precision();
             stages.push(PipelineStage {
                 component: Component::Decoder,
-                folder: model.decoder.network.component().to_string(),
+                folder: model.autoencoder.decoder.component().to_string(),
                 precision,
                 work: Work::Decoder { plan, shape, latents },
             });
@@ -93,7 +94,7 @@ impl Session {
             component: Component::TextEncoder,
             folder: planned.component().to_string(),
             precision,
-            work: Work::Network { planned, inputs: vec![("input_ids".to_string(), ids)], evaluations },
+            work: Work::Network { planned, inputs: vec![(io::INPUT_IDS.to_string(), ids)], evaluations },
         })
     }
 

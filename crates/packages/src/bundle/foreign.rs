@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use mixbit_diffusion::arch::{ArchError, GraphOptions};
+use mixbit_diffusion::arch::{ArchError, GraphOptions, io};
 use mixbit_diffusion::model::{
-    Decoder, Defaults, DiffusionModel, LatentFormat, ModelError, Network, TextEncoder, Unet,
+    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, Network, TextEncoder, Unet,
 };
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
@@ -43,11 +43,11 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
         |name: &str| bundle.packages.get(name).ok_or_else(|| bundle.lacks(&format!("package of the {name}")));
     let unet = package("unet").or_else(|_| package("refiner"))?;
     let decoder = package("vae_decoder")?;
-    let sample = input(unet, "sample")?;
+    let sample = input(unet, io::SAMPLE)?;
     let &[batch, channels, height, width] = &sample.shape[..] else {
         return Err(unet.defect(format!("its input `sample` is of type {sample}, not of four axes")));
     };
-    let time_ids = input(unet, "time_ids").ok().map(|ids| ids.count() / batch.max(1));
+    let time_ids = input(unet, io::TIME_IDS).ok().map(|ids| ids.count() / batch.max(1));
     let family = if time_ids.is_some() { XL } else { ONE_AND_TWO };
     let mut text_encoders = Vec::new();
     for name in ["text_encoder", "text_encoder_2"] {
@@ -60,9 +60,13 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
     }
     Ok(DiffusionModel {
         text_encoders,
-        unet: Unet { network: fixed("unet", unet, "sample", SCALE), time_ids, takes_guidance: false },
-        decoder: Decoder {
-            network: fixed("vae_decoder", decoder, "z", SCALE),
+        unet: Unet { network: fixed("unet", unet, io::SAMPLE, 1), time_ids, takes_guidance: false },
+        autoencoder: Autoencoder {
+            encoder: bundle
+                .packages
+                .get("vae_encoder")
+                .map(|encoder| fixed("vae_encoder", encoder, io::X, SCALE)),
+            decoder: fixed("vae_decoder", decoder, io::Z, 1),
             latent: LatentFormat::scaled(channels, SCALE, family.scaling_factor),
             force_upcast: false,
         },
@@ -86,9 +90,9 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
 }
 
 fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> Result<TextEncoder, OpenError> {
-    let ids = input(packaged, "input_ids")?;
+    let ids = input(packaged, io::INPUT_IDS)?;
     let outputs = packaged.function.outputs().iter().map(|&id| packaged.function.value(id));
-    let states = ["hidden_embeds", "last_hidden_state"]
+    let states = [io::HIDDEN_EMBEDS, io::LAST_HIDDEN_STATE]
         .into_iter()
         .find_map(|name| outputs.clone().find(|value| value.name == name).map(|value| (name, value)));
     let no_states = || packaged.defect("it has no output of prompt embeddings".to_string());
@@ -111,7 +115,11 @@ fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> Result<Text
     let component = || name.to_string();
     let tokenizer = tokenizer
         .map_err(|source| bundle.unusable(ModelError::Tokenizer { component: component(), source }))?;
-    Ok(TextEncoder { tokenizer: Arc::new(tokenizer), network: fixed(name, packaged, "input_ids", 1), states })
+    Ok(TextEncoder {
+        tokenizer: Arc::new(tokenizer),
+        network: fixed(name, packaged, io::INPUT_IDS, 1),
+        states,
+    })
 }
 
 fn input<'a>(packaged: &'a Packaged, name: &str) -> Result<&'a TensorType, OpenError> {
@@ -124,18 +132,18 @@ fn input<'a>(packaged: &'a Packaged, name: &str) -> Result<&'a TensorType, OpenE
     Ok(&value.ty)
 }
 
-/// A network that has one size: that of its input `sized`, in latent pixels of `scale` image pixels.
+/// A network that has one size: that of its input `sized`, of `scale` pixels for one latent pixel.
 fn fixed(name: &str, packaged: &Packaged, sized: &'static str, scale: usize) -> Network {
     let function: Arc<Function> = Arc::new(packaged.function.clone());
     let shape = input(packaged, sized).map(|ty| ty.shape.clone()).unwrap_or_default();
     Network::new(name, move |options: &GraphOptions| {
         if let &[_, _, height, width] = &shape[..]
-            && [height, width] != [options.height, options.width]
+            && [height, width] != [options.height * scale, options.width * scale]
         {
             let what = format!(
                 "the package is for images of {}x{}, and holds no configuration to build it for another",
-                width * scale,
-                height * scale
+                width / scale * SCALE,
+                height / scale * SCALE
             );
             return Err(ArchError::Option { option: "size", what });
         }

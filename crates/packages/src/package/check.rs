@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mixbit_diffusion::arch::io;
 use mixbit_diffusion::random::{NoiseSource, TorchSource};
 use mixbit_engine::{Arithmetic, Backend, Cancel, Options, Tensor};
 use mixbit_formats::coreml;
@@ -86,9 +87,9 @@ fn inputs(function: &Function) -> Result<Vec<(String, Tensor)>, mixbit_engine::E
     let one = |value: &Value| {
         let count = value.ty.count();
         let values = match value.name.as_str() {
-            "input_ids" => (0..count).map(|index| (index * 7 % vocabulary) as f32).collect(),
-            "timestep" => vec![TIMESTEP; count],
-            "time_ids" => vec![512.0; count],
+            io::INPUT_IDS => (0..count).map(|index| (index * 7 % vocabulary) as f32).collect(),
+            io::TIMESTEP => vec![TIMESTEP; count],
+            io::TIME_IDS => vec![512.0; count],
             "adjustment" => vec![0.0; count],
             _ => {
                 let mut values = vec![0.0; count];

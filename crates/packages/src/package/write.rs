@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mixbit_diffusion::arch::io;
 use mixbit_formats::coreml::{self, Feature, Metadata};
 use mixbit_mil::{Function, Program, Progress, ValueId};
 
@@ -100,29 +101,32 @@ fn feature(function: &Function, id: ValueId) -> Feature {
 
 /// Descriptions of inputs and outputs, for people who look at a package.
 static FEATURES: &[(&str, &str)] = &[
-    ("input_ids", "The ids of the prompt's tokens, as floats"),
-    ("last_hidden_state", "The text states that the UNet attends to"),
-    ("hidden_embeds", "The text states of the last layer but one, which the UNet attends to"),
-    ("pooled_outputs", "One vector for the whole prompt"),
-    ("sample", "The noisy latents, scaled as the scheduler asks"),
-    ("timestep", "The timestep of each sample"),
-    ("encoder_hidden_states", "The text states, channels first"),
-    ("time_ids", "Original size, crop and target size (or aesthetic score), height before width"),
-    ("text_embeds", "The second text encoder's pooled output"),
-    ("timestep_cond", "The embedding of the guidance scale"),
-    ("controlnet_cond", "The conditioning image, 0 to 1"),
-    ("noise_pred", "What the model predicts for each sample: noise or velocity"),
-    ("z", "The latents, divided by the scaling factor"),
-    ("image", "The image, -1 to 1"),
-    ("x", "The image, -1 to 1"),
-    ("latent", "The means of the latents, then their log variances"),
-    ("clip_input", "The image, resized and normalized as CLIP takes it"),
-    ("images", "The image as the decoder gives it, channels last"),
+    (io::INPUT_IDS, "The ids of the prompt's tokens, as floats"),
+    (io::LAST_HIDDEN_STATE, "The text states that the UNet attends to"),
+    (io::HIDDEN_EMBEDS, "The text states of the last layer but one, which the UNet attends to"),
+    (io::POOLED_OUTPUTS, "One vector for the whole prompt"),
+    (io::SAMPLE, "The noisy latents, scaled as the scheduler asks"),
+    (io::TIMESTEP, "The timestep of each sample"),
+    (io::ENCODER_HIDDEN_STATES, "The text states, channels first"),
+    (io::TIME_IDS, "Original size, crop and target size (or aesthetic score), height before width"),
+    (io::TEXT_EMBEDS, "The second text encoder's pooled output"),
+    (io::TIMESTEP_COND, "The embedding of the guidance scale"),
+    (io::CONTROLNET_COND, "The conditioning image, 0 to 1"),
+    (io::NOISE_PRED, "What the model predicts for each sample: noise or velocity"),
+    (io::Z, "The latents, divided by the scaling factor"),
+    (io::IMAGE, "The image, -1 to 1"),
+    (io::X, "The image, -1 to 1"),
+    (io::LATENT, "The means of the latents, then their log variances"),
+    (io::CLIP_INPUT, "The image, resized and normalized as CLIP takes it"),
+    (io::IMAGES, "The image as the decoder gives it, channels last"),
     (
-        "adjustment",
+        io::ADJUSTMENT,
         "What is added to the scores of the concepts that ask for special care; 0 is the model's own rule",
     ),
-    ("filtered_images", "The image, or zeros if it is flagged"),
-    ("has_nsfw_concepts", "1 if the image is flagged, else 0"),
-    ("concept_scores", "How much the image resembles each concept, less its threshold; one above 0 flags it"),
+    (io::FILTERED_IMAGES, "The image, or zeros if it is flagged"),
+    (io::HAS_NSFW_CONCEPTS, "1 if the image is flagged, else 0"),
+    (
+        io::CONCEPT_SCORES,
+        "How much the image resembles each concept, less its threshold; one above 0 flags it",
+    ),
 ];

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};
 use super::super::layers::Conv;
-use super::super::{ArchError, GraphOptions};
+use super::super::{ArchError, GraphOptions, io};
 use super::{Activation, Unet};
 
 /// The sizes of the conditioning image on its way to that of the latents.
@@ -87,7 +87,7 @@ pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> 
     let (mut unet, sample) = Unet::begin(&config.unet, weights, options)?;
     let [height, width] = options.size(SCALE)?;
     let shape = [options.batch, config.conditioning_channels, height, width];
-    let image = unet.net.input("controlnet_cond", options.dtype, &shape)?;
+    let image = unet.net.input(io::CONTROLNET_COND, options.dtype, &shape)?;
     let hint = unet.embed_image(image, &config.conditioning_embedding_out_channels)?;
     let (x, skips) = unet.way_down(sample, Some(hint))?;
     let middle = unet.middle(x)?;

@@ -4,7 +4,7 @@ use mixbit_mil::{DType, ValueId, identifier};
 
 use super::super::heads::Heads;
 use super::super::layers::{Activation, Bias, Net, int};
-use super::super::{ArchError, AttentionImplementation, GraphOptions};
+use super::super::{ArchError, AttentionImplementation, GraphOptions, io};
 use super::{Addition, ClassLabels, Config};
 
 /// The longest period of the sinusoids, in timesteps over 2π.
@@ -23,7 +23,7 @@ pub(super) fn build(
     let mut x = time_sinusoid(net, config, timestep, "time_proj")?;
     x = column(net, x, "time_proj")?;
     if let Some(channels) = time.condition {
-        let condition = net.input("timestep_cond", options.dtype, &[batch, channels])?;
+        let condition = net.input(io::TIMESTEP_COND, options.dtype, &[batch, channels])?;
         let condition = column(net, condition, "timestep_cond")?;
         let condition = net.project(condition, "time_embedding.cond_proj", time.sinusoid, Bias::No)?;
         x = net.sum(x, condition, "time_proj_conditioned")?;
@@ -164,7 +164,7 @@ fn class_embedding(
     const PATH: &str = "class_embedding";
     let Some(labels) = config.class_labels else { return Ok(None) };
     let (batch, out) = (options.batch, config.time.channels);
-    let mut input = |dtype, shape: &[usize]| net.input("class_labels", dtype, shape);
+    let mut input = |dtype, shape: &[usize]| net.input(io::CLASS_LABELS, dtype, shape);
     let embedding = match labels {
         ClassLabels::Index(classes) => {
             let numbers = input(DType::F32, &[batch])?;
@@ -215,8 +215,8 @@ fn text_time(
             format!("{count} sinusoids of {channels_each} leave nothing of {channels} channels for the text");
         return Err(ArchError::Option { option: "time_ids", what });
     };
-    let ids = net.input("time_ids", options.dtype, &[batch, count])?;
-    let text = net.input("text_embeds", options.dtype, &[batch, text_channels])?;
+    let ids = net.input(io::TIME_IDS, options.dtype, &[batch, count])?;
+    let text = net.input(io::TEXT_EMBEDS, options.dtype, &[batch, text_channels])?;
     let numbers = net.reshape(ids, &[int(batch * count)?], "time_ids_flat")?;
     let sinusoids = sinusoid(net, config, numbers, channels_each, "add_time_proj")?;
     let sinusoids = net.reshape(sinusoids, &[int(batch)?, -1], "add_time_proj_joined")?;

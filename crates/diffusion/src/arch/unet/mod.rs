@@ -14,7 +14,7 @@ pub use config::{Addition, Attention, ClassLabels, Config, Middle, Stage, TimeEm
 
 use super::layers::{Activation, Conv, Groups, Net};
 use super::resnet::{self, Time};
-use super::{ArchError, GraphOptions};
+use super::{ArchError, GraphOptions, io};
 
 /// Builds the UNet.
 ///
@@ -41,7 +41,7 @@ pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> 
         x = unet.add_residuals(&mut skips, x)?;
     }
     let noise = unet.way_up(x, skips)?;
-    let noise = unet.net.output(noise, "noise_pred")?;
+    let noise = unet.net.output(noise, io::NOISE_PRED)?;
     unet.net.finish(&[noise])
 }
 
@@ -66,12 +66,12 @@ impl<'w> Unet<'w> {
         let [height, width] = options.size(1)?;
         let mut net = Net::new(weights, options)?;
         let sample =
-            net.input("sample", options.dtype, &[options.batch, config.in_channels, height, width])?;
-        let timestep = net.input("timestep", options.dtype, &[options.batch])?;
+            net.input(io::SAMPLE, options.dtype, &[options.batch, config.in_channels, height, width])?;
+        let timestep = net.input(io::TIMESTEP, options.dtype, &[options.batch])?;
         let text = match config.text_channels {
             Some(channels) => {
                 let shape = [options.batch, channels, 1, options.tokens];
-                Some(net.input("encoder_hidden_states", options.dtype, &shape)?)
+                Some(net.input(io::ENCODER_HIDDEN_STATES, options.dtype, &shape)?)
             }
             None => None,
         };
@@ -147,7 +147,7 @@ impl<'w> Unet<'w> {
         }
         x = self.net.group_norm(x, "conv_norm_out", self.groups())?;
         x = self.net.activate(x, config.act_fn, "conv_act")?;
-        let name = self.net.result_name("noise_pred");
+        let name = self.net.result_name(io::NOISE_PRED);
         self.net.conv_named(x, "conv_out", Conv::same(config.out_channels, config.conv_out_kernel), &name)
     }
 

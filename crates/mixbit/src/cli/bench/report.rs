@@ -291,7 +291,7 @@ fn unit(component: Component) -> &'static str {
     match component {
         Component::TextEncoder => "the prompts",
         Component::Unet => "a step",
-        Component::Decoder => "an image",
+        Component::Encoder | Component::Decoder => "an image",
     }
 }
 
