@@ -2,33 +2,49 @@
 
 use std::collections::BTreeMap;
 
-use mixbit_compress::{Calibration, Layer, LayerPlan, Scheme};
+use mixbit_compress::{Calibration, Encoder, Error, Layer, LayerPlan, Scheme};
 use mixbit_mil::WeightRef;
 
-use super::error::AnalyzeError;
-
-/// Weights of layers under several schemes, each encoded once.
+/// An encoder of layers that weighs their errors by calibrations.
 #[derive(Default)]
-pub(super) struct Encoder {
-    /// The mean square of each input channel by layer.
-    pub(super) importance: BTreeMap<String, Vec<f32>>,
-    encoder: mixbit_compress::Encoder,
+pub(super) struct CalibratedEncoder {
+    encoder: Encoder,
+    calibrations: BTreeMap<String, Calibration>,
 }
 
-impl Encoder {
-    /// An encoder whose palettes weigh errors by the mean square of each input channel.
-    pub(super) fn weighing(importance: BTreeMap<String, Vec<f32>>) -> Self {
-        Encoder { importance, ..Encoder::default() }
+impl CalibratedEncoder {
+    /// An encoder for the mean square of each input channel, by layer.
+    pub(super) fn new(mean_squares: &BTreeMap<String, Vec<f32>>) -> Self {
+        let mut encoder = CalibratedEncoder::default();
+        encoder.calibrate(mean_squares);
+        encoder
+    }
+
+    /// Replaces the calibrations.
+    pub(super) fn calibrate(&mut self, mean_squares: &BTreeMap<String, Vec<f32>>) {
+        let calibration = |(layer, squares): (&String, &Vec<f32>)| {
+            (layer.clone(), Calibration::of_mean_square(squares.clone()))
+        };
+        self.calibrations = mean_squares.iter().map(calibration).collect();
     }
 
     /// The mean square of each input channel of a layer, if known.
-    pub(super) fn importance(&self, layer: &str) -> Option<&[f32]> {
-        self.importance.get(layer).map(Vec::as_slice)
+    pub(super) fn mean_square(&self, layer: &str) -> Option<&[f32]> {
+        self.calibrations.get(layer).map(|calibration| calibration.mean_square.as_slice())
+    }
+
+    /// The mean square of each input channel by layer.
+    pub(super) fn into_mean_squares(self) -> BTreeMap<String, Vec<f32>> {
+        let mean_square = |(layer, calibration): (String, Calibration)| (layer, calibration.mean_square);
+        self.calibrations.into_iter().map(mean_square).collect()
     }
 
     /// A layer's weight under a scheme.
-    pub(super) fn encoded(&self, layer: &Layer, scheme: Scheme) -> Result<WeightRef, AnalyzeError> {
-        let calibration = self.importance.get(&layer.name).cloned().map(Calibration::of_mean_square);
-        Ok(self.encoder.encode(layer, &LayerPlan { scheme, calibration })?)
+    ///
+    /// # Errors
+    /// If the weight can't be compressed.
+    pub(super) fn encode(&self, layer: &Layer, scheme: Scheme) -> Result<WeightRef, Error> {
+        let calibration = self.calibrations.get(&layer.name).cloned();
+        self.encoder.encode(layer, &LayerPlan { scheme, calibration })
     }
 }

@@ -58,7 +58,7 @@ impl<'b> Evaluator<'b> {
 
     /// The mean square over all samples of every input channel by layer, rounded as recipe files hold it: a
     /// recipe applied from its file makes the same palettes.
-    pub(super) fn importance(&self) -> Result<BTreeMap<String, Vec<f32>>, AnalyzeError> {
+    pub(super) fn mean_squares(&self) -> Result<BTreeMap<String, Vec<f32>>, AnalyzeError> {
         let mut means: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         let runs = self.base.iter().flatten();
         let count = runs.clone().count().max(1) as f32;

@@ -92,7 +92,7 @@ impl Recorder<'_> {
             let name = probe.layer.name.as_str();
             let distortion = match probe.scheme {
                 Some(scheme) => {
-                    let weight = subject.encoder.encoded(probe.layer, scheme)?;
+                    let weight = subject.encoder.encode(probe.layer, scheme)?;
                     subject.evaluator.distortion(&Change::Weights(&Replaced::from([(name, weight)])))?
                 }
                 None => subject.evaluator.distortion(&Change::Int8(&BTreeSet::from([name])))?,
@@ -114,7 +114,7 @@ impl Recorder<'_> {
             let mut replaced = Replaced::new();
             for (position, &index) in order.layers.iter().enumerate() {
                 let layer = &layers[index];
-                replaced.insert(&layer.name, subject.encoder.encoded(layer, order.scheme)?);
+                replaced.insert(&layer.name, subject.encoder.encode(layer, order.scheme)?);
                 let key = key(order, index);
                 if self.is_due(position, &key) {
                     let distortion = subject.evaluator.distortion(&Change::Weights(&replaced))?;

@@ -51,7 +51,7 @@ pub(crate) use outcome::mean;
 pub use outcome::{Analysis, Candidate, Curve, Int8, Outcome, Verified};
 pub use point::{PROMPTS, Point, Setting};
 
-use encoder::Encoder;
+use encoder::CalibratedEncoder;
 use evaluator::Evaluator;
 use journal::Journal;
 use measurements::{Measurements, Order};
@@ -140,7 +140,7 @@ impl Work<'_> {
             bytes: subject.evaluator.network.bytes(),
             single_layer: measurements.single_layer(&subject.layers),
             cumulative: measurements.cumulative(&subject.layers),
-            importance: subject.encoder.importance,
+            importance: subject.encoder.into_mean_squares(),
             baselines,
             recipes,
             unreached,
@@ -200,6 +200,7 @@ impl Work<'_> {
         let anchors: Vec<_> = anchors.filter_map(|&bits| chooser.choose(Goal::Bits(bits))).collect();
         let total = verify::uniform(schemes).count() + anchors.len() + goals.len();
         let tally = Tally::new(self.progress.verifying, total as u64, Unit::Measurements);
+        tally.add(0)?;
         let baselines = verify::baselines(subject, schemes, &tally)?;
         let correction = verify::correction(subject, anchors, &tally)?;
         let (chosen, unreached) = verify::choose(goals, chooser, &correction);
@@ -258,10 +259,10 @@ pub fn measure_recipes(
     let network = SegmentedNetwork::new(&drawn.graph, &**backend, drawn.samples.len(), cancel.clone())?;
     let layers = subject::candidates(network.layers(), 0)?;
     let evaluator = Evaluator::new(network, drawn.samples)?;
-    let mut subject = Subject { evaluator, encoder: Encoder::default(), layers };
+    let mut subject = Subject { evaluator, encoder: CalibratedEncoder::default(), layers };
     let mut all = Vec::new();
     for recipe in recipes {
-        subject.encoder = Encoder::weighing(recipe.importance.clone());
+        subject.encoder.calibrate(recipe.importance);
         all.push(subject.verify(String::new(), recipe.layers.clone(), None)?.measured);
     }
     Ok(all)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mixbit_compress::{Layer, Scheme};
 
 use super::distortion::psnrs;
-use super::encoder::Encoder;
+use super::encoder::CalibratedEncoder;
 use super::error::AnalyzeError;
 use super::evaluator::Evaluator;
 use super::network::{Change, Replaced};
@@ -14,7 +14,7 @@ use super::outcome::Verified;
 /// A network, the layers that can be compressed, and the encoder of their weights.
 pub(super) struct Subject<'b> {
     pub(super) evaluator: Evaluator<'b>,
-    pub(super) encoder: Encoder,
+    pub(super) encoder: CalibratedEncoder,
     pub(super) layers: Vec<Layer>,
 }
 
@@ -43,7 +43,7 @@ impl Subject<'_> {
         let mut bytes = 2 * self.count() as u64;
         for layer in &self.layers {
             let Some(scheme) = schemes.get(&layer.name) else { continue };
-            replaced.insert(&layer.name, self.encoder.encoded(layer, *scheme)?);
+            replaced.insert(&layer.name, self.encoder.encode(layer, *scheme)?);
             bytes = bytes - 2 * layer.count() as u64 + scheme.stored_len(layer.ty()) as u64;
         }
         let distortion = self.evaluator.distortion(&Change::Weights(&replaced))?;

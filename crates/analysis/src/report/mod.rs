@@ -13,6 +13,7 @@ mod layers;
 mod page;
 mod plot;
 mod raster;
+mod recoded;
 #[cfg(test)]
 mod tests;
 
@@ -21,17 +22,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mixbit_compress::{Calibration, LayerPlan, Plan, Scheme};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, GenerateError, Image, Request, Role, Session};
 use mixbit_engine::Backend;
 use mixbit_formats::write_atomically;
 use mixbit_mil::Progress;
 
-pub use drawing::{Choose, OneOf, Picture, Recoded, draw};
+pub use drawing::{OneOf, Picture, draw};
 pub use grid::Grid;
+pub use recoded::{Planner, Recoded};
 
 use crate::analyze::{Analysis, Verified};
-use mixbit_compress::{Calibration, LayerPlan, Plan};
 use mixbit_packages::psnr::{mean_square, psnr, psnr_of};
 
 /// The contents of a report.
@@ -73,12 +75,12 @@ pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixb
 }
 
 /// The scheme of each layer in a recipe of an analysis, with the mean squares that its palette is fitted to.
-pub fn choices(verified: &Verified, importance: &BTreeMap<String, Vec<f32>>) -> Plan {
-    let chosen = |(layer, scheme): (&String, &mixbit_compress::Scheme)| {
-        let calibration = importance.get(layer).cloned().map(Calibration::of_mean_square);
-        (layer.clone(), LayerPlan { scheme: *scheme, calibration })
+fn plan(verified: &Verified, mean_squares: &BTreeMap<String, Vec<f32>>) -> Plan {
+    let plan = |(layer, &scheme): (&String, &Scheme)| {
+        let calibration = mean_squares.get(layer).cloned().map(Calibration::of_mean_square);
+        (layer.clone(), LayerPlan { scheme, calibration })
     };
-    verified.layers.iter().map(chosen).collect()
+    verified.layers.iter().map(plan).collect()
 }
 
 /// Draws the image of the original model and of every recipe of an analysis. `progress` counts evaluations of
@@ -105,8 +107,8 @@ pub fn pictures(
     let original = next(0, recoded.original())?;
     let mut recipes = Vec::new();
     for (index, recipe) in analysis.recipes.iter().enumerate() {
-        let choices = choices(recipe, &analysis.importance);
-        let model = recoded.with(Box::new(move |_| Ok(choices.clone())));
+        let plan = plan(recipe, &analysis.importance);
+        let model = recoded.with(Box::new(move |_| Ok(plan.clone())));
         recipes.push((recipe.name.clone(), next(1 + index, model)?));
     }
     Ok(Pictures { prompt: request.text.prompt.clone(), seed, original, recipes })

@@ -15,7 +15,7 @@ use super::backends::Machine;
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
-use mixbit_analysis::report::{Choose, Grid, OneOf, Picture, Recoded, draw, latent_psnr, pixel_psnr};
+use mixbit_analysis::report::{Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::source;
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe};
 use mixbit_packages::recipe::RecipeFile;
@@ -86,7 +86,7 @@ struct Column {
 }
 
 /// A name and its plan for the layers; without one, they stay unchanged.
-type Form = (Option<String>, Option<Box<Choose>>);
+type Form = (Option<String>, Option<Box<Planner>>);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;

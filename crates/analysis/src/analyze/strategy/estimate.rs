@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::{Chooser, ChosenRecipe, Strategy};
 use crate::analyze::distortion::Distortion;
-use crate::analyze::encoder::Encoder;
+use crate::analyze::encoder::CalibratedEncoder;
 use crate::analyze::error::AnalyzeError;
 use crate::analyze::evaluator::Evaluator;
 use crate::analyze::journal::{Journal, Key};
@@ -49,8 +49,8 @@ impl Strategy for Estimate<'_> {
         if measured.is_empty() { schemes.clone() } else { measured }
     }
 
-    fn encoder(&self, evaluator: &Evaluator<'_>) -> Result<Encoder, AnalyzeError> {
-        Ok(Encoder::weighing(evaluator.importance()?))
+    fn encoder(&self, evaluator: &Evaluator<'_>) -> Result<CalibratedEncoder, AnalyzeError> {
+        Ok(CalibratedEncoder::new(&evaluator.mean_squares()?))
     }
 
     fn encoder_evaluations(&self) -> usize {
@@ -112,7 +112,7 @@ impl Chooser for Allocation {
 
 /// The size and the error of a layer under each scheme, and last those of the unchanged weight.
 fn candidates(
-    encoder: &Encoder,
+    encoder: &CalibratedEncoder,
     layer: &Layer,
     schemes: &[Scheme],
     measured: &[Scheme],
@@ -176,15 +176,14 @@ fn inferred(known: &[Known], local: f64) -> Vec<f64> {
 
 /// The error of a scheme in a layer's own output: squared errors of the weights, each weighed by the mean
 /// square of its input channel.
-fn local_error(encoder: &Encoder, layer: &Layer, scheme: Scheme) -> Result<f64, AnalyzeError> {
+fn local_error(encoder: &CalibratedEncoder, layer: &Layer, scheme: Scheme) -> Result<f64, AnalyzeError> {
     let original = halves(&layer.weight)?;
-    let found = halves(&encoder.encoded(layer, scheme)?)?;
+    let found = halves(&encoder.encode(layer, scheme)?)?;
     let shape = &layer.ty().shape;
     let window: usize = shape.iter().skip(2).product();
-    let importance = encoder.importance(&layer.name);
+    let mean_square = encoder.mean_square(&layer.name);
     let one = |(index, (a, b)): (usize, (f16, f16))| {
-        let weight =
-            importance.map_or(1.0, |importance| f64::from(importance[index / window % importance.len()]));
+        let weight = mean_square.map_or(1.0, |squares| f64::from(squares[index / window % squares.len()]));
         weight * f64::from(a.to_f32() - b.to_f32()).powi(2)
     };
     Ok(original.into_iter().zip(found).enumerate().map(one).sum())

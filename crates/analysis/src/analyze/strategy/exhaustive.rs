@@ -6,7 +6,7 @@ use mixbit_compress::{Layer, Scheme};
 
 use super::{Chooser, ChosenRecipe, Strategy};
 use crate::analyze::distortion::psnrs;
-use crate::analyze::encoder::Encoder;
+use crate::analyze::encoder::CalibratedEncoder;
 use crate::analyze::error::AnalyzeError;
 use crate::analyze::evaluator::Evaluator;
 use crate::analyze::journal::{Journal, Key};
@@ -39,8 +39,8 @@ impl Strategy for Exhaustive<'_> {
         self.options.schemes.clone()
     }
 
-    fn encoder(&self, _: &Evaluator<'_>) -> Result<Encoder, AnalyzeError> {
-        Ok(Encoder::default())
+    fn encoder(&self, _: &Evaluator<'_>) -> Result<CalibratedEncoder, AnalyzeError> {
+        Ok(CalibratedEncoder::default())
     }
 
     fn encoder_evaluations(&self) -> usize {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use mixbit_compress::{Layer, Scheme};
 
-use super::encoder::Encoder;
+use super::encoder::CalibratedEncoder;
 use super::error::AnalyzeError;
 use super::evaluator::Evaluator;
 use super::journal::Journal;
@@ -31,7 +31,7 @@ pub(super) trait Strategy {
     ///
     /// # Errors
     /// If the network can't be run.
-    fn encoder(&self, evaluator: &Evaluator<'_>) -> Result<Encoder, AnalyzeError>;
+    fn encoder(&self, evaluator: &Evaluator<'_>) -> Result<CalibratedEncoder, AnalyzeError>;
 
     /// The evaluations of the network for each state that [`encoder`](Self::encoder) takes.
     fn encoder_evaluations(&self) -> usize;
