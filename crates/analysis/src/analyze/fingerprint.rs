@@ -1,4 +1,4 @@
-//! A checksum of what is measured.
+//! The checksum that identifies an analysis.
 
 use super::subject::Subject;
 

@@ -30,7 +30,7 @@ pub(super) enum Change<'a> {
 /// A network that runs segment by segment.
 pub(super) struct SegmentedNetwork<'b> {
     backend: &'b dyn Backend,
-    /// The runs that a variant is planned for.
+    /// The number of runs that a variant is planned for.
     samples: usize,
     cancel: Cancel,
     segments: Vec<Segment>,
@@ -56,7 +56,7 @@ pub(super) struct Variant {
 }
 
 impl<'b> SegmentedNetwork<'b> {
-    /// Compiles a network, of which each variant will run on some samples.
+    /// Compiles a network whose variants will each run on `samples` samples.
     pub(super) fn new(
         function: &Function,
         backend: &'b dyn Backend,
@@ -64,7 +64,7 @@ impl<'b> SegmentedNetwork<'b> {
         cancel: Cancel,
     ) -> Result<Self, AnalyzeError> {
         let function = mixbit_mil::passes::DEAD_CODE.run(&mixbit_mil::constexpr::decoded(function)?);
-        // Every variant runs the segments after its own again.
+        // Every variant runs the later segments again.
         let options = Options { planned_runs: usize::MAX, ..Options::default() };
         let segment = |function: Function| {
             let work = function.ops().iter().map(|op| multiply_adds(&function.view(op))).sum();
