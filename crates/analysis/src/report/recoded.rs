@@ -26,7 +26,8 @@ enum RecodeError {
     Graph(#[from] mixbit_mil::Error),
 }
 
-/// A model whose UNet can be stored by one plan after the other. Layers on which plans agree are encoded once.
+/// A model whose UNet can be stored by one plan after the other. Layers on which plans agree are encoded
+/// once.
 pub struct Recoded {
     model: Arc<DiffusionModel>,
     encoder: Arc<Encoder>,

@@ -1,6 +1,7 @@
 //! Networks with the weights of their layers in fewer bits.
 //!
-//! - [`mixbit_compress::uniform`], [`by_recipe`] and [`by_structure`] plan the scheme of each layer of a network;
+//! - [`mixbit_compress::uniform`], [`by_recipe`] and [`by_structure`] plan the scheme of each layer of a
+//!   network;
 //! - [`palettize`] makes a model of it that can be written;
 //! - [`Palettized::check`] reads a written model and compares every weight with its source;
 //! - [`Job`] does all this for the packages of a model.
