@@ -7,7 +7,7 @@ use super::{Activation, Epilogue, Node, Verdict};
 
 /// ```text
 /// y = linear(x, w, b)
-/// s = add(y, r)                    where r has y's shape  ->  z = linear(x, w, b) with the epilogue r, activation
+/// s = add(y, r)              where r has y's shape  ->  z = linear(x, w, b) with the epilogue r, activation
 /// z = activation(s)
 /// ```
 /// Each of the two is optional.

@@ -2,8 +2,8 @@
 //! `metadata.json` for apps.
 //!
 //! ```text
-//! coremldata.bin   u32 502 | u32 5 or 9 | zeros to 0x1c | u64 7 | "generic" | i32 specification version | zeros to 0x4b |
-//!                  u64 length | description | for each function: u32 502, 12 zeros
+//! coremldata.bin   u32 502 | u32 5 or 9 | zeros to 0x1c | u64 7 | "generic" | i32 specification version |
+//!                  zeros to 0x4b | u64 length | description | for each function: u32 502, 12 zeros
 //! analytics/       strings, each after its u64 length: a group, the number of pairs, keys and values
 //! ```
 
