@@ -30,15 +30,14 @@ check() {
     fi
 }
 
-# Runs each example of the package `mixbit-examples`.
+# Runs each example of the package `mixbit-examples`, as `cargo test --workspace` built it.
 examples() {
-    local scratch=${CARGO_TARGET_DIR:-target}/examples
-    local run="cargo run --quiet --package mixbit-examples --example"
-    mkdir -p "$scratch" &&
-        $run draw -- "$scratch/draw.png" &&
-        $run run_package -- fixtures/coreml/encodings/ios16_palette4.mlpackage &&
-        $run palettize_layer &&
-        $run backend
+    local target=${CARGO_TARGET_DIR:-target}
+    local run=$target/debug/examples
+    "$run/draw" "$target/draw.png" &&
+        "$run/run_package" fixtures/coreml/encodings/ios16_palette4.mlpackage &&
+        "$run/palettize_layer" &&
+        "$run/backend"
 }
 
 quick() {
