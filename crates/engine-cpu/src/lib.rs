@@ -43,6 +43,7 @@ use mixbit_mil::{DType, Function};
 use lower::lower;
 pub use memory::available_memory;
 use memory::{Arenas, Regions};
+use packing::Packing;
 use plan::{Io, Place, Plan, PlanBuilder, Step};
 
 /// The memory of a machine that does not say how much it has left.
@@ -151,7 +152,18 @@ struct Planned {
     declined: Vec<Declined>,
 }
 
+/// Plans a function: with packed weights if it is to run often, and without if those leave too little memory for
+/// a run.
 fn plan(function: &Function, options: &Options, budget: &MemoryBudget) -> Result<Planned, Error> {
+    match plan_once(function, options, budget) {
+        Err(Error::Memory { .. }) if Packing::pays(options.planned_runs) => {
+            plan_once(function, &Options { planned_runs: 1, ..options.clone() }, budget)
+        }
+        planned => planned,
+    }
+}
+
+fn plan_once(function: &Function, options: &Options, budget: &MemoryBudget) -> Result<Planned, Error> {
     let mut builder = PlanBuilder::new(function, options, budget);
     // A fused step rounds only its last result; declared arithmetic rounds every one.
     let fused = match options.arithmetic {

@@ -26,7 +26,12 @@ pub(crate) enum Packing {
 impl Packing {
     /// The decision for a model that is planned to run a number of times.
     pub(crate) fn of(planned_runs: usize, budget: &MemoryBudget) -> Self {
-        if planned_runs > FEW_RUNS { Packing::Within(budget.clone()) } else { Packing::EveryRun }
+        if Self::pays(planned_runs) { Packing::Within(budget.clone()) } else { Packing::EveryRun }
+    }
+
+    /// Whether a model runs often enough to keep weights packed.
+    pub(crate) fn pays(planned_runs: usize) -> bool {
+        planned_runs > FEW_RUNS
     }
 
     /// Memory for a packed weight, if it is to stay packed.

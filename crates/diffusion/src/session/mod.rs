@@ -49,8 +49,8 @@ mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mixbit_engine::Timing;
 pub use mixbit_engine::{Cancel, MemoryBudget};
+use mixbit_engine::{Error, Timing};
 
 pub use conditioning::Inputs;
 pub use error::GenerateError;
@@ -205,9 +205,16 @@ impl Session {
             latents,
         };
         let run = Run::new(parts)?;
-        // Packed weights leave room for the decoder.
-        let _room = self.networks.budget().reserve(decoder.arena_bytes() as u64);
-        self.networks.load(&unet, on)?;
+        // Packed weights leave room for the decoder, unless the UNet alone needs that memory.
+        let room = self.networks.budget().reserve(decoder.arena_bytes() as u64);
+        let loaded = self.networks.load(&unet, on);
+        drop(room);
+        match loaded {
+            Err(GenerateError::Engine { source: Error::Memory { .. }, .. }) => {
+                self.networks.load(&unet, on)?
+            }
+            loaded => loaded?,
+        }
         Ok(run)
     }
 
