@@ -39,16 +39,24 @@ impl Image {
             .collect()
     }
 
-    /// The image at another width and height by Lanczos' filter, as Pillow resizes images of bytes and diffusers those that
-    /// it starts from. An image that has the size already stays as it is.
+    /// The image at another width and height by Lanczos' filter, as Pillow resizes images of bytes and diffusers
+    /// those that it starts from. An image that has the size already is unchanged. If width and height both shrink,
+    /// bytes may differ from Pillow's by the rounding of the first pass.
     pub fn resized(&self, [width, height]: [usize; 2]) -> Image {
         if [width, height] == [self.width, self.height] {
             return self.clone();
         }
         let rows = self.to_rgb8();
-        let wide = resample(&rows, [self.width, self.height], width);
-        let turned = resample(&transposed(&wide, [width, self.height]), [self.height, width], height);
-        let rows = transposed(&turned, [height, width]);
+        let across = |rows: &[u8], size| resample(rows, size, width);
+        let down = |rows: &[u8], [width, old]: [usize; 2]| {
+            let turned = resample(&transposed(rows, [width, old]), [old, width], height);
+            transposed(&turned, [height, width])
+        };
+        // Each pass rounds to bytes, so their order counts. Pillow begins with the height if that alone shrinks.
+        let rows = match height < self.height && width >= self.width {
+            true => across(&down(&rows, [self.width, self.height]), [self.width, height]),
+            false => down(&across(&rows, [self.width, self.height]), [width, self.height]),
+        };
         Image::from_rgb8([width, height], &rows).unwrap_or_else(|| self.clone())
     }
 }
