@@ -203,10 +203,21 @@ impl NetworkCache {
         self.entries.retain(|entry| is_kept(&entry.planned.key.network));
     }
 
-    /// The time of all runs of a network by kind of op, the longest first.
+    /// The time of all runs of a network, of whatever size, by kind of op, the longest first.
     pub(super) fn profile(&self, network: &Network) -> Vec<Timing> {
         let of_network = self.entries.iter().filter(|entry| entry.planned.key.network == *network);
         sum(of_network.flat_map(Entry::profile), |first, second| first + second)
+    }
+
+    /// The time of all runs of some graphs by kind of op, the longest first.
+    pub(super) fn profile_of<'p>(
+        &self,
+        graphs: impl IntoIterator<Item = &'p Arc<PlannedNetwork>>,
+    ) -> Vec<Timing> {
+        let entry = |planned: &Arc<PlannedNetwork>| {
+            self.entries.iter().find(|entry| entry.planned.key == planned.key)
+        };
+        sum(graphs.into_iter().filter_map(entry).flat_map(Entry::profile), |first, second| first + second)
     }
 
     /// The steps of a network's last run.
