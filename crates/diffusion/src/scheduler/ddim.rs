@@ -1,10 +1,13 @@
 //! DDIM: Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (arXiv 2010.02502), equations 12 and 16.
 
-use super::config::{self, Field, SchedulerConfig, SchedulerError, flag};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self, Field, flag};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Limit, Mix, Prediction};
-use super::spacing::{self, Range, TimestepSpacing};
+use super::prediction::{Limit, Mix};
+use super::spacing::{self, Range};
+use super::words::Prediction;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -16,20 +19,20 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "DDIM: deterministic, first order",
     presets: &[],
     fields: &[
-        &config::BETAS,
-        &config::clip(true),
+        &field::BETAS,
+        &field::clip(true),
         &[flag("set_alpha_to_one", true)],
-        &config::spacing("leading"),
-        &config::PREDICTION,
-        &config::THRESHOLDING,
-        &config::RESCALE_BETAS,
+        &field::spacing("leading"),
+        &field::PREDICTION,
+        &field::THRESHOLDING,
+        &field::RESCALE_BETAS,
         &ETA,
     ],
     build: |config, steps| Ok(Box::new(Ddim::new(config, steps)?)),
 };
 
 /// diffusers takes `eta` with each step instead of in the file; 0 is deterministic, 1 is DDPM.
-const ETA: [Field; 1] = [config::field("eta", config::Kind::Number(0.0))];
+const ETA: [Field; 1] = [field::field("eta", field::Kind::Number(0.0))];
 
 struct Ddim {
     schedule: NoiseSchedule,
@@ -50,7 +53,7 @@ impl Ddim {
             stride: schedule.len() / steps,
             final_alpha: if config.bool("set_alpha_to_one") { 1.0 } else { schedule.alpha(0) },
             schedule,
-            prediction: Prediction::of(config),
+            prediction: config.prediction()?,
             limit: Limit::of(config)?,
             eta: config.fraction("eta")? as f32,
         })
@@ -99,7 +102,7 @@ impl Scheduler for Ddim {
 /// If an offset moves one past the last.
 pub(super) fn whole_timesteps(config: &SchedulerConfig, steps: usize) -> Result<Vec<f64>, SchedulerError> {
     let range = Range::of(config);
-    let mut timesteps = spacing::inclusive(TimestepSpacing::of(config), range, steps);
+    let mut timesteps = spacing::inclusive(config.timestep_spacing()?, range, steps);
     timesteps.iter_mut().for_each(|t| *t = t.round_ties_even());
     if timesteps.first().is_some_and(|&first| first >= range.train as f64) {
         let reason = format!("`steps_offset` = {} moves a timestep past training", range.offset);

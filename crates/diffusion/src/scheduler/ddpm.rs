@@ -1,10 +1,14 @@
 //! DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), equations 6 and 7.
 
-use super::config::{self, SchedulerConfig, SchedulerError, choice};
+use super::config::SchedulerConfig;
 use super::ddim::whole_timesteps;
+use super::error::SchedulerError;
+use super::field::{self, choice};
 use super::float::{exp, ln, zip_map};
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Limit, Mix, Prediction};
+use super::prediction::{Limit, Mix};
+use super::words::Prediction;
+use super::words::{Word, words};
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -16,7 +20,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "DDPM: the original ancestral sampler, needs many steps",
     presets: &[],
     fields: &[
-        &config::betas(
+        &field::betas(
             0.0001,
             0.02,
             "linear",
@@ -24,24 +28,26 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
         ),
         // Learned variances need a model with twice the channels, and the square root of `fixed_large_log`, which is
         // a negative logarithm, is no number in diffusers either.
-        &[choice("variance_type", "fixed_small", &["fixed_small", "fixed_small_log", "fixed_large"])],
-        &config::clip(true),
-        &config::PREDICTION,
-        &config::THRESHOLDING,
-        &config::spacing("leading"),
-        &config::RESCALE_BETAS,
+        &[choice("variance_type", "fixed_small", Variance::WORDS)],
+        &field::clip(true),
+        &field::PREDICTION,
+        &field::THRESHOLDING,
+        &field::spacing("leading"),
+        &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(Ddpm::new(config, steps)?)),
 };
 
-/// The variance of the noise that a step adds.
-enum Variance {
-    /// The posterior's.
-    Small,
-    /// The posterior's, by way of its logarithm.
-    SmallLog,
-    /// The forward process's.
-    Large,
+words! {
+    /// The variance of the noise that a step adds.
+    enum Variance {
+        /// The posterior's.
+        Small = "fixed_small",
+        /// The posterior's, by way of its logarithm.
+        SmallLog = "fixed_small_log",
+        /// The forward process's.
+        Large = "fixed_large",
+    }
 }
 
 struct Ddpm {
@@ -57,13 +63,8 @@ impl Ddpm {
         Ok(Ddpm {
             schedule: NoiseSchedule::of(config)?,
             timesteps: whole_timesteps(config, steps)?,
-            variance: match config.choice("variance_type") {
-                "fixed_small" => Variance::Small,
-                "fixed_small_log" => Variance::SmallLog,
-                "fixed_large" => Variance::Large,
-                other => unreachable!("{other} is declared but has no formula"),
-            },
-            prediction: Prediction::of(config),
+            variance: config.word("variance_type")?,
+            prediction: config.prediction()?,
             limit: Limit::of(config)?,
         })
     }

@@ -1,11 +1,14 @@
 //! The multistep DPM-Solver: Algorithm 2 of "DPM-Solver++" (arXiv 2211.01095), known as DPM++ 2M.
 
-use super::config::{self, SchedulerConfig, SchedulerError, flag};
+use super::config::SchedulerConfig;
 use super::dpm_solver::{self, Solver, difference, lambda};
+use super::error::SchedulerError;
+use super::field::{self, flag};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::Mix;
-use super::sigmas::{SigmaGrid, SolverFamily, solver_grid};
+use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::words::{BetaSchedule, SigmaSchedule};
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -17,16 +20,16 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "DPM++ 2M: deterministic, second order; good at 20 steps",
     presets: &[("algorithm_type", "dpmsolver++")],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         &dpm_solver::solver(&["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"], true),
-        &config::PREDICTION,
-        &config::THRESHOLDING,
+        &field::PREDICTION,
+        &field::THRESHOLDING,
         &[flag("euler_at_final", false), flag("use_lu_lambdas", false)],
-        &config::SIGMAS,
-        &config::FLOW,
-        &config::FINAL_SIGMA,
-        &config::spacing("linspace"),
-        &config::RESCALE_BETAS,
+        &field::SIGMAS,
+        &field::FLOW,
+        &field::FINAL_SIGMA,
+        &field::spacing("linspace"),
+        &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(Multistep::new(config, steps)?)),
 };
@@ -53,12 +56,12 @@ struct Multistep {
 impl Multistep {
     fn new(config: &SchedulerConfig, steps: usize) -> Result<Multistep, SchedulerError> {
         let schedule = NoiseSchedule::for_sigmas(config)?;
-        let ends_at_zero = config.choice("final_sigmas_type") == "zero";
+        let rules = SolverRules { clips_log_snr: true, rounds: rounds(config)?, repeats_last: false };
         Ok(Multistep {
-            grid: solver_grid(config, &schedule, SolverFamily::Multistep, steps)?,
+            grid: solver_grid(config, &schedule, rules, steps)?,
             solver: Solver::of(config)?,
             lower_order_final: config.bool("lower_order_final"),
-            first_order_last: config.bool("euler_at_final") || ends_at_zero,
+            first_order_last: config.bool("euler_at_final") || !config.ends_at_sigma_min(),
             outputs: Vec::new(),
         })
     }
@@ -74,6 +77,12 @@ impl Multistep {
         };
         self.solver.order.min(self.outputs.len()).min(allowed)
     }
+}
+
+/// Whether the timesteps of a sigma schedule are rounded, as diffusers' class does it.
+fn rounds(config: &SchedulerConfig) -> Result<bool, SchedulerError> {
+    let is_cosine = config.word::<BetaSchedule>("beta_schedule")? == BetaSchedule::SquaredCosine;
+    Ok(matches!(config.sigmas()?, SigmaSchedule::Karras | SigmaSchedule::Lu) && !is_cosine)
 }
 
 impl Scheduler for Multistep {

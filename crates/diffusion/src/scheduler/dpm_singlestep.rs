@@ -2,12 +2,15 @@
 //!
 //! Steps come in groups of one, two or three evaluations; those of a group all start from the group's first sample.
 
-use super::config::{self, SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
 use super::dpm_solver::{self, Solver, difference, lambda};
+use super::error::SchedulerError;
+use super::field::{self};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::Mix;
-use super::sigmas::{SigmaGrid, SolverFamily, solver_grid};
+use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::words::SigmaSchedule;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -19,13 +22,13 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "DPM++ 2S: deterministic, second order, single steps",
     presets: &[("algorithm_type", "dpmsolver++")],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         &dpm_solver::solver(&["dpmsolver", "dpmsolver++", "sde-dpmsolver++"], false),
-        &config::PREDICTION,
-        &config::THRESHOLDING,
-        &config::SIGMAS,
-        &config::FLOW,
-        &config::FINAL_SIGMA,
+        &field::PREDICTION,
+        &field::THRESHOLDING,
+        &field::SIGMAS,
+        &field::FLOW,
+        &field::FINAL_SIGMA,
     ],
     build: |config, steps| Ok(Box::new(Singlestep::new(config, steps)?)),
 };
@@ -48,9 +51,12 @@ impl Singlestep {
     fn new(config: &SchedulerConfig, steps: usize) -> Result<Singlestep, SchedulerError> {
         let schedule = NoiseSchedule::for_sigmas(config)?;
         let solver = Solver::of(config)?;
-        let ends_at_zero = config.choice("final_sigmas_type") == "zero";
+        let ends_at_zero = !config.ends_at_sigma_min();
+        // diffusers' class rounds the timesteps of this sigma schedule alone.
+        let rounds = config.sigmas()? == SigmaSchedule::Karras;
+        let rules = SolverRules { clips_log_snr: true, rounds, repeats_last: false };
         Ok(Singlestep {
-            grid: solver_grid(config, &schedule, SolverFamily::Singlestep, steps)?,
+            grid: solver_grid(config, &schedule, rules, steps)?,
             orders: orders(steps, solver.order, config.bool("lower_order_final"), ends_at_zero),
             solver,
             outputs: Vec::new(),

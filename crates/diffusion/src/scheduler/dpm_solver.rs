@@ -4,9 +4,13 @@
 //! Both go from a base point to a target in log-SNR. They differ in which earlier evaluation is the base and in the
 //! finite differences of model outputs; the weights of those differences are the same and are here.
 
-use super::config::{Field, Kind, SchedulerConfig, SchedulerError, field, flag, solver_order};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{Field, Kind, field, flag, solver_order};
 use super::float::{exp, zip_map};
-use super::prediction::{Limit, Mix, Prediction};
+use super::prediction::{Limit, Mix};
+use super::words::Prediction;
+use super::words::words;
 use super::{SchedulerEntry, StepInput};
 use crate::random::NoiseSource;
 
@@ -32,17 +36,18 @@ pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_fina
     ]
 }
 
-/// The equation that is solved, and what it is solved for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Algorithm {
-    /// The ODE, for the noise.
-    DpmSolver,
-    /// The ODE, for the clean sample.
-    DpmSolverPlusPlus,
-    /// The SDE, for the noise.
-    SdeDpmSolver,
-    /// The SDE, for the clean sample.
-    SdeDpmSolverPlusPlus,
+words! {
+    /// The equation that is solved, and the quantity that it is solved for.
+    pub(super) enum Algorithm {
+        /// The ODE, for the noise.
+        DpmSolver = "dpmsolver",
+        /// The ODE, for the clean sample.
+        DpmSolverPlusPlus = "dpmsolver++",
+        /// The SDE, for the noise.
+        SdeDpmSolver = "sde-dpmsolver",
+        /// The SDE, for the clean sample.
+        SdeDpmSolverPlusPlus = "sde-dpmsolver++",
+    }
 }
 
 impl Algorithm {
@@ -75,14 +80,8 @@ impl Solver {
     ///
     /// A final sigma of zero with a solver for the noise, which is infinite there.
     pub(super) fn of(config: &SchedulerConfig) -> Result<Solver, SchedulerError> {
-        let algorithm = match config.choice("algorithm_type") {
-            "dpmsolver" => Algorithm::DpmSolver,
-            "dpmsolver++" => Algorithm::DpmSolverPlusPlus,
-            "sde-dpmsolver" => Algorithm::SdeDpmSolver,
-            "sde-dpmsolver++" => Algorithm::SdeDpmSolverPlusPlus,
-            other => unreachable!("{other} is declared but has no formula"),
-        };
-        if !algorithm.predicts_original() && config.choice("final_sigmas_type") == "zero" {
+        let algorithm: Algorithm = config.word("algorithm_type")?;
+        if !algorithm.predicts_original() && !config.ends_at_sigma_min() {
             return Err(config.bad_value("algorithm_type", "needs `final_sigmas_type` = sigma_min"));
         }
         let order = config.integer("solver_order");
@@ -93,7 +92,7 @@ impl Solver {
             algorithm,
             heun: config.choice("solver_type") == "heun",
             order,
-            prediction: Prediction::of(config),
+            prediction: config.prediction()?,
             limit: Limit::of(config)?,
         })
     }

@@ -1,12 +1,15 @@
 //! Euler's method on the probability flow ODE: Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn, as in
 //! k-diffusion's `sample_euler`.
 
-use super::config::{self, Kind, SchedulerConfig, SchedulerError, choice, field};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self, Kind, choice, field};
 use super::float::ln;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Prediction, original_at_level};
+use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
-use super::spacing::TimestepSpacing;
+use super::words::Prediction;
+use super::words::TimestepSpacing;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -18,7 +21,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "Euler: deterministic, first order; XL's default",
     presets: &[],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         &[
             field(
                 "prediction_type",
@@ -33,10 +36,10 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
             field("sigma_max", Kind::OptionalNumber),
             choice("timestep_type", "discrete", &["discrete", "continuous"]),
         ],
-        &config::SIGMAS,
-        &config::spacing("linspace"),
-        &config::RESCALE_BETAS,
-        &config::FINAL_SIGMA,
+        &field::SIGMAS,
+        &field::spacing("linspace"),
+        &field::RESCALE_BETAS,
+        &field::FINAL_SIGMA,
     ],
     build: |config, steps| Ok(Box::new(Euler::new(config, steps)?)),
 };
@@ -51,13 +54,13 @@ impl Euler {
     fn new(config: &SchedulerConfig, steps: usize) -> Result<Euler, SchedulerError> {
         let schedule = NoiseSchedule::for_sigmas(config)?;
         let mut grid = continuous_grid(config, &schedule, steps)?;
-        let prediction = Prediction::of(config);
+        let prediction = config.prediction()?;
         if config.choice("timestep_type") == "continuous" && prediction == Prediction::Velocity {
             // The EDM models are conditioned on a quarter of the logarithm of the noise level.
             let levels = &grid.sigmas[..grid.sigmas.len() - 1];
             grid.timesteps = levels.iter().take(steps).map(|&sigma| f64::from(0.25 * ln(sigma))).collect();
         }
-        Ok(Euler { grid, spacing: TimestepSpacing::of(config), prediction })
+        Ok(Euler { grid, spacing: config.timestep_spacing()?, prediction })
     }
 }
 

@@ -1,12 +1,15 @@
 //! Ancestral sampling with Euler steps, as in k-diffusion's `sample_euler_ancestral`: a step to a lower level than the
 //! next, and noise up to it.
 
-use super::config::{self, SchedulerConfig, SchedulerError, choice};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self, choice};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Prediction, original_at_level};
+use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
-use super::spacing::TimestepSpacing;
+use super::words::Prediction;
+use super::words::TimestepSpacing;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -18,11 +21,11 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "Euler with fresh noise at every step",
     presets: &[],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         // diffusers lists `sample` too, and raises an error when it is used.
         &[choice("prediction_type", "epsilon", &["epsilon", "v_prediction"])],
-        &config::spacing("linspace"),
-        &config::RESCALE_BETAS,
+        &field::spacing("linspace"),
+        &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(EulerAncestral::new(config, steps)?)),
 };
@@ -38,8 +41,8 @@ impl EulerAncestral {
         let schedule = NoiseSchedule::for_sigmas(config)?;
         Ok(EulerAncestral {
             grid: continuous_grid(config, &schedule, steps)?,
-            spacing: TimestepSpacing::of(config),
-            prediction: Prediction::of(config),
+            spacing: config.timestep_spacing()?,
+            prediction: config.prediction()?,
         })
     }
 }

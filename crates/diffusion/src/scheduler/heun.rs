@@ -2,12 +2,15 @@
 //!
 //! Every step but the last evaluates the model twice: where it starts, and where Euler's step would end.
 
-use super::config::{self, SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Limit, Prediction, original_at_level};
+use super::prediction::{Limit, original_at_level};
 use super::sigmas::{self, SigmaGrid, continuous_grid};
-use super::spacing::TimestepSpacing;
+use super::words::Prediction;
+use super::words::TimestepSpacing;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -19,11 +22,11 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "Heun: deterministic, second order, two evaluations a step",
     presets: &[],
     fields: &[
-        &config::betas(0.00085, 0.012, "linear", &["linear", "scaled_linear", "squaredcos_cap_v2", "exp"]),
-        &config::PREDICTION,
-        &config::SIGMAS,
-        &config::clip(false),
-        &config::spacing("linspace"),
+        &field::betas(0.00085, 0.012, "linear", &["linear", "scaled_linear", "squaredcos_cap_v2", "exp"]),
+        &field::PREDICTION,
+        &field::SIGMAS,
+        &field::clip(false),
+        &field::spacing("linspace"),
     ],
     build: |config, steps| Ok(Box::new(Heun::new(config, steps)?)),
 };
@@ -52,7 +55,7 @@ impl Heun {
             timesteps: twice_but_first(&single.timesteps),
             sigmas: [&twice_but_first(&single.sigmas[..steps])[..], &single.sigmas[steps..]].concat(),
         };
-        let (spacing, prediction) = (TimestepSpacing::of(config), Prediction::of(config));
+        let (spacing, prediction) = (config.timestep_spacing()?, config.prediction()?);
         Ok(Heun { grid, spacing, prediction, limit: Limit::of(config)?, half: None })
     }
 }

@@ -4,10 +4,13 @@
 //! The timesteps are taken from the schedule that the model was distilled on, so `timestep_spacing` and `steps_offset`
 //! have no effect, as in diffusers.
 
-use super::config::{self, Kind, SchedulerConfig, SchedulerError, field, flag};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self, Kind, field, flag};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Limit, Mix, Prediction};
+use super::prediction::{Limit, Mix};
+use super::words::Prediction;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -19,17 +22,17 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "LCM: a few steps, for latent consistency models",
     presets: &[],
     fields: &[
-        &config::betas(0.00085, 0.012, "scaled_linear", config::BETA_SCHEDULES),
+        &field::betas(0.00085, 0.012, "scaled_linear", field::BETA_SCHEDULES),
         &[
             field("original_inference_steps", Kind::Integer { default: 50, min: 1, max: 100_000 }),
             flag("set_alpha_to_one", true),
             field("timestep_scaling", Kind::Number(10.0)),
         ],
-        &config::clip(false),
-        &config::spacing("leading"),
-        &config::PREDICTION,
-        &config::THRESHOLDING,
-        &config::RESCALE_BETAS,
+        &field::clip(false),
+        &field::spacing("leading"),
+        &field::PREDICTION,
+        &field::THRESHOLDING,
+        &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(Lcm::new(config, steps)?)),
 };
@@ -63,7 +66,7 @@ impl Lcm {
             schedule,
             timesteps: (0..steps).map(timestep).collect(),
             timestep_scaling: config.number("timestep_scaling") as f32,
-            prediction: Prediction::of(config),
+            prediction: config.prediction()?,
             limit: Limit::of(config)?,
         })
     }

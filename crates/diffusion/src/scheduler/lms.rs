@@ -1,12 +1,15 @@
 //! Linear multistep on the probability flow ODE, as in k-diffusion's `sample_lms`: the Adams-Bashforth method over
 //! uneven noise levels, of order 4.
 
-use super::config::{self, SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Prediction, original_at_level};
+use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
-use super::spacing::TimestepSpacing;
+use super::words::Prediction;
+use super::words::TimestepSpacing;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -17,7 +20,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     class: "LMSDiscreteScheduler",
     about: "LMS: deterministic, linear multistep of order 4",
     presets: &[],
-    fields: &[&config::BETAS, &config::SIGMAS, &config::PREDICTION, &config::spacing("linspace")],
+    fields: &[&field::BETAS, &field::SIGMAS, &field::PREDICTION, &field::spacing("linspace")],
     build: |config, steps| Ok(Box::new(Lms::new(config, steps)?)),
 };
 
@@ -36,8 +39,8 @@ impl Lms {
         let schedule = NoiseSchedule::for_sigmas(config)?;
         Ok(Lms {
             grid: continuous_grid(config, &schedule, steps)?,
-            spacing: TimestepSpacing::of(config),
-            prediction: Prediction::of(config),
+            spacing: config.timestep_spacing()?,
+            prediction: config.prediction()?,
             derivatives: Vec::new(),
         })
     }

@@ -42,8 +42,10 @@ mod ddpm;
 mod dpm_multistep;
 mod dpm_singlestep;
 mod dpm_solver;
+mod error;
 mod euler;
 mod euler_ancestral;
+mod field;
 mod float;
 mod heun;
 mod lcm;
@@ -54,14 +56,17 @@ mod prediction;
 mod sigmas;
 mod spacing;
 mod unipc;
+mod words;
 
 #[cfg(test)]
 mod tests;
 
-use crate::random::NoiseSource;
-pub use config::{Field, Kind, SchedulerConfig, SchedulerError};
-pub use sigmas::SigmaSchedule;
-pub use spacing::TimestepSpacing;
+pub use config::SchedulerConfig;
+pub use error::SchedulerError;
+pub use field::{Field, Kind};
+pub use words::{SigmaSchedule, TimestepSpacing};
+
+use crate::random::{NoiseSource, TorchSource};
 
 /// One run of a scheduler: it keeps the history that multistep methods need.
 pub trait Scheduler: Send {
@@ -172,3 +177,35 @@ pub static SCHEDULERS: &[SchedulerEntry] = &[
     unipc::ENTRY,
     lcm::ENTRY,
 ];
+
+impl SchedulerConfig {
+    /// The scheduler for a number of inference steps.
+    ///
+    /// # Errors
+    ///
+    /// A number of steps, or a combination of fields, that the class cannot run; found by a trial on two numbers where
+    /// no rule names it.
+    pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
+        let train = self.training_steps();
+        if steps == 0 || steps > train {
+            return Err(self.bad_steps(steps, format!("it must be from 1 to {train}, the steps of training")));
+        }
+        if !stays_finite((self.entry().build)(self, steps)?) {
+            return Err(self.bad_steps(steps, "this noise schedule leads to numbers that are not finite"));
+        }
+        (self.entry().build)(self, steps)
+    }
+}
+
+/// Runs a scheduler on two numbers, to see an infinite coefficient before a model has run for minutes.
+fn stays_finite(mut scheduler: Box<dyn Scheduler>) -> bool {
+    let mut noise = TorchSource::new(0);
+    let mut sample = [1.0, -0.5].map(|x| x * scheduler.init_noise_sigma()).to_vec();
+    (0..scheduler.timesteps().len()).all(|index| {
+        let scaled = scheduler.scale_model_input(&sample, index);
+        let model_output: Vec<f32> = scaled.iter().map(|x| 0.5 * x + 0.125).collect();
+        let input = StepInput { index, model_output: &model_output, sample: &sample, images: 1 };
+        sample = scheduler.step(input, &mut noise).previous;
+        scaled.iter().chain(&sample).all(|x| x.is_finite())
+    })
+}

@@ -4,8 +4,10 @@
 //! squared-cosine ones those of Nichol and Dhariwal (arXiv 2102.09672). Rescaling to zero terminal SNR is Algorithm 1
 //! of Lin et al. (arXiv 2305.08891).
 
-use super::config::{SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
 use super::float::torch_linspace;
+use super::words::BetaSchedule;
 
 /// The smallest positive f16, which diffusers puts for a zero where a sigma must stay finite.
 const SMALLEST_HALF: f32 = 1.0 / 16_777_216.0;
@@ -24,7 +26,7 @@ impl NoiseSchedule {
     /// Betas that are not as many as the timesteps, or that give an alpha outside `[0, 1]`.
     pub(super) fn of(config: &SchedulerConfig) -> Result<NoiseSchedule, SchedulerError> {
         let mut betas = betas(config)?;
-        if config.has("rescale_betas_zero_snr") && config.bool("rescale_betas_zero_snr") {
+        if config.enabled("rescale_betas_zero_snr") {
             betas = rescale_zero_terminal_snr(&betas);
         }
         let alphas_cumprod = cumulated_alphas(&betas);
@@ -42,7 +44,7 @@ impl NoiseSchedule {
     /// As [`NoiseSchedule::of`], and if a sigma is not finite.
     pub(super) fn for_sigmas(config: &SchedulerConfig) -> Result<NoiseSchedule, SchedulerError> {
         let mut schedule = NoiseSchedule::of(config)?;
-        if config.has("rescale_betas_zero_snr") && config.bool("rescale_betas_zero_snr") {
+        if config.enabled("rescale_betas_zero_snr") {
             let last = schedule.alphas_cumprod.len() - 1;
             schedule.alphas_cumprod[last] = SMALLEST_HALF;
         }
@@ -90,27 +92,26 @@ fn betas(config: &SchedulerConfig) -> Result<Vec<f32>, SchedulerError> {
             return Err(config.bad_value(name, "is not between 0 and 1"));
         }
     }
-    Ok(match config.choice("beta_schedule") {
-        "scaled_linear" => {
+    Ok(match config.word("beta_schedule")? {
+        BetaSchedule::ScaledLinear => {
             let roots = torch_linspace(start.sqrt() as f32, end.sqrt() as f32, train);
             roots.into_iter().map(|root| root * root).collect()
         }
-        "squaredcos_cap_v2" => {
+        BetaSchedule::SquaredCosine => {
             betas_for_alpha_bar(train, |t| ((t + 0.008) / 1.008 * std::f64::consts::PI / 2.0).cos().powi(2))
         }
-        "laplace" => betas_for_alpha_bar(train, |t| {
+        BetaSchedule::Laplace => betas_for_alpha_bar(train, |t| {
             let half = -0.5 * 1.0_f64.copysign(0.5 - t) * (1.0 - 2.0 * (0.5 - t).abs() + 1e-6).ln();
             let snr = half.exp();
             (snr / (1.0 + snr)).sqrt()
         }),
-        "exp" => betas_for_alpha_bar(train, |t| (t * -12.0).exp()),
-        "sigmoid" => {
+        BetaSchedule::Exponential => betas_for_alpha_bar(train, |t| (t * -12.0).exp()),
+        BetaSchedule::Sigmoid => {
             let (scale, start) = ((end - start) as f32, start as f32);
             let sigmoid = |x: f32| (1.0 / (1.0 + f64::from(-x).exp())) as f32;
             torch_linspace(-6.0, 6.0, train).into_iter().map(|x| sigmoid(x) * scale + start).collect()
         }
-        "linear" => torch_linspace(start as f32, end as f32, train),
-        other => unreachable!("{other} is declared but has no formula"),
+        BetaSchedule::Linear => torch_linspace(start as f32, end as f32, train),
     })
 }
 

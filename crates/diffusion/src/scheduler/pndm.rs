@@ -4,11 +4,14 @@
 //! With `skip_prk_steps`, as Stable Diffusion has it, the linear multistep method (PLMS) runs from the start and
 //! evaluates the second timestep twice; without, three pseudo Runge-Kutta steps of four evaluations each come first.
 
-use super::config::{self, SchedulerConfig, SchedulerError, choice, flag};
+use super::config::SchedulerConfig;
 use super::ddim::whole_timesteps;
+use super::error::SchedulerError;
+use super::field::{self, choice, flag};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Mix, Prediction};
+use super::prediction::Mix;
+use super::words::Prediction;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -20,13 +23,13 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "PNDM (PLMS): deterministic, linear multistep of order 4",
     presets: &[],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         &[
             flag("skip_prk_steps", false),
             flag("set_alpha_to_one", false),
             choice("prediction_type", "epsilon", &["epsilon", "v_prediction"]),
         ],
-        &config::spacing("leading"),
+        &field::spacing("leading"),
     ],
     build: |config, steps| Ok(Box::new(Pndm::new(config, steps)?)),
 };
@@ -70,7 +73,7 @@ impl Pndm {
             stride,
             final_alpha: if config.bool("set_alpha_to_one") { 1.0 } else { schedule.alpha(0) },
             schedule,
-            prediction: Prediction::of(config),
+            prediction: config.prediction()?,
             evaluations: 0,
             outputs: Vec::new(),
             start: Vec::new(),

@@ -1,30 +1,9 @@
 //! What a model predicts, and how the predicted sample is kept in range.
 
-use super::config::{SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
 use super::float::zip_map;
-
-/// What the model's output is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Prediction {
-    /// The noise.
-    Epsilon,
-    /// The velocity `alpha noise - sigma x0` of Salimans and Ho (arXiv 2202.00512).
-    Velocity,
-    /// The denoised sample `x0`.
-    Original,
-}
-
-impl Prediction {
-    /// The prediction type of a configuration.
-    pub(super) fn of(config: &SchedulerConfig) -> Prediction {
-        match config.prediction_type() {
-            "epsilon" => Prediction::Epsilon,
-            "v_prediction" => Prediction::Velocity,
-            "sample" => Prediction::Original,
-            other => unreachable!("{other} is declared but has no formula"),
-        }
-    }
-}
+use super::words::Prediction;
 
 /// The scales of signal and noise in `x = alpha x0 + sigma noise`, with `alpha^2 + sigma^2 = 1`.
 #[derive(Debug, Clone, Copy)]
@@ -119,11 +98,11 @@ impl Limit {
             bound if bound > 0.0 => Ok(bound),
             _ => Err(config.bad_value(name, "is not positive")),
         };
-        if config.has("thresholding") && config.bool("thresholding") {
+        if config.enabled("thresholding") {
             let ratio = config.fraction("dynamic_thresholding_ratio")? as f32;
             return Ok(Limit::Threshold { ratio, max: positive("sample_max_value")? });
         }
-        if config.has("clip_sample") && config.bool("clip_sample") {
+        if config.enabled("clip_sample") {
             return Ok(Limit::Clip(positive("clip_sample_range")?));
         }
         Ok(Limit::None)

@@ -6,108 +6,12 @@
 //! log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
 
 use super::beta_quantile::beta_quantile;
-use super::config::{SchedulerConfig, SchedulerError};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
 use super::float::{exp, ln, numpy_linspace, numpy_ln, torch_linspace};
 use super::noise_schedule::NoiseSchedule;
-use super::spacing::{self, Range, TimestepSpacing};
-
-/// How the noise levels between the first and the last are chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SigmaSchedule {
-    /// Those of training, at the chosen timesteps.
-    Trained,
-    /// Even in `sigma^(1/7)`.
-    Karras,
-    /// Even in `ln sigma`.
-    Exponential,
-    /// Quantiles of the beta distribution with both parameters 0.6.
-    Beta,
-    /// Even in the log-SNR of training.
-    Lu,
-}
-
-impl SigmaSchedule {
-    /// Every schedule.
-    pub const ALL: [SigmaSchedule; 5] = [
-        SigmaSchedule::Trained,
-        SigmaSchedule::Karras,
-        SigmaSchedule::Exponential,
-        SigmaSchedule::Beta,
-        SigmaSchedule::Lu,
-    ];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            SigmaSchedule::Trained => "trained",
-            SigmaSchedule::Karras => "karras",
-            SigmaSchedule::Exponential => "exponential",
-            SigmaSchedule::Beta => "beta",
-            SigmaSchedule::Lu => "lu",
-        }
-    }
-
-    /// The schedule with this name.
-    pub fn parse(name: &str) -> Option<SigmaSchedule> {
-        Self::ALL.into_iter().find(|schedule| schedule.name() == name)
-    }
-
-    /// The configuration's field that turns the schedule on; none for the default.
-    pub(super) fn field(self) -> Option<&'static str> {
-        match self {
-            SigmaSchedule::Trained => None,
-            SigmaSchedule::Karras => Some("use_karras_sigmas"),
-            SigmaSchedule::Exponential => Some("use_exponential_sigmas"),
-            SigmaSchedule::Beta => Some("use_beta_sigmas"),
-            SigmaSchedule::Lu => Some("use_lu_lambdas"),
-        }
-    }
-
-    /// The schedule of a configuration.
-    ///
-    /// # Errors
-    ///
-    /// If more than one is on.
-    pub(super) fn of(config: &SchedulerConfig) -> Result<SigmaSchedule, SchedulerError> {
-        let mut chosen = SigmaSchedule::Trained;
-        for schedule in Self::ALL {
-            let Some(field) = schedule.field().filter(|field| config.has(field) && config.bool(field)) else {
-                continue;
-            };
-            if chosen != SigmaSchedule::Trained {
-                let reason = format!("excludes `{}`", chosen.field().unwrap_or_default());
-                return Err(config.bad_value(field, reason));
-            }
-            chosen = schedule;
-        }
-        Ok(chosen)
-    }
-
-    /// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training; none for
-    /// the default schedule, which depends on timesteps.
-    fn levels(self, min: f64, max: f64, count: usize, trained: &TrainedSigmas) -> Option<Vec<f64>> {
-        let ramp = numpy_linspace(0.0, 1.0, count);
-        match self {
-            SigmaSchedule::Trained => None,
-            SigmaSchedule::Lu => {
-                let (min, max) =
-                    (f64::from(trained.logs[0]), f64::from(trained.logs[trained.logs.len() - 1]));
-                Some(ramp.iter().map(|r| (max + r * (min - max)).exp()).collect())
-            }
-            SigmaSchedule::Karras => {
-                const RHO: f64 = 7.0;
-                let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
-                Some(ramp.iter().map(|r| (max + r * (min - max)).powf(RHO)).collect())
-            }
-            SigmaSchedule::Exponential => {
-                Some(numpy_linspace(max.ln(), min.ln(), count).into_iter().map(f64::exp).collect())
-            }
-            SigmaSchedule::Beta => {
-                Some(ramp.iter().map(|r| min + beta_quantile(1.0 - r, 0.6) * (max - min)).collect())
-            }
-        }
-    }
-}
+use super::spacing::{self, Range};
+use super::words::{SigmaSchedule, TimestepSpacing};
 
 /// The timesteps of a run and its noise levels.
 #[derive(Debug, Clone)]
@@ -161,29 +65,29 @@ pub(super) fn continuous_grid(
     steps: usize,
 ) -> Result<SigmaGrid, SchedulerError> {
     let trained = TrainedSigmas::new(schedule);
-    let spaced = spacing::inclusive(TimestepSpacing::of(config), Range::of(config), steps);
+    let spaced = spacing::inclusive(config.timestep_spacing()?, Range::of(config), steps);
     let mut timesteps: Vec<f64> = spaced.into_iter().map(|t| f64::from(t as f32)).collect();
     let log_linear = config.has("interpolation_type") && config.choice("interpolation_type") == "log_linear";
     let mut sigmas = if log_linear { trained.log_linear(steps) } else { trained.at(&timesteps) };
     let (min, max) = bounds(config, sigmas[sigmas.len() - 1], sigmas[0])?;
-    if let Some(levels) = SigmaSchedule::of(config)?.levels(min, max, steps, &trained) {
+    if let Some(levels) = levels(config.sigmas()?, min, max, steps, &trained) {
         timesteps = levels.iter().map(|&sigma| f64::from(trained.timestep(sigma) as f32)).collect();
         sigmas = levels;
     }
-    let last = if ends_at_sigma_min(config) { trained.sigmas[0] } else { 0.0 };
+    let last = if config.ends_at_sigma_min() { trained.sigmas[0] } else { 0.0 };
     let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect();
     Ok(SigmaGrid { timesteps, sigmas })
 }
 
-/// How the DPM-Solver family's classes differ in their grids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SolverFamily {
-    /// `DPMSolverMultistepScheduler`.
-    Multistep,
-    /// `DPMSolverSinglestepScheduler`.
-    Singlestep,
-    /// `UniPCMultistepScheduler`.
-    UniPc,
+/// The choices in which the grids of the DPM-Solver family's classes differ.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SolverRules {
+    /// Whether `lambda_min_clipped` drops the noisiest timesteps.
+    pub clips_log_snr: bool,
+    /// Whether the timesteps of a sigma schedule are rounded, not truncated.
+    pub rounds: bool,
+    /// Whether a run with a sigma schedule that ends at `sigma_min` repeats its last sigma, in place of training's first.
+    pub repeats_last: bool,
 }
 
 /// The grid of the DPM-Solver family: whole timesteps, a sigma schedule spans all levels of training.
@@ -195,12 +99,12 @@ pub(super) enum SolverFamily {
 pub(super) fn solver_grid(
     config: &SchedulerConfig,
     schedule: &NoiseSchedule,
-    family: SolverFamily,
+    rules: SolverRules,
     steps: usize,
 ) -> Result<SigmaGrid, SchedulerError> {
     let trained = TrainedSigmas::new(schedule);
     let mut range = Range::of(config);
-    if family != SolverFamily::UniPc {
+    if rules.clips_log_snr {
         range.last -= clipped_timesteps(schedule, config.number("lambda_min_clipped") as f32);
         if range.last == 0 {
             return Err(config.bad_value("lambda_min_clipped", "leaves no timestep"));
@@ -208,22 +112,14 @@ pub(super) fn solver_grid(
     }
     let (min, max) =
         bounds(config, trained.sigmas[0].into(), trained.sigmas[trained.sigmas.len() - 1].into())?;
-    let sigma_schedule = SigmaSchedule::of(config)?;
-    let (timesteps, sigmas) = match sigma_schedule.levels(min, max, steps, &trained) {
+    let sigma_schedule = config.sigmas()?;
+    let (timesteps, sigmas) = match levels(sigma_schedule, min, max, steps, &trained) {
         Some(sigmas) => {
-            // Which classes round and which truncate is diffusers' own, from one class to the next.
-            let rounds = match (sigma_schedule, family) {
-                (SigmaSchedule::Karras | SigmaSchedule::Lu, SolverFamily::Multistep) => {
-                    config.choice("beta_schedule") != "squaredcos_cap_v2"
-                }
-                (SigmaSchedule::Karras, _) => true,
-                _ => false,
-            };
-            let whole = |t: f64| if rounds { t.round_ties_even() } else { t.trunc() };
+            let whole = |t: f64| if rules.rounds { t.round_ties_even() } else { t.trunc() };
             (sigmas.iter().map(|&sigma| whole(trained.timestep(sigma))).collect(), sigmas)
         }
         None => {
-            let timesteps = spacing::without_last(TimestepSpacing::of(config), range, steps);
+            let timesteps = spacing::without_last(config.timestep_spacing()?, range, steps);
             let sigmas = trained.at(&timesteps);
             (timesteps, sigmas)
         }
@@ -232,12 +128,12 @@ pub(super) fn solver_grid(
         let reason = format!("steps {repeated} and {} have the same noise level", repeated + 1);
         return Err(config.bad_steps(steps, reason));
     }
-    let last = match (ends_at_sigma_min(config), family, sigma_schedule) {
-        (false, ..) => 0.0,
-        (true, SolverFamily::UniPc, schedule) if schedule != SigmaSchedule::Trained => {
+    let last = match config.ends_at_sigma_min() {
+        false => 0.0,
+        true if rules.repeats_last && sigma_schedule != SigmaSchedule::Trained => {
             sigmas[sigmas.len() - 1] as f32
         }
-        (true, ..) => trained.sigmas[0],
+        true => trained.sigmas[0],
     };
     let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect();
     Ok(SigmaGrid { timesteps, sigmas })
@@ -257,10 +153,6 @@ fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> Result<(f64, f64), Sc
     Ok((own("sigma_min", min)?, own("sigma_max", max)?))
 }
 
-fn ends_at_sigma_min(config: &SchedulerConfig) -> bool {
-    config.has("final_sigmas_type") && config.choice("final_sigmas_type") == "sigma_min"
-}
-
 /// How many of the last timesteps have a log-SNR `ln(alpha / sigma)` below `lambda_min`.
 fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
     let lambda = |timestep| {
@@ -268,6 +160,36 @@ fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
         ln(alpha.sqrt()) - ln((1.0 - alpha).sqrt())
     };
     (0..schedule.len()).rev().take_while(|&timestep| lambda(timestep) < lambda_min).count()
+}
+
+/// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training; none for
+/// the default schedule, which depends on timesteps.
+fn levels(
+    schedule: SigmaSchedule,
+    min: f64,
+    max: f64,
+    count: usize,
+    trained: &TrainedSigmas,
+) -> Option<Vec<f64>> {
+    let ramp = numpy_linspace(0.0, 1.0, count);
+    match schedule {
+        SigmaSchedule::Trained => None,
+        SigmaSchedule::Lu => {
+            let (min, max) = (f64::from(trained.logs[0]), f64::from(trained.logs[trained.logs.len() - 1]));
+            Some(ramp.iter().map(|r| (max + r * (min - max)).exp()).collect())
+        }
+        SigmaSchedule::Karras => {
+            const RHO: f64 = 7.0;
+            let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
+            Some(ramp.iter().map(|r| (max + r * (min - max)).powf(RHO)).collect())
+        }
+        SigmaSchedule::Exponential => {
+            Some(numpy_linspace(max.ln(), min.ln(), count).into_iter().map(f64::exp).collect())
+        }
+        SigmaSchedule::Beta => {
+            Some(ramp.iter().map(|r| min + beta_quantile(1.0 - r, 0.6) * (max - min)).collect())
+        }
+    }
 }
 
 /// The noise levels of training, to interpolate in.

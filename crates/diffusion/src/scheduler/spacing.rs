@@ -3,45 +3,7 @@
 
 use super::config::SchedulerConfig;
 use super::float::numpy_linspace;
-
-/// A way to space inference timesteps over the training timesteps `0..T`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TimestepSpacing {
-    /// Even, both ends included.
-    Linspace,
-    /// Multiples of a whole step from 0 up, plus an offset; may leave out the last timesteps.
-    Leading,
-    /// Even from the last timestep down; leaves out the first ones.
-    Trailing,
-}
-
-impl TimestepSpacing {
-    /// Every spacing.
-    pub const ALL: [TimestepSpacing; 3] =
-        [TimestepSpacing::Linspace, TimestepSpacing::Leading, TimestepSpacing::Trailing];
-
-    /// The name in a configuration and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            TimestepSpacing::Linspace => "linspace",
-            TimestepSpacing::Leading => "leading",
-            TimestepSpacing::Trailing => "trailing",
-        }
-    }
-
-    /// The spacing with this name.
-    pub fn parse(name: &str) -> Option<TimestepSpacing> {
-        Self::ALL.into_iter().find(|spacing| spacing.name() == name)
-    }
-
-    /// The spacing of a configuration; `linspace` for a class that has no choice.
-    pub(super) fn of(config: &SchedulerConfig) -> TimestepSpacing {
-        if !config.has("timestep_spacing") {
-            return TimestepSpacing::Linspace;
-        }
-        Self::parse(config.choice("timestep_spacing")).unwrap_or(TimestepSpacing::Linspace)
-    }
-}
+use super::words::TimestepSpacing;
 
 /// The training timesteps from which inference timesteps are chosen.
 #[derive(Debug, Clone, Copy)]

@@ -4,11 +4,15 @@
 //! The corrector improves a sample with the model output at that very sample, so it costs no evaluation: each step
 //! first corrects where the last one arrived, then predicts the next.
 
-use super::config::{self, Field, Kind, SchedulerConfig, SchedulerError, field, flag, solver_order};
+use super::config::SchedulerConfig;
+use super::error::SchedulerError;
+use super::field::{self, Field, Kind, field, flag, solver_order};
 use super::float::{exp_m1, zip_map};
 use super::noise_schedule::NoiseSchedule;
-use super::prediction::{Limit, Mix, Prediction};
-use super::sigmas::{SigmaGrid, SolverFamily, solver_grid};
+use super::prediction::{Limit, Mix};
+use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::words::Prediction;
+use super::words::SigmaSchedule;
 use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
 use crate::random::NoiseSource;
 
@@ -20,15 +24,15 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     about: "UniPC: deterministic predictor-corrector; good at 10 steps",
     presets: &[],
     fields: &[
-        &config::BETAS,
+        &field::BETAS,
         &SOLVER,
-        &config::PREDICTION,
-        &config::THRESHOLDING,
-        &config::SIGMAS,
-        &config::FLOW,
-        &config::spacing("linspace"),
-        &config::FINAL_SIGMA,
-        &config::RESCALE_BETAS,
+        &field::PREDICTION,
+        &field::THRESHOLDING,
+        &field::SIGMAS,
+        &field::FLOW,
+        &field::spacing("linspace"),
+        &field::FINAL_SIGMA,
+        &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(UniPc::new(config, steps)?)),
 };
@@ -75,7 +79,7 @@ impl UniPc {
         let order = config.integer("solver_order");
         let predict_original = config.bool("predict_x0");
         let lower_order_final = config.bool("lower_order_final");
-        if config.choice("final_sigmas_type") == "zero" {
+        if !config.ends_at_sigma_min() {
             // The last step would divide by an infinite difference of log-SNRs.
             if !lower_order_final && order > 1 {
                 return Err(config.bad_value("lower_order_final", "needs `final_sigmas_type` = sigma_min"));
@@ -84,15 +88,18 @@ impl UniPc {
                 return Err(config.bad_value("predict_x0", "needs `final_sigmas_type` = sigma_min"));
             }
         }
+        // diffusers' class rounds the timesteps of this sigma schedule alone.
+        let rounds = config.sigmas()? == SigmaSchedule::Karras;
+        let rules = SolverRules { clips_log_snr: false, rounds, repeats_last: true };
         let uncorrected = config.numbers("disable_corrector").unwrap_or_default();
         Ok(UniPc {
-            grid: solver_grid(config, &schedule, SolverFamily::UniPc, steps)?,
+            grid: solver_grid(config, &schedule, rules, steps)?,
             order,
             predict_original,
             first_b: config.choice("solver_type") == "bh1",
             lower_order_final,
             uncorrected: uncorrected.into_iter().map(|step| step as usize).collect(),
-            prediction: Prediction::of(config),
+            prediction: config.prediction()?,
             // diffusers limits predicted samples only.
             limit: if predict_original { Limit::of(config)? } else { Limit::None },
             outputs: Vec::new(),

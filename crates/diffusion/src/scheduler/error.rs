@@ -1,0 +1,60 @@
+//! The reasons why a scheduler configuration is refused.
+
+/// The reason why a scheduler configuration is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SchedulerError {
+    /// The configuration is not a JSON object.
+    #[error("the scheduler configuration is not a JSON object")]
+    NotAnObject,
+    /// The configuration has no `_class_name`.
+    #[error("the scheduler configuration has no `_class_name`")]
+    NoClass,
+    /// The class or command-line name is not in the table.
+    #[error("unknown scheduler `{name}`; the known ones are {known}")]
+    UnknownScheduler {
+        /// The name that was asked for.
+        name: String,
+        /// The known names of that kind, separated by commas.
+        known: String,
+    },
+    /// A field that no class is known to have.
+    #[error("the scheduler field `{field}` = {value} is not known for {class}")]
+    UnknownField {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: String,
+        /// The class.
+        class: &'static str,
+    },
+    /// An override of a field that the chosen class does not have.
+    #[error("the scheduler {class} has no `{field}`")]
+    NoSuchOption {
+        /// The field.
+        field: &'static str,
+        /// The class.
+        class: &'static str,
+    },
+    /// A value that the class does not take, or that mixbit does not support.
+    #[error("the scheduler field `{field}` = {value} of {class} {reason}")]
+    BadValue {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// The class.
+        class: &'static str,
+        /// What is wrong, e.g. "is not a number".
+        reason: String,
+    },
+    /// A number of steps that the configuration cannot give.
+    #[error("{class} cannot run {steps} steps: {reason}")]
+    BadSteps {
+        /// The number that was asked for.
+        steps: usize,
+        /// The class.
+        class: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
