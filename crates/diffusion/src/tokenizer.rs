@@ -1,9 +1,10 @@
 //! CLIP's byte-pair encoding, equal to Hugging Face's on every input.
 //!
 //! The vocabulary and the merges come from the model's files; everything else is CLIP's own and fixed, as in
-//! transformers' `CLIPTokenizer`, which ignores what `tokenizer.json` says about it too: Unicode NFC, white space
-//! collapsed, lower case, CLIP's word pattern, bytes as characters, `</w>` at the end of a word. The arithmetic is done by
-//! Hugging Face's own `tokenizers` crate; the files are checked before it sees them, because it panics on some.
+//! transformers' `CLIPTokenizer`, which ignores what `tokenizer.json` says about it too: Unicode NFC, white
+//! space collapsed, lower case, CLIP's word pattern, bytes as characters, `</w>` at the end of a word. The
+//! arithmetic is done by Hugging Face's own `tokenizers` crate; the files are checked before it sees them,
+//! because it panics on some.
 
 mod files;
 
@@ -109,8 +110,8 @@ impl Tokenizer {
         self.end
     }
 
-    /// The number of ids, added tokens included. A special or added token that the vocabulary lacks gets the next free
-    /// id, as in transformers, so a text encoder with fewer embeddings than this does not fit.
+    /// The number of ids, added tokens included. A special or added token that the vocabulary lacks gets the
+    /// next free id, as in transformers, so a text encoder with fewer embeddings than this does not fit.
     pub fn vocabulary_size(&self) -> usize {
         self.pipeline.get_vocab_size(true)
     }

@@ -1,4 +1,5 @@
-//! Every network against PyTorch: what diffusers and transformers made of the tiny checkpoints in `fixtures/models/`.
+//! Every network against PyTorch: what diffusers and transformers made of the tiny checkpoints in
+//! `fixtures/models/`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! Every random source against its library: the values in `fixtures/rng/`, bit for bit.
 //!
-//! Only NumPy's and CUDA's values rest on the platform's `ln` and `sin`, in f64; with glibc they are the fixture's bits too.
+//! Only NumPy's and CUDA's values rest on the platform's `ln` and `sin`, in f64; with glibc they are the
+//! fixture's bits too.
 
 use std::collections::BTreeMap;
 
@@ -91,8 +92,8 @@ fn numpys_normals_are_rounded_to_f32() {
     assert_eq!(noise, [(); 7].map(|()| wide.next_normal() as f32));
 }
 
-/// What other projects print of a GPU and of Apple's sample. They print seven digits, and a GPU's own `ln` and `sin` are
-/// good for as many.
+/// What other projects print of a GPU and of Apple's sample. They print seven digits, and a GPU's own `ln`
+/// and `sin` are good for as many.
 #[test]
 fn values_are_those_that_others_publish() {
     let cases = Fixture::open("rng").json("cases.json");

@@ -10,8 +10,8 @@ use serde_json::Value;
 /// The greatest error, relative to the greatest value of the tensor.
 const TOLERANCE: f64 = 1e-5;
 
-/// Cases that diffusers ends at NaN, because their last step divides by an infinite change of the log-SNR, and mixbit
-/// refuses.
+/// Cases that diffusers ends at NaN, because their last step divides by an infinite change of the log-SNR,
+/// and mixbit refuses.
 const REFUSED: [&str; 2] = ["unipc/bh1-order2-full-n8", "unipc/bh2-order2-full-n8"];
 
 type Arrays = BTreeMap<String, Array>;

@@ -143,7 +143,7 @@ fn after_a_cancelled_request_the_next_draws_the_same() -> Result<(), Error> {
             let name = match event {
                 Event::Encoding(_) => "encoding",
                 Event::Compiling(_) => "compiling",
-                Event::Step { done, .. } if done == 3 => "step",
+                Event::Step { done: 3, .. } => "step",
                 Event::Step { .. } => "",
                 Event::Decoding => "decoding",
             };

@@ -165,7 +165,8 @@ impl<'v> Fields<'v> {
         }
     }
 
-    /// Refuses fields that nobody took, unless their value switches them off. Fields that begin with `_` are notes.
+    /// Refuses fields that nobody took, unless their value switches them off. Fields that begin with `_` are
+    /// notes.
     pub(super) fn finish(self) -> Result<(), ArchError> {
         let unknown = |(name, value): &(&String, &Value)| {
             !self.taken.contains(name.as_str()) && !name.starts_with('_') && !is_off(value)

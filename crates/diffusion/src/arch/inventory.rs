@@ -12,8 +12,8 @@ const MAX_BYTES: usize = 1 << 29;
 
 /// The names and shapes of every checkpoint tensor that `build` asks for.
 ///
-/// `build` is run once, over weights that have any tensor it asks for, of zeros that take no memory until they are
-/// read. Names are those that diffusers, and transformers before version 5, give.
+/// `build` is run once, over weights that have any tensor it asks for, of zeros that take no memory until
+/// they are read. Names are those that diffusers, and transformers before version 5, give.
 ///
 /// # Errors
 /// Those of `build`.
@@ -26,8 +26,8 @@ pub fn required_tensors(
 }
 
 impl Config {
-    /// The names and shapes of every checkpoint tensor of a network of this configuration. `pooled` is the width of the
-    /// pooled text that a UNet takes.
+    /// The names and shapes of every checkpoint tensor of a network of this configuration. `pooled` is the
+    /// width of the pooled text that a UNet takes.
     ///
     /// # Errors
     /// If the fields of the configuration don't fit each other.

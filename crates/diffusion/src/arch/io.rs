@@ -35,7 +35,8 @@ pub const Z: &str = "z";
 pub const IMAGE: &str = "image";
 /// An encoder's input: the image (batch, channels, height, width), -1 to 1.
 pub const X: &str = "x";
-/// An encoder's output: the means of the latents, then their log variances (batch, 2 × channels, height, width).
+/// An encoder's output: the means of the latents, then their log variances (batch, 2 × channels, height,
+/// width).
 pub const LATENT: &str = "latent";
 
 /// A safety checker's input: the image as CLIP takes it (batch, channels, height, width).

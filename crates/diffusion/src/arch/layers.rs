@@ -1,6 +1,7 @@
 //! The layers that the networks share, as the MIL ops that Apple's converter emits for them.
 //!
-//! Every weight is looked up under its PyTorch module path; results are named after the path, dots as underscores.
+//! Every weight is looked up under its PyTorch module path; results are named after the path, dots as
+//! underscores.
 
 use mixbit_mil::{
     Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId, WeightRef, Weights, identifier,
@@ -122,7 +123,8 @@ impl<'w> Net<'w> {
         if self.dtype == DType::F32 { name.to_string() } else { format!("{name}_{}", self.dtype) }
     }
 
-    /// The output `name`, which is always `fp32`. `x` must have been named by [`result_name`](Self::result_name).
+    /// The output `name`, which is always `fp32`. `x` must have been named by
+    /// [`result_name`](Self::result_name).
     pub(super) fn output(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
         if self.dtype == DType::F32 {
             return Ok(x);
@@ -210,8 +212,8 @@ impl<'w> Net<'w> {
         self.convolve(x, weight, bias, Conv::same(out, 1), &identifier(path))
     }
 
-    /// A matrix or a 1x1 kernel: checkpoints have either for the same layer. The first shape is the one that an error
-    /// tells.
+    /// A matrix or a 1x1 kernel: checkpoints have either for the same layer. The first shape is the one that
+    /// an error tells.
     fn weight_of(&self, name: &str, shapes: &[&[usize]]) -> Result<WeightRef, ArchError> {
         let mut results = shapes.iter().map(|shape| self.weight(name, shape));
         let first = results.next().unwrap_or_else(|| self.weight(name, &[]));
@@ -272,7 +274,8 @@ impl<'w> Net<'w> {
 
     /// `nn.GroupNorm` over [batch, channels, height, width]; the groups divide the channels.
     ///
-    /// MIL has no such op. This is coremltools' form of it, always op for op the same, for the engine to recognize.
+    /// MIL has no such op. This is coremltools' form of it, always op for op the same, for the engine to
+    /// recognize.
     pub(super) fn group_norm(
         &mut self,
         x: ValueId,
@@ -289,7 +292,8 @@ impl<'w> Net<'w> {
         let gamma = self.vector(&format!("{path}.weight"), channels)?;
         let beta = self.vector(&format!("{path}.bias"), channels)?;
         let op = self.b.op("batch_norm").arg("x", x).arg("mean", mean).arg("variance", variance);
-        // coremltools leaves 1e-5, which is nothing beside 1 in fp16. In fp32 it would scale every norm by 1 - 5e-6.
+        // coremltools leaves 1e-5, which is nothing beside 1 in fp16. In fp32 it would scale every norm by 1
+        // - 5e-6.
         let epsilon = if self.dtype == DType::F16 { 1e-5 } else { 0.0 };
         let op = op.arg("gamma", gamma).arg("beta", beta).arg("epsilon", epsilon);
         Ok(op.named(&id).add()?)
@@ -316,8 +320,8 @@ impl<'w> Net<'w> {
         Ok(self.b.op("add").arg("x", x).arg("y", beta).named(&id).add()?)
     }
 
-    /// Subtracts each group's mean and divides by its standard deviation; the result is [batch, channels, pixels...].
-    /// `inner` is the shape of one group.
+    /// Subtracts each group's mean and divides by its standard deviation; the result is [batch, channels,
+    /// pixels...]. `inner` is the shape of one group.
     fn normalize(
         &mut self,
         x: ValueId,
@@ -370,8 +374,8 @@ impl<'w> Net<'w> {
         Ok(op.named(name).add()?)
     }
 
-    /// tanh(ln(1 + e)) as n / (n + 2) with n = e (e + 2) and e = exp(x), which does not cancel. Where n would overflow,
-    /// the gate is 1 to the last digit.
+    /// tanh(ln(1 + e)) as n / (n + 2) with n = e (e + 2) and e = exp(x), which does not cancel. Where n would
+    /// overflow, the gate is 1 to the last digit.
     fn mish_gate(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
         let most = if self.dtype == DType::F16 { 5.5 } else { 10.0 };
         let part = |part: &str| format!("{name}_{part}");
@@ -433,8 +437,8 @@ impl<'w> Net<'w> {
     }
 
     /// Multi-head attention of [batch, tokens, channels], between the projections: PyTorch's
-    /// `scaled_dot_product_attention` as coremltools lowers it. `mask` is added to the scores. The heads divide the
-    /// channels.
+    /// `scaled_dot_product_attention` as coremltools lowers it. `mask` is added to the scores. The heads
+    /// divide the channels.
     pub(super) fn sequence_attention(
         &mut self,
         [query, key, value]: [ValueId; 3],
@@ -508,7 +512,8 @@ impl<'w> Net<'w> {
         }
     }
 
-    /// `Downsample2D`: a 3x3 convolution by two. Without padding, one row and column of zeros are added at the end.
+    /// `Downsample2D`: a 3x3 convolution by two. Without padding, one row and column of zeros are added at
+    /// the end.
     pub(super) fn downsample(
         &mut self,
         x: ValueId,

@@ -1,9 +1,10 @@
 //! Stable Diffusion's networks as MIL graphs.
 //!
 //! A network is built from two things: its `config.json`, read into a `Config`, and a source of weights
-//! ([`mixbit_mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config` and `build` functions;
-//! [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's converter writes for the same network
-//! (its `ORIGINAL` attention), so what is run here can be written to a Core ML package as it is.
+//! ([`mixbit_mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config`
+//! and `build` functions; [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's
+//! converter writes for the same network (its `ORIGINAL` attention), so what is run here can be written to a
+//! Core ML package as it is.
 //!
 //! Every field of a configuration is honoured or refused by name. Constants keep their checkpoint names.
 //! No weight is read while building.
@@ -74,7 +75,8 @@ pub struct GraphOptions {
     pub width: usize,
     /// Text tokens.
     pub tokens: usize,
-    /// How many numbers `time_ids` has for each sample, for UNets that take it: 6, or 5 with an aesthetic score.
+    /// How many numbers `time_ids` has for each sample, for UNets that take it: 6, or 5 with an aesthetic
+    /// score.
     pub time_ids: usize,
     /// The type to compute in, `fp16` or `fp32`.
     pub dtype: DType,

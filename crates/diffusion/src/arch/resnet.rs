@@ -24,8 +24,8 @@ pub(super) struct Time {
     pub(super) scale_shift: bool,
 }
 
-/// Builds the block over an image (batch, channels, height, width). A shortcut convolution adapts the channels where
-/// they differ.
+/// Builds the block over an image (batch, channels, height, width). A shortcut convolution adapts the
+/// channels where they differ.
 pub(super) fn build(
     net: &mut Net,
     path: &str,

@@ -1,8 +1,8 @@
-//! Stable Diffusion's safety checker: `StableDiffusionSafetyChecker`, CLIP's image encoder and the likeness of its result
-//! to embeddings of unwanted concepts.
+//! Stable Diffusion's safety checker: `StableDiffusionSafetyChecker`, CLIP's image encoder and the likeness
+//! of its result to embeddings of unwanted concepts.
 //!
-//! As in Apple's converter, and unlike in diffusers, scores are not rounded to three digits before they are judged, and
-//! the caller chooses the adjustment.
+//! As in Apple's converter, and unlike in diffusers, scores are not rounded to three digits before they are
+//! judged, and the caller chooses the adjustment.
 
 use mixbit_mil::{DType, Function, ValueId, Weights, identifier};
 use serde_json::{Value, json};
@@ -119,15 +119,15 @@ impl Config {
 
 /// Builds the checker.
 ///
-/// Inputs are `clip_input` (batch, num_channels, image_size, image_size), normalized as CLIP takes images; `images`
-/// (batch, height, width, 3) with height and width from `size`; and `adjustment` (1), which is added to the scores of the
-/// concepts that ask for special care. Outputs, all `fp32`, are `filtered_images`, which are `images`, or zeros where one
-/// is flagged; `has_nsfw_concepts` (batch, 1, 1, 1), 1 where it is; and `concept_scores` (batch, 17), of which one above 0
-/// flags an image.
+/// Inputs are `clip_input` (batch, num_channels, image_size, image_size), normalized as CLIP takes images;
+/// `images` (batch, height, width, 3) with height and width from `size`; and `adjustment` (1), which is added
+/// to the scores of the concepts that ask for special care. Outputs, all `fp32`, are `filtered_images`, which
+/// are `images`, or zeros where one is flagged; `has_nsfw_concepts` (batch, 1, 1, 1), 1 where it is; and
+/// `concept_scores` (batch, 17), of which one above 0 flags an image.
 ///
-/// Of `options`, `batch`, `dtype` and `opset` count. Scores are computed in `fp32` whatever the encoder is computed in:
-/// they are small differences that decide. Tensor names begin with `vision_model.vision_model.`, or `vision_model.` as
-/// transformers 5 writes them.
+/// Of `options`, `batch`, `dtype` and `opset` count. Scores are computed in `fp32` whatever the encoder is
+/// computed in: they are small differences that decide. Tensor names begin with `vision_model.vision_model.`,
+/// or `vision_model.` as transformers 5 writes them.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or a size that can't be.

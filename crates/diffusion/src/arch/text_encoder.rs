@@ -52,8 +52,8 @@ pub enum Pooling {
 pub struct Outputs {
     /// How many of the last layers the hidden states skip; 0 takes the last layer's.
     pub skipped_layers: usize,
-    /// Whether the hidden states pass the final layer norm. With it the output is named `last_hidden_state`, without
-    /// it `hidden_embeds`.
+    /// Whether the hidden states pass the final layer norm. With it the output is named `last_hidden_state`,
+    /// without it `hidden_embeds`.
     pub final_norm: bool,
     /// Whether there is an output `pooled_outputs`. Without it, skipped layers are not built.
     pub pooled: bool,
@@ -144,10 +144,12 @@ fn pooling(eos_token_id: Option<&Value>) -> Result<Pooling, ArchError> {
     }
 }
 
-/// Builds the encoder: `input_ids` (batch, tokens), `fp32` as Core ML takes them, to hidden states (batch, tokens,
-/// hidden_size) and, if asked for, `pooled_outputs` (batch, hidden_size or projection_dim), both `fp32`.
+/// Builds the encoder: `input_ids` (batch, tokens), `fp32` as Core ML takes them, to hidden states (batch,
+/// tokens, hidden_size) and, if asked for, `pooled_outputs` (batch, hidden_size or projection_dim), both
+/// `fp32`.
 ///
-/// Of `options`, `batch`, `tokens`, `dtype` and `opset` count. Tensor names may begin with `text_model.` or not.
+/// Of `options`, `batch`, `tokens`, `dtype` and `opset` count. Tensor names may begin with `text_model.` or
+/// not.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or options that the configuration does not fit.

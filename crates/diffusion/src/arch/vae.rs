@@ -109,8 +109,8 @@ impl Config {
     }
 }
 
-/// Builds the decoder: `z` (batch, latent_channels, height, width), already divided by the scaling factor, to `image`
-/// (batch, out_channels, height * scale, width * scale), `fp32`, about -1 to 1.
+/// Builds the decoder: `z` (batch, latent_channels, height, width), already divided by the scaling factor, to
+/// `image` (batch, out_channels, height * scale, width * scale), `fp32`, about -1 to 1.
 ///
 /// Of `options`, `batch`, `height`, `width`, `dtype` and `opset` count.
 ///

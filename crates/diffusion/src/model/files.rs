@@ -15,7 +15,8 @@ pub trait ModelFiles {
     /// The pipeline's class, such as `StableDiffusionXLPipeline`.
     fn class(&self) -> &str;
 
-    /// The class of a component, such as `CLIPTextModel` for `text_encoder`; `None` if the model does not have it.
+    /// The class of a component, such as `CLIPTextModel` for `text_encoder`; `None` if the model does not
+    /// have it.
     fn component(&self, name: &str) -> Option<&str>;
 
     /// A value of `model_index.json` that is not a component.
@@ -46,8 +47,8 @@ pub trait ModelFiles {
     }
 }
 
-/// A model's files with some of them changed: a layer over [`base`](Self::base), to which every method forwards that the
-/// layer does not write itself. A layer is [`ModelFiles`], too.
+/// A model's files with some of them changed: a layer over [`base`](Self::base), to which every method
+/// forwards that the layer does not write itself. A layer is [`ModelFiles`], too.
 pub trait ModelFilesLayer {
     /// The files below.
     fn base(&self) -> &dyn ModelFiles;

@@ -40,8 +40,8 @@ impl LatentFormat {
         LatentFormat { channels, scale, factor, shift: 0.0, moments: None }
     }
 
-    /// The UNet's latents (channels, height, width) for the encoder's output: the means, then the log variances, of a
-    /// normal distribution that `noise` is a sample of.
+    /// The UNet's latents (channels, height, width) for the encoder's output: the means, then the log
+    /// variances, of a normal distribution that `noise` is a sample of.
     pub fn from_encoder(&self, moments: &[f32], noise: &mut dyn NoiseSource) -> Vec<f32> {
         let (means, log_variances) = moments.split_at(moments.len() / 2);
         let mut sample = vec![0.0; means.len()];

@@ -1,8 +1,8 @@
 //! A whole model: text encoders, UNet, autoencoder and the rules that its files set.
 //!
-//! [`DiffusionModel::from_files`] reads one in the diffusers layout. What distinguishes one family from another (the
-//! latent scale, which text layer, whether an absent negative prompt is zeros) is decided here once, from the model's
-//! own configuration; the [`session`](crate::session) only follows.
+//! [`DiffusionModel::from_files`] reads one in the diffusers layout. What distinguishes one family from
+//! another (the latent scale, which text layer, whether an absent negative prompt is zeros) is decided here
+//! once, from the model's own configuration; the [`session`](crate::session) only follows.
 
 mod error;
 mod files;
@@ -66,7 +66,8 @@ pub struct Unet {
     pub network: Network,
     /// How many numbers `time_ids` has for each image, if the network takes them.
     pub time_ids: Option<usize>,
-    /// Whether the network is told the guidance scale (`timestep_cond`) and needs no second evaluation for it.
+    /// Whether the network is told the guidance scale (`timestep_cond`) and needs no second evaluation for
+    /// it.
     pub takes_guidance: bool,
 }
 
@@ -79,7 +80,8 @@ pub struct Autoencoder {
     pub decoder: Network,
     /// The relation of its latents to the UNet's.
     pub latent: LatentFormat,
-    /// Whether it needs `fp32` where the rest is run in `fp16`; diffusers heeds that for Stable Diffusion XL only.
+    /// Whether it needs `fp32` where the rest is run in `fp16`; diffusers heeds that for Stable Diffusion XL
+    /// only.
     pub force_upcast: bool,
 }
 
@@ -96,8 +98,8 @@ pub struct Defaults {
 
 type Build = dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync;
 
-/// One of a model's networks: a graph for any size. Clones are the same network, and equal; two networks that were made
-/// apart never are.
+/// One of a model's networks: a graph for any size. Clones are the same network, and equal; two networks that
+/// were made apart never are.
 #[derive(Clone)]
 pub struct Network(Arc<Definition>);
 
@@ -186,7 +188,8 @@ impl fmt::Debug for Network {
 }
 
 impl DiffusionModel {
-    /// Reads a model in the diffusers layout: its configurations and tokenizers, and the names of its weights.
+    /// Reads a model in the diffusers layout: its configurations and tokenizers, and the names of its
+    /// weights.
     ///
     /// # Errors
     /// [`ModelError`] with the component, the file or the field that is missing, malformed or not supported.
@@ -350,7 +353,8 @@ fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, 
 /// A component's configuration, read as its class asks.
 ///
 /// # Errors
-/// An absent or malformed file, an unknown class, or a field that is not supported; with the component's name.
+/// An absent or malformed file, an unknown class, or a field that is not supported; with the component's
+/// name.
 pub fn component_config(files: &dyn ModelFiles, component: &str) -> Result<Config, ModelError> {
     let network = |source| ModelError::Network { component: component.to_string(), source };
     let architecture = arch::lookup(files.component(component).unwrap_or_default()).map_err(network)?;

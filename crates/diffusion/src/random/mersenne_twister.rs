@@ -1,4 +1,5 @@
-//! MT19937, the Mersenne Twister of Matsumoto and Nishimura (ACM TOMACS 8(1), 1998), which NumPy and PyTorch share.
+//! MT19937, the Mersenne Twister of Matsumoto and Nishimura (ACM TOMACS 8(1), 1998), which NumPy and PyTorch
+//! share.
 
 const SIZE: usize = 624;
 const SHIFT: usize = 397;

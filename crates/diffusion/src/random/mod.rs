@@ -1,10 +1,10 @@
 //! Random sources: the Gaussian generators of the tools that people share seeds of.
 //!
-//! A seed gives the same starting noise here as in the tool that it comes from: [`RANDOM_SOURCES`] lists NumPy's
-//! legacy generator, PyTorch's CPU generator, and the Philox generator of PyTorch on CUDA. All three produce the same
-//! integer stream as their library, bit for bit. Where the library's own `ln`, `sin` and `cos` decide the last bits of a
-//! normal, PyTorch's f32 ones are reproduced and the others are evaluated in f64 and rounded to f32, which leaves the
-//! platform's mathematical library no say but in rare halfway cases.
+//! A seed gives the same starting noise here as in the tool that it comes from: [`RANDOM_SOURCES`] lists
+//! NumPy's legacy generator, PyTorch's CPU generator, and the Philox generator of PyTorch on CUDA. All three
+//! produce the same integer stream as their library, bit for bit. Where the library's own `ln`, `sin` and
+//! `cos` decide the last bits of a normal, PyTorch's f32 ones are reproduced and the others are evaluated in
+//! f64 and rounded to f32, which leaves the platform's mathematical library no say but in rare halfway cases.
 //!
 //! ```
 //! use mixbit_diffusion::random::{NoiseSource, random_source};
@@ -26,10 +26,11 @@ pub use torch::TorchSource;
 
 /// A stream of standard normal values.
 pub trait NoiseSource {
-    /// Fills `noise` with the next values of the stream, as one call of the library for a contiguous tensor of that
-    /// many elements would.
+    /// Fills `noise` with the next values of the stream, as one call of the library for a contiguous tensor
+    /// of that many elements would.
     ///
-    /// The split into calls matters: PyTorch's generators give other values for two halves than for the whole.
+    /// The split into calls matters: PyTorch's generators give other values for two halves than for the
+    /// whole.
     fn fill(&mut self, noise: &mut [f32]);
 }
 
@@ -44,7 +45,8 @@ pub struct RandomSourceEntry {
     pub aliases: &'static [&'static str],
     /// One line of help.
     pub about: &'static str,
-    /// The largest seed that the library takes; smaller than `u64::MAX` only where the library refuses others.
+    /// The largest seed that the library takes; smaller than `u64::MAX` only where the library refuses
+    /// others.
     pub max_seed: u64,
     create: fn(u64) -> Box<dyn NoiseSource + Send>,
 }
@@ -126,8 +128,8 @@ impl RandomSourceEntry {
     }
 }
 
-/// One stream per image of a batch: image `i` of every call is filled from stream `i`, so that each image of a batch
-/// is the one that its own seed gives alone.
+/// One stream per image of a batch: image `i` of every call is filled from stream `i`, so that each image of
+/// a batch is the one that its own seed gives alone.
 pub struct PerImage {
     sources: Vec<Box<dyn NoiseSource + Send>>,
 }

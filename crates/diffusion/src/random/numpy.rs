@@ -1,7 +1,7 @@
 //! NumPy's legacy generator: `np.random.RandomState(seed).standard_normal`.
 //!
-//! MT19937, 53-bit uniforms from two 32-bit draws, and Marsaglia's polar method in f64, frozen by NumPy's policy of
-//! stream compatibility (NEP 19). Apple's `ml-stable-diffusion` draws its latents so.
+//! MT19937, 53-bit uniforms from two 32-bit draws, and Marsaglia's polar method in f64, frozen by NumPy's
+//! policy of stream compatibility (NEP 19). Apple's `ml-stable-diffusion` draws its latents so.
 
 use super::NoiseSource;
 use super::mersenne_twister::MersenneTwister;

@@ -1,11 +1,13 @@
 //! Reading `scheduler_config.json`.
 //!
-//! Every class declares its fields, with their defaults and what they may be, as a table of [`Field`]s next to its
-//! code. One reader validates a configuration against that table, so that a constructor only looks values up.
+//! Every class declares its fields, with their defaults and what they may be, as a table of [`Field`]s next
+//! to its code. One reader validates a configuration against that table, so that a constructor only looks
+//! values up.
 //!
-//! A field is honoured, refused by name, or ignored. Ignored are: names that start with an underscore, fields that
-//! only other classes have (diffusers keeps them in the file when a class is exchanged for another), and fields that
-//! no class is known to have but whose value is `null` or `false`, which is how a new option is switched off.
+//! A field is honoured, refused by name, or ignored. Ignored are: names that start with an underscore, fields
+//! that only other classes have (diffusers keeps them in the file when a class is exchanged for another), and
+//! fields that no class is known to have but whose value is `null` or `false`, which is how a new option is
+//! switched off.
 
 use serde_json::{Map, Value};
 
@@ -14,8 +16,8 @@ use super::field::{Field, Kind, integer, is_off, number};
 use super::words::{Prediction, SigmaSchedule, TimestepSpacing, Word};
 use super::{SCHEDULERS, SchedulerEntry};
 
-/// Fields of diffusers' other scheduler classes and of early versions, which the classes here ignore as diffusers
-/// does.
+/// Fields of diffusers' other scheduler classes and of early versions, which the classes here ignore as
+/// diffusers does.
 const FOREIGN_FIELDS: &[&str] =
     &["noise_sampler_seed", "rho", "sigma_data", "sigma_schedule", "tensor_format", "timestep_values"];
 
@@ -52,8 +54,8 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// The same configuration under another scheduler, as diffusers' `from_config`: fields that both classes have
-    /// carry over, the others take the new class's defaults.
+    /// The same configuration under another scheduler, as diffusers' `from_config`: fields that both classes
+    /// have carry over, the others take the new class's defaults.
     ///
     /// `name` is a name or alias of [`SCHEDULERS`], or a diffusers class name, and may end in `-karras`,
     /// `-exponential`, `-beta` or `-lu` to choose the sigma schedule too.

@@ -1,4 +1,5 @@
-//! DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), equations 6 and 7.
+//! DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), equations 6 and
+//! 7.
 
 use super::config::SchedulerConfig;
 use super::ddim::whole_timesteps;
@@ -26,8 +27,8 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
             "linear",
             &["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"],
         ),
-        // Learned variances need a model with twice the channels, and the square root of `fixed_large_log`, which is
-        // a negative logarithm, is no number in diffusers either.
+        // Learned variances need a model with twice the channels, and the square root of `fixed_large_log`,
+        // which is a negative logarithm, is no number in diffusers either.
         &[choice("variance_type", "fixed_small", Variance::WORDS)],
         &field::clip(true),
         &field::PREDICTION,

@@ -1,6 +1,7 @@
 //! The singlestep DPM-Solver: Algorithm 1 of "DPM-Solver++" (arXiv 2211.01095), known as DPM++ 2S.
 //!
-//! Steps come in groups of one, two or three evaluations; those of a group all start from the group's first sample.
+//! Steps come in groups of one, two or three evaluations; those of a group all start from the group's first
+//! sample.
 
 use super::config::SchedulerConfig;
 use super::dpm_solver::{self, Solver, difference, lambda};
@@ -67,8 +68,8 @@ impl Singlestep {
 
 /// The order of each step: groups that count up to `order`.
 ///
-/// With `lower_order_final` a run of whole groups ends with a step of its own, and a run that ends at noise level zero
-/// always ends with a step of first order.
+/// With `lower_order_final` a run of whole groups ends with a step of its own, and a run that ends at noise
+/// level zero always ends with a step of first order.
 fn orders(steps: usize, order: usize, lower_order_final: bool, ends_at_zero: bool) -> Vec<usize> {
     let mut orders: Vec<usize> = (0..steps).map(|step| step % order + 1).collect();
     if ends_at_zero || (lower_order_final && steps.is_multiple_of(order)) {

@@ -1,8 +1,8 @@
 //! What the multistep and the singlestep DPM-Solver share: Lu et al., "DPM-Solver" (arXiv 2206.00927) and
 //! "DPM-Solver++" (arXiv 2211.01095), and the SDE variants of the latter.
 //!
-//! Both go from a base point to a target in log-SNR. They differ in which earlier evaluation is the base and in the
-//! finite differences of model outputs; the weights of those differences are the same and are here.
+//! Both go from a base point to a target in log-SNR. They differ in which earlier evaluation is the base and
+//! in the finite differences of model outputs; the weights of those differences are the same and are here.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -14,7 +14,8 @@ use super::words::words;
 use super::{SchedulerEntry, StepInput};
 use crate::random::NoiseSource;
 
-/// The solver fields of both classes; `algorithms` and the default of `lower_order_final` are the class's own.
+/// The solver fields of both classes; `algorithms` and the default of `lower_order_final` are the class's
+/// own.
 pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_final: bool) -> [Field; 6] {
     [
         solver_order(3),

@@ -1,5 +1,5 @@
-//! Euler's method on the probability flow ODE: Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn, as in
-//! k-diffusion's `sample_euler`.
+//! Euler's method on the probability flow ODE: Algorithm 2 of Karras et al. (arXiv 2206.00364) without churn,
+//! as in k-diffusion's `sample_euler`.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;

@@ -1,5 +1,5 @@
-//! Ancestral sampling with Euler steps, as in k-diffusion's `sample_euler_ancestral`: a step to a lower level than the
-//! next, and noise up to it.
+//! Ancestral sampling with Euler steps, as in k-diffusion's `sample_euler_ancestral`: a step to a lower level
+//! than the next, and noise up to it.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;

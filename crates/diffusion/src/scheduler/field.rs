@@ -48,7 +48,8 @@ pub enum Kind {
     },
     /// `false` or `null`: a feature that is refused by name when it is on.
     Off,
-    /// Without effect, because the feature that it belongs to is refused, or because the class does not read it.
+    /// Without effect, because the feature that it belongs to is refused, or because the class does not read
+    /// it.
     Inert,
 }
 
@@ -131,8 +132,8 @@ pub(super) const THRESHOLDING: [Field; 3] = [
 /// Rescaling to zero terminal SNR.
 pub(super) const RESCALE_BETAS: [Field; 1] = [flag("rescale_betas_zero_snr", false)];
 
-/// The flow-matching and learned-variance options of the DPM-Solver family, none of which a Stable Diffusion 1, 2 or
-/// XL model uses.
+/// The flow-matching and learned-variance options of the DPM-Solver family, none of which a Stable Diffusion
+/// 1, 2 or XL model uses.
 pub(super) const FLOW: [Field; 4] = [
     field("use_flow_sigmas", Kind::Off),
     field("flow_shift", Kind::Inert),

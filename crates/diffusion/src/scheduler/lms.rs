@@ -1,5 +1,5 @@
-//! Linear multistep on the probability flow ODE, as in k-diffusion's `sample_lms`: the Adams-Bashforth method over
-//! uneven noise levels, of order 4.
+//! Linear multistep on the probability flow ODE, as in k-diffusion's `sample_lms`: the Adams-Bashforth method
+//! over uneven noise levels, of order 4.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -83,11 +83,12 @@ impl Scheduler for Lms {
     }
 }
 
-/// The integral from `levels[0]` to `next` of the Lagrange polynomial that is 1 at `levels[current]` and 0 at the other
-/// levels.
+/// The integral from `levels[0]` to `next` of the Lagrange polynomial that is 1 at `levels[current]` and 0 at
+/// the other levels.
 ///
-/// By the 21-point Kronrod rule with the integrand in f32, as SciPy's `quad` does for diffusers. Two Gauss points would
-/// be exact; the f32 differences of levels are what shows in the trajectory, and they are the same here.
+/// By the 21-point Kronrod rule with the integrand in f32, as SciPy's `quad` does for diffusers. Two Gauss
+/// points would be exact; the f32 differences of levels are what shows in the trajectory, and they are the
+/// same here.
 fn multistep_coefficient(levels: &[f32], current: usize, next: f32) -> f64 {
     let lagrange = |tau: f64| -> f64 {
         let others = levels.iter().enumerate().filter(|(k, _)| *k != current);

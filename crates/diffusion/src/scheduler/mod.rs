@@ -1,8 +1,8 @@
 //! Noise schedulers: the timesteps of a denoising run, and the step from each to the next.
 //!
-//! [`SCHEDULERS`] lists them. [`SchedulerConfig`] is what a model's `scheduler_config.json` says; it may be put under
-//! another scheduler, as diffusers' `from_config` does, and builds a [`Scheduler`] for a number of steps.
-//! Trajectories equal those of diffusers 0.42 within 1e-5.
+//! [`SCHEDULERS`] lists them. [`SchedulerConfig`] is what a model's `scheduler_config.json` says; it may be
+//! put under another scheduler, as diffusers' `from_config` does, and builds a [`Scheduler`] for a number of
+//! steps. Trajectories equal those of diffusers 0.42 within 1e-5.
 //!
 //! ```
 //! use mixbit_diffusion::random::{NoiseSource, random_source};
@@ -28,12 +28,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: flow matching, learned variances, custom lists of timesteps or sigmas, and the few combinations of fields with
-//! which diffusers ends at NaN are refused by name.
+//! Limits: flow matching, learned variances, custom lists of timesteps or sigmas, and the few combinations of
+//! fields with which diffusers ends at NaN are refused by name.
 //!
-//! Three differences from diffusers are on purpose. Trailing timesteps are as many as asked for, where a rounding in
-//! diffusers adds one at -1 (for 62 of the counts up to 1000). UniPC's `bh1` ends finite, where diffusers ends at NaN.
-//! A run starts at its first timestep even if the second is equal, where diffusers without a begin index skips one.
+//! Three differences from diffusers are on purpose. Trailing timesteps are as many as asked for, where a
+//! rounding in diffusers adds one at -1 (for 62 of the counts up to 1000). UniPC's `bh1` ends finite, where
+//! diffusers ends at NaN. A run starts at its first timestep even if the second is equal, where diffusers
+//! without a begin index skips one.
 
 mod beta_quantile;
 mod config;
@@ -140,7 +141,8 @@ type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, Scheduler
 pub struct SchedulerEntry {
     /// The name on the command line.
     pub name: &'static str,
-    /// The name that people know and that AUTOMATIC1111's generation parameters use where it has the scheduler.
+    /// The name that people know and that AUTOMATIC1111's generation parameters use where it has the
+    /// scheduler.
     pub label: &'static str,
     /// Other names that it goes by.
     pub aliases: &'static [&'static str],
@@ -183,8 +185,8 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// A number of steps, or a combination of fields, that the class cannot run; found by a trial on two numbers where
-    /// no rule names it.
+    /// A number of steps, or a combination of fields, that the class cannot run; found by a trial on two
+    /// numbers where no rule names it.
     pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
         let train = self.training_steps();
         if steps == 0 || steps > train {

@@ -1,8 +1,8 @@
 //! The noise schedule of training: betas and their cumulated alphas.
 //!
-//! Linear betas are those of DDPM (Ho et al., arXiv 2006.11239), scaled-linear ones those of latent diffusion,
-//! squared-cosine ones those of Nichol and Dhariwal (arXiv 2102.09672). Rescaling to zero terminal SNR is Algorithm 1
-//! of Lin et al. (arXiv 2305.08891).
+//! Linear betas are those of DDPM (Ho et al., arXiv 2006.11239), scaled-linear ones those of latent
+//! diffusion, squared-cosine ones those of Nichol and Dhariwal (arXiv 2102.09672). Rescaling to zero terminal
+//! SNR is Algorithm 1 of Lin et al. (arXiv 2305.08891).
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;

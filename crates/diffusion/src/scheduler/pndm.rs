@@ -1,8 +1,9 @@
-//! PNDM: Liu, Ren, Lin and Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv 2202.09778),
-//! equations 9, 12 and 13.
+//! PNDM: Liu, Ren, Lin and Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv
+//! 2202.09778), equations 9, 12 and 13.
 //!
-//! With `skip_prk_steps`, as Stable Diffusion has it, the linear multistep method (PLMS) runs from the start and
-//! evaluates the second timestep twice; without, three pseudo Runge-Kutta steps of four evaluations each come first.
+//! With `skip_prk_steps`, as Stable Diffusion has it, the linear multistep method (PLMS) runs from the start
+//! and evaluates the second timestep twice; without, three pseudo Runge-Kutta steps of four evaluations each
+//! come first.
 
 use super::config::SchedulerConfig;
 use super::ddim::whole_timesteps;
@@ -81,7 +82,8 @@ impl Pndm {
         })
     }
 
-    /// One evaluation of a Runge-Kutta step: the pseudo derivative to take from `start`, and from where to where.
+    /// One evaluation of a Runge-Kutta step: the pseudo derivative to take from `start`, and from where to
+    /// where.
     fn runge_kutta_step(&mut self, input: StepInput<'_>) -> (Vec<f32>, i64, i64) {
         let StepInput { index, model_output, sample, .. } = input;
         let half = if self.evaluations.is_multiple_of(2) { self.stride / 2 } else { 0 };
@@ -177,8 +179,9 @@ impl Scheduler for Pndm {
     }
 }
 
-/// Puts Runge-Kutta evaluations in the place of the first three steps: each at its start, twice in its middle and at
-/// its end, where `half` is half a step. Gives the timesteps and how many of them are such evaluations.
+/// Puts Runge-Kutta evaluations in the place of the first three steps: each at its start, twice in its middle
+/// and at its end, where `half` is half a step. Gives the timesteps and how many of them are such
+/// evaluations.
 fn with_runge_kutta(descending: &[f64], half: f64) -> Option<(Vec<f64>, usize)> {
     let &[first, second, third, fourth, ..] = descending else { return None };
     let mut timesteps = Vec::with_capacity(descending.len() + 9);

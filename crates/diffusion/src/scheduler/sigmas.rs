@@ -1,9 +1,9 @@
 //! Noise levels of the sigma-based schedulers.
 //!
-//! `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is the noise level of Karras et al., "Elucidating the Design Space of
-//! Diffusion-Based Generative Models" (arXiv 2206.00364), whose equation 5 is the Karras schedule. The exponential
-//! one is k-diffusion's, the beta one is of "Beta Sampling is All You Need" (arXiv 2407.12173), and the uniform
-//! log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
+//! `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is the noise level of Karras et al., "Elucidating the Design
+//! Space of Diffusion-Based Generative Models" (arXiv 2206.00364), whose equation 5 is the Karras schedule.
+//! The exponential one is k-diffusion's, the beta one is of "Beta Sampling is All You Need" (arXiv
+//! 2407.12173), and the uniform log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
 
 use super::beta_quantile::beta_quantile;
 use super::config::SchedulerConfig;
@@ -41,8 +41,8 @@ pub(super) fn scale_input(sample: &[f32], sigma: f32) -> Vec<f32> {
 
 /// Euler's step from level `from` to level `to`, along the line from the sample to its prediction `x0`.
 ///
-/// `x + (x - x0) / from * (to - from)` cancels where `from` is large: with zero terminal SNR the first sample is
-/// thousands of times the second. As a weighted mean it keeps every digit.
+/// `x + (x - x0) / from * (to - from)` cancels where `from` is large: with zero terminal SNR the first sample
+/// is thousands of times the second. As a weighted mean it keeps every digit.
 pub(super) fn euler_step(sample: &[f32], original: &[f32], from: f32, to: f32) -> Vec<f32> {
     let (kept, reached) = (to / from, (from - to) / from);
     super::float::zip_map(sample, original, |x, x0| kept * x + reached * x0)
@@ -53,8 +53,8 @@ pub(super) fn add_noise(original: &[f32], noise: &[f32], sigma: f32) -> Vec<f32>
     super::float::zip_map(original, noise, |x, n| x + n * sigma)
 }
 
-/// The grid of k-diffusion's schedulers (LMS, Euler, Heun): timesteps may be fractional, a sigma schedule spans the
-/// levels of the chosen timesteps.
+/// The grid of k-diffusion's schedulers (LMS, Euler, Heun): timesteps may be fractional, a sigma schedule
+/// spans the levels of the chosen timesteps.
 ///
 /// # Errors
 ///
@@ -86,7 +86,8 @@ pub(super) struct SolverRules {
     pub clips_log_snr: bool,
     /// Whether the timesteps of a sigma schedule are rounded, not truncated.
     pub rounds: bool,
-    /// Whether a run with a sigma schedule that ends at `sigma_min` repeats its last sigma, in place of training's first.
+    /// Whether a run with a sigma schedule that ends at `sigma_min` repeats its last sigma, in place of
+    /// training's first.
     pub repeats_last: bool,
 }
 
@@ -94,8 +95,8 @@ pub(super) struct SolverRules {
 ///
 /// # Errors
 ///
-/// If two sigma schedules are on, the clipped log-SNR leaves no timestep, or two steps have the same noise level, between
-/// which the solvers would divide by zero.
+/// If two sigma schedules are on, the clipped log-SNR leaves no timestep, or two steps have the same noise
+/// level, between which the solvers would divide by zero.
 pub(super) fn solver_grid(
     config: &SchedulerConfig,
     schedule: &NoiseSchedule,
@@ -162,8 +163,8 @@ fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
     (0..schedule.len()).rev().take_while(|&timestep| lambda(timestep) < lambda_min).count()
 }
 
-/// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training; none for
-/// the default schedule, which depends on timesteps.
+/// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training;
+/// none for the default schedule, which depends on timesteps.
 fn levels(
     schedule: SigmaSchedule,
     min: f64,

@@ -1,5 +1,5 @@
-//! How inference timesteps are chosen from those of training: Table 2 of Lin et al., "Common Diffusion Noise Schedules
-//! and Sample Steps are Flawed" (arXiv 2305.08891).
+//! How inference timesteps are chosen from those of training: Table 2 of Lin et al., "Common Diffusion Noise
+//! Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
 
 use super::config::SchedulerConfig;
 use super::float::numpy_linspace;
@@ -52,8 +52,8 @@ fn leading(range: Range, ratio: usize, multiples: std::ops::Range<usize>) -> Vec
 
 /// `round(arange(last, 0, -train / steps)) - 1`.
 ///
-/// For some counts (61 of 1000, say) the quotient rounds so that NumPy's `arange` has one element more, and diffusers
-/// ends at timestep -1. That element is left out here.
+/// For some counts (61 of 1000, say) the quotient rounds so that NumPy's `arange` has one element more, and
+/// diffusers ends at timestep -1. That element is left out here.
 fn trailing(range: Range, steps: usize) -> Vec<f64> {
     let (start, step) = (range.last as f64, -(range.train as f64 / steps as f64));
     let count = ((0.0 - start) / step).ceil() as usize;

@@ -1,8 +1,8 @@
 //! UniPC: Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models"
 //! (arXiv 2302.04867), Algorithms 1 to 4, in the B(h) form.
 //!
-//! The corrector improves a sample with the model output at that very sample, so it costs no evaluation: each step
-//! first corrects where the last one arrived, then predicts the next.
+//! The corrector improves a sample with the model output at that very sample, so it costs no evaluation: each
+//! step first corrects where the last one arrived, then predicts the next.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -107,8 +107,8 @@ impl UniPc {
         })
     }
 
-    /// The step from level `base` to the next, of an order that has `order - 1` earlier outputs. A corrector also
-    /// takes the model output `arrived` at the next level.
+    /// The step from level `base` to the next, of an order that has `order - 1` earlier outputs. A corrector
+    /// also takes the model output `arrived` at the next level.
     fn update(&self, base: usize, sample: &[f32], order: usize, arrived: Option<&[f32]>) -> Vec<f32> {
         let level = |index: usize| Mix::of_level(self.grid.sigmas[index]);
         let (from, to) = (level(base), level(base + 1));

@@ -14,8 +14,8 @@ const MOST_NETWORKS: usize = 32;
 
 /// The networks of a session.
 ///
-/// *Invariant:* one network is at work at a time. The others are suspended: they hold no memory for intermediate results
-/// and no pages of mapped weights, but keep packed weights.
+/// *Invariant:* one network is at work at a time. The others are suspended: they hold no memory for
+/// intermediate results and no pages of mapped weights, but keep packed weights.
 pub(super) struct NetworkCache {
     /// The least recently used first.
     entries: Vec<Entry>,
@@ -141,7 +141,8 @@ impl NetworkCache {
         self.entries.len() - 1
     }
 
-    /// Bytes that a run of a network takes for intermediate results. If they are more than is left, others are unloaded.
+    /// Bytes that a run of a network takes for intermediate results. If they are more than is left, others
+    /// are unloaded.
     ///
     /// # Errors
     /// If the graph can't be run, or needs more memory than there is without the others.
@@ -154,8 +155,8 @@ impl NetworkCache {
         }
     }
 
-    /// Unloads the networks that were used least recently, until the budget has room for another: for its intermediate
-    /// results and, if it is to run often, for a packed copy of its weights.
+    /// Unloads the networks that were used least recently, until the budget has room for another: for its
+    /// intermediate results and, if it is to run often, for a packed copy of its weights.
     fn make_room(&mut self, planned: &Arc<PlannedNetwork>) {
         if self.budget.used() == 0 {
             return;

@@ -163,8 +163,9 @@ impl Conditioning {
         Ok(Conditioning { samples, tokens, dropped, inputs: inputs(model, request, embeddings)? })
     }
 
-    /// The constant inputs of each evaluation of a step, as the UNet declares them. A UNet with a smaller batch than the
-    /// samples is evaluated more than once; one with a larger batch gets the last sample again.
+    /// The constant inputs of each evaluation of a step, as the UNet declares them. A UNet with a smaller
+    /// batch than the samples is evaluated more than once; one with a larger batch gets the last sample
+    /// again.
     ///
     /// # Errors
     /// If the UNet takes other inputs.

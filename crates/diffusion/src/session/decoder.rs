@@ -273,8 +273,8 @@ impl Tiled {
     }
 }
 
-/// The single-value cuts that both graphs share: the names of the values, in order, that alone cross a cut, have at most
-/// `most` bytes, and are the plane and the tile at the same scale.
+/// The single-value cuts that both graphs share: the names of the values, in order, that alone cross a cut,
+/// have at most `most` bytes, and are the plane and the tile at the same scale.
 fn common_cuts(whole: &Function, tile: &Function, grid: &Grid, most: usize) -> Vec<String> {
     let shape = |graph: &Function, id: ValueId| image_shape(&graph.value(id).ty.shape);
     let of_tile: HashMap<&str, [usize; 4]> = single_value_cuts(tile)

@@ -13,8 +13,8 @@ use crate::model::DiffusionModel;
 use crate::random::NoiseSource;
 
 impl Encoders<'_> {
-    /// The UNet's latents (channels, height, width) of an image, which is resized to the request's size. `noise` samples
-    /// them from the encoder's distribution.
+    /// The UNet's latents (channels, height, width) of an image, which is resized to the request's size.
+    /// `noise` samples them from the encoder's distribution.
     ///
     /// # Errors
     /// If the model has no encoder, or it can't be run, or was cancelled, or its result is not finite.

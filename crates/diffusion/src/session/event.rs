@@ -3,10 +3,11 @@
 /// The progress of a request, reported as it happens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
-    /// A text encoder begins to encode a prompt, or the autoencoder an image, named by its folder. Prompts that the
-    /// session has encoded before are not encoded again.
+    /// A text encoder begins to encode a prompt, or the autoencoder an image, named by its folder. Prompts
+    /// that the session has encoded before are not encoded again.
     Encoding(&'a str),
-    /// A network, named by its folder, begins to be compiled. Networks that the session keeps are not compiled again.
+    /// A network, named by its folder, begins to be compiled. Networks that the session keeps are not
+    /// compiled again.
     Compiling(&'a str),
     /// An evaluation of the UNet is done.
     Step {

@@ -2,8 +2,8 @@
 
 /// The guided prediction from those without and with the prompt, `[unconditional, conditional]`.
 ///
-/// `scale` is the guidance scale. `rescale` brings the deviation of the result part of the way back to that of the
-/// conditional prediction, as in section 3.4 of arXiv 2305.08891.
+/// `scale` is the guidance scale. `rescale` brings the deviation of the result part of the way back to that
+/// of the conditional prediction, as in section 3.4 of arXiv 2305.08891.
 pub(super) fn guide(predictions: &[f32], scale: f32, rescale: f32) -> Vec<f32> {
     let (unconditional, conditional) = predictions.split_at(predictions.len() / 2);
     let mut guided: Vec<f32> =
@@ -24,8 +24,8 @@ fn deviation(values: &[f32]) -> f64 {
     (squares / (count - 1.0).max(1.0)).sqrt()
 }
 
-/// The embedding of the guidance scale for models that were distilled with it: arXiv 2310.04378, as LCM's UNet takes it
-/// in `timestep_cond`.
+/// The embedding of the guidance scale for models that were distilled with it: arXiv 2310.04378, as LCM's
+/// UNet takes it in `timestep_cond`.
 pub(super) fn embedding(scale: f32, channels: usize) -> Vec<f32> {
     let half = channels / 2;
     let weight = f64::from(scale - 1.0) * 1000.0;

@@ -18,7 +18,8 @@ impl Image {
         Image { width, height, planes }
     }
 
-    /// An image of rows of red, green and blue bytes; `None` if they are not as many as width and height ask for.
+    /// An image of rows of red, green and blue bytes; `None` if they are not as many as width and height ask
+    /// for.
     pub fn from_rgb8([width, height]: [usize; 2], rows: &[u8]) -> Option<Self> {
         let pixels = width.checked_mul(height)?;
         if rows.len() != pixels.checked_mul(3)? {
@@ -39,9 +40,9 @@ impl Image {
             .collect()
     }
 
-    /// The image at another width and height by Lanczos' filter, as Pillow resizes images of bytes and diffusers
-    /// those that it starts from. An image that has the size already is unchanged. If width and height both shrink,
-    /// bytes may differ from Pillow's by the rounding of the first pass.
+    /// The image at another width and height by Lanczos' filter, as Pillow resizes images of bytes and
+    /// diffusers those that it starts from. An image that has the size already is unchanged. If width and
+    /// height both shrink, bytes may differ from Pillow's by the rounding of the first pass.
     pub fn resized(&self, [width, height]: [usize; 2]) -> Image {
         if [width, height] == [self.width, self.height] {
             return self.clone();
@@ -52,7 +53,8 @@ impl Image {
             let turned = resample(&transposed(rows, [width, old]), [old, width], height);
             transposed(&turned, [height, width])
         };
-        // Each pass rounds to bytes, so their order counts. Pillow begins with the height if that alone shrinks.
+        // Each pass rounds to bytes, so their order counts. Pillow begins with the height if that alone
+        // shrinks.
         let rows = match height < self.height && width >= self.width {
             true => across(&down(&rows, [self.width, self.height]), [self.width, height]),
             false => down(&across(&rows, [self.width, self.height]), [width, self.height]),

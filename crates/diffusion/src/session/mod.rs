@@ -1,4 +1,5 @@
-//! Requests to images: prompts to embeddings, the denoising loop with classifier-free guidance, latents to pixels.
+//! Requests to images: prompts to embeddings, the denoising loop with classifier-free guidance, latents to
+//! pixels.
 //!
 //! ```no_run
 //! # fn files() -> Box<dyn mixbit_diffusion::model::ModelFiles> { unimplemented!() }
@@ -21,11 +22,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The results are those of diffusers' pipelines. A request makes one image: a batch is the images that its seeds give
-//! alone, each from its own random source.
+//! The results are those of diffusers' pipelines. A request makes one image: a batch is the images that its
+//! seeds give alone, each from its own random source.
 //!
-//! [`Session::begin`], [`Session::step`] and [`Session::decode`] are the parts of [`Session::generate`], for previews and
-//! for measurements.
+//! [`Session::begin`], [`Session::step`] and [`Session::decode`] are the parts of [`Session::generate`], for
+//! previews and for measurements.
 
 mod cache;
 mod conditioning;
@@ -78,7 +79,8 @@ pub struct SessionOptions {
     pub budget: MemoryBudget,
     /// Whether a network is unloaded when another is at work, so that no two are in memory together.
     pub reduce_memory: bool,
-    /// The number of images for which packing weights is to pay. With 1, packing pays in runs of many steps alone.
+    /// The number of images for which packing weights is to pay. With 1, packing pays in runs of many steps
+    /// alone.
     pub planned_images: usize,
 }
 
@@ -90,9 +92,9 @@ impl Default for SessionOptions {
 
 /// Models that are ready to draw, one request after another.
 ///
-/// Networks are compiled when a request first needs them, and kept with their packed weights for the next requests, as far
-/// as the memory budget allows: the least recently used is unloaded first. One network is at work at a time, and only
-/// that one holds memory for intermediate results and pages of mapped weights.
+/// Networks are compiled when a request first needs them, and kept with their packed weights for the next
+/// requests, as far as the memory budget allows: the least recently used is unloaded first. One network is at
+/// work at a time, and only that one holds memory for intermediate results and pages of mapped weights.
 pub struct Session {
     models: BTreeMap<Role, Arc<DiffusionModel>>,
     placement: Placement,
@@ -145,8 +147,8 @@ impl Session {
     /// Draws one image. `noise` gives the starting noise and the noise that the scheduler asks for.
     ///
     /// # Errors
-    /// If the request does not fit the model, a network can't be run, or `cancel` was raised. Memory that is too small is
-    /// reported before the first step. The session stays usable.
+    /// If the request does not fit the model, a network can't be run, or `cancel` was raised. Memory that is
+    /// too small is reported before the first step. The session stays usable.
     pub fn generate(
         &mut self,
         request: &Request,
@@ -159,8 +161,8 @@ impl Session {
         self.decode(&run, run.latents(), on)
     }
 
-    /// Encodes the prompts, compiles the UNet and makes the starting latents. The decoder is planned here and compiled on
-    /// first use.
+    /// Encodes the prompts, compiles the UNet and makes the starting latents. The decoder is planned here and
+    /// compiled on first use.
     ///
     /// # Errors
     /// As for [`generate`](Self::generate).
@@ -218,8 +220,8 @@ impl Session {
         Ok(run)
     }
 
-    /// Evaluates the UNet once more, and returns whether there was anything left to do. `noise` gives the noise that the
-    /// scheduler asks for.
+    /// Evaluates the UNet once more, and returns whether there was anything left to do. `noise` gives the
+    /// noise that the scheduler asks for.
     ///
     /// # Errors
     /// If the UNet can't be run, the run was cancelled, or [`GenerateError::NotFinite`].
@@ -263,8 +265,8 @@ impl Session {
         self.networks.compilations()
     }
 
-    /// The time of all runs of the UNet and of the decoder of a role's model by kind of op, with the folder that each
-    /// network comes from.
+    /// The time of all runs of the UNet and of the decoder of a role's model by kind of op, with the folder
+    /// that each network comes from.
     pub fn profile(&self, role: Role) -> Vec<(String, Vec<Timing>)> {
         let networks = self.models.get(&role).map(|model| [&model.unet.network, &model.autoencoder.decoder]);
         let timings = |network: &Network| (network.component().to_string(), self.networks.profile(network));

@@ -12,7 +12,8 @@ use crate::model::Network;
 
 /// The identity of a compiled network: equal keys compute the same.
 ///
-/// A [`Network`] is equal to its clones alone, so it stands for the role, the component and the overlay of weights.
+/// A [`Network`] is equal to its clones alone, so it stands for the role, the component and the overlay of
+/// weights.
 #[derive(Clone)]
 pub(super) struct NetworkKey {
     pub(super) network: Network,
@@ -51,7 +52,8 @@ pub(super) struct PlannedNetwork {
 }
 
 impl PlannedNetwork {
-    /// Builds the graph of a key. `planned_runs` is the number of runs for which packing its weights is to pay.
+    /// Builds the graph of a key. `planned_runs` is the number of runs for which packing its weights is to
+    /// pay.
     ///
     /// # Errors
     /// If its graph can't be built.

@@ -12,8 +12,8 @@ pub enum Precision {
     /// The operands of products are rounded to `bf16`; sums, and ops that are not products, are `f32`.
     Bf16,
     /// The operands of the UNet's products are quantized to 8 bits, except in layers that the model lists
-    /// ([`Network::full_precision`](crate::model::Network::full_precision)). The smaller networks are computed in
-    /// the backend's [`fastest`](Self::fastest) precision.
+    /// ([`Network::full_precision`](crate::model::Network::full_precision)). The smaller networks are
+    /// computed in the backend's [`fastest`](Self::fastest) precision.
     Int8,
     /// Graphs of `fp16`: every result is rounded to it, as on a Core ML device. An autoencoder that asks for
     /// `fp32` gets `fp32`.

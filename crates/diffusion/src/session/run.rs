@@ -139,8 +139,8 @@ impl Run {
             .collect())
     }
 
-    /// The final latents (channels, height, width) that the next evaluation predicts if the UNet's results for
-    /// [`inputs`](Self::inputs) are `predictions`, one after the other.
+    /// The final latents (channels, height, width) that the next evaluation predicts if the UNet's results
+    /// for [`inputs`](Self::inputs) are `predictions`, one after the other.
     ///
     /// # Errors
     /// If the scheduler can't be built, or the number of predictions is wrong.

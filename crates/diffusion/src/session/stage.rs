@@ -37,8 +37,8 @@ enum Work {
 }
 
 impl Session {
-    /// The stages of these kinds in the order in which an image needs them, each planned for `runs` runs. Nothing is
-    /// compiled yet.
+    /// The stages of these kinds in the order in which an image needs them, each planned for `runs` runs.
+    /// Nothing is compiled yet.
     ///
     /// # Errors
     /// As for [`begin`](Self::begin), but for errors that only a run finds.
@@ -141,8 +141,8 @@ impl PipelineStage {
         }
     }
 
-    /// Does the network's part of an image: encodes the prompts, evaluates the UNet for one step with guidance if the
-    /// request has it, or decodes.
+    /// Does the network's part of an image: encodes the prompts, evaluates the UNet for one step with
+    /// guidance if the request has it, or decodes.
     ///
     /// # Errors
     /// If it can't be run, or was cancelled.
@@ -184,7 +184,8 @@ impl PipelineStage {
         }
     }
 
-    /// The steps of the last evaluation; for a decoder in tiles, those of the whole plane and those of the last tile.
+    /// The steps of the last evaluation; for a decoder in tiles, those of the whole plane and those of the
+    /// last tile.
     pub fn trace(&self, session: &Session) -> Vec<Vec<TracedStep>> {
         match &self.work {
             Work::Network { planned, .. } => vec![session.networks.trace(planned)],

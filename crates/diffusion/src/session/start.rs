@@ -19,7 +19,8 @@ pub(super) fn first_evaluation(request: &Request, scheduler: &dyn Scheduler) -> 
     }
 }
 
-/// The sample of a request's first evaluation, of `count` values. `encoded` are the latents of [`Start::Image`].
+/// The sample of a request's first evaluation, of `count` values. `encoded` are the latents of
+/// [`Start::Image`].
 ///
 /// # Errors
 /// If the latents have another number of values.

@@ -51,8 +51,8 @@ pub struct DroppedWords {
     pub words: String,
 }
 
-/// The sizes and scores that Stable Diffusion XL's networks are conditioned on (section 2.2 of arXiv 2307.01952), in
-/// pixels, height before width and top before left. An absent size is the image's own.
+/// The sizes and scores that Stable Diffusion XL's networks are conditioned on (section 2.2 of arXiv
+/// 2307.01952), in pixels, height before width and top before left. An absent size is the image's own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MicroConditioning {
     /// The size of the photograph that the image looks scaled from.
@@ -89,8 +89,8 @@ impl Default for MicroConditioning {
 }
 
 impl MicroConditioning {
-    /// The time ids of the prompt and of the negative prompt for an image of `size` (height, width): six for a base
-    /// model, or five for a refiner, which has a score in place of the target size.
+    /// The time ids of the prompt and of the negative prompt for an image of `size` (height, width): six for
+    /// a base model, or five for a refiner, which has a score in place of the target size.
     pub(super) fn time_ids(&self, count: usize, size: [usize; 2]) -> Option<[Vec<f32>; 2]> {
         let original = self.original_size.unwrap_or(size);
         let target = self.target_size.unwrap_or(size);

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 /// Whether latents are decoded in tiles, which takes less memory than the whole image.
 ///
-/// The first layers, with the attention over the whole image, are run on all of it. The layers after them are run on tiles,
-/// which share a margin and are blended there. Tiles differ from the whole image in the means and deviations of the norms,
-/// which each tile computes by itself.
+/// The first layers, with the attention over the whole image, are run on all of it. The layers after them are
+/// run on tiles, which share a margin and are blended there. Tiles differ from the whole image in the means
+/// and deviations of the norms, which each tile computes by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tiling {
-    /// If the whole image took more than 1.5 GiB for intermediate results: for Stable Diffusion's autoencoder, above
-    /// 768×768.
+    /// If the whole image took more than 1.5 GiB for intermediate results: for Stable Diffusion's
+    /// autoencoder, above 768×768.
     #[default]
     Auto,
     /// If the image has more pixels than 512×512, in tiles of at most that size.
@@ -57,8 +57,8 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The fewest tiles of at most `most` pixels each that cover a plane; neighbours share [`OVERLAP`] or a little
-    /// more. A tile is never larger than the plane, nor is one made smaller than twice the overlap.
+    /// The fewest tiles of at most `most` pixels each that cover a plane; neighbours share [`OVERLAP`] or a
+    /// little more. A tile is never larger than the plane, nor is one made smaller than twice the overlap.
     pub(super) fn of_area(plane: [usize; 2], most: usize) -> Self {
         let mut grid = Grid { tile: plane, plane, counts: [1, 1] };
         while grid.tile[0] * grid.tile[1] > most {
@@ -96,8 +96,8 @@ impl Grid {
         index * (self.plane[axis] - self.tile[axis]) / gaps
     }
 
-    /// The weight of each row or column of a tile, `scale` pixels for one of the latents. The weights of tiles that share a
-    /// row or column add up to 1.
+    /// The weight of each row or column of a tile, `scale` pixels for one of the latents. The weights of
+    /// tiles that share a row or column add up to 1.
     fn weights(&self, axis: usize, start: usize, scale: usize) -> Vec<f32> {
         let own = self.ramps(axis, start, scale);
         let mut sum = vec![0.0; own.len()];
@@ -164,7 +164,8 @@ impl<'g> Mosaic<'g> {
         self.tiles.push(Tile { start, values });
     }
 
-    /// The whole (planes, height, width), each tile shifted to the brightness of its neighbours and blended with them.
+    /// The whole (planes, height, width), each tile shifted to the brightness of its neighbours and blended
+    /// with them.
     pub(super) fn into_values(self) -> Vec<f32> {
         let Mosaic { grid, planes, scale, .. } = self;
         let shifts = self.shifts();
@@ -187,8 +188,8 @@ impl<'g> Mosaic<'g> {
         whole
     }
 
-    /// The shift of each plane of each tile with which tiles differ least where they overlap (least squares) and the mean
-    /// over all tiles stays.
+    /// The shift of each plane of each tile with which tiles differ least where they overlap (least squares)
+    /// and the mean over all tiles stays.
     fn shifts(&self) -> Vec<f64> {
         let (count, planes) = (self.tiles.len(), self.planes);
         let mut pairs = Vec::new();
@@ -336,7 +337,8 @@ mod tests {
         assert!(bytes / plane * auto <= LARGEST_ARENA && auto > plane / 2, "{auto}");
         assert_eq!(Tiling::Always.most(plane, bytes), SMALL_TILE);
         assert_eq!(Tiling::Never.most(plane, bytes), plane);
-        // A small plane is not cut, and one that takes much is cut small though small tiles are not asked for.
+        // A small plane is not cut, and one that takes much is cut small though small tiles are not asked
+        // for.
         assert!(Tiling::Auto.most(plane, 1 << 20) >= plane);
         assert_eq!(Tiling::Always.most(plane, LARGEST_ARENA * plane), 1);
     }

@@ -134,8 +134,9 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
 
 /// Names the special tokens and adds those that are not among the added tokens yet.
 ///
-/// As transformers has it, a special token that one role gives as a string and another as an object is added twice, and
-/// the later one's flags count: in Stable Diffusion 1.x the string of `pad_token` overrides the `eos_token` object.
+/// As transformers has it, a special token that one role gives as a string and another as an object is added
+/// twice, and the later one's flags count: in Stable Diffusion 1.x the string of `pad_token` overrides the
+/// `eos_token` object.
 fn special_tokens(
     config: &Map<String, Value>,
     mut added: Vec<AddedToken>,

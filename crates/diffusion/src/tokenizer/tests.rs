@@ -11,7 +11,8 @@ const END: u32 = 1001;
 const CAT: u32 = 601;
 const CATS: u32 = 603;
 
-/// CLIP's vocabulary with four merges instead of 48,894: bytes, bytes at the end of a word, merges, special tokens.
+/// CLIP's vocabulary with four merges instead of 48,894: bytes, bytes at the end of a word, merges, special
+/// tokens.
 fn vocabulary() -> Value {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort();
@@ -82,7 +83,8 @@ fn special_tokens_are_found_in_prompts() {
     let bang = piece('!', false);
     assert_eq!(padded.encode("cat!").unwrap().ids, [START, CAT, bang, END, bang]);
 
-    // As an object, the end token may ask to be looked for in lower case. The string of another role overrides that.
+    // As an object, the end token may ask to be looked for in lower case. The string of another role
+    // overrides that.
     let end = json!({ "__type": "AddedToken", "content": "<|endoftext|>", "normalized": true });
     let all_objects = tokenizer(&json!({ "eos_token": end, "unk_token": end, "pad_token": end })).unwrap();
     assert_eq!(ids(&all_objects, "<|ENDOFTEXT|>"), [END]);

@@ -21,8 +21,8 @@ fn f16(batch: usize, size: usize) -> GraphOptions {
     GraphOptions { batch, height: size, width: size, dtype: DType::F16, ..GraphOptions::default() }
 }
 
-/// Ops of the packages that Apple's converter (coremltools 9.0) made of the same configurations, and the casts that
-/// keep our sinusoids in fp32.
+/// Ops of the packages that Apple's converter (coremltools 9.0) made of the same configurations, and the
+/// casts that keep our sinusoids in fp32.
 #[test]
 fn ops_are_those_of_apples_packages() {
     type Case =

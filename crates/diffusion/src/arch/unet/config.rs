@@ -51,7 +51,8 @@ pub struct Config {
     pub mid_block_scale_factor: f64,
     /// Rows and columns of zeros around an image that is halved; 0 puts them at the end only.
     pub downsample_padding: usize,
-    /// Whether the layers into and out of each transformer are saved as linear layers, not as 1x1 convolutions.
+    /// Whether the layers into and out of each transformer are saved as linear layers, not as 1x1
+    /// convolutions.
     pub use_linear_projection: bool,
     /// Whether attention scores overflow half precision.
     pub upcast_attention: bool,
@@ -213,13 +214,14 @@ impl Config {
         matches!(self.addition, Some(Addition::TextTime { .. }))
     }
 
-    /// What of its text encoders the network attends to: networks that take sizes are trained on the last layer but one.
+    /// What of its text encoders the network attends to: networks that take sizes are trained on the last
+    /// layer but one.
     pub fn text_outputs(&self) -> Outputs {
         if self.takes_sizes() { Outputs::PENULTIMATE } else { Outputs::LAST }
     }
 
-    /// How many numbers `time_ids` has for each sample, if `text_embeds` has `text_embed_channels`; `None` for models
-    /// that don't take them.
+    /// How many numbers `time_ids` has for each sample, if `text_embeds` has `text_embed_channels`; `None`
+    /// for models that don't take them.
     ///
     /// # Errors
     /// [`ArchError::Config`] if no whole number fits.
@@ -323,7 +325,8 @@ impl Levels {
         let down_attends = attends(fields, "down_block_types", &down_default, DOWN, count)?;
         let up_attends = attends(fields, "up_block_types", &up_default, UP, count)?;
         let extent = |name: &'static str, value: &Value| as_count(name, value, MAX_EXTENT);
-        // diffusers calls the number of heads `attention_head_dim`, and keeps the name for the sake of old files.
+        // diffusers calls the number of heads `attention_head_dim`, and keeps the name for the sake of old
+        // files.
         let head_field = match fields.optional("num_attention_heads") {
             Some(_) => "num_attention_heads",
             None => "attention_head_dim",

@@ -77,9 +77,9 @@ pub(super) fn residual_name(index: usize) -> String {
     format!("additional_residual_{index}")
 }
 
-/// Builds the ControlNet: the inputs of the UNet and `controlnet_cond` (batch, conditioning_channels, 8 height,
-/// 8 width), 0 to 1, to `additional_residual_0`..., `fp32`: one for each feature that the UNet's way down leaves for its
-/// way up, and one for its middle.
+/// Builds the ControlNet: the inputs of the UNet and `controlnet_cond` (batch, conditioning_channels, 8
+/// height, 8 width), 0 to 1, to `additional_residual_0`..., `fp32`: one for each feature that the UNet's way
+/// down leaves for its way up, and one for its middle.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or options that the configuration does not fit.

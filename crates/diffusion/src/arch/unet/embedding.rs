@@ -95,8 +95,8 @@ fn sinusoid(
     sines(net, phase, config.time.flip_sin_to_cos, id)
 }
 
-/// Numbers (n) times frequencies (1, half), in `fp32` whatever the network computes in: at timestep 1000 a phase in
-/// `fp16` is off by up to a quarter of a radian.
+/// Numbers (n) times frequencies (1, half), in `fp32` whatever the network computes in: at timestep 1000 a
+/// phase in `fp16` is off by up to a quarter of a radian.
 fn multiply(net: &mut Net, numbers: ValueId, table: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let numbers = match net.dtype() {
         DType::F32 => numbers,
@@ -107,7 +107,8 @@ fn multiply(net: &mut Net, numbers: ValueId, table: ValueId, name: &str) -> Resu
     Ok(net.op("mul").arg("x", numbers).arg("y", table).named(name).add()?)
 }
 
-/// Sines, then cosines, of phases (n, half), or the other way round, in the type that the network computes in.
+/// Sines, then cosines, of phases (n, half), or the other way round, in the type that the network computes
+/// in.
 fn sines(net: &mut Net, phase: ValueId, flip: bool, id: &str) -> Result<ValueId, ArchError> {
     let name = |part: &str| format!("{id}_{part}");
     let half = net.channels(phase);

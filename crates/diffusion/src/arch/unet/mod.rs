@@ -28,8 +28,8 @@ use super::{ArchError, GraphOptions, io};
 /// | `class_labels` | (batch) or (batch, channels) | class embeddings |
 /// | `additional_residual_0`... | those of the residuals of [`control::build`] | `options.control_residuals` |
 ///
-/// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height, width) is
-/// `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
+/// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height,
+/// width) is `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or options that the configuration does not fit.
@@ -81,7 +81,8 @@ impl<'w> Unet<'w> {
         Ok((Unet { net, config, options, time, text }, sample))
     }
 
-    /// From the sample to the coarsest level, and what it leaves for the way up. `hint` is added to the first features.
+    /// From the sample to the coarsest level, and what it leaves for the way up. `hint` is added to the first
+    /// features.
     fn way_down(
         &mut self,
         sample: ValueId,
