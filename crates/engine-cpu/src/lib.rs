@@ -152,8 +152,8 @@ struct Planned {
     declined: Vec<Declined>,
 }
 
-/// Plans a function: with packed weights if it is to run often, and without if those leave too little memory for
-/// a run.
+/// Plans a function: with packed weights if it is to run often, and without if those leave too little memory
+/// for a run.
 fn plan(function: &Function, options: &Options, budget: &MemoryBudget) -> Result<Planned, Error> {
     match plan_once(function, options, budget) {
         Err(Error::Memory { .. }) if Packing::pays(options.planned_runs) => {

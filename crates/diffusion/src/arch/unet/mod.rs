@@ -23,10 +23,10 @@ use super::{ArchError, GraphOptions, io};
 /// | `sample` | (batch, in_channels, height, width) | |
 /// | `timestep` | (batch) | |
 /// | `encoder_hidden_states` | (batch, text_channels, 1, tokens) | text |
-/// | `time_ids`, `text_embeds` | (batch, time_ids), (batch, the rest of the channels) | `text_time` embeddings |
+/// | `time_ids`, `text_embeds` | (batch, time_ids), (batch, remaining channels) | `text_time` embeddings |
 /// | `timestep_cond` | (batch, channels) | `time_cond_proj_dim` |
 /// | `class_labels` | (batch) or (batch, channels) | class embeddings |
-/// | `additional_residual_0`... | those of the residuals of [`control::build`] | `options.control_residuals` |
+/// | `additional_residual_0`... | as the residuals of [`control::build`] | `options.control_residuals` |
 ///
 /// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height,
 /// width) is `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
