@@ -76,8 +76,9 @@ def cases(fixtures):
     for scheme in ["palette-4", "grouped-palette-4", "linear-8"]:
         yield f"palettize-{scheme}", [["palettize", "--model", model["sdxl"], "--output", "{out}/packages",
                                        "--scheme", scheme, "--min-size", "64"],
-                                      *[[*tiny, "--model", "{out}/packages", "--precision", precision, "--output",
-                                         "{out}/" + precision + ".png"] for precision in ["f32", "bf16", "int8"]]]
+                                      *[[*tiny[:-3], "{out}/" + precision + ".png", "--steps", "4", "--model",
+                                         "{out}/packages", "--precision", precision]
+                                        for precision in ["f32", "bf16", "int8"]]]
     analysis = ["analyze", "--model", model["sd15"], "--output", "{out}/analysis", "--effort", "low", "--steps", "4",
                 "--min-size", "512", "--target-bits", "4.5"]
     recipe = "{out}/analysis/sd15_palettization_recipe.json"
@@ -91,7 +92,7 @@ def cases(fixtures):
     yield "inspect", ["inspect", model["sdxl"], "--layers"]
     yield "inspect-package", ["inspect", str(fixtures / "coreml" / "unet_sdxl_split_einsum__pal2.mlpackage"),
                               "--json"]
-    yield "diff", ["diff", model["sdxl"], model["sdxl-no-zeros"]]
+    yield "diff-finds-differences", ["diff", model["sdxl"], model["sdxl-no-zeros"]]
     yield "refuses-size", ["generate", PROMPT, "--size", "12x12", "--output", "{out}/picture.png"]
 
 
@@ -146,17 +147,16 @@ def outcome(binary, commands, out):
 def difference(before, after):
     """The first thing that differs, in words; `None` if nothing does."""
     (printed, files), (new_printed, new_files) = before, after
-    codes = [entry[0] for entry in printed if isinstance(entry, tuple)]
-    new_codes = [entry[0] for entry in new_printed if isinstance(entry, tuple)]
-    if codes != new_codes:
-        return f"exit codes {codes} and {new_codes}: {printed[-1]!r} {new_printed[-1]!r}"
+    # Exit codes and standard output. The words of an error may change, results may not.
+    results, new_results = ([entry for entry in side if isinstance(entry, tuple)] for side in (printed, new_printed))
+    if [code for code, _ in results] != [code for code, _ in new_results]:
+        return f"exit codes: {printed[-1]!r} {new_printed[-1]!r}"
     if files.keys() != new_files.keys():
         return f"files {sorted(files.keys() ^ new_files.keys())} are in one of them only"
     for name, value in files.items():
         if value != new_files[name]:
             return f"{name} differs"
-    # The words of an error may change, results may not.
-    if not any(codes) and printed != new_printed:
+    if results != new_results:
         return f"standard output: {printed!r} {new_printed!r}"[:2000]
     return None
 
@@ -182,7 +182,7 @@ def main():
         found = difference(before, after)
         files += len(before[1])
         refused = any(isinstance(entry, tuple) and entry[0] for entry in before[0])
-        if refused and not name.startswith("refuses-"):
+        if refused and not name.startswith(("refuses-", "diff-")):
             found = f"both builds refuse it: {before[0][-1]}"
         differing += found is not None
         print(f"{'DIFFERS' if found else 'equal  '} {name}: {found or f'{len(before[1])} files'}", flush=True)
