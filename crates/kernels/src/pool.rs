@@ -4,7 +4,7 @@
 //! unchanged. The same input therefore gives the same bytes with any number of threads.
 //!
 //! A model runs thousands of loops, one after the other, each taking microseconds to milliseconds. Waking a
-//! thread takes as long as a small loop, so workers poll for the next loop for [`POLL_FOR`] before they
+//! thread takes as long as a small loop, so workers poll for the next loop for `POLL_FOR` before they
 //! sleep; meanwhile they yield the core to any other thread. The thread that starts a loop, its leader, takes
 //! part in it. Tasks are handed out one by one: nobody waits for more than one task of another thread, and
 //! nobody waits for a worker that comes late.

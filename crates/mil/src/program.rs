@@ -257,7 +257,7 @@ impl<'a> OpView<'a> {
         self.arg(input).values().first().copied()
     }
 
-    /// The value bound to the input that is a layer's weight ([`OpDef::weight`]), if the op has one.
+    /// The value bound to the input that is a layer's weight (`OpDef::weight`), if the op has one.
     pub fn weight(&self) -> Option<ValueId> {
         self.get(self.op.def.weight?)
     }

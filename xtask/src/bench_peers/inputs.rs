@@ -81,7 +81,7 @@ fn token_ids(part: Network, model: &DiffusionModel, count: usize) -> anyhow::Res
     Ok(ids.iter().cycle().take(count).map(|&id| id as f32).collect())
 }
 
-/// Reads the file of [`write`] in the layout of mixbit's graphs.
+/// Reads the file of [`write()`] in the layout of mixbit's graphs.
 pub(super) fn read(arguments: &Arguments, graph: &Function) -> anyhow::Result<Vec<(String, Tensor)>> {
     let weights = safetensors::SafeTensors::open(&arguments.inputs_path())?;
     let read = |&id| {
