@@ -1,10 +1,10 @@
 //! CLIP's byte-pair encoding, equal to Hugging Face's on every input.
 //!
-//! The vocabulary and the merges come from the model's files; everything else is CLIP's own and fixed, as in
-//! transformers' `CLIPTokenizer`, which ignores what `tokenizer.json` says about it too: Unicode NFC, white
-//! space collapsed, lower case, CLIP's word pattern, bytes as characters, `</w>` at the end of a word. The
-//! arithmetic is done by Hugging Face's own `tokenizers` crate; the files are checked before it sees them,
-//! because it panics on some.
+//! The vocabulary and the merges come from the model's files. The rest is fixed, as in transformers'
+//! `CLIPTokenizer`, which also ignores those settings of `tokenizer.json`. The steps are Unicode NFC,
+//! collapsed white space, lower case, CLIP's word pattern, bytes as characters and `</w>` at the end of a
+//! word. Hugging Face's own `tokenizers` crate does the arithmetic. The files are checked first, because it
+//! panics on some.
 
 mod files;
 
@@ -23,27 +23,28 @@ use files::{Parts, parse};
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// What marks the last piece of a word.
+/// The suffix of a word's last piece.
 const END_OF_WORD: &str = "</w>";
 
-/// The positions of every published CLIP text encoder; what a tokenizer without `model_max_length` pads to.
+/// The number of positions in every published CLIP text encoder; the padded length if `model_max_length` is
+/// absent.
 pub const DEFAULT_LENGTH: usize = 77;
 
-/// Why a tokenizer can't be made or used.
+/// An error in loading or using a tokenizer.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TokenizerError {
     /// Neither `tokenizer.json` nor both of `vocab.json` and `merges.txt`.
     #[error("the tokenizer has neither tokenizer.json nor both vocab.json and merges.txt")]
     NoVocabulary,
-    /// A file whose content is not what it should be.
+    /// A file with invalid content.
     #[error("{file}: {what}")]
     File {
         /// The file's name.
         file: &'static str,
-        /// What is wrong with it, and where.
+        /// The fault and its place.
         what: String,
     },
-    /// A prompt that the vocabulary can't express.
+    /// A prompt that the vocabulary cannot encode.
     #[error("the prompt can't be tokenized: {0}")]
     Prompt(String),
 }
@@ -53,9 +54,9 @@ pub enum TokenizerError {
 pub struct Encoding {
     /// The ids: start, the prompt's tokens, end, then padding up to [`Tokenizer::length`].
     pub ids: Vec<u32>,
-    /// How many of the ids are not padding.
+    /// The number of ids before the padding.
     pub used: usize,
-    /// The text of the tokens that did not fit, as diffusers warns of it; `None` if all did.
+    /// The text of the truncated tokens, as in diffusers' warning; `None` if nothing was truncated.
     pub dropped: Option<String>,
 }
 
@@ -77,10 +78,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// A tokenizer from the contents of a model's tokenizer files.
+    /// Builds a tokenizer from the contents of a model's tokenizer files.
     ///
     /// # Errors
-    /// [`TokenizerError`] with the file or token that can't be used.
+    /// [`TokenizerError`] with the invalid file or token.
     pub fn new(files: &TokenizerFiles<'_>) -> Result<Self, TokenizerError> {
         let parts = parse(files)?;
         let length = parts.length.unwrap_or(DEFAULT_LENGTH);
@@ -105,21 +106,21 @@ impl Tokenizer {
         self.length
     }
 
-    /// The id that ends a prompt.
+    /// The id of the end token.
     pub fn end(&self) -> u32 {
         self.end
     }
 
-    /// The number of ids, added tokens included. A special or added token that the vocabulary lacks gets the
-    /// next free id, as in transformers, so a text encoder with fewer embeddings than this does not fit.
+    /// The number of ids, including added tokens. A special or added token that the vocabulary lacks gets the
+    /// next free id, as in transformers. A text encoder with fewer embeddings than this does not fit.
     pub fn vocabulary_size(&self) -> usize {
         self.pipeline.get_vocab_size(true)
     }
 
-    /// Tokenizes a prompt: cut and padded to [`length`](Self::length) ids.
+    /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
-    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary no unknown token.
+    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
         let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
         let encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
@@ -137,7 +138,7 @@ impl Tokenizer {
     /// The text of token ids, words separated by spaces.
     fn decode(&self, ids: &[u32]) -> tokenizers::Result<String> {
         let text = self.pipeline.decode(ids, false)?;
-        // What Python's `str.strip` takes off: Unicode's white space and four separators.
+        // Python's `str.strip` removes Unicode's white space and four separators.
         let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
         Ok(text.replace(END_OF_WORD, " ").trim_matches(is_space).to_string())
     }
@@ -162,7 +163,7 @@ fn pipeline(bpe: BPE) -> tokenizers::Result<Pipeline> {
         .build()
 }
 
-/// An error of the library that the checks of the files did not foresee.
+/// An error of the library that the file checks did not catch.
 fn internal(error: tokenizers::Error) -> TokenizerError {
     TokenizerError::File { file: "tokenizer", what: error.to_string() }
 }

@@ -1,4 +1,4 @@
-//! Every network against PyTorch: what diffusers and transformers made of the tiny checkpoints in
+//! Compares every network with PyTorch: the outputs of diffusers and transformers for the tiny checkpoints in
 //! `fixtures/models/`.
 
 use std::collections::BTreeMap;
@@ -14,13 +14,13 @@ use mixbit_formats::Checkpoint;
 use mixbit_mil::{Function, Weights, verify};
 use mixbit_testkit::{Array, ErrorStats, Failures, Fixture};
 
-/// The greatest error, relative to the greatest value of the tensor.
+/// The error tolerance, relative to the largest value of the tensor.
 const TOLERANCE: f64 = 1e-4;
 
 type Arrays = BTreeMap<String, Array>;
 type Error = Box<dyn std::error::Error>;
 
-/// A graph, its inputs, and what its outputs must be.
+/// A graph, its inputs and its expected outputs.
 struct Run {
     function: Function,
     inputs: Vec<(String, Tensor)>,
@@ -67,7 +67,7 @@ fn attention_in_chunks_is_attention() -> Result<(), Error> {
     let fixture = Fixture::open("models");
     let config = unet::Config::from_json(&fixture.json("unet-sd21/config.json"))?;
     let weights = Checkpoint::open(&weights_file(&fixture.path("unet-sd21")))?;
-    // 960 pixels at the finest level: a chunk of 512 and a rest.
+    // 960 pixels at the finest level: a chunk of 512 and a partial one.
     let shape = [1, config.in_channels, 24, 40];
     let channels = config.text_channels.ok_or("no text")?;
     let wave = |shape: &[usize]| {
@@ -97,7 +97,8 @@ fn attention_in_chunks_is_attention() -> Result<(), Error> {
     Ok(())
 }
 
-/// What packages are: graphs of `fp16` around sinusoids of `fp32`, run wide and with every result rounded.
+/// The graphs of packages: `fp16` around `fp32` sinusoids, run in wide precision and with every result
+/// rounded.
 #[test]
 fn half_precision_unets_stay_close() {
     let cpu = Cpu::new(None).unwrap();
@@ -166,7 +167,7 @@ fn safety_checkers_match_diffusers() {
     });
 }
 
-/// Runs every case that `prepare` takes on every backend.
+/// Runs every case that `prepare` accepts on every backend.
 fn check(
     table: &str,
     prepare: impl Fn(&str, &Config, &dyn Weights, &Arrays, &Arrays) -> Result<Option<Vec<Run>>, Error>,

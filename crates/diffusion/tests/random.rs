@@ -1,7 +1,7 @@
-//! Every random source against its library: the values in `fixtures/rng/`, bit for bit.
+//! Compares every random source with its library: the values in `fixtures/rng/`, bit for bit.
 //!
-//! Only NumPy's and CUDA's values rest on the platform's `ln` and `sin`, in f64; with glibc they are the
-//! fixture's bits too.
+//! Only NumPy's and CUDA's values depend on the platform's `ln` and `sin`, in f64. With glibc they match the
+//! fixture bit for bit too.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 type Error = Box<dyn std::error::Error>;
 
-/// One call's values with their bit patterns, as wide as the library's own type.
+/// The values of one call with their bit patterns, in the width of the library's own type.
 type Call = Vec<(u64, f64)>;
 
 #[test]
@@ -28,7 +28,7 @@ fn values_are_the_libraries_own() {
     failures.finish();
 }
 
-/// Draws the case's calls and compares what is stored of each, and the checksum of all of it.
+/// Draws the case's calls, then compares each call's stored values and checksum.
 fn check(case: &Value, arrays: &BTreeMap<String, Array>, kept: usize) -> Result<(), Error> {
     let counts = case["calls"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap() as usize);
     let calls = draw(case["generator"].as_str().unwrap(), seed(case), counts)?;
@@ -65,7 +65,7 @@ fn draw(generator: &str, seed: u64, counts: impl Iterator<Item = usize>) -> Resu
         let call = |count| (0..count).map(|_| normal()).map(|x| (x.to_bits(), x)).collect();
         return Ok(counts.map(call).collect());
     }
-    // PyTorch draws f16 in f32, in the same way but for a last block that is not full.
+    // PyTorch draws f16 in f32; only a last block of fewer than 16 elements differs.
     let (name, half) = match generator.strip_suffix("-f16") {
         Some(name) => (name, true),
         None => (generator, false),
@@ -92,8 +92,8 @@ fn numpys_normals_are_rounded_to_f32() {
     assert_eq!(noise, [(); 7].map(|()| wide.next_normal() as f32));
 }
 
-/// What other projects print of a GPU and of Apple's sample. They print seven digits, and a GPU's own `ln`
-/// and `sin` are good for as many.
+/// The values that other projects print for a GPU and for Apple's sample. They have seven digits, the
+/// accuracy of a GPU's own `ln` and `sin`.
 #[test]
 fn values_are_those_that_others_publish() {
     let cases = Fixture::open("rng").json("cases.json");

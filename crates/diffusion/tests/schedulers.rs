@@ -1,4 +1,4 @@
-//! Every scheduler against diffusers: the trajectories in `fixtures/schedulers/`.
+//! Compares every scheduler with diffusers: the trajectories in `fixtures/schedulers/`.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use mixbit_diffusion::scheduler::{SCHEDULERS, Scheduler, SchedulerConfig, StepIn
 use mixbit_testkit::{Array, ErrorStats, Failures, Fixture};
 use serde_json::Value;
 
-/// The greatest error, relative to the greatest value of the tensor.
+/// The error tolerance, relative to the largest value of the tensor.
 const TOLERANCE: f64 = 1e-5;
 
-/// Cases that diffusers ends at NaN, because their last step divides by an infinite change of the log-SNR,
-/// and mixbit refuses.
+/// Cases that diffusers ends at NaN and mixbit refuses: their last step divides by an infinite change of the
+/// log-SNR.
 const REFUSED: [&str; 2] = ["unipc/bh1-order2-full-n8", "unipc/bh2-order2-full-n8"];
 
 type Arrays = BTreeMap<String, Array>;
@@ -66,7 +66,7 @@ impl Case<'_> {
         list.map(|index| index.as_u64().unwrap() as usize).collect()
     }
 
-    /// A tensor that all cases share.
+    /// A tensor shared by all cases.
     fn shared(&self, name: &str) -> Vec<f32> {
         self.arrays[name].f32s()
     }
@@ -109,7 +109,7 @@ impl Case<'_> {
         self.check_steps(scheduler)
     }
 
-    /// Whole timesteps are equal; the others are within the tolerance.
+    /// Integer timesteps are equal; fractional ones are within the tolerance.
     fn check_timesteps(&self, found: &[f64]) -> Result<(), Error> {
         let expected = &self.arrays[&format!("{}/timesteps", self.key())].values;
         let whole = expected.iter().all(|timestep| timestep.fract() == 0.0);
@@ -155,7 +155,7 @@ impl Case<'_> {
     }
 }
 
-/// The pseudo-model of the fixture, in the UNet's place.
+/// The fixture's pseudo-model, in place of the UNet.
 fn model(input: &[f32], timestep: f64, constant: &[f32]) -> Vec<f32> {
     let gain = 0.3 + 0.2 * (timestep / 1000.0);
     let output = |(&x, &bias): (&f32, &f32)| (gain * f64::from(x) + 0.1 * f64::from(bias)) as f32;
@@ -167,7 +167,7 @@ fn within<T: Copy + Into<f64>>(what: &str, found: &[T], expected: &[T]) -> Resul
     Ok(stats.within(TOLERANCE).map_err(|error| format!("{what}: {error}"))?)
 }
 
-/// The stored noise, given out in order.
+/// The stored noise, returned in order.
 struct Draws<'a> {
     values: &'a [f32],
     used: usize,

@@ -1,4 +1,4 @@
-//! Sessions: requests in a row, in threads, cancelled, and within a memory budget.
+//! Tests of sessions: consecutive requests, threads, cancellation and memory budgets.
 
 mod support;
 
@@ -33,7 +33,7 @@ fn draw(session: &mut Session, request: &Request) -> Result<Image, GenerateError
     session.generate(request, &mut TorchSource::new(1), &Cancel::default(), &mut |_| {})
 }
 
-/// The names of a request's events, steps by number.
+/// The names of a request's events, with step numbers.
 fn events(session: &mut Session, request: &Request) -> Result<(Image, Vec<String>), GenerateError> {
     let mut events = Vec::new();
     let mut on = |event: Event<'_>| {
@@ -77,7 +77,7 @@ fn the_second_request_compiles_nothing() -> Result<(), Error> {
     assert_eq!(told, [steps.clone(), names(&["decoding"])].concat());
     assert_eq!(first, second);
 
-    // Another prompt is encoded, the empty negative prompt is not encoded again.
+    // The new prompt is encoded; the empty negative prompt is cached.
     let other = Request { text: Text::new("a blue square"), ..request.clone() };
     let (third, told) = events(&mut session, &other)?;
     assert_eq!(told, [names(&["encoding text_encoder"]), steps, names(&["decoding"])].concat());
@@ -192,7 +192,7 @@ fn a_refiner_continues_what_the_base_began() -> Result<(), Error> {
     let refined = draw(&mut session, &second)?;
     let mut alone = Session::new(refiner, Arc::new(Cpu::new(Some(1))?));
     assert!(refined == draw(&mut alone, &Request { role: Role::Base, ..second })?);
-    // The base model's networks are still there.
+    // The base model's networks are still loaded.
     let compilations = session.compilations();
     session.begin(&first, &mut noise, &Cancel::default(), &mut |_| {})?;
     assert_eq!(session.compilations(), compilations);
@@ -209,7 +209,7 @@ fn an_image_is_encoded_resized_and_noised() -> Result<(), Error> {
     let (found, told) = events(&mut session(&model)?, &from_image)?;
     assert!(told.contains(&"encoding vae".to_string()), "{told:?}");
 
-    // By hand: the encoder's graph on the same backend, and the same noise.
+    // The manual equivalent: the encoder's graph on the same backend, with the same noise.
     let [width, height] = from_image.size;
     let options = GraphOptions { width: width / 8, height: height / 8, ..GraphOptions::default() };
     let graph = model.autoencoder.encoder.as_ref().ok_or("no encoder")?.graph(&options)?;
@@ -231,7 +231,7 @@ fn a_memory_budget_is_held() -> Result<(), Error> {
     let sizes = [[64, 48], [96, 64], [64, 48], [128, 128]];
     let requests = sizes.map(|size| Request { size, ..request(&model, "a red circle") });
     let run = |budget: &MemoryBudget| {
-        // For so many images packed weights pay, and each size has its own.
+        // Packed weights pay off for this many images, and each size has its own.
         let options =
             SessionOptions { budget: budget.clone(), planned_images: 8, ..SessionOptions::default() };
         let mut session = Session::with_options(model.clone(), Arc::new(Cpu::new(Some(1))?), options);
@@ -244,7 +244,7 @@ fn a_memory_budget_is_held() -> Result<(), Error> {
         Ok::<_, Error>((images, most, session.compilations()))
     };
     let (expected, most, compilations) = run(&MemoryBudget::new(1 << 40))?;
-    // As much as the largest request needs by itself, but not as all of them would like.
+    // Enough for the largest request alone, but not for all of them together.
     let alone = MemoryBudget::new(1 << 40);
     let options = SessionOptions { budget: alone.clone(), reduce_memory: true, ..SessionOptions::default() };
     let mut largest = 0;
@@ -265,7 +265,7 @@ fn a_memory_budget_is_held() -> Result<(), Error> {
     Ok(())
 }
 
-/// Noise that must not be asked for.
+/// A noise source that panics if it is used.
 struct NoNoise;
 
 impl NoiseSource for NoNoise {

@@ -1,10 +1,11 @@
-//! CLIP's tokenizer against transformers: every prompt of `fixtures/tokenizer/` with every configuration.
+//! Compares CLIP's tokenizer with transformers: every prompt of `fixtures/tokenizer/` with every
+//! configuration.
 
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_testkit::{Failures, Fixture};
 use serde_json::Value;
 
-/// More tokens than any prompt of the fixture has.
+/// A length above that of every prompt in the fixture.
 const UNCUT: usize = 4096;
 
 #[test]
@@ -47,7 +48,7 @@ fn check(padded: &Tokenizer, uncut: &Tokenizer, name: &str, case: &Value) -> Res
     }
 }
 
-/// The ids of a tokenizer, or those of `plain` where they are the same.
+/// The ids of a tokenizer, or those of `plain` if they are the same.
 fn expected(case: &Value, field: &str, name: &str) -> Vec<u32> {
     let ids = case[field].get(name).unwrap_or(&case[field]["plain"]);
     ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()

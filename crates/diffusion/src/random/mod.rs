@@ -1,10 +1,10 @@
-//! Random sources: the Gaussian generators of the tools that people share seeds of.
+//! Random sources: the Gaussian noise generators of common Stable Diffusion tools.
 //!
-//! A seed gives the same starting noise here as in the tool that it comes from: [`RANDOM_SOURCES`] lists
-//! NumPy's legacy generator, PyTorch's CPU generator, and the Philox generator of PyTorch on CUDA. All three
-//! produce the same integer stream as their library, bit for bit. Where the library's own `ln`, `sin` and
-//! `cos` decide the last bits of a normal, PyTorch's f32 ones are reproduced and the others are evaluated in
-//! f64 and rounded to f32, which leaves the platform's mathematical library no say but in rare halfway cases.
+//! A seed gives the same starting noise here as in the tool it comes from. [`RANDOM_SOURCES`] lists NumPy's
+//! legacy generator, PyTorch's CPU generator and the Philox generator of PyTorch on CUDA. All three reproduce
+//! the integer stream of their library bit for bit. The last bits of a normal depend on the library's `ln`,
+//! `sin` and `cos`. PyTorch's f32 versions are reproduced exactly; the others are evaluated in f64 and
+//! rounded to f32. The platform's mathematical library therefore matters only in rare halfway cases.
 //!
 //! ```
 //! use mixbit_diffusion::random::{NoiseSource, random_source};
@@ -26,10 +26,10 @@ pub use torch::TorchSource;
 
 /// A stream of standard normal values.
 pub trait NoiseSource {
-    /// Fills `noise` with the next values of the stream, as one call of the library for a contiguous tensor
-    /// of that many elements would.
+    /// Fills `noise` with the next values of the stream. The values equal those of one library call for a
+    /// contiguous tensor with the same number of elements.
     ///
-    /// The split into calls matters: PyTorch's generators give other values for two halves than for the
+    /// The split into calls matters: PyTorch's generators give different values for two halves than for the
     /// whole.
     fn fill(&mut self, noise: &mut [f32]);
 }
@@ -39,14 +39,13 @@ pub trait NoiseSource {
 pub struct RandomSourceEntry {
     /// The name on the command line.
     pub name: &'static str,
-    /// The name in AUTOMATIC1111's generation parameters, where it has the source.
+    /// The name in AUTOMATIC1111's generation parameters, if it has this source.
     pub label: &'static str,
-    /// Other names that it goes by.
+    /// Aliases.
     pub aliases: &'static [&'static str],
     /// One line of help.
     pub about: &'static str,
-    /// The largest seed that the library takes; smaller than `u64::MAX` only where the library refuses
-    /// others.
+    /// The largest seed the library accepts; `u64::MAX` unless the library refuses larger ones.
     pub max_seed: u64,
     create: fn(u64) -> Box<dyn NoiseSource + Send>,
 }
@@ -79,13 +78,13 @@ pub static RANDOM_SOURCES: &[RandomSourceEntry] = &[
     },
 ];
 
-/// What can go wrong when a random source is made.
+/// An error in creating a random source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RandomError {
     /// No source has this name.
     #[error("unknown random source `{name}`; the known ones are {known}")]
     UnknownSource {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
         /// The known names, separated by commas.
         known: String,
@@ -95,7 +94,7 @@ pub enum RandomError {
     SeedTooLarge {
         /// The source.
         name: &'static str,
-        /// The seed that was asked for.
+        /// The requested seed.
         seed: u64,
         /// The largest seed.
         max: u64,
@@ -128,8 +127,8 @@ impl RandomSourceEntry {
     }
 }
 
-/// One stream per image of a batch: image `i` of every call is filled from stream `i`, so that each image of
-/// a batch is the one that its own seed gives alone.
+/// One stream per image of a batch. Every call fills image `i` from stream `i`, so an image in a batch equals
+/// the image that its seed gives alone.
 pub struct PerImage {
     sources: Vec<Box<dyn NoiseSource + Send>>,
 }
@@ -139,7 +138,7 @@ impl PerImage {
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If there are no streams.
     pub fn new(sources: Vec<Box<dyn NoiseSource + Send>>) -> PerImage {
         assert!(!sources.is_empty(), "a batch has at least one image");
         PerImage { sources }

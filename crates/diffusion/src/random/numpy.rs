@@ -1,7 +1,8 @@
 //! NumPy's legacy generator: `np.random.RandomState(seed).standard_normal`.
 //!
-//! MT19937, 53-bit uniforms from two 32-bit draws, and Marsaglia's polar method in f64, frozen by NumPy's
-//! policy of stream compatibility (NEP 19). Apple's `ml-stable-diffusion` draws its latents so.
+//! MT19937, 53-bit uniforms from two 32-bit draws, and Marsaglia's polar method in f64. NumPy's policy of
+//! stream compatibility (NEP 19) freezes the algorithm. Apple's `ml-stable-diffusion` draws its latents this
+//! way.
 
 use super::NoiseSource;
 use super::mersenne_twister::MersenneTwister;
@@ -19,7 +20,7 @@ impl NumpySource {
         NumpySource { bits: MersenneTwister::new(seed), cached: None }
     }
 
-    /// The next normal, as NumPy has it before a cast.
+    /// The next normal in f64, before NumPy's cast.
     pub fn next_normal(&mut self) -> f64 {
         if let Some(value) = self.cached.take() {
             return value;

@@ -1,12 +1,12 @@
 //! PyTorch's CUDA generator: Philox4x32-10 and cuRAND's Box-Muller.
 //!
 //! Philox is the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy
-//! as 1, 2, 3" (SC 2011). `torch.randn` on CUDA gives element `i` of a call to thread `i`, whose subsequence
-//! is `i`, and takes the first of the four normals that the thread draws; each call advances the counter by
-//! one. That holds where the GPU's grid has a thread for every element (about 150,000 on consumer cards and
-//! more on the others), as it has for the latents of one image. Larger tensors take all four normals on a
-//! real GPU, in an order that depends on its number of multiprocessors; here every element is the first
-//! normal of its own thread, as in the CPU re-implementations that AUTOMATIC1111 and Apple's sample use.
+//! as 1, 2, 3" (SC 2011). `torch.randn` on CUDA assigns element `i` of a call to thread `i`, which uses
+//! subsequence `i`. It takes the first of the four normals that the thread draws; each call advances the
+//! counter by one. This holds while the GPU's grid has a thread for every element: about 150,000 on consumer
+//! cards, more on others. The latents of one image stay below that limit. For larger tensors a real GPU uses
+//! all four normals, in an order that depends on its number of multiprocessors. Here every element is the
+//! first normal of its own thread, as in the CPU re-implementations of AUTOMATIC1111 and Apple's sample.
 
 use super::NoiseSource;
 
@@ -50,8 +50,8 @@ fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// The first normal of cuRAND's pair, `sqrt(-2 ln u) sin v`: its f32 uniforms, and the rest in f64 and
-/// rounded once, because a GPU's own `ln` and `sin` are not exact.
+/// The first normal of cuRAND's pair, `sqrt(-2 ln u) sin v`. The uniforms are f32; the rest is computed in
+/// f64 and rounded once, because a GPU's own `ln` and `sin` are not exact.
 fn box_muller(x: u32, y: u32) -> f32 {
     /// 2^-32, and 2 pi times that.
     const SCALE: (f32, f32) = (1.0 / 4_294_967_296.0, std::f32::consts::TAU / 4_294_967_296.0);

@@ -1,8 +1,8 @@
 //! PyTorch's CPU generator: `torch.randn(n, generator=torch.Generator().manual_seed(seed))` in f32.
 //!
-//! MT19937 seeded with the low 32 bits of the seed. PyTorch has two paths, and which one runs depends on the
-//! number of elements of the call (`normal_fill` and `normal_distribution` in ATen's CPU distribution
-//! templates):
+//! MT19937 seeded with the low 32 bits of the seed. PyTorch has two paths, `normal_fill` and
+//! `normal_distribution` in ATen's CPU distribution templates. The number of elements of the call selects
+//! one:
 //!
 //! - 16 or more: 24-bit uniforms for the whole tensor, then Box-Muller in f32 on blocks of 16, element `j`
 //!   with element `j + 8`. A last block that is not full is redrawn over the last 16 elements. `ln`, `sin`
@@ -10,8 +10,8 @@
 //! - fewer: one f64 Box-Muller pair at a time from 53-bit uniforms; the second of a pair is kept for the next
 //!   element or the next short call.
 //!
-//! PyTorch draws a tensor in f16 in f32 and rounds it, so that it gets the same values; only a last block of
-//! 16 that is not full differs.
+//! PyTorch draws an f16 tensor in f32 and rounds it, so the values agree. Only a last block of fewer than 16
+//! elements differs.
 
 use std::f64::consts::TAU;
 
@@ -85,9 +85,9 @@ fn box_muller(block: &mut [f32; BLOCK]) {
     }
 }
 
-/// The single-precision functions of Moshier's Cephes library as PyTorch's AVX2 code evaluates them: the same
-/// polynomials, with the multiply-adds that its compiler fuses. No branch for arguments that Box-Muller does
-/// not give.
+/// The single-precision functions of Moshier's Cephes library as PyTorch's AVX2 code evaluates them. The
+/// polynomials and the fused multiply-adds are the same. Arguments outside the range of Box-Muller have no
+/// branch.
 mod cephes {
     use std::f32::consts::FRAC_1_SQRT_2;
 

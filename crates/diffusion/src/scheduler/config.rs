@@ -1,13 +1,11 @@
-//! Reading `scheduler_config.json`.
+//! The reader of `scheduler_config.json`.
 //!
-//! Every class declares its fields, with their defaults and what they may be, as a table of [`Field`]s next
-//! to its code. One reader validates a configuration against that table, so that a constructor only looks
-//! values up.
+//! Every class declares its fields, with defaults and accepted values, as a table of [`Field`]s next to its
+//! code. One reader validates a configuration against that table, so a constructor only looks values up.
 //!
-//! A field is honoured, refused by name, or ignored. Ignored are: names that start with an underscore, fields
-//! that only other classes have (diffusers keeps them in the file when a class is exchanged for another), and
-//! fields that no class is known to have but whose value is `null` or `false`, which is how a new option is
-//! switched off.
+//! A field is honoured, refused by name, or ignored. Names that start with an underscore are ignored. Fields
+//! of other classes are ignored: diffusers keeps them in the file when one class replaces another. Unknown
+//! fields are ignored if their value is `null` or `false`, which usually means a new option is off.
 
 use serde_json::{Map, Value};
 
@@ -16,14 +14,14 @@ use super::field::{Field, Kind, integer, is_off, number};
 use super::words::{Prediction, SigmaSchedule, TimestepSpacing, Word};
 use super::{SCHEDULERS, SchedulerEntry};
 
-/// Fields of diffusers' other scheduler classes and of early versions, which the classes here ignore as
+/// Fields of diffusers' other scheduler classes and of early versions. The classes here ignore them, as
 /// diffusers does.
 const FOREIGN_FIELDS: &[&str] =
     &["noise_sampler_seed", "rho", "sigma_data", "sigma_schedule", "tensor_format", "timestep_values"];
 
 /// A validated scheduler configuration: a class and the values of its fields.
 ///
-/// It keeps the fields of the file that only other classes have, for [`SchedulerConfig::with_scheduler`].
+/// Fields of other classes in the file are kept for [`SchedulerConfig::with_scheduler`].
 #[derive(Debug, Clone)]
 pub struct SchedulerConfig {
     entry: &'static SchedulerEntry,
@@ -31,7 +29,7 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// The defaults of a class, with what the entry presets.
+    /// The defaults of a class, with the entry's presets.
     pub fn new(entry: &'static SchedulerEntry) -> SchedulerConfig {
         let mut config = SchedulerConfig { entry, values: Map::new() };
         config.apply_presets();
@@ -42,7 +40,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// An unknown `_class_name`, an unknown field, or a value that is refused; each by name.
+    /// An unknown `_class_name`, an unknown field, or a refused value; the error names it.
     pub fn from_json(json: &Value) -> Result<SchedulerConfig, SchedulerError> {
         let values = json.as_object().ok_or(SchedulerError::NotAnObject)?;
         let class = values.get("_class_name").and_then(Value::as_str).ok_or(SchedulerError::NoClass)?;
@@ -54,8 +52,8 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// The same configuration under another scheduler, as diffusers' `from_config`: fields that both classes
-    /// have carry over, the others take the new class's defaults.
+    /// The same configuration for another scheduler, like diffusers' `from_config`. Fields that both classes
+    /// have carry over; the others take the new class's defaults.
     ///
     /// `name` is a name or alias of [`SCHEDULERS`], or a diffusers class name, and may end in `-karras`,
     /// `-exponential`, `-beta` or `-lu` to choose the sigma schedule too.
@@ -83,7 +81,7 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// The row of the table that this is a configuration of.
+    /// The configuration's row of the scheduler table.
     pub fn entry(&self) -> &'static SchedulerEntry {
         self.entry
     }
@@ -117,7 +115,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// If the configuration turns on two.
+    /// If the configuration enables two.
     pub fn sigmas(&self) -> Result<SigmaSchedule, SchedulerError> {
         let mut chosen = SigmaSchedule::Trained;
         for schedule in SigmaSchedule::ALL {
@@ -144,17 +142,17 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    /// The timesteps that the model was trained on.
+    /// The number of training timesteps.
     pub fn training_steps(&self) -> usize {
         self.integer("num_train_timesteps")
     }
 
-    /// What the model predicts, by diffusers' name: `epsilon`, `v_prediction` or `sample`.
+    /// The prediction type by diffusers' name: `epsilon`, `v_prediction` or `sample`.
     pub fn prediction_type(&self) -> &str {
         self.choice("prediction_type")
     }
 
-    /// The kind of the model's output.
+    /// The prediction type.
     ///
     /// # Errors
     ///
@@ -176,22 +174,22 @@ impl SchedulerConfig {
         }
     }
 
-    /// Whether the last sigma is the smallest of training, not zero.
+    /// True if the last sigma is the smallest of training instead of zero.
     pub(super) fn ends_at_sigma_min(&self) -> bool {
         self.has("final_sigmas_type") && self.choice("final_sigmas_type") == "sigma_min"
     }
 
-    /// Whether the class has an on/off field, and it is on.
+    /// True if the class has this boolean field and it is on.
     pub(super) fn enabled(&self, name: &str) -> bool {
         self.has(name) && self.bool(name)
     }
 
-    /// Whether the class has a field.
+    /// True if the class has this field.
     pub(super) fn has(&self, name: &str) -> bool {
         self.declared(name).is_some()
     }
 
-    /// An on/off field of the class.
+    /// A boolean field of the class.
     pub(super) fn bool(&self, name: &str) -> bool {
         match (self.value(name), self.kind(name)) {
             (Some(value), Kind::Bool(_)) => value.as_bool().unwrap_or(false),
@@ -200,7 +198,7 @@ impl SchedulerConfig {
         }
     }
 
-    /// An integer field of the class. The declared ranges leave out negative values.
+    /// An integer field of the class. The declared ranges exclude negative values.
     pub(super) fn integer(&self, name: &str) -> usize {
         let Kind::Integer { default, .. } = self.kind(name) else {
             unreachable!("`{name}` is not an integer")
@@ -208,13 +206,13 @@ impl SchedulerConfig {
         self.value(name).and_then(integer).unwrap_or(default) as usize
     }
 
-    /// A number of the class.
+    /// A number field of the class.
     pub(super) fn number(&self, name: &str) -> f64 {
         let Kind::Number(default) = self.kind(name) else { unreachable!("`{name}` is not a number") };
         self.value(name).and_then(number).unwrap_or(default)
     }
 
-    /// A number of the class that must be from 0 to 1.
+    /// A number field of the class that must lie between 0 and 1.
     ///
     /// # Errors
     ///
@@ -226,18 +224,18 @@ impl SchedulerConfig {
         }
     }
 
-    /// A number of the class that may be `null`.
+    /// A number field of the class that may be `null`.
     pub(super) fn optional_number(&self, name: &str) -> Option<f64> {
         self.value(name).and_then(number)
     }
 
-    /// A list of numbers of the class; `None` for `null`.
+    /// A list field of the class; `None` for `null`.
     pub(super) fn numbers(&self, name: &str) -> Option<Vec<f64>> {
         let list = self.value(name)?.as_array()?;
         Some(list.iter().filter_map(number).collect())
     }
 
-    /// A word of the class, after aliases.
+    /// A word field of the class, with aliases resolved.
     pub(super) fn choice(&self, name: &str) -> &str {
         let Kind::Choice { default, aliases, .. } = self.kind(name) else {
             unreachable!("`{name}` is no choice")
@@ -246,7 +244,7 @@ impl SchedulerConfig {
         aliases.iter().find(|(alias, _)| *alias == word).map_or(word, |(_, meaning)| meaning)
     }
 
-    /// A word of the class as one of an enum's.
+    /// A word field of the class as an enum variant.
     ///
     /// # Errors
     ///
@@ -257,13 +255,13 @@ impl SchedulerConfig {
         known.copied().ok_or_else(|| self.bad_value(name, "is not supported"))
     }
 
-    /// The error for a value that is refused only in combination with others.
+    /// The error for a value that is refused only in combination with other fields.
     pub(super) fn bad_value(&self, name: &'static str, reason: impl Into<String>) -> SchedulerError {
         let value = self.value(name).map_or_else(|| "its default".to_owned(), Value::to_string);
         SchedulerError::BadValue { field: name, value, class: self.entry.class, reason: reason.into() }
     }
 
-    /// The error for a number of steps that is refused.
+    /// The error for a refused number of steps.
     pub(super) fn bad_steps(&self, steps: usize, reason: impl Into<String>) -> SchedulerError {
         SchedulerError::BadSteps { steps, class: self.entry.class, reason: reason.into() }
     }

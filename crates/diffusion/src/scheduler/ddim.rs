@@ -95,11 +95,11 @@ impl Scheduler for Ddim {
     }
 }
 
-/// The timesteps of the schedulers that index training alphas: whole and within training.
+/// Integer timesteps within training, for schedulers that index training alphas.
 ///
 /// # Errors
 ///
-/// If an offset moves one past the last.
+/// If an offset moves a timestep past the last one.
 pub(super) fn whole_timesteps(config: &SchedulerConfig, steps: usize) -> Result<Vec<f64>, SchedulerError> {
     let range = Range::of(config);
     let mut timesteps = spacing::inclusive(config.timestep_spacing()?, range, steps);

@@ -27,8 +27,8 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
             "linear",
             &["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"],
         ),
-        // Learned variances need a model with twice the channels, and the square root of `fixed_large_log`,
-        // which is a negative logarithm, is no number in diffusers either.
+        // Learned variances need a model with twice the channels. `fixed_large_log` takes the square root of
+        // a negative logarithm, which is NaN in diffusers too.
         &[choice("variance_type", "fixed_small", Variance::WORDS)],
         &field::clip(true),
         &field::PREDICTION,
@@ -42,11 +42,11 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 words! {
     /// The variance of the noise that a step adds.
     enum Variance {
-        /// The posterior's.
+        /// The posterior variance.
         Small = "fixed_small",
-        /// The posterior's, by way of its logarithm.
+        /// The posterior variance, computed through its logarithm.
         SmallLog = "fixed_small_log",
-        /// The forward process's.
+        /// The variance of the forward process.
         Large = "fixed_large",
     }
 }

@@ -47,7 +47,7 @@ struct Multistep {
     grid: SigmaGrid,
     solver: Solver,
     lower_order_final: bool,
-    /// Whether the last step is of first order however long the run is.
+    /// Forces a first-order last step in runs of any length.
     first_order_last: bool,
     /// Converted model outputs, newest first.
     outputs: Vec<Vec<f32>>,
@@ -66,7 +66,7 @@ impl Multistep {
         })
     }
 
-    /// The order of a step, given the outputs that there are.
+    /// The order of a step, limited by the outputs available.
     fn order(&self, index: usize) -> usize {
         let steps = self.grid.timesteps.len();
         let shortened = self.lower_order_final && steps < SHORT_RUN;
@@ -79,7 +79,7 @@ impl Multistep {
     }
 }
 
-/// Whether the timesteps of a sigma schedule are rounded, as diffusers' class does it.
+/// True if the timesteps of a sigma schedule are rounded, as in diffusers' class.
 fn rounds(config: &SchedulerConfig) -> Result<bool, SchedulerError> {
     let is_cosine = config.word::<BetaSchedule>("beta_schedule")? == BetaSchedule::SquaredCosine;
     Ok(matches!(config.sigmas()?, SigmaSchedule::Karras | SigmaSchedule::Lu) && !is_cosine)

@@ -1,6 +1,6 @@
 //! The singlestep DPM-Solver: Algorithm 1 of "DPM-Solver++" (arXiv 2211.01095), known as DPM++ 2S.
 //!
-//! Steps come in groups of one, two or three evaluations; those of a group all start from the group's first
+//! Steps come in groups of one, two or three evaluations. All steps of a group start from the group's first
 //! sample.
 
 use super::config::SchedulerConfig;
@@ -44,7 +44,7 @@ struct Singlestep {
     orders: Vec<usize>,
     /// Converted model outputs, newest first.
     outputs: Vec<Vec<f32>>,
-    /// The sample that the current group started from.
+    /// The first sample of the current group.
     start: Vec<f32>,
 }
 
@@ -68,8 +68,8 @@ impl Singlestep {
 
 /// The order of each step: groups that count up to `order`.
 ///
-/// With `lower_order_final` a run of whole groups ends with a step of its own, and a run that ends at noise
-/// level zero always ends with a step of first order.
+/// With `lower_order_final`, a run of whole groups ends with a separate step. A run that ends at noise level
+/// zero always ends with a first-order step.
 fn orders(steps: usize, order: usize, lower_order_final: bool, ends_at_zero: bool) -> Vec<usize> {
     let mut orders: Vec<usize> = (0..steps).map(|step| step % order + 1).collect();
     if ends_at_zero || (lower_order_final && steps.is_multiple_of(order)) {

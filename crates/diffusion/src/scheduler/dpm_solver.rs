@@ -1,8 +1,8 @@
-//! What the multistep and the singlestep DPM-Solver share: Lu et al., "DPM-Solver" (arXiv 2206.00927) and
-//! "DPM-Solver++" (arXiv 2211.01095), and the SDE variants of the latter.
+//! The shared part of the multistep and singlestep DPM-Solver: Lu et al., "DPM-Solver" (arXiv 2206.00927) and
+//! "DPM-Solver++" (arXiv 2211.01095), with the SDE variants of the latter.
 //!
-//! Both go from a base point to a target in log-SNR. They differ in which earlier evaluation is the base and
-//! in the finite differences of model outputs; the weights of those differences are the same and are here.
+//! Both step from a base point to a target in log-SNR. They differ in the choice of base and in the finite
+//! differences of model outputs. The weights of those differences are the same and are computed here.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -14,8 +14,8 @@ use super::words::words;
 use super::{SchedulerEntry, StepInput};
 use crate::random::NoiseSource;
 
-/// The solver fields of both classes; `algorithms` and the default of `lower_order_final` are the class's
-/// own.
+/// The solver fields of both classes; each class gives its own `algorithms` and default of
+/// `lower_order_final`.
 pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_final: bool) -> [Field; 6] {
     [
         solver_order(3),
@@ -38,7 +38,7 @@ pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_fina
 }
 
 words! {
-    /// The equation that is solved, and the quantity that it is solved for.
+    /// The equation to solve, and its unknown.
     pub(super) enum Algorithm {
         /// The ODE, for the noise.
         DpmSolver = "dpmsolver",
@@ -52,22 +52,22 @@ words! {
 }
 
 impl Algorithm {
-    /// Whether the solver works on predicted clean samples instead of predicted noise.
+    /// True if the solver works on predicted clean samples instead of predicted noise.
     pub(super) fn predicts_original(self) -> bool {
         matches!(self, Algorithm::DpmSolverPlusPlus | Algorithm::SdeDpmSolverPlusPlus)
     }
 
-    /// Whether every step adds noise.
+    /// True if every step adds noise.
     pub(super) fn is_stochastic(self) -> bool {
         matches!(self, Algorithm::SdeDpmSolver | Algorithm::SdeDpmSolverPlusPlus)
     }
 }
 
-/// The solver that a configuration describes.
+/// The solver of a configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Solver {
     pub algorithm: Algorithm,
-    /// Second-order steps by Heun's rule instead of the midpoint's.
+    /// Uses Heun's rule for second-order steps instead of the midpoint rule.
     pub heun: bool,
     pub order: usize,
     prediction: Prediction,
@@ -79,7 +79,7 @@ impl Solver {
     ///
     /// # Errors
     ///
-    /// A final sigma of zero with a solver for the noise, which is infinite there.
+    /// A final sigma of zero with a noise-prediction solver, whose unknown is infinite there.
     pub(super) fn of(config: &SchedulerConfig) -> Result<Solver, SchedulerError> {
         let algorithm: Algorithm = config.word("algorithm_type")?;
         if !algorithm.predicts_original() && !config.ends_at_sigma_min() {
@@ -98,7 +98,7 @@ impl Solver {
         })
     }
 
-    /// The predicted clean sample, in range, and the quantity that the solver works on.
+    /// The limited prediction of the clean sample, and the quantity that the solver works on.
     pub(super) fn convert(&self, input: StepInput<'_>, level: f32) -> (Vec<f32>, Vec<f32>) {
         let StepInput { model_output, sample, images, .. } = input;
         let mix = Mix::of_level(level);
@@ -185,11 +185,11 @@ impl Solver {
 /// The weights of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weights {
-    /// Of the sample at the base.
+    /// The weight of the base sample.
     sample: f32,
-    /// Of the model output at the base, and of its first and second differences.
+    /// The weights of the model output at the base and of its first and second differences.
     outputs: [f32; 3],
-    /// Of unit noise.
+    /// The weight of unit noise.
     noise: f32,
 }
 
@@ -217,7 +217,7 @@ pub(super) fn difference(scale: f32, a: &[f32], b: &[f32]) -> Vec<f32> {
     zip_map(a, b, |a, b| scale * (a - b))
 }
 
-/// A row for a class under its SDE solver: its name and label, and its line of help.
+/// A table row for a class with its SDE solver: name, label and help line.
 pub(super) const fn sde(
     base: &SchedulerEntry,
     [name, label]: [&'static str; 2],

@@ -1,6 +1,6 @@
-//! The reasons why a scheduler configuration is refused.
+//! Errors of scheduler configurations.
 
-/// The reason why a scheduler configuration is refused.
+/// The reason for refusing a scheduler configuration.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SchedulerError {
     /// The configuration is not a JSON object.
@@ -12,12 +12,12 @@ pub enum SchedulerError {
     /// The class or command-line name is not in the table.
     #[error("unknown scheduler `{name}`; the known ones are {known}")]
     UnknownScheduler {
-        /// The name that was asked for.
+        /// The requested name.
         name: String,
         /// The known names of that kind, separated by commas.
         known: String,
     },
-    /// A field that no class is known to have.
+    /// A field that belongs to no known class.
     #[error("the scheduler field `{field}` = {value} is not known for {class}")]
     UnknownField {
         /// The field.
@@ -35,7 +35,7 @@ pub enum SchedulerError {
         /// The class.
         class: &'static str,
     },
-    /// A value that the class does not take, or that mixbit does not support.
+    /// A value that the class does not accept, or that mixbit does not support.
     #[error("the scheduler field `{field}` = {value} of {class} {reason}")]
     BadValue {
         /// The field.
@@ -44,17 +44,17 @@ pub enum SchedulerError {
         value: String,
         /// The class.
         class: &'static str,
-        /// What is wrong, e.g. "is not a number".
+        /// The reason, e.g. "is not a number".
         reason: String,
     },
-    /// A number of steps that the configuration cannot give.
+    /// A number of steps that the configuration cannot run.
     #[error("{class} cannot run {steps} steps: {reason}")]
     BadSteps {
-        /// The number that was asked for.
+        /// The requested number.
         steps: usize,
         /// The class.
         class: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! Ancestral sampling with Euler steps, as in k-diffusion's `sample_euler_ancestral`: a step to a lower level
-//! than the next, and noise up to it.
+//! Ancestral sampling with Euler steps, as in k-diffusion's `sample_euler_ancestral`. Each step goes below
+//! the next noise level and then adds noise to reach it.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -22,7 +22,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     presets: &[],
     fields: &[
         &field::BETAS,
-        // diffusers lists `sample` too, and raises an error when it is used.
+        // diffusers lists `sample` too, but raises an error on use.
         &[choice("prediction_type", "epsilon", &["epsilon", "v_prediction"])],
         &field::spacing("linspace"),
         &field::RESCALE_BETAS,

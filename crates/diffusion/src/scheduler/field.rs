@@ -5,10 +5,10 @@ use serde_json::Value;
 use super::error::SchedulerError;
 use super::words::{Prediction, TimestepSpacing, Word};
 
-/// Most training timesteps and inference steps that are accepted; the published models have 1000.
+/// The upper limit of training timesteps and of inference steps; published models have 1000 timesteps.
 const MAX_TIMESTEPS: i64 = 100_000;
 
-/// A field of a scheduler class: its diffusers name, its default and what it may be.
+/// A field of a scheduler class: its diffusers name, default and accepted values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Field {
     /// The name in `scheduler_config.json`.
@@ -17,7 +17,7 @@ pub struct Field {
     pub kind: Kind,
 }
 
-/// The default of a [`Field`] and what it may be.
+/// The default and the accepted values of a [`Field`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// `true` or `false`; `null` is `false`.
@@ -43,22 +43,21 @@ pub enum Kind {
         default: &'static str,
         /// The accepted words.
         options: &'static [&'static str],
-        /// Words that diffusers takes for another one.
+        /// diffusers' aliases of words.
         aliases: &'static [(&'static str, &'static str)],
     },
-    /// `false` or `null`: a feature that is refused by name when it is on.
+    /// `false` or `null`; an unsupported feature is refused by name when on.
     Off,
-    /// Without effect, because the feature that it belongs to is refused, or because the class does not read
-    /// it.
+    /// No effect: its feature is refused, or the class does not read it.
     Inert,
 }
 
-/// A [`Field`] in short.
+/// Builds a [`Field`].
 pub(super) const fn field(name: &'static str, kind: Kind) -> Field {
     Field { name, kind }
 }
 
-/// An on/off [`Field`].
+/// A boolean [`Field`].
 pub(super) const fn flag(name: &'static str, default: bool) -> Field {
     field(name, Kind::Bool(default))
 }
@@ -77,7 +76,7 @@ pub(super) const fn solver_order(max: i64) -> Field {
     field("solver_order", Kind::Integer { default: 2, min: 1, max })
 }
 
-/// `prediction_type` of the classes that have all three.
+/// `prediction_type` for classes with all three types.
 pub(super) const PREDICTION: [Field; 1] = [choice("prediction_type", "epsilon", Prediction::WORDS)];
 
 /// The training betas, with the class's own defaults and schedules.
@@ -96,7 +95,7 @@ pub(super) const fn betas(
     ]
 }
 
-/// The beta schedules that most classes have.
+/// The beta schedules of most classes.
 pub(super) const BETA_SCHEDULES: &[&str] = &["linear", "scaled_linear", "squaredcos_cap_v2"];
 
 /// The betas of most classes.
@@ -110,7 +109,7 @@ pub(super) const fn spacing(default: &'static str) -> [Field; 2] {
     ]
 }
 
-/// The three sigma schedules that every class with sigmas has.
+/// The three sigma schedules of every sigma-based class.
 pub(super) const SIGMAS: [Field; 3] =
     [flag("use_karras_sigmas", false), flag("use_exponential_sigmas", false), flag("use_beta_sigmas", false)];
 
@@ -132,8 +131,8 @@ pub(super) const THRESHOLDING: [Field; 3] = [
 /// Rescaling to zero terminal SNR.
 pub(super) const RESCALE_BETAS: [Field; 1] = [flag("rescale_betas_zero_snr", false)];
 
-/// The flow-matching and learned-variance options of the DPM-Solver family, none of which a Stable Diffusion
-/// 1, 2 or XL model uses.
+/// The flow-matching and learned-variance options of the DPM-Solver family. No Stable Diffusion 1, 2 or XL
+/// model uses them.
 pub(super) const FLOW: [Field; 4] = [
     field("use_flow_sigmas", Kind::Off),
     field("flow_shift", Kind::Inert),
@@ -142,7 +141,7 @@ pub(super) const FLOW: [Field; 4] = [
 ];
 
 impl Field {
-    /// Checks a value against what the field may be.
+    /// Checks a value against the field's accepted values.
     pub(super) fn check(&self, value: &Value, class: &'static str) -> Result<(), SchedulerError> {
         let refuse = |reason: String| {
             Err(SchedulerError::BadValue { field: self.name, value: value.to_string(), class, reason })
@@ -182,12 +181,12 @@ pub(super) fn is_off(value: &Value) -> bool {
     matches!(value, Value::Null | Value::Bool(false))
 }
 
-/// An integer, also as the float that some tools write.
+/// An integer; accepts the floats that some tools write.
 pub(super) fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().filter(|v| v.fract() == 0.0).map(|v| v as i64))
 }
 
-/// A number. Python writes infinities, which JSON has not; readers pass them on as strings.
+/// A number. Python writes infinities, which JSON lacks; readers pass them on as strings.
 pub(super) fn number(value: &Value) -> Option<f64> {
     match value {
         Value::String(word) => match word.as_str() {

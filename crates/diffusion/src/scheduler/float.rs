@@ -1,9 +1,9 @@
-//! Scalar arithmetic as PyTorch does it on 0-dimensional f32 tensors.
+//! Scalar arithmetic that matches PyTorch on 0-dimensional f32 tensors.
 //!
 //! A scheduler's coefficients are differences of nearly equal numbers, so the rounding of each operation
-//! shows in the trajectory. Sums and products in Rust's f32 round as PyTorch's; the functions here do for the
-//! rest, computed in f64 and rounded once, which is what PyTorch's vector library gives but for rare last-bit
-//! cases, and the same on every platform.
+//! shows in the trajectory. Rust's f32 sums and products round like PyTorch's. The functions here compute in
+//! f64 and round once. That equals PyTorch's vector library except in rare last-bit cases, and is the same on
+//! every platform.
 
 /// `ln x`.
 pub(super) fn ln(x: f32) -> f32 {
@@ -20,9 +20,9 @@ pub(super) fn exp_m1(x: f32) -> f32 {
     f64::from(x).exp_m1() as f32
 }
 
-/// `np.log` of a normal positive f32, as NumPy's AVX2 and AVX-512 loops compute it: a rational approximation
-/// on `[sqrt(1/2), sqrt(2))`. Its last bit decides whether a timestep comes out as 999 or 998.9999 and is cut
-/// to 998.
+/// `np.log` of a normal positive f32, as NumPy's AVX2 and AVX-512 loops compute it. It is a rational
+/// approximation on `[sqrt(1/2), sqrt(2))`. Its last bit decides whether a timestep is 999, or 998.9999 and
+/// truncated to 998.
 pub(super) fn numpy_ln(x: f32) -> f32 {
     const NUMERATOR: [f32; 6] = [0.0, 1.0, 2.112_677_5, 1.480_000_6, 0.380_883_77, 0.025_899_792];
     const DENOMINATOR: [f32; 6] = [1.0, 2.612_677_5, 2.453_006, 0.986_494_3, 0.154_647_64, 0.005_875_095_4];
@@ -65,7 +65,7 @@ pub(super) fn numpy_linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     values
 }
 
-/// A new tensor, element by element, from two of the same length.
+/// Combines two tensors of equal length element by element.
 pub(super) fn zip_map(a: &[f32], b: &[f32], function: impl Fn(f32, f32) -> f32) -> Vec<f32> {
     a.iter().zip(b).map(|(&a, &b)| function(a, b)).collect()
 }

@@ -1,6 +1,6 @@
 //! Heun's method on the probability flow ODE: Algorithm 1 of Karras et al. (arXiv 2206.00364).
 //!
-//! Every step but the last evaluates the model twice: where it starts, and where Euler's step would end.
+//! Every step but the last evaluates the model twice: at its start and at the end of Euler's step.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -32,12 +32,12 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 };
 
 struct Heun {
-    /// Every level but the first and the final one is there twice.
+    /// The sigma grid. Every level but the first and the final one appears twice.
     grid: SigmaGrid,
     spacing: TimestepSpacing,
     prediction: Prediction,
     limit: Limit,
-    /// Where a step is between its two evaluations.
+    /// The state of a step between its two evaluations.
     half: Option<HalfStep>,
 }
 

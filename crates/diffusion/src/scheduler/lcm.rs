@@ -1,8 +1,8 @@
 //! Latent consistency models: Luo et al. (arXiv 2310.04378), with the multistep sampling of Song et al.,
 //! "Consistency Models" (arXiv 2303.01469), Algorithm 1.
 //!
-//! The timesteps are taken from the schedule that the model was distilled on, so `timestep_spacing` and
-//! `steps_offset` have no effect, as in diffusers.
+//! Timesteps come from the schedule used for distillation, so `timestep_spacing` and `steps_offset` have no
+//! effect, as in diffusers.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;

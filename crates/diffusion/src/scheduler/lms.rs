@@ -83,12 +83,11 @@ impl Scheduler for Lms {
     }
 }
 
-/// The integral from `levels[0]` to `next` of the Lagrange polynomial that is 1 at `levels[current]` and 0 at
-/// the other levels.
+/// The integral from `levels[0]` to `next` of a Lagrange polynomial. The polynomial is 1 at `levels[current]`
+/// and 0 at the other levels.
 ///
-/// By the 21-point Kronrod rule with the integrand in f32, as SciPy's `quad` does for diffusers. Two Gauss
-/// points would be exact; the f32 differences of levels are what shows in the trajectory, and they are the
-/// same here.
+/// Uses the 21-point Kronrod rule with the integrand in f32, as SciPy's `quad` does for diffusers. Two Gauss
+/// points would be exact. The f32 differences of levels show in the trajectory, and they are reproduced here.
 fn multistep_coefficient(levels: &[f32], current: usize, next: f32) -> f64 {
     let lagrange = |tau: f64| -> f64 {
         let others = levels.iter().enumerate().filter(|(k, _)| *k != current);

@@ -1,8 +1,8 @@
-//! Noise schedulers: the timesteps of a denoising run, and the step from each to the next.
+//! Noise schedulers: the timesteps of a denoising run, and the step between them.
 //!
-//! [`SCHEDULERS`] lists them. [`SchedulerConfig`] is what a model's `scheduler_config.json` says; it may be
-//! put under another scheduler, as diffusers' `from_config` does, and builds a [`Scheduler`] for a number of
-//! steps. Trajectories equal those of diffusers 0.42 within 1e-5.
+//! [`SCHEDULERS`] lists them. [`SchedulerConfig`] holds a model's `scheduler_config.json`. It can switch to
+//! another scheduler, like diffusers' `from_config`, and builds a [`Scheduler`] for a number of steps.
+//! Trajectories equal those of diffusers 0.42 within 1e-5.
 //!
 //! ```
 //! use mixbit_diffusion::random::{NoiseSource, random_source};
@@ -28,12 +28,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: flow matching, learned variances, custom lists of timesteps or sigmas, and the few combinations of
-//! fields with which diffusers ends at NaN are refused by name.
+//! Limits: flow matching, learned variances and custom lists of timesteps or sigmas are refused by name. So
+//! are the few combinations of fields for which diffusers ends at NaN.
 //!
-//! Three differences from diffusers are on purpose. Trailing timesteps are as many as asked for, where a
-//! rounding in diffusers adds one at -1 (for 62 of the counts up to 1000). UniPC's `bh1` ends finite, where
-//! diffusers ends at NaN. A run starts at its first timestep even if the second is equal, where diffusers
+//! Three differences from diffusers are intentional. Trailing spacing gives exactly the requested number of
+//! timesteps; for 62 of the counts up to 1000, a rounding in diffusers adds one at -1. UniPC's `bh1` ends
+//! finite; diffusers ends at NaN. A run starts at its first timestep even if the second is equal; diffusers
 //! without a begin index skips one.
 
 mod beta_quantile;
@@ -69,19 +69,19 @@ pub use words::{SigmaSchedule, TimestepSpacing};
 
 use crate::random::{NoiseSource, TorchSource};
 
-/// One run of a scheduler: it keeps the history that multistep methods need.
+/// One run of a scheduler, with the history that multistep methods need.
 pub trait Scheduler: Send {
-    /// The timesteps at which the model is evaluated, in order; fractional for some schedulers.
+    /// The timesteps of the model evaluations, in order; fractional for some schedulers.
     ///
-    /// There may be more than the number of steps: Heun evaluates most timesteps twice, PNDM some.
+    /// The count may exceed the number of steps: Heun evaluates most timesteps twice, PNDM some.
     fn timesteps(&self) -> &[f64];
 
-    /// What unit Gaussian noise is multiplied by to be the first sample.
+    /// The factor that turns unit Gaussian noise into the first sample.
     fn init_noise_sigma(&self) -> f32 {
         1.0
     }
 
-    /// The model's input for a sample before evaluation `index`.
+    /// Scales a sample into the model's input for evaluation `index`.
     ///
     /// # Panics
     ///
@@ -91,11 +91,11 @@ pub trait Scheduler: Send {
         sample.to_vec()
     }
 
-    /// Goes from one timestep to the next. Evaluations are given in order, from any first one.
+    /// Steps from one timestep to the next. Evaluations come in order and may start at any index.
     ///
     /// # Panics
     ///
-    /// If the index is not less than the number of timesteps, or the lengths of output and sample differ.
+    /// If the index is not less than the number of timesteps, or output and sample differ in length.
     fn step(&mut self, input: StepInput<'_>, noise: &mut dyn NoiseSource) -> StepOutput;
 
     /// Adds noise to a clean sample so that denoising can start at evaluation `index`.
@@ -111,20 +111,20 @@ pub trait Scheduler: Send {
     }
 }
 
-/// What a step starts from.
+/// The input of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepInput<'a> {
     /// The evaluation, an index into [`Scheduler::timesteps`].
     pub index: usize,
-    /// What the model put out, after guidance.
+    /// The model output, after guidance.
     pub model_output: &'a [f32],
-    /// The sample that the model saw, before [`Scheduler::scale_model_input`].
+    /// The current sample, before [`Scheduler::scale_model_input`].
     pub sample: &'a [f32],
-    /// The number of images in the batch, at least 1, for limits that are per image.
+    /// The batch size, at least 1, for per-image limits.
     pub images: usize,
 }
 
-/// What a step gives.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutput {
     /// The sample at the next timestep, `x_{t-1}`.
@@ -133,7 +133,7 @@ pub struct StepOutput {
     pub original: Vec<f32>,
 }
 
-/// Makes a run of a scheduler from a configuration and a number of steps.
+/// Builds a scheduler run from a configuration and a number of steps.
 type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>;
 
 /// A scheduler: a row of [`SCHEDULERS`].
@@ -141,16 +141,15 @@ type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, Scheduler
 pub struct SchedulerEntry {
     /// The name on the command line.
     pub name: &'static str,
-    /// The name that people know and that AUTOMATIC1111's generation parameters use where it has the
-    /// scheduler.
+    /// The common name, as in AUTOMATIC1111's generation parameters if it has the scheduler.
     pub label: &'static str,
-    /// Other names that it goes by.
+    /// Aliases.
     pub aliases: &'static [&'static str],
     /// The class in diffusers' `scheduler_config.json`.
     pub class: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// Fields that the name sets, for names that share a class.
+    /// Preset fields, for names that share a class.
     presets: &'static [(&'static str, &'static str)],
     fields: &'static [&'static [Field]],
     build: Build,
@@ -163,7 +162,7 @@ impl SchedulerEntry {
     }
 }
 
-/// Every scheduler. Where rows share a class, a file's `_class_name` means the first.
+/// Every scheduler. If rows share a class, a file's `_class_name` selects the first.
 pub static SCHEDULERS: &[SchedulerEntry] = &[
     ddim::ENTRY,
     ddpm::ENTRY,
@@ -185,8 +184,8 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// A number of steps, or a combination of fields, that the class cannot run; found by a trial on two
-    /// numbers where no rule names it.
+    /// A number of steps, or a combination of fields, that the class cannot run. A trial on two numbers finds
+    /// the cases that no rule names.
     pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
         let train = self.training_steps();
         if steps == 0 || steps > train {
@@ -199,7 +198,7 @@ impl SchedulerConfig {
     }
 }
 
-/// Runs a scheduler on two numbers, to see an infinite coefficient before a model has run for minutes.
+/// Runs a scheduler on two numbers to detect infinite coefficients before the model runs for minutes.
 fn stays_finite(mut scheduler: Box<dyn Scheduler>) -> bool {
     let mut noise = TorchSource::new(0);
     let mut sample = [1.0, -0.5].map(|x| x * scheduler.init_noise_sigma()).to_vec();

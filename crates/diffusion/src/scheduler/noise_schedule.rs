@@ -1,18 +1,18 @@
-//! The noise schedule of training: betas and their cumulated alphas.
+//! The noise schedule of training: betas and cumulative alphas.
 //!
-//! Linear betas are those of DDPM (Ho et al., arXiv 2006.11239), scaled-linear ones those of latent
-//! diffusion, squared-cosine ones those of Nichol and Dhariwal (arXiv 2102.09672). Rescaling to zero terminal
-//! SNR is Algorithm 1 of Lin et al. (arXiv 2305.08891).
+//! Linear betas follow DDPM (Ho et al., arXiv 2006.11239), scaled-linear ones latent diffusion, and
+//! squared-cosine ones Nichol and Dhariwal (arXiv 2102.09672). Rescaling to zero terminal SNR is Algorithm 1
+//! of Lin et al. (arXiv 2305.08891).
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
 use super::float::torch_linspace;
 use super::words::BetaSchedule;
 
-/// The smallest positive f16, which diffusers puts for a zero where a sigma must stay finite.
+/// The smallest positive f16. diffusers substitutes it for zero to keep a sigma finite.
 const SMALLEST_HALF: f32 = 1.0 / 16_777_216.0;
 
-/// Cumulated alphas of training, `alpha_bar[t]` for `t` in `0..T`, as f32 rounds them.
+/// Cumulative alphas of training, `alpha_bar[t]` for `t` in `0..T`, rounded to f32.
 #[derive(Debug, Clone)]
 pub(super) struct NoiseSchedule {
     alphas_cumprod: Vec<f32>,
@@ -23,7 +23,7 @@ impl NoiseSchedule {
     ///
     /// # Errors
     ///
-    /// Betas that are not as many as the timesteps, or that give an alpha outside `[0, 1]`.
+    /// If the betas do not match the number of timesteps, or give an alpha outside `[0, 1]`.
     pub(super) fn of(config: &SchedulerConfig) -> Result<NoiseSchedule, SchedulerError> {
         let mut betas = betas(config)?;
         if config.enabled("rescale_betas_zero_snr") {
@@ -37,7 +37,7 @@ impl NoiseSchedule {
         Ok(NoiseSchedule { alphas_cumprod })
     }
 
-    /// The same, for schedulers that work with sigmas: a zero terminal SNR is replaced by a tiny one.
+    /// The same for sigma-based schedulers: a tiny terminal SNR replaces zero.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ fn betas(config: &SchedulerConfig) -> Result<Vec<f32>, SchedulerError> {
     })
 }
 
-/// Betas that follow a given cumulated alpha over time from 0 to 1, at most 0.999.
+/// Betas, at most 0.999, for a given cumulative alpha over time from 0 to 1.
 fn betas_for_alpha_bar(train: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f32> {
     let time = |index: usize| index as f64 / train as f64;
     let beta = |index| (1.0 - alpha_bar(time(index + 1)) / alpha_bar(time(index))).min(0.999) as f32;
@@ -132,7 +132,7 @@ fn cumulated_alphas(betas: &[f32]) -> Vec<f32> {
     betas.iter().map(&mut next).collect()
 }
 
-/// Shifts and scales `sqrt(alpha_bar)` so that its last value is 0 and its first is kept.
+/// Shifts and scales `sqrt(alpha_bar)` so that its last value becomes 0 and its first is unchanged.
 fn rescale_zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
     let mut roots: Vec<f32> = cumulated_alphas(betas).into_iter().map(f32::sqrt).collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);

@@ -1,8 +1,8 @@
 //! PNDM: Liu, Ren, Lin and Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds" (arXiv
 //! 2202.09778), equations 9, 12 and 13.
 //!
-//! With `skip_prk_steps`, as Stable Diffusion has it, the linear multistep method (PLMS) runs from the start
-//! and evaluates the second timestep twice; without, three pseudo Runge-Kutta steps of four evaluations each
+//! With `skip_prk_steps`, Stable Diffusion's setting, the linear multistep method (PLMS) runs from the start
+//! and evaluates the second timestep twice. Otherwise three pseudo Runge-Kutta steps of four evaluations each
 //! come first.
 
 use super::config::SchedulerConfig;
@@ -38,7 +38,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 struct Pndm {
     schedule: NoiseSchedule,
     timesteps: Vec<f64>,
-    /// How many of the timesteps, from the first, are Runge-Kutta evaluations.
+    /// The number of leading timesteps that are Runge-Kutta evaluations.
     runge_kutta: usize,
     /// Training timesteps from one step to the next.
     stride: usize,
@@ -47,9 +47,9 @@ struct Pndm {
     evaluations: usize,
     /// The last model outputs, oldest first, at most four.
     outputs: Vec<Vec<f32>>,
-    /// The sample that the current Runge-Kutta step, or the first multistep one, started from.
+    /// The starting sample of the current Runge-Kutta step, or of the first multistep step.
     start: Vec<f32>,
-    /// The weighted sum of the outputs of the current Runge-Kutta step.
+    /// The weighted sum of outputs in the current Runge-Kutta step.
     sum: Vec<f32>,
 }
 
@@ -82,8 +82,8 @@ impl Pndm {
         })
     }
 
-    /// One evaluation of a Runge-Kutta step: the pseudo derivative to take from `start`, and from where to
-    /// where.
+    /// One evaluation of a Runge-Kutta step: the pseudo derivative to apply to `start`, and the timesteps
+    /// from and to.
     fn runge_kutta_step(&mut self, input: StepInput<'_>) -> (Vec<f32>, i64, i64) {
         let StepInput { index, model_output, sample, .. } = input;
         let half = if self.evaluations.is_multiple_of(2) { self.stride / 2 } else { 0 };
@@ -107,7 +107,7 @@ impl Pndm {
         (derivative, from, next)
     }
 
-    /// One multistep evaluation. The second one goes over the first step again with the mean of both outputs.
+    /// One multistep evaluation. The second one repeats the first step with the mean of both outputs.
     fn multistep(&mut self, input: StepInput<'_>) -> (Vec<f32>, i64, i64) {
         let StepInput { index, model_output, sample, .. } = input;
         let (timestep, stride) = (self.timesteps[index] as i64, self.stride as i64);
@@ -135,7 +135,7 @@ impl Pndm {
         (derivative, timestep, timestep - stride)
     }
 
-    /// Cumulated alpha at a timestep; the final one before timestep 0.
+    /// The cumulative alpha at a timestep; the final one below timestep 0.
     fn alpha(&self, timestep: i64) -> f32 {
         match usize::try_from(timestep) {
             Ok(timestep) => self.schedule.alpha(timestep),
@@ -179,9 +179,8 @@ impl Scheduler for Pndm {
     }
 }
 
-/// Puts Runge-Kutta evaluations in the place of the first three steps: each at its start, twice in its middle
-/// and at its end, where `half` is half a step. Gives the timesteps and how many of them are such
-/// evaluations.
+/// Replaces the first three steps by Runge-Kutta evaluations: one at the start, two in the middle and one at
+/// the end of each. `half` is half a step. Returns the timesteps and the number of these evaluations.
 fn with_runge_kutta(descending: &[f64], half: f64) -> Option<(Vec<f64>, usize)> {
     let &[first, second, third, fourth, ..] = descending else { return None };
     let mut timesteps = Vec::with_capacity(descending.len() + 9);

@@ -1,4 +1,4 @@
-//! What a model predicts, and how the predicted sample is kept in range.
+//! Prediction types, and limits on the predicted sample.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -13,12 +13,12 @@ pub(super) struct Mix {
 }
 
 impl Mix {
-    /// From a cumulated alpha.
+    /// Converts a cumulative alpha.
     pub(super) fn of_alpha_bar(alpha_bar: f32) -> Mix {
         Mix { alpha: alpha_bar.sqrt(), sigma: (1.0 - alpha_bar).sqrt() }
     }
 
-    /// From a noise level `sigma / alpha`.
+    /// Converts a noise level `sigma / alpha`.
     pub(super) fn of_level(level: f32) -> Mix {
         let alpha = 1.0 / (level * level + 1.0).sqrt();
         Mix { alpha, sigma: level * alpha }
@@ -55,7 +55,7 @@ impl Mix {
     }
 }
 
-/// The predicted `x0` of a sample `x0 + level noise`, as k-diffusion scales it.
+/// The predicted `x0` of a sample `x0 + level noise`, in k-diffusion's scaling.
 pub(super) fn original_at_level(
     prediction: Prediction,
     output: &[f32],
@@ -71,24 +71,24 @@ pub(super) fn original_at_level(
     }
 }
 
-/// How the predicted `x0` is kept in range; not for latents, but some pixel-space configurations have it on.
+/// The limit on the predicted `x0`. Latent models use none; some pixel-space configurations do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Limit {
-    /// As it is.
+    /// Unchanged.
     None,
     /// Clamped to plus and minus a bound.
     Clip(f32),
     /// Dynamic thresholding of Imagen (Saharia et al., arXiv 2205.11487, section 2.3), per image.
     Threshold {
-        /// The quantile of absolute values that becomes 1.
+        /// The quantile of absolute values that is scaled to 1.
         ratio: f32,
-        /// The largest bound that is divided by.
+        /// The upper limit of the clipping bound.
         max: f32,
     },
 }
 
 impl Limit {
-    /// The limit of a configuration, by the fields that its class has.
+    /// The limit of a configuration, from the fields of its class.
     ///
     /// # Errors
     ///

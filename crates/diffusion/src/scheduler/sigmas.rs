@@ -1,9 +1,9 @@
 //! Noise levels of the sigma-based schedulers.
 //!
 //! `sigma = sqrt((1 - alpha_bar) / alpha_bar)` is the noise level of Karras et al., "Elucidating the Design
-//! Space of Diffusion-Based Generative Models" (arXiv 2206.00364), whose equation 5 is the Karras schedule.
-//! The exponential one is k-diffusion's, the beta one is of "Beta Sampling is All You Need" (arXiv
-//! 2407.12173), and the uniform log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
+//! Space of Diffusion-Based Generative Models" (arXiv 2206.00364). The Karras schedule is its equation 5, and
+//! the exponential one is k-diffusion's. The beta one is from "Beta Sampling is All You Need" (arXiv
+//! 2407.12173). The uniform log-SNR one is DPM-Solver's (Lu et al., arXiv 2206.00927).
 
 use super::beta_quantile::beta_quantile;
 use super::config::SchedulerConfig;
@@ -13,17 +13,17 @@ use super::noise_schedule::NoiseSchedule;
 use super::spacing::{self, Range};
 use super::words::{SigmaSchedule, TimestepSpacing};
 
-/// The timesteps of a run and its noise levels.
+/// The sigma grid of a run: timesteps and noise levels.
 #[derive(Debug, Clone)]
 pub(super) struct SigmaGrid {
-    /// One timestep per level that the model sees.
+    /// One timestep per model evaluation.
     pub timesteps: Vec<f64>,
-    /// The levels, descending, and the final one after them.
+    /// The noise levels in descending order, followed by the final one.
     pub sigmas: Vec<f32>,
 }
 
 impl SigmaGrid {
-    /// The standard deviation of the initial noise of k-diffusion's schedulers.
+    /// The standard deviation of the initial noise in k-diffusion's schedulers.
     pub(super) fn init_noise_sigma(&self, spacing: TimestepSpacing) -> f32 {
         let max = self.sigmas.iter().copied().fold(0.0, f32::max);
         match spacing {
@@ -42,7 +42,7 @@ pub(super) fn scale_input(sample: &[f32], sigma: f32) -> Vec<f32> {
 /// Euler's step from level `from` to level `to`, along the line from the sample to its prediction `x0`.
 ///
 /// `x + (x - x0) / from * (to - from)` cancels where `from` is large: with zero terminal SNR the first sample
-/// is thousands of times the second. As a weighted mean it keeps every digit.
+/// is thousands of times the second. A weighted mean keeps every digit.
 pub(super) fn euler_step(sample: &[f32], original: &[f32], from: f32, to: f32) -> Vec<f32> {
     let (kept, reached) = (to / from, (from - to) / from);
     super::float::zip_map(sample, original, |x, x0| kept * x + reached * x0)
@@ -53,8 +53,8 @@ pub(super) fn add_noise(original: &[f32], noise: &[f32], sigma: f32) -> Vec<f32>
     super::float::zip_map(original, noise, |x, n| x + n * sigma)
 }
 
-/// The grid of k-diffusion's schedulers (LMS, Euler, Heun): timesteps may be fractional, a sigma schedule
-/// spans the levels of the chosen timesteps.
+/// The sigma grid of k-diffusion's schedulers (LMS, Euler, Heun). Timesteps may be fractional; a sigma
+/// schedule spans the levels of the chosen timesteps.
 ///
 /// # Errors
 ///
@@ -79,24 +79,25 @@ pub(super) fn continuous_grid(
     Ok(SigmaGrid { timesteps, sigmas })
 }
 
-/// The choices in which the grids of the DPM-Solver family's classes differ.
+/// The differences between the sigma grids of the DPM-Solver family's classes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SolverRules {
-    /// Whether `lambda_min_clipped` drops the noisiest timesteps.
+    /// Drops the noisiest timesteps by `lambda_min_clipped`.
     pub clips_log_snr: bool,
-    /// Whether the timesteps of a sigma schedule are rounded, not truncated.
+    /// Rounds the timesteps of a sigma schedule instead of truncating them.
     pub rounds: bool,
-    /// Whether a run with a sigma schedule that ends at `sigma_min` repeats its last sigma, in place of
-    /// training's first.
+    /// Ends a `sigma_min` run of a sigma schedule with its own last sigma again, instead of the first
+    /// training sigma.
     pub repeats_last: bool,
 }
 
-/// The grid of the DPM-Solver family: whole timesteps, a sigma schedule spans all levels of training.
+/// The sigma grid of the DPM-Solver family. Timesteps are integers; a sigma schedule spans all training
+/// levels.
 ///
 /// # Errors
 ///
-/// If two sigma schedules are on, the clipped log-SNR leaves no timestep, or two steps have the same noise
-/// level, between which the solvers would divide by zero.
+/// If two sigma schedules are on, or the clipped log-SNR leaves no timestep. Also if two steps have the same
+/// noise level, because the solvers would divide by zero.
 pub(super) fn solver_grid(
     config: &SchedulerConfig,
     schedule: &NoiseSchedule,
@@ -140,11 +141,11 @@ pub(super) fn solver_grid(
     Ok(SigmaGrid { timesteps, sigmas })
 }
 
-/// The levels that a sigma schedule spans: the configuration's own, where its class has them, or those given.
+/// The range of a sigma schedule: the configuration's own limits if its class has them, else the given ones.
 ///
 /// # Errors
 ///
-/// If one of the configuration's own is not positive.
+/// If one of the configuration's own limits is not positive.
 fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> Result<(f64, f64), SchedulerError> {
     let own = |name, default| match config.has(name).then(|| config.optional_number(name)).flatten() {
         None => Ok(default),
@@ -154,7 +155,7 @@ fn bounds(config: &SchedulerConfig, min: f64, max: f64) -> Result<(f64, f64), Sc
     Ok((own("sigma_min", min)?, own("sigma_max", max)?))
 }
 
-/// How many of the last timesteps have a log-SNR `ln(alpha / sigma)` below `lambda_min`.
+/// The number of final timesteps whose log-SNR `ln(alpha / sigma)` is below `lambda_min`.
 fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
     let lambda = |timestep| {
         let alpha = schedule.alpha(timestep);
@@ -163,8 +164,8 @@ fn clipped_timesteps(schedule: &NoiseSchedule, lambda_min: f32) -> usize {
     (0..schedule.len()).rev().take_while(|&timestep| lambda(timestep) < lambda_min).count()
 }
 
-/// `count` noise levels from `max` down to `min`, or for [`SigmaSchedule::Lu`] between those of training;
-/// none for the default schedule, which depends on timesteps.
+/// `count` noise levels from `max` down to `min`; [`SigmaSchedule::Lu`] uses the training range instead.
+/// `None` for the default schedule, which depends on timesteps.
 fn levels(
     schedule: SigmaSchedule,
     min: f64,
@@ -193,7 +194,7 @@ fn levels(
     }
 }
 
-/// The noise levels of training, to interpolate in.
+/// The training noise levels, for interpolation.
 struct TrainedSigmas {
     /// Ascending, by timestep.
     sigmas: Vec<f32>,
@@ -221,7 +222,7 @@ impl TrainedSigmas {
         timesteps.iter().map(level).collect()
     }
 
-    /// `steps + 1` levels even in `ln sigma`, as `EulerDiscreteScheduler` interpolates for `log_linear`.
+    /// `steps + 1` levels, evenly spaced in `ln sigma`, as in `EulerDiscreteScheduler`'s `log_linear`.
     fn log_linear(&self, steps: usize) -> Vec<f64> {
         let (min, max) = (self.logs[0], self.logs[self.logs.len() - 1]);
         torch_linspace(max, min, steps + 1).into_iter().map(|log| exp(log).into()).collect()

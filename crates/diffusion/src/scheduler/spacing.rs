@@ -1,18 +1,18 @@
-//! How inference timesteps are chosen from those of training: Table 2 of Lin et al., "Common Diffusion Noise
+//! Spacing of inference timesteps over the training timesteps: Table 2 of Lin et al., "Common Diffusion Noise
 //! Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
 
 use super::config::SchedulerConfig;
 use super::float::numpy_linspace;
 use super::words::TimestepSpacing;
 
-/// The training timesteps from which inference timesteps are chosen.
+/// The training timesteps to choose from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
-    /// The training timesteps, `T`.
+    /// The number of training timesteps, `T`.
     pub train: usize,
-    /// One past the last timestep that is used; `train`, but for a clipped log-SNR.
+    /// One past the last usable timestep; equals `train` unless the log-SNR is clipped.
     pub last: usize,
-    /// Added to leading timesteps.
+    /// The offset of leading timesteps.
     pub offset: usize,
 }
 
@@ -25,7 +25,7 @@ impl Range {
     }
 }
 
-/// Descending timesteps that include timestep 0, for solvers that end there or append sigma 0: unrounded.
+/// Descending, unrounded timesteps that include 0, for solvers that end there or append sigma 0.
 pub(super) fn inclusive(spacing: TimestepSpacing, range: Range, steps: usize) -> Vec<f64> {
     match spacing {
         TimestepSpacing::Linspace => reversed(numpy_linspace(0.0, (range.last - 1) as f64, steps)),
@@ -34,7 +34,7 @@ pub(super) fn inclusive(spacing: TimestepSpacing, range: Range, steps: usize) ->
     }
 }
 
-/// Descending timesteps of the DPM-Solver family, which takes one more than asked for and drops timestep 0.
+/// Descending timesteps of the DPM-Solver family, which takes one more than requested and drops timestep 0.
 pub(super) fn without_last(spacing: TimestepSpacing, range: Range, steps: usize) -> Vec<f64> {
     let mut timesteps = match spacing {
         TimestepSpacing::Linspace => reversed(numpy_linspace(0.0, (range.last - 1) as f64, steps + 1)),
@@ -52,12 +52,12 @@ fn leading(range: Range, ratio: usize, multiples: std::ops::Range<usize>) -> Vec
 
 /// `round(arange(last, 0, -train / steps)) - 1`.
 ///
-/// For some counts (61 of 1000, say) the quotient rounds so that NumPy's `arange` has one element more, and
-/// diffusers ends at timestep -1. That element is left out here.
+/// For some counts, such as 61 of 1000, the quotient rounds so that NumPy's `arange` has one element more.
+/// diffusers then ends at timestep -1. That element is left out here.
 fn trailing(range: Range, steps: usize) -> Vec<f64> {
     let (start, step) = (range.last as f64, -(range.train as f64 / steps as f64));
     let count = ((0.0 - start) / step).ceil() as usize;
-    // NumPy fills an `arange` by the difference of its first two elements.
+    // NumPy fills an `arange` from the difference of its first two elements.
     let step = (start + step) - start;
     let round = |index: usize| (start + index as f64 * step).round_ties_even() - 1.0;
     (0..count).map(round).filter(|&timestep| timestep >= 0.0).collect()

@@ -1,4 +1,4 @@
-//! The table and the configuration reader.
+//! Tests of the scheduler table and the configuration reader.
 
 use serde_json::{Value, json};
 
@@ -192,7 +192,7 @@ fn another_scheduler_takes_shared_fields_and_its_own_defaults() {
     let other = config.with_scheduler("ddim").expect("known");
     assert_eq!(other.prediction_type(), "v_prediction");
     assert_eq!((other.integer("steps_offset"), other.number("beta_end")), (1, 0.012));
-    // Kept in the file for classes that have it, although PNDM has not; DDIM's own default is true.
+    // PNDM lacks this field, but the configuration keeps it for other classes. DDIM's own default is true.
     assert!(!other.bool("clip_sample"));
     assert!(other.bool("set_alpha_to_one"));
 
@@ -220,7 +220,7 @@ fn overrides_replace_the_files_own() {
     assert_eq!(message, "the scheduler EulerDiscreteScheduler has no `use_lu_lambdas`");
 }
 
-/// diffusers ends these at NaN: its last step multiplies an infinite `B(h)` with a residual of zero.
+/// diffusers ends these at NaN: the last step multiplies an infinite `B(h)` by a zero residual.
 #[test]
 fn unipc_with_bh1_ends_finite() {
     let file = json!({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"});

@@ -1,8 +1,8 @@
 //! UniPC: Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models"
 //! (arXiv 2302.04867), Algorithms 1 to 4, in the B(h) form.
 //!
-//! The corrector improves a sample with the model output at that very sample, so it costs no evaluation: each
-//! step first corrects where the last one arrived, then predicts the next.
+//! The corrector uses the model output at the sample itself, so it costs no extra evaluation. Each step first
+//! corrects the result of the last one, then predicts the next.
 
 use super::config::SchedulerConfig;
 use super::error::SchedulerError;
@@ -63,13 +63,13 @@ struct UniPc {
     /// `B(h) = h` instead of `exp(h) - 1`.
     first_b: bool,
     lower_order_final: bool,
-    /// Steps whose result is not corrected.
+    /// The steps without correction.
     uncorrected: Vec<usize>,
     prediction: Prediction,
     limit: Limit,
     /// Converted model outputs, newest first.
     outputs: Vec<Vec<f32>>,
-    /// The sample that the last step started from, after correction, and the order of that step.
+    /// The starting sample of the last step, after correction, and the order of that step.
     last: Option<(Vec<f32>, usize)>,
 }
 
@@ -88,7 +88,7 @@ impl UniPc {
                 return Err(config.bad_value("predict_x0", "needs `final_sigmas_type` = sigma_min"));
             }
         }
-        // diffusers' class rounds the timesteps of this sigma schedule alone.
+        // diffusers' class rounds the timesteps of this sigma schedule only.
         let rounds = config.sigmas()? == SigmaSchedule::Karras;
         let rules = SolverRules { clips_log_snr: false, rounds, repeats_last: true };
         let uncorrected = config.numbers("disable_corrector").unwrap_or_default();
@@ -107,8 +107,8 @@ impl UniPc {
         })
     }
 
-    /// The step from level `base` to the next, of an order that has `order - 1` earlier outputs. A corrector
-    /// also takes the model output `arrived` at the next level.
+    /// The step from level `base` to the next. An order needs `order - 1` earlier outputs. A corrector also
+    /// takes the model output `arrived` at the next level.
     fn update(&self, base: usize, sample: &[f32], order: usize, arrived: Option<&[f32]>) -> Vec<f32> {
         let level = |index: usize| Mix::of_level(self.grid.sigmas[index]);
         let (from, to) = (level(base), level(base + 1));

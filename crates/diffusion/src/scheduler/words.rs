@@ -1,18 +1,18 @@
-//! The words of configuration fields, each set of them an enum with one table.
+//! Enums of the words in configuration fields, each with one table.
 
 /// A word of a configuration field.
 pub(super) trait Word: Copy + 'static {
     /// Every word.
     const ALL: &'static [Self];
 
-    /// Every word as it is in `scheduler_config.json`, for the table of fields.
+    /// Every word as spelt in `scheduler_config.json`, for the table of fields.
     const WORDS: &'static [&'static str];
 
     /// The word in `scheduler_config.json`.
     fn word(self) -> &'static str;
 }
 
-/// An enum of words: the variants, each with its word in `scheduler_config.json`.
+/// Declares an enum of words: the variants, each with its word in `scheduler_config.json`.
 macro_rules! words {
     ($(#[$meta:meta])* $visibility:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
         $(#[$meta])*
@@ -38,23 +38,23 @@ pub(super) use words;
 words! {
     /// The formula of the training betas.
     pub(super) enum BetaSchedule {
-        /// Even.
+        /// Evenly spaced.
         Linear = "linear",
-        /// Even in the square root.
+        /// Evenly spaced in the square root.
         ScaledLinear = "scaled_linear",
         /// The squared cosine of Nichol and Dhariwal.
         SquaredCosine = "squaredcos_cap_v2",
-        /// The Laplace distribution's.
+        /// From the Laplace distribution.
         Laplace = "laplace",
-        /// Exponential decay of the cumulated alpha.
+        /// Exponential decay of the cumulative alpha.
         Exponential = "exp",
-        /// The logistic function's.
+        /// From the logistic function.
         Sigmoid = "sigmoid",
     }
 }
 
 words! {
-    /// The kind of a model's output.
+    /// The prediction type of a model.
     pub(super) enum Prediction {
         /// The noise.
         Epsilon = "epsilon",
@@ -66,13 +66,13 @@ words! {
 }
 
 words! {
-    /// A way to space inference timesteps over the training timesteps `0..T`.
+    /// The spacing of inference timesteps over the training timesteps `0..T`.
     pub enum TimestepSpacing {
-        /// Even, both ends included.
+        /// Evenly spaced, both ends included.
         Linspace = "linspace",
-        /// Multiples of a whole step from 0 up, plus an offset; may leave out the last timesteps.
+        /// Multiples of an integer step from 0 up, plus an offset; may omit the last timesteps.
         Leading = "leading",
-        /// Even from the last timestep down; leaves out the first ones.
+        /// Evenly spaced from the last timestep down; omits the first ones.
         Trailing = "trailing",
     }
 }
@@ -96,15 +96,15 @@ impl TimestepSpacing {
 /// The spacing of the noise levels between the first and the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SigmaSchedule {
-    /// Those of training, at the chosen timesteps.
+    /// The training levels at the chosen timesteps.
     Trained,
-    /// Even in `sigma^(1/7)`.
+    /// Evenly spaced in `sigma^(1/7)`.
     Karras,
-    /// Even in `ln sigma`.
+    /// Evenly spaced in `ln sigma`.
     Exponential,
     /// Quantiles of the beta distribution with both parameters 0.6.
     Beta,
-    /// Even in the log-SNR of training.
+    /// Evenly spaced in the log-SNR of training.
     Lu,
 }
 
@@ -134,7 +134,7 @@ impl SigmaSchedule {
         Self::ALL.into_iter().find(|schedule| schedule.name() == name)
     }
 
-    /// The configuration's field that turns the schedule on; none for the default.
+    /// The configuration field that enables the schedule; `None` for the default.
     pub(super) fn field(self) -> Option<&'static str> {
         match self {
             SigmaSchedule::Trained => None,

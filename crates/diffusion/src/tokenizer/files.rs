@@ -1,4 +1,4 @@
-//! Reading a tokenizer's files, with the rules by which transformers merges what they say.
+//! The reader of tokenizer files, with transformers' rules for merging them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -8,13 +8,13 @@ use tokenizers::AddedToken;
 
 use super::TokenizerError;
 
-/// Ids beyond this are a mistake or an attack: no text encoder has so many embeddings.
+/// The id limit. Larger ids are a mistake or an attack: no text encoder has that many embeddings.
 const ID_LIMIT: u64 = 1 << 24;
 
-/// Longer prompts than this are a mistake or an attack.
+/// The prompt limit. Longer prompts are a mistake or an attack.
 const LENGTH_LIMIT: u64 = 1 << 16;
 
-/// What transformers takes for "no limit" in `model_max_length`.
+/// transformers' value for "no limit" in `model_max_length`.
 const NO_LENGTH: f64 = 1e20;
 
 const START: &str = "<|startoftext|>";
@@ -27,16 +27,16 @@ const CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_FILE: &str = "special_tokens_map.json";
 const ADDED_FILE: &str = "added_tokens.json";
 
-/// The contents of the files of a `tokenizer` folder, as far as they are there.
+/// The contents of the files in a `tokenizer` folder; absent files are `None`.
 ///
-/// Needed are `tokenizer`, or both `vocab` and `merges`; `tokenizer` is preferred, as transformers does.
+/// Required: `tokenizer`, or both `vocab` and `merges`. `tokenizer` takes precedence, as in transformers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenizerFiles<'a> {
     /// `vocab.json`: ids by token.
     pub vocab: Option<&'a str>,
-    /// `merges.txt`: pairs of pieces, the first to be merged first.
+    /// `merges.txt`: pairs of pieces, in order of priority.
     pub merges: Option<&'a str>,
-    /// `tokenizer.json`: vocabulary, merges and added tokens in one.
+    /// `tokenizer.json`: vocabulary, merges and added tokens in one file.
     pub tokenizer: Option<&'a str>,
     /// `tokenizer_config.json`: special tokens and the maximum length.
     pub config: Option<&'a str>,
@@ -49,17 +49,17 @@ pub struct TokenizerFiles<'a> {
 /// Ids by token.
 type Vocabulary = HashMap<String, u32>;
 
-/// Pairs of pieces, the first to be merged first.
+/// Pairs of pieces, in order of priority.
 type Merges = Vec<(String, String)>;
 
-/// What the files say together.
+/// The merged content of all files.
 pub(super) struct Parts {
     pub(super) vocabulary: Vocabulary,
     pub(super) merges: Merges,
-    /// Tokens that are found in a prompt before it is split into words.
+    /// Tokens that are matched before the prompt is split into words.
     pub(super) added: Vec<AddedToken>,
     pub(super) special: Special,
-    /// `model_max_length`, where it is set.
+    /// `model_max_length`, if set.
     pub(super) length: Option<usize>,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Special {
     pub(super) padding: String,
 }
 
-/// The roles that a special token can have in the order in which transformers adds them.
+/// The roles of special tokens, in the order in which transformers adds them.
 const ROLES: [(&str, Option<&str>); 7] = [
     ("bos_token", Some(START)),
     ("eos_token", Some(END)),
@@ -132,11 +132,11 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
     Ok(Parts { vocabulary, merges, added, special, length })
 }
 
-/// Names the special tokens and adds those that are not among the added tokens yet.
+/// Sets the special tokens and adds those that are not yet among the added tokens.
 ///
-/// As transformers has it, a special token that one role gives as a string and another as an object is added
-/// twice, and the later one's flags count: in Stable Diffusion 1.x the string of `pad_token` overrides the
-/// `eos_token` object.
+/// transformers adds a special token twice if one role gives it as a string and another as an object. The
+/// later one's flags count. In Stable Diffusion 1.x the string of `pad_token` overrides the `eos_token`
+/// object.
 fn special_tokens(
     config: &Map<String, Value>,
     mut added: Vec<AddedToken>,
@@ -171,7 +171,7 @@ fn special_tokens(
     Ok((special, added))
 }
 
-/// `added_tokens.json`: special if a role has the token, otherwise normalized.
+/// `added_tokens.json`: a token is special if it has a role, otherwise normalized.
 fn add_legacy(
     text: &str,
     config: &Map<String, Value>,
@@ -191,7 +191,7 @@ fn add_legacy(
     Ok(())
 }
 
-/// A token that is a string or an object with flags.
+/// A token given as a string or as an object with flags.
 fn added_token(file: &'static str, value: &Value, special: bool) -> Result<AddedToken, TokenizerError> {
     let (content, flags) = match value {
         Value::String(content) => (content.as_str(), None),
@@ -211,7 +211,7 @@ fn added_token(file: &'static str, value: &Value, special: bool) -> Result<Added
         single_word: flag("single_word").unwrap_or(false),
         lstrip: flag("lstrip").unwrap_or(false),
         rstrip: flag("rstrip").unwrap_or(false),
-        // The library's default: what is special is looked for in the prompt as it was typed.
+        // The library's default: special tokens are matched in the prompt before normalization.
         normalized: flag("normalized").unwrap_or(!(is_special || flags.is_none())),
         special: is_special || special,
     })
@@ -276,7 +276,7 @@ fn vocabulary(file: &'static str, object: &Map<String, Value>) -> Result<Vocabul
     Ok(vocabulary)
 }
 
-/// The library panics where a merge's result is longer than every token, so all are looked up first.
+/// The library panics if a merge's result is longer than every token, so all results are looked up first.
 fn check_merges(
     file: &'static str,
     vocabulary: &Vocabulary,
@@ -319,7 +319,7 @@ fn object(file: &'static str, text: &str) -> Result<Map<String, Value>, Tokenize
     }
 }
 
-/// A value from a file for a message: on one line and not long.
+/// A file's value for an error message: shortened, and on one line.
 fn brief(value: &(impl Display + ?Sized)) -> String {
     value.to_string().chars().take(80).flat_map(char::escape_debug).collect()
 }

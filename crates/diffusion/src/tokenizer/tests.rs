@@ -11,8 +11,8 @@ const END: u32 = 1001;
 const CAT: u32 = 601;
 const CATS: u32 = 603;
 
-/// CLIP's vocabulary with four merges instead of 48,894: bytes, bytes at the end of a word, merges, special
-/// tokens.
+/// CLIP's vocabulary with four merges instead of 48,894: bytes, bytes at the end of a word, merges and
+/// special tokens.
 fn vocabulary() -> Value {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort();
@@ -83,8 +83,8 @@ fn special_tokens_are_found_in_prompts() {
     let bang = piece('!', false);
     assert_eq!(padded.encode("cat!").unwrap().ids, [START, CAT, bang, END, bang]);
 
-    // As an object, the end token may ask to be looked for in lower case. The string of another role
-    // overrides that.
+    // As an object, the end token may request matching in lower case. The string of another role overrides
+    // that.
     let end = json!({ "__type": "AddedToken", "content": "<|endoftext|>", "normalized": true });
     let all_objects = tokenizer(&json!({ "eos_token": end, "unk_token": end, "pad_token": end })).unwrap();
     assert_eq!(ids(&all_objects, "<|ENDOFTEXT|>"), [END]);
@@ -143,7 +143,7 @@ fn a_tokenizer_json_gives_the_same_ids() {
 #[test]
 fn malformed_files_are_refused() {
     type Change = fn(&mut Content);
-    /// The contents of the files of one case.
+    /// The file contents of one case.
     struct Content {
         vocab: String,
         merges: String,

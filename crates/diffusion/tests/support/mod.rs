@@ -1,4 +1,4 @@
-//! Models of the fixtures.
+//! Fixture models.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -23,10 +23,10 @@ use mixbit_analysis::analyze::{
 use mixbit_analysis::report::{self, Report};
 use mixbit_app::source;
 
-/// Bits per weight of the recipes that are made when nobody asks for others.
+/// The default bits per weight of the recipes.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
 
-/// Steps of the images that are measured on, if the model is run with more.
+/// The upper limit of the default number of steps for measured images.
 const MOST_STEPS: usize = 25;
 
 #[derive(Debug, Args)]
@@ -191,7 +191,7 @@ fn summarize(analysis: &Analysis, progress: &Progress) {
 }
 
 impl Arguments {
-    /// Writes the report, with images of the first prompt that was verified with, and gives the page's path.
+    /// Writes the report with images of the first verification prompt, and returns the page's path.
     #[expect(clippy::too_many_arguments, reason = "everything that `run` has at its end")]
     fn report(
         &self,
@@ -203,7 +203,7 @@ impl Arguments {
         cancel: &Cancel,
         progress: &Progress,
     ) -> anyhow::Result<PathBuf> {
-        // First without images, so that there is a report should they fail.
+        // Without images first, so that a report exists if they fail.
         let files = report::write(&self.output, &Report { analysis, name, pictures: None })?;
         if let Some(point) = analysis.verified_points.first().filter(|_| !self.no_images) {
             let negative_prompt = options.setting.negative_prompt.clone();
@@ -266,8 +266,9 @@ impl Arguments {
     }
 }
 
-/// The shard that a scheduler's variables say: Slurm's job arrays and tasks, Kubernetes' indexed jobs (which
-/// do not say how many there are: `JOB_COMPLETIONS` must be set in the job's template).
+/// The shard given by a scheduler's environment variables: Slurm's job arrays and tasks, or Kubernetes'
+/// indexed jobs. Kubernetes does not set the number of jobs, so the job's template must set
+/// `JOB_COMPLETIONS`.
 fn scheduled_shard(variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Shard> {
     let number = |name: &str| -> anyhow::Result<Option<usize>> {
         let Some(text) = variable(name) else { return Ok(None) };

@@ -1,38 +1,38 @@
-//! The backends that networks are run on. Nothing else in the program names one.
+//! The available backends. No other module of the program names one.
 
 use std::sync::Arc;
 
 use mixbit_engine::{Arithmetic, Backend, Error};
 use mixbit_engine_cpu::Cpu;
 
-/// A backend that this build has.
+/// A backend of this build.
 struct BackendEntry {
-    /// Makes it for a number of threads, or for all processors.
+    /// Opens it with a number of threads; `None` uses all processors.
     open: fn(Option<usize>) -> Result<Machine, Error>,
 }
 
 /// Every backend; the first is the default.
 static BACKENDS: [BackendEntry; 1] = [BackendEntry { open: cpu }];
 
-/// A backend with the figures of its machine.
+/// A backend, its thread count and its peak rate.
 pub(super) struct Machine {
     /// The backend.
     pub(super) backend: Arc<dyn Backend>,
-    /// The threads that it computes with.
+    /// The number of worker threads.
     pub(super) threads: usize,
     peak: Box<dyn Fn(Arithmetic) -> Option<f64>>,
 }
 
 impl Machine {
-    /// The default backend for a number of threads, or for all processors.
+    /// Opens the default backend with a number of threads; `None` uses all processors.
     ///
     /// # Errors
-    /// If its threads can't be started.
+    /// If its threads cannot be started.
     pub(super) fn new(threads: Option<usize>) -> Result<Self, Error> {
         (BACKENDS[0].open)(threads)
     }
 
-    /// Measures the operations per second at most, where they are known.
+    /// Measures the peak operations per second; `None` if unknown.
     pub(super) fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         (self.peak)(arithmetic)
     }

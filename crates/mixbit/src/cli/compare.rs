@@ -79,20 +79,20 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// A model, and its images by prompt.
+/// A model and its images by prompt.
 struct Column {
     name: String,
     pictures: Vec<Picture>,
 }
 
-/// A name and its plan for the layers; without one, they stay unchanged.
+/// A name and its layer plan; without a plan, layers stay unchanged.
 type Form = (Option<String>, Option<Box<Planner>>);
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    // Before any work, what could be wrong with the file.
+    // Checks the recipe file before any work.
     arguments.forms()?;
     let models: Vec<Option<&Path>> = match arguments.models[..] {
         [] => vec![None],
@@ -131,7 +131,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl Arguments {
-    /// The variants of each model that draw; the first is unchanged.
+    /// The generated variants of each model; the first is unchanged.
     fn forms(&self) -> anyhow::Result<Vec<Form>> {
         let mut forms: Vec<Form> = vec![(None, None)];
         if let Some(path) = &self.recipes {
@@ -161,7 +161,7 @@ impl Arguments {
         Ok(forms)
     }
 
-    /// An image of each prompt.
+    /// One image per prompt.
     fn drawn(
         &self,
         session: &mut Session,
@@ -199,7 +199,7 @@ fn write_grid(path: &Path, prompts: &[String], columns: &[Column]) -> anyhow::Re
     Ok(write_atomically(path, |file| grid.write_png(file))?)
 }
 
-/// PSNR in dB of latents and pixels against the first column; `None` of latents of another shape.
+/// PSNR in dB of latents and pixels against the first column; `None` for latents of another shape.
 fn compared(columns: &[Column], column: usize, prompt: usize) -> [Option<f64>; 2] {
     let [first, other] = [0, column].map(|index| &columns[index].pictures[prompt]);
     let is_alike = first.latents.len() == other.latents.len();
@@ -233,7 +233,7 @@ fn summary(arguments: &Arguments, columns: &[Column]) -> serde_json::Value {
         json!({
             "model": column.name,
             "prompt": arguments.prompts[prompt],
-            // JSON has no infinity.
+            // JSON lacks infinity.
             "is_equal": latents == Some(f64::INFINITY) && pixels == Some(f64::INFINITY),
             "latents_psnr": latents.filter(|psnr| psnr.is_finite()),
             "pixels_psnr": pixels.filter(|psnr| psnr.is_finite()),

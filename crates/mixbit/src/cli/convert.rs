@@ -23,7 +23,7 @@ use super::backends::Machine;
 use super::progress::Progress;
 use super::{interrupt, memory, palettize, print_line, values};
 
-/// Apple's converter refuses a package whose output has less, in dB.
+/// The least output PSNR in dB; Apple's converter refuses packages below it.
 const LEAST_PSNR: f64 = 35.0;
 
 #[derive(Debug, Args)]
@@ -151,7 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let path = package.path(&arguments.output);
             let _waiting = progress.wait("checking the package's output");
             let psnr = check_output(package, &path, &*machine.backend, &cancel)?;
-            // Few bits have their price: that it is paid is no mistake of the conversion.
+            // Palettes of few bits lower the PSNR; that is no conversion error.
             if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
                 bail!(
                     "{}: its output has a PSNR of {psnr:.1} dB beside the checkpoint's, less than {LEAST_PSNR} dB",
@@ -174,7 +174,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a package unless it is there, and gives the bytes that were written.
+/// Writes a package unless it exists, and returns the number of bytes written.
 fn write(
     path: &Path,
     force: bool,
@@ -195,7 +195,7 @@ fn write(
 }
 
 impl Arguments {
-    /// Writes a package, and the compiled model if there are `resources`. Gives the bytes that were written.
+    /// Writes a package, and the compiled model if `resources` is given. Returns the number of bytes written.
     fn write(&self, package: &Package, resources: Option<&Path>, progress: &Progress) -> anyhow::Result<u64> {
         let path = package.path(&self.output);
         let compiled = resources.map(|resources| package.compiled_path(resources));
@@ -275,7 +275,7 @@ impl Arguments {
     }
 }
 
-/// A model's autoencoder, or one that is alone.
+/// A model's autoencoder, or a standalone one.
 fn autoencoder(path: &Path) -> anyhow::Result<Box<dyn ModelFiles>> {
     match path.join("model_index.json").is_file() {
         true => Ok(Box::new(DiffusersModel::open(path, None)?)),

@@ -26,7 +26,7 @@ use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::load;
 
-/// The most characters of dropped words that are shown.
+/// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
 
 #[derive(Debug, Args)]
@@ -143,7 +143,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// An image that was written.
+/// A written image.
 struct Drawn {
     path: PathBuf,
     seed: u64,
@@ -243,7 +243,7 @@ fn profile(session: &Session) -> String {
 }
 
 impl Arguments {
-    /// The request by names; absent choices are the model's.
+    /// The request with names resolved; absent options take the model's defaults.
     fn request(&self, backend: &dyn Backend) -> DrawRequest {
         let [width, height] = match self.size {
             Some(size) => size.map(Some),
@@ -268,9 +268,9 @@ impl Arguments {
     }
 }
 
-/// One seed for each image.
+/// One seed per image.
 fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u64>> {
-    // A random seed is short enough to be typed, and for every random source.
+    // A random seed is short enough to type and valid for every random source.
     let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
     let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
@@ -315,7 +315,7 @@ fn denoise(
     }
 }
 
-/// The error of a run, with its progress if it was stopped.
+/// The error of a run, with its progress if it was cancelled.
 fn explained(error: GenerateError, run: &Run) -> anyhow::Error {
     match error {
         GenerateError::Cancelled => {
@@ -331,7 +331,8 @@ impl Previews<'_> {
     }
 }
 
-/// The words that did not fit the text encoders, each once: XL's two encoders mostly drop the same words.
+/// The words truncated by the text encoders, without repetition: XL's two encoders mostly drop the same
+/// words.
 fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
     let mut messages: Vec<String> = Vec::new();
     for DroppedWords { negative, words, .. } in dropped {
@@ -345,7 +346,7 @@ fn dropped_words(dropped: &[DroppedWords]) -> Vec<String> {
     messages
 }
 
-/// The beginning of dropped words, on one line; `--json` has all of them.
+/// The first dropped words, on one line; `--json` lists all of them.
 fn shortened(words: &str) -> String {
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
     match words.char_indices().nth(LONGEST_DROPPED) {

@@ -143,7 +143,7 @@ fn to_text(network: &InspectedNetwork) -> String {
     text
 }
 
-/// Every weight in the order of the graph, then what each encoding amounts to.
+/// Every weight in the order of the graph, then the totals of each encoding.
 fn print_layers(weights: &[&StoredTensor]) -> anyhow::Result<()> {
     let mut layers = Table::new([
         ("bits", Side::Right),
@@ -185,7 +185,7 @@ fn print_layers(weights: &[&StoredTensor]) -> anyhow::Result<()> {
     print_line(format_args!("{totals}\n"))
 }
 
-/// A weight file by itself: its tensors.
+/// The tensors of a standalone weight file.
 fn show_file(file: &InspectedNetwork, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.mil {
         bail!("{} has weights, but no program", file.name);

@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Handling of Ctrl-C.
 
 use anyhow::Context;
 use mixbit_engine::Cancel;
@@ -6,7 +6,7 @@ use mixbit_engine::Cancel;
 /// The exit code of a process that the user stopped.
 const STOPPED: i32 = 130;
 
-/// A request to stop that the first Ctrl-C raises; the second ends the process at once.
+/// The cancellation flag that the first Ctrl-C sets; the second ends the process at once.
 pub(super) fn cancel() -> anyhow::Result<Cancel> {
     let cancel = Cancel::new();
     let raised = cancel.clone();

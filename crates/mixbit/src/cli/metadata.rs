@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Text with its control characters spelt out: a file from elsewhere does not get to command the terminal.
+/// Escapes control characters, because text from a foreign file must not control the terminal.
 fn visible(text: &str) -> String {
     let mut visible = String::with_capacity(text.len());
     for c in text.chars() {

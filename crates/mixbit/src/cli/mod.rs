@@ -69,8 +69,8 @@ enum Command {
     },
 }
 
-/// Runs the command line. Exit codes are 0 for success, 1 for an error, 2 for arguments that are not
-/// understood. `diff` exits with 1 for a difference and 2 for an error.
+/// Runs the command line. Exit codes are 0 for success, 1 for an error and 2 for invalid arguments. `diff`
+/// exits with 1 for a difference and 2 for an error.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let failure = match cli.command {
@@ -83,7 +83,7 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-/// An error and what caused it, on one line. A cause that ends the text before it is not said again.
+/// An error and its causes on one line. A cause that the text already ends with is not repeated.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
@@ -95,7 +95,7 @@ fn one_line(error: &anyhow::Error) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Prints a line of results. A reader that has gone, as `head` does, is no error.
+/// Prints a line of results. A closed pipe, as with `head`, is no error.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
     match writeln!(stdout(), "{line}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

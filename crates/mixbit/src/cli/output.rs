@@ -1,4 +1,4 @@
-//! The files that images are written to.
+//! The names of image files.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,34 +7,34 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// The longest part of a prompt in a file name, in bytes.
+/// The maximum length of the prompt in a file name, in bytes.
 const LONGEST_NAME: usize = 75;
 
 /// The files of a run's images.
 #[derive(Debug)]
 pub(super) struct Output {
     directory: PathBuf,
-    /// The names' beginning.
+    /// The prefix of the names.
     stem: String,
     naming: Naming,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Naming {
-    /// The user named the file, which may be replaced.
+    /// Named by the user; an existing file may be replaced.
     Given,
-    /// The user named the file of several images.
+    /// Named by the user, for several images.
     GivenSeveral,
-    /// Named after the prompt; nothing is replaced.
+    /// Named after the prompt; no file is replaced.
     Prompt,
 }
 
 impl Output {
-    /// The images of `prompt` and `seeds` at `path`: a file ending in `.png`, or a directory, which is made
-    /// if it is not there.
+    /// The images of `prompt` and `seeds` at `path`: a file ending in `.png`, or a directory, which is
+    /// created if absent.
     ///
     /// # Errors
-    /// If nothing can be written there.
+    /// If the path is not writable.
     pub(super) fn new(path: &Path, prompt: &str, seeds: &RangeInclusive<u64>) -> anyhow::Result<Self> {
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
         let output = match extension.as_deref() {
@@ -57,7 +57,7 @@ impl Output {
         }
         fs::create_dir_all(directory)
             .with_context(|| format!("the directory {} can't be made", directory.display()))?;
-        // Found out now, not after the images are drawn.
+        // Fails before the images are generated, not after.
         let probe = directory.join(format!(".mixbit-{}", std::process::id()));
         fs::write(&probe, []).with_context(|| format!("{} can't be written to", directory.display()))?;
         let _ = fs::remove_file(&probe);
@@ -97,7 +97,7 @@ pub(super) fn preview(image: &Path, evaluation: usize) -> PathBuf {
     image.with_file_name(format!("{stem}.step-{evaluation:03}.png"))
 }
 
-/// A prompt as the beginning of a file name: letters and digits of any script, `_` between them.
+/// A prompt as the prefix of a file name: letters and digits of any script, separated by `_`.
 fn slug(prompt: &str) -> String {
     let mut slug = String::new();
     for c in prompt.chars() {
@@ -109,7 +109,7 @@ fn slug(prompt: &str) -> String {
             slug.push(c);
         }
     }
-    // A word that is cut is left out, unless it is the only one.
+    // Drops a truncated word, unless it is the only one.
     let is_cut = prompt.chars().filter(|c| c.is_alphanumeric()).count()
         > slug.chars().filter(|c| c.is_alphanumeric()).count();
     let slug = match slug.rsplit_once('_') {

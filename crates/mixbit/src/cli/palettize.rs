@@ -20,7 +20,7 @@ use super::progress::Progress;
 use super::table::{Side, Table, byte_size};
 use super::{interrupt, memory, print_line, values};
 
-/// Layers of each package that are listed by their PSNR.
+/// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
 
 #[derive(Debug, Args)]
@@ -127,12 +127,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells that a package is not written again.
+/// The message that an existing package is kept.
 pub(super) fn kept(path: &Path) -> String {
     format!("{} is there already; --force writes it again", path.display())
 }
 
-/// Shows a phase of one package.
+/// The progress counter for a phase of one package.
 pub(super) fn counter(
     progress: &Progress,
     phase: Phase,
@@ -148,7 +148,7 @@ pub(super) fn counter(
     }
 }
 
-/// Prints the sizes of a package's layers, and the worst of them by name.
+/// Prints the sizes of a package's layers, and the layers with the lowest PSNR by name.
 fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
     let bits = |bytes: u64| 8.0 * bytes as f64 / report.weights.max(1) as f64;
     print_line(format_args!(
@@ -184,7 +184,7 @@ impl Arguments {
         Ok(PlanSource::Recipe { name: name.to_string(), file: Box::new(file), like: self.like.clone() })
     }
 
-    /// The packages to be written; no weight is read. Files that a bundle has beside them are copied.
+    /// The packages to write; no weight is read. Other files of a bundle are copied.
     fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Vec<Target>> {
         match &self.model {
             Some(path) if is_package(path) => Ok(vec![Target::of_package(path, &self.output)?]),
@@ -221,7 +221,7 @@ impl Arguments {
         Ok(Target::of_checkpoint(model.name(), model.files(), &options, &self.output)?)
     }
 
-    /// The parts that are asked for, in the order of the table.
+    /// The requested parts, in the order of the table.
     fn parts(&self) -> Vec<&'static str> {
         let all = PACKAGE_KINDS.iter().map(|kind| kind.asked_as);
         all.filter(|part| self.part.iter().any(|asked| asked == part)).collect()

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mixbit_mil::{Stopped, Unit};
 
-/// Plain lines are at least this far apart.
+/// The minimum interval between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The form of a bar that counts; it fills the line.
+/// The template of a counting bar, as wide as the line.
 const COUNTS: &str = "{prefix} [{wide_bar}] {pos}/{len}, {msg}{left} left";
 
-/// The form of a bar of bytes.
+/// The template of a byte bar.
 const BYTES: &str = "{prefix} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
 
-/// Shows progress.
+/// The progress display.
 pub(super) struct Progress {
     shown: Shown,
 }
@@ -29,7 +29,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Shows nothing if `quiet`, else what fits where standard error goes.
+    /// Shows nothing if `quiet`, else a bar on a terminal or plain lines elsewhere.
     pub(super) fn new(quiet: bool) -> Self {
         let shown = match (quiet, stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
@@ -39,14 +39,14 @@ impl Progress {
         Progress { shown }
     }
 
-    /// Says something.
+    /// Prints a message unless quiet.
     pub(super) fn say(&self, message: impl Display) {
         if !matches!(self.shown, Shown::Nothing) {
             print_line(message);
         }
     }
 
-    /// Says that something will take a while, until the result is dropped.
+    /// Shows a spinner on a terminal until the result is dropped.
     pub(super) fn wait(&self, message: &'static str) -> Waiting {
         let bar = match self.shown {
             Shown::Bar => {
@@ -64,7 +64,7 @@ impl Progress {
         self.count_on(name, unit, 0, total)
     }
 
-    /// A phase that goes on from `done` units, which say nothing about the time that the rest will take.
+    /// A phase resumed at `done` units, which do not count for the estimate of the remaining time.
     pub(super) fn count_on(&self, name: impl Into<String>, unit: Unit, done: usize, total: usize) -> Counter {
         let name = name.into();
         let bar = matches!(self.shown, Shown::Bar).then(|| {
@@ -86,14 +86,14 @@ impl Progress {
         }
     }
 
-    /// A phase of reading or writing; the bytes are known when it begins.
+    /// A phase of reading or writing; its first report sets the number of bytes.
     pub(super) fn bytes(&self, name: impl Into<String>) -> Counter {
         self.count(name, Unit::Bytes, 0)
     }
 }
 
 impl Progress {
-    /// A count whose total comes with its first report. It is shown until it is complete, or dropped.
+    /// A count whose first report sets the total. It is shown until it is complete or dropped.
     pub(super) fn phase(&self, name: impl Into<String>) -> Phase<'_> {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
     }
@@ -118,12 +118,12 @@ impl mixbit_mil::Progress for Phase<'_> {
     }
 }
 
-/// Prints a line. Progress that can't be shown stops nothing.
+/// Prints a line. Output errors are ignored.
 fn print_line(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// The template is a constant; if it were wrong, indicatif's own style is shown.
+/// The style of a template. The templates are constants; indicatif's own style replaces an invalid one.
 fn style(template: &str) -> ProgressStyle {
     let fallback = ProgressStyle::default_bar();
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -132,7 +132,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ").with_key("left", left)
 }
 
-/// Something that takes a while.
+/// A spinner for an operation of unknown length.
 pub(super) struct Waiting {
     bar: Option<ProgressBar>,
 }
@@ -145,10 +145,10 @@ impl Drop for Waiting {
     }
 }
 
-/// A phase on its way.
+/// A running phase.
 pub(super) struct Counter {
     name: String,
-    /// Units that were done before the phase began.
+    /// Units done before the phase began.
     before: u64,
     bar: Option<ProgressBar>,
     lines: bool,
@@ -156,7 +156,7 @@ pub(super) struct Counter {
     state: Mutex<State>,
 }
 
-/// The state of a phase that changes.
+/// The mutable state of a phase.
 struct State {
     total: u64,
     last_line: Option<Instant>,
@@ -192,7 +192,7 @@ impl mixbit_mil::Progress for Counter {
 }
 
 impl Counter {
-    /// Whether a line is due. Counts show their first and last, bytes only what takes long.
+    /// True if a line is due. Counts show their first and last; bytes show only slow phases.
     fn is_due(&self, unit: Unit, is_last: bool) -> bool {
         let last_line = &mut self.state().last_line;
         let is_due = match unit {
@@ -205,12 +205,12 @@ impl Counter {
         is_due
     }
 
-    /// The units of the whole phase, as far as they are known.
+    /// The units of the whole phase; 0 until known.
     pub(super) fn total(&self) -> u64 {
         self.state().total
     }
 
-    /// A thread that panicked while it reported is no reason for another to.
+    /// Ignores poisoning: a panic in one reporting thread must not stop another.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,12 +220,12 @@ impl Counter {
         self.show(done as u64, total as u64, Unit::Steps);
     }
 
-    /// Shows progress; a terminal asks nobody to stop.
+    /// Shows progress; a terminal display never stops the work.
     pub(super) fn show(&self, done: u64, total: u64, unit: Unit) {
         let _ = mixbit_mil::Progress::advance(self, done, total, unit);
     }
 
-    /// Says something above the bar.
+    /// Prints a message above the bar.
     pub(super) fn say(&self, message: impl Display) {
         match (&self.bar, self.lines) {
             (Some(bar), _) => bar.println(message.to_string()),
@@ -243,7 +243,7 @@ impl Drop for Counter {
     }
 }
 
-/// The name of units in lines.
+/// The plural name of a unit.
 fn units(unit: Unit) -> &'static str {
     match unit {
         Unit::Steps => "steps",
@@ -253,7 +253,7 @@ fn units(unit: Unit) -> &'static str {
     }
 }
 
-/// The duration of one unit, as the rate that reads better.
+/// The duration of one unit as a rate, in the more readable form.
 fn rate(seconds: f64, unit: Unit) -> String {
     let units = units(unit);
     if seconds > 1.0 {
@@ -263,7 +263,7 @@ fn rate(seconds: f64, unit: Unit) -> String {
     }
 }
 
-/// A duration as a clock shows it: minutes and seconds, and hours if there are any.
+/// A duration in clock format: minutes and seconds, with hours if not zero.
 fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

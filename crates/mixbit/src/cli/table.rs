@@ -1,11 +1,11 @@
-//! Text in columns.
+//! Text tables.
 
 use std::fmt;
 
-/// Values longer than this are cut, unless they go into JSON.
+/// The maximum length of a value in text; JSON has it whole.
 pub(super) const LONGEST_VALUE: usize = 60;
 
-/// Bytes in the unit that reads best.
+/// A byte size in the most readable unit.
 pub(super) fn byte_size(bytes: usize) -> String {
     match bytes as f64 {
         bytes if bytes < 1e5 => format!("{:.1} kB", bytes / 1e3),
@@ -13,26 +13,26 @@ pub(super) fn byte_size(bytes: usize) -> String {
     }
 }
 
-/// On which side of its column a cell stands.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Left,
     Right,
 }
 
-/// Rows below a header, each as wide as its widest cell but for the last, which is as wide as it likes.
+/// A header and rows. Columns are as wide as their widest cell, except the last, which is not padded.
 pub(super) struct Table<const N: usize> {
     sides: [Side; N],
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
-    /// A table of a header.
+    /// An empty table with a header.
     pub(super) fn new(columns: [(&str, Side); N]) -> Self {
         Table { sides: columns.map(|(_, side)| side), rows: vec![columns.map(|(name, _)| name.to_string())] }
     }
 
-    /// Adds a row. Names come from files: what could command a terminal is spelt out.
+    /// Adds a row. Control characters are escaped, because names come from files.
     pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| spelt_out(&cell)));
     }
@@ -60,7 +60,7 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
-/// Text on one line, its control characters spelt out.
+/// Text on one line, with control characters escaped.
 pub(super) fn spelt_out(text: &str) -> String {
     match text.chars().any(char::is_control) {
         true => text
@@ -71,7 +71,7 @@ pub(super) fn spelt_out(text: &str) -> String {
     }
 }
 
-/// A value on one line, and not too long for one.
+/// A value on one line, shortened if long.
 pub(super) fn shortened(value: &str) -> String {
     let line: String = spelt_out(&value.split_whitespace().collect::<Vec<_>>().join(" "));
     match line.char_indices().nth(LONGEST_VALUE) {

@@ -1,4 +1,4 @@
-//! Parsers of values on the command line.
+//! Parsers of command-line values.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
@@ -22,7 +22,7 @@ pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
     }
 }
 
-/// Every scheduler by name, and with a sigma schedule after it; diffusers' class names too.
+/// Every scheduler by name, alone or with a sigma schedule; also diffusers' class names.
 pub(super) fn schedulers() -> PossibleValuesParser {
     let mut values: Vec<PossibleValue> = Vec::new();
     for entry in SCHEDULERS {
@@ -40,7 +40,7 @@ pub(super) fn schedulers() -> PossibleValuesParser {
     values.into()
 }
 
-/// The long help of the scheduler option: every scheduler with its line.
+/// The long help of the scheduler option: every scheduler with its help line.
 pub(super) fn scheduler_help() -> String {
     let width = SCHEDULERS.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
     let mut text = "The scheduler [default: the model's]\n\n".to_string();
@@ -59,7 +59,7 @@ pub(super) fn random_sources() -> PossibleValuesParser {
     RANDOM_SOURCES.iter().map(value).collect::<Vec<_>>().into()
 }
 
-/// Every way to analyze.
+/// Every method of analysis.
 pub(super) fn analysis_methods() -> PossibleValuesParser {
     let value = |method: &AnalysisMethod| PossibleValue::new(method.name).help(method.about);
     METHODS.iter().map(value).collect::<Vec<_>>().into()
@@ -70,7 +70,7 @@ pub(super) fn efforts() -> PossibleValuesParser {
     EFFORTS.iter().map(|effort| PossibleValue::new(effort.name).help(effort.about)).collect::<Vec<_>>().into()
 }
 
-/// The precision that is the fastest without loss of quality.
+/// The name of the fastest precision without loss of quality.
 pub(super) const AUTO: &str = "auto";
 
 /// Every precision, and [`AUTO`].
@@ -80,13 +80,13 @@ pub(super) fn precisions() -> PossibleValuesParser {
     std::iter::once(auto).chain(Precision::ALL.map(one)).collect::<Vec<_>>().into()
 }
 
-/// The precision of a name that [`precisions`] knows.
+/// The precision of a name accepted by [`precisions`].
 pub(super) fn precision(name: &str, backend: &dyn Backend) -> Precision {
     let known = Precision::ALL.into_iter().find(|known| known.name() == name);
     known.unwrap_or_else(|| Precision::fastest(backend))
 }
 
-/// Every published model that random weights can be made for.
+/// Every published model that supports random weights.
 pub(super) fn published_models() -> PossibleValuesParser {
     MODELS.iter().map(|model| PossibleValue::new(model.name)).collect::<Vec<_>>().into()
 }
@@ -96,7 +96,7 @@ pub(super) fn spacings() -> PossibleValuesParser {
     TimestepSpacing::ALL.map(|spacing| PossibleValue::new(spacing.name())).to_vec().into()
 }
 
-/// Every form of attention.
+/// Every attention implementation.
 pub(super) fn attention() -> impl TypedValueParser<Value = AttentionImplementation> {
     let names = AttentionImplementation::ALL.map(|attention| PossibleValue::new(attention.name()));
     PossibleValuesParser::new(names).try_map(|name| {
@@ -105,14 +105,14 @@ pub(super) fn attention() -> impl TypedValueParser<Value = AttentionImplementati
     })
 }
 
-/// Reads the bits of a palette's indices.
+/// Parses the bits of a palette's indices.
 pub(super) fn width(text: &str) -> Result<Width, String> {
     let widths = || Width::ALL.map(|width| width.bits().to_string()).join(", ");
     let width = text.parse().ok().and_then(Width::of_bits);
     width.ok_or_else(|| format!("there are {} bits", widths()))
 }
 
-/// Every way to store a layer in fewer bits.
+/// Every scheme for storing a layer in fewer bits.
 pub(super) fn schemes() -> PossibleValuesParser {
     let value = |scheme: Scheme| PossibleValue::new(scheme.to_string()).help(scheme.method.about());
     Scheme::all().map(value).collect::<Vec<_>>().into()
@@ -125,7 +125,7 @@ pub(super) fn parts() -> PossibleValuesParser {
     names.into_iter().map(PossibleValue::new).collect::<Vec<_>>().into()
 }
 
-/// Every deployment target, by its two names.
+/// Every deployment target, by both of its names.
 pub(super) fn targets() -> impl TypedValueParser<Value = &'static DeploymentTarget> {
     let names = DEPLOYMENT_TARGETS.iter().flat_map(|target| target.names);
     PossibleValuesParser::new(names.map(PossibleValue::new))

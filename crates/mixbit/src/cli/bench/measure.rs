@@ -1,4 +1,4 @@
-//! Timing the parts of a model.
+//! Timings of a model's parts.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,23 @@ pub(super) struct Measured {
     pub(super) component: Component,
     pub(super) folder: String,
     pub(super) precision: Precision,
-    /// Evaluations of the network in a run.
+    /// Network evaluations per run.
     pub(super) evaluations: usize,
-    /// The form of attention; unknown of a part that runs in tiles.
+    /// The attention implementation; `None` for a part that runs in tiles.
     pub(super) attention: Option<AttentionImplementation>,
-    /// Compiling.
+    /// The compilation time.
     pub(super) prepare: Duration,
-    /// The first run, which reads the weights from their files and takes memory.
+    /// The time of the first run, which reads the weights from their files and allocates memory.
     pub(super) first: Duration,
-    /// The runs after it, in order.
+    /// The times of the later runs, in order.
     pub(super) runs: Vec<Duration>,
-    /// The time of these runs by kind of op.
+    /// The time of the later runs by kind of op.
     pub(super) profile: Vec<Timing>,
     /// The steps of the last evaluation.
     pub(super) trace: Vec<Vec<TracedStep>>,
 }
 
-/// Prepares a part, runs it once and then `runs` times, and gives its memory back.
+/// Prepares a part, runs it once and then `runs` times, and unloads it.
 pub(super) fn measure(
     session: &mut Session,
     stage: PipelineStage,
@@ -71,7 +71,7 @@ fn timed(work: impl FnOnce() -> Result<(), GenerateError>) -> Result<Duration, G
     Ok(begin.elapsed())
 }
 
-/// The form of attention in a graph: only the split form has einsums.
+/// The attention implementation of a graph: only the split one has einsums.
 fn attention(graph: &mixbit_mil::Function) -> AttentionImplementation {
     match graph.ops().iter().any(|op| graph.view(op).kind() == "einsum") {
         true => AttentionImplementation::SplitEinsum,
@@ -79,7 +79,7 @@ fn attention(graph: &mixbit_mil::Function) -> AttentionImplementation {
     }
 }
 
-/// Timings without those of the runs before, the longest first.
+/// Timings minus those of earlier runs, longest first.
 fn difference(all: Vec<Timing>, before: &[Timing]) -> Vec<Timing> {
     let without = |timing: Timing| match before.iter().find(|before| before.kind == timing.kind) {
         Some(before) => Timing {
@@ -113,7 +113,7 @@ impl Measured {
         [sorted.first(), sorted.last()].map(|seconds| seconds.copied().unwrap_or_default())
     }
 
-    /// Operations of one run: a multiplication and an addition are two.
+    /// Operations per run; a multiply-add counts as two.
     pub(super) fn operations(&self) -> f64 {
         let all: u64 = self.profile.iter().map(|timing| timing.multiply_adds).sum();
         2.0 * all as f64 / self.runs.len().max(1) as f64
@@ -125,7 +125,7 @@ impl Measured {
     }
 }
 
-/// The middle of sorted numbers, or the mean of the two in the middle; 0 of none.
+/// The median of sorted numbers; 0 if there are none.
 fn median(sorted: &[f64]) -> f64 {
     match sorted.len() {
         0 => 0.0,
@@ -134,12 +134,12 @@ fn median(sorted: &[f64]) -> f64 {
     }
 }
 
-/// The machine's peaks: the best of some measurements, because other programs' load comes and goes.
+/// The machine's peak rates: the best of several measurements, because other programs' load varies.
 #[derive(Default)]
 pub(super) struct Peaks(Vec<(Precision, Option<f64>)>);
 
 impl Peaks {
-    /// Measures the peak for a precision, once more if it is known.
+    /// Measures the peak for a precision; a later measurement replaces it only if higher.
     pub(super) fn measure(&mut self, machine: &Machine, precision: Precision) {
         let peak = machine.peak(precision.arithmetic());
         match self.0.iter_mut().find(|(known, _)| *known == precision) {
@@ -149,7 +149,7 @@ impl Peaks {
         }
     }
 
-    /// Operations per second at most.
+    /// The peak operations per second; `None` if unknown.
     pub(super) fn of(&self, precision: Precision) -> Option<f64> {
         self.0.iter().find(|(known, _)| *known == precision).and_then(|(_, peak)| *peak)
     }

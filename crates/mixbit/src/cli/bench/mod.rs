@@ -26,17 +26,17 @@ use measure::{Measured, Peaks, measure};
 use mixbit_app::source::load;
 use report::Report;
 
-/// The prompt of measurements. Prompts of any length take the same time.
+/// The prompt of all measurements. Prompts of any length take the same time.
 const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
 
-/// The seed of noise.
+/// The noise seed.
 const SEED: u64 = 93;
 
-/// The parts of a model by the names on the command line, in the order of work.
+/// The parts of a model by command-line name, in pipeline order.
 const PARTS: [(&str, Component); 3] =
     [("text", Component::TextEncoder), ("unet", Component::Unet), ("vae", Component::Decoder)];
 
-/// The parts of a model that can be measured.
+/// The names of the measurable parts.
 fn part_names() -> PossibleValuesParser {
     PARTS.map(|(name, _)| PossibleValue::new(name)).to_vec().into()
 }
@@ -104,7 +104,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    // Fails now, not after all is measured.
+    // Fails before the measurements, not after them.
     if let Some(file) = &arguments.trace {
         trace::check(file)?;
     }
@@ -171,7 +171,7 @@ fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend)
     }
 }
 
-/// The time that an image takes, from opening the model to its pixels.
+/// The time for one image, from opening the model to its pixels.
 fn draw(
     mut session: Session,
     request: &Request,

@@ -16,15 +16,15 @@ pub(super) struct Report<'a> {
     pub(super) name: String,
     pub(super) request: &'a Request,
     pub(super) threads: usize,
-    /// Reading the model's files, weights aside.
+    /// The time to read the model's files, excluding weights.
     pub(super) load: Duration,
-    /// Evaluations of the UNet for an image.
+    /// UNet evaluations per image.
     pub(super) evaluations: usize,
     pub(super) parts: &'a [Measured],
     pub(super) peaks: &'a Peaks,
-    /// The time of an image that was really drawn.
+    /// The measured time of a generated image; `None` if none was generated.
     pub(super) drawn: Option<Duration>,
-    /// The largest resident size in bytes.
+    /// The peak resident set size in bytes.
     pub(super) memory: Option<u64>,
 }
 
@@ -59,8 +59,8 @@ impl Report<'_> {
         Some((self.load + text + unet.prepare).as_secs_f64())
     }
 
-    /// Seconds for an image: as measured, or put together from what the parts took. The first run of each
-    /// counts as it was, and the other steps as their median.
+    /// Seconds per image: measured, or computed from the parts. The computed value counts the first run of
+    /// each part in full, and the other steps at their median.
     fn end_to_end(&self) -> Option<f64> {
         if let Some(drawn) = self.drawn {
             return Some(drawn.as_secs_f64());
@@ -71,7 +71,7 @@ impl Report<'_> {
         Some(self.until_first_step()? + unet.first.as_secs_f64() + more_steps + decoding)
     }
 
-    /// The origin of the time for an image, as a part of the summary.
+    /// The summary's note on how the time per image was obtained.
     fn end_to_end_source(&self) -> String {
         let steps = self.request.steps;
         match (self.end_to_end(), self.drawn) {
@@ -81,7 +81,7 @@ impl Report<'_> {
         }
     }
 
-    /// Tables for people.
+    /// The report as text tables.
     pub(super) fn tables(&self, profile: bool) -> String {
         let [width, height] = self.request.size;
         let mut text = format!("{}, {width}x{height}\n\n{}\n\n{}\n", self.name, self.summary(), self.times());
@@ -111,7 +111,7 @@ impl Report<'_> {
         text
     }
 
-    /// The line that the field compares machines by.
+    /// The summary line, in the usual format for comparing machines.
     fn summary(&self) -> Table<6> {
         let mut table = Table::new([
             ("device", Side::Left),
@@ -161,7 +161,7 @@ impl Report<'_> {
         table
     }
 
-    /// The part of the machine's peak that a rate is.
+    /// A rate as a fraction of the machine's peak.
     fn of_peak(&self, part: &Measured, rate: f64) -> Option<f64> {
         self.peaks.of(part.precision).map(|peak| rate / peak)
     }
@@ -207,7 +207,7 @@ impl Report<'_> {
         part.profile.iter().map(row).collect()
     }
 
-    /// One object for scripts.
+    /// The report as one JSON object.
     pub(super) fn json(&self) -> Value {
         let part = |part: &Measured| {
             let [least, most] = part.extremes();
@@ -265,10 +265,10 @@ impl Report<'_> {
 struct Row<'p> {
     kind: &'p str,
     steps: usize,
-    /// Of one run.
+    /// Seconds per run.
     seconds: f64,
     share: f64,
-    /// Operations per second, of ops that multiply.
+    /// Operations per second; `None` for ops that do not multiply.
     rate: Option<f64>,
     of_peak: Option<f64>,
 }
@@ -286,7 +286,7 @@ impl Row<'_> {
     }
 }
 
-/// The work of one run of a part.
+/// The unit of work in one run of a part.
 fn unit(component: Component) -> &'static str {
     match component {
         Component::TextEncoder => "the prompts",
@@ -300,7 +300,7 @@ fn role(component: Component) -> &'static str {
     super::PARTS.iter().find(|(_, other)| *other == component).map_or("", |(name, _)| name)
 }
 
-/// A duration for people.
+/// A human-readable duration.
 fn time(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 1.0 => format!("{:.1} ms", 1e3 * seconds),
@@ -312,7 +312,7 @@ fn percent(part: f64) -> String {
     format!("{:.1} %", 100.0 * part)
 }
 
-/// The CPU's name, where the system tells, or its architecture.
+/// The CPU's name if the system reports it, else its architecture.
 fn device() -> String {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpus.lines().find_map(|line| line.strip_prefix("model name"));

@@ -16,16 +16,16 @@ use super::super::palettize::counter;
 use super::super::progress::{Counter, Progress};
 use super::super::table::byte_size;
 
-/// Other seeds give other weights, which take the same time.
+/// The weight seed. Other seeds give other weights with the same run time.
 const SEED: u64 = 0;
 
-/// The component that drawing does not need.
+/// The component that image generation does not need.
 const NOT_DRAWN_WITH: &str = "safety_checker";
 
-/// The parts of a model that drawing needs.
+/// The components that image generation needs.
 const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
 
-/// A count that the user can stop.
+/// A progress counter that the user can stop.
 struct Stoppable<'a> {
     counter: Counter,
     cancel: &'a Cancel,
@@ -38,7 +38,7 @@ impl mixbit_mil::Progress for Stoppable<'_> {
     }
 }
 
-/// A directory of models that were made for measuring.
+/// A directory of synthetic models for benchmarks.
 pub(super) struct Cache<'a> {
     directory: PathBuf,
     cancel: &'a Cancel,
@@ -46,16 +46,16 @@ pub(super) struct Cache<'a> {
 }
 
 impl<'a> Cache<'a> {
-    /// The cache in a directory, or in the system's temporary one.
+    /// The cache in a directory, by default in the system's temporary one.
     pub(super) fn new(directory: Option<&Path>, cancel: &'a Cancel, progress: &'a Progress) -> Self {
         let default = || std::env::temp_dir().join("mixbit-bench");
         Cache { directory: directory.map_or_else(default, Path::to_path_buf), cancel, progress }
     }
 
-    /// The directory of a model, which is written unless it is there.
+    /// The directory of a model, written if absent.
     ///
     /// # Errors
-    /// If it can't be written, or the user stops that.
+    /// If it cannot be written, or the user stops the writing.
     pub(super) fn model(&self, name: &str, nbits: Option<Width>) -> anyhow::Result<PathBuf> {
         let checkpoint = self.checkpoint(name)?;
         match nbits {
@@ -86,7 +86,7 @@ impl<'a> Cache<'a> {
         Ok(directory)
     }
 
-    /// Packages with the layers of a checkpoint in palettes; those that are there stay.
+    /// Packages with the layers of a checkpoint in palettes; existing packages are kept.
     fn packages(&self, checkpoint: &Path, name: &str, width: Width) -> anyhow::Result<PathBuf> {
         let directory = self.directory.join(format!("{name}-{}-bit", width.bits()));
         let model = open_checkpoint(Some(checkpoint), &OpenOptions::default())?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::measure::Measured;
 
-/// Refuses a file in a directory that is not there.
+/// Refuses a file in a missing directory.
 pub(super) fn check(path: &Path) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {
@@ -18,7 +18,7 @@ pub(super) fn check(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the parts one after another: each is a thread of one process.
+/// Writes the parts one after another, each as a thread of one process.
 ///
 /// # Errors
 /// If the file can't be written.

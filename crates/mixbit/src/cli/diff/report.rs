@@ -1,4 +1,4 @@
-//! The result of a comparison, for people and for scripts.
+//! The result of a comparison, as text and as JSON.
 
 use std::cmp::Ordering;
 use std::path::Path;
@@ -10,13 +10,13 @@ use mixbit_packages::inspect::{StoredTensor, bits_per_element};
 
 use crate::cli::table::{LONGEST_VALUE, Side, Table, byte_size, shortened, spelt_out};
 
-/// The tensors that are listed without `--all`.
+/// The number of tensors listed without `--all`.
 const LISTED: usize = 10;
 
-/// Ops in a line.
+/// Ops per line.
 const OPS_IN_LINE: usize = 4;
 
-/// The characters before the first difference of two values that are shown.
+/// The number of characters shown before the first difference of two values.
 const CONTEXT: usize = 20;
 
 pub(super) struct Report<'a> {
@@ -26,10 +26,10 @@ pub(super) struct Report<'a> {
     pub(super) only: [Vec<String>; 2],
 }
 
-/// Elements and the bytes that they take.
+/// The number of elements and their bytes.
 type Size = (usize, usize);
 
-/// A tensor that differs, with the network that it is in.
+/// A differing tensor and its network.
 struct Different<'a> {
     network: String,
     pair: [&'a StoredTensor; 2],
@@ -37,7 +37,7 @@ struct Different<'a> {
 }
 
 impl Different<'_> {
-    /// The PSNR to order by: what can't be compared comes first.
+    /// The PSNR as a sort key; incomparable tensors come first.
     fn order(&self) -> f64 {
         match self.distance {
             Distance::Psnr(psnr) if !psnr.is_nan() => psnr,
@@ -54,7 +54,7 @@ fn name(comparison: &Comparison) -> String {
     }
 }
 
-/// One line on the weights.
+/// One line about the weights.
 fn weights_text(comparison: &Comparison) -> String {
     let mut found = Vec::new();
     let equal = comparison.count(|distance| *distance == Distance::Equal);
@@ -69,7 +69,7 @@ fn weights_text(comparison: &Comparison) -> String {
     };
     let differ = psnrs().count();
     if differ > 0 {
-        // A PSNR that is no number is the worst.
+        // A NaN PSNR is the worst.
         let least = psnrs()
             .fold(f64::INFINITY, |least, psnr| if psnr < least || psnr.is_nan() { psnr } else { least });
         found.push(format!("{differ} differ, the worst at {}", decibels(least)));
@@ -164,7 +164,7 @@ impl Report<'_> {
         })
     }
 
-    /// A summary, then the tensors that differ most, or all of them.
+    /// A summary, then the tensors with the largest differences, or all of them.
     pub(super) fn to_text(&self, all: bool) -> String {
         let mut text = format!("{}\n\n", self.summary());
         self.comparisons.iter().for_each(|comparison| text += &format!("{}\n", comparison_text(comparison)));
@@ -260,7 +260,7 @@ impl Report<'_> {
     }
 }
 
-/// A line on the tensors that are not listed.
+/// A line about the tensors that are not listed.
 fn more(count: usize, limit: usize) -> String {
     match count.checked_sub(limit) {
         Some(more) if more > 0 => format!("  and {more} more: --all\n"),
@@ -309,7 +309,7 @@ fn change_text(change: &Change) -> String {
     }
 }
 
-/// Two values; long ones from a little before where they begin to differ.
+/// Two values; long ones start shortly before their first difference.
 fn excerpts(a: &str, b: &str) -> [String; 2] {
     if a.len().max(b.len()) <= LONGEST_VALUE {
         return [a, b].map(str::to_string);
