@@ -1,16 +1,16 @@
 //! Stable Diffusion: from a prompt to an image, for any model of the family.
 //!
-//! - [`model::DiffusionModel`] is a model: its networks as graphs over its weights, its tokenizers, its
-//!   rules;
-//! - [`session::Session`] draws with it on an [`mixbit_engine::Backend`], request after request;
-//! - [`arch`] builds the networks, [`scheduler`], [`random`] and [`tokenizer`] are what the loop needs
-//!   besides.
+//! - [`model::DiffusionModel`] is a model: its networks as graphs over its weights, its tokenizers and its
+//!   settings.
+//! - [`session::Session`] generates images with it on an [`mixbit_engine::Backend`].
+//! - [`arch`] builds the networks.
+//! - [`scheduler`], [`random`] and [`tokenizer`] are the other parts of the denoising loop.
 //!
-//! This crate reads no files and knows no device: a model comes as [`model::ModelFiles`], weights as
-//! [`mixbit_mil::Weights`].
+//! This crate is independent of files and devices: [`model::ModelFiles`] provides the model and
+//! [`mixbit_mil::Weights`] the weights.
 //!
-//! Limits: text to image, and the continuation of given latents; UNets of the Stable Diffusion 1, 2 and XL
-//! families.
+//! Supported: text to image, and continuing from given latents, with UNets of the Stable Diffusion 1, 2 and
+//! XL families.
 #![forbid(unsafe_code)]
 
 pub mod arch;

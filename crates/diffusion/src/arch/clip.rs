@@ -1,11 +1,11 @@
-//! What CLIP's text and image encoders share.
+//! The layers that CLIP's text and image encoders share.
 
 use mixbit_mil::{ValueId, identifier};
 
 use super::ArchError;
 use super::layers::{Activation, Bias, Net};
 
-/// Fields of every transformers configuration that do not bear on this network.
+/// Fields of every transformers configuration that don't affect this network.
 pub(super) const UNRELATED: &[&str] = &[
     "add_cross_attention",
     "architectures",
@@ -69,7 +69,7 @@ pub(super) const UNRELATED: &[&str] = &[
     "use_cache",
 ];
 
-/// An activation by transformers' name.
+/// The activation with the given transformers name.
 pub(super) fn activation(name: &str) -> Result<Activation, ArchError> {
     match name {
         "quick_gelu" => Ok(Activation::QuickGelu),
@@ -89,7 +89,7 @@ pub(super) fn activation(name: &str) -> Result<Activation, ArchError> {
     }
 }
 
-/// The form of every layer of an encoder.
+/// The parameters of every layer of an encoder.
 #[derive(Clone, Copy)]
 pub(super) struct Layers {
     pub(super) hidden_size: usize,
@@ -100,7 +100,7 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// Refuses heads that don't divide the channels.
+    /// Rejects a number of heads that doesn't divide the channels.
     pub(super) fn check(&self) -> Result<(), ArchError> {
         if self.hidden_size.is_multiple_of(self.heads) {
             return Ok(());

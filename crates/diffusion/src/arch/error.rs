@@ -1,16 +1,16 @@
-//! Why a network can't be built.
+//! Errors of building a network.
 
 use thiserror::Error;
 
-/// Why a network can't be built from its configuration and weights.
+/// An error of building a network from its configuration and weights.
 #[derive(Debug, Error, PartialEq)]
 pub enum ArchError {
-    /// No architecture goes by that class name.
+    /// No architecture has that class name.
     #[error("model class `{class}` is not supported; supported: {supported}")]
     UnknownClass {
-        /// The class name, as `model_index.json` has it.
+        /// The class name in `model_index.json`.
         class: String,
-        /// The class names that are.
+        /// The supported class names.
         supported: String,
     },
     /// A configuration field has a value that is malformed or not supported.
@@ -18,7 +18,7 @@ pub enum ArchError {
     Config {
         /// The field's name.
         field: String,
-        /// Its value, and what is supported.
+        /// The value found and the supported values.
         what: String,
     },
     /// An option of the caller does not fit the network.
@@ -26,10 +26,10 @@ pub enum ArchError {
     Option {
         /// The option's name.
         option: &'static str,
-        /// What does not fit.
+        /// The mismatch.
         what: String,
     },
-    /// A tensor is missing, or of another shape than the configuration asks for.
+    /// A tensor is missing, or its shape does not match the configuration.
     #[error(transparent)]
     Weight(#[from] mixbit_mil::WeightError),
     /// A tensor's element type is not a float.
@@ -40,7 +40,7 @@ pub enum ArchError {
         /// The element type in the file.
         dtype: mixbit_mil::DType,
     },
-    /// The graph could not be built from what the configuration and the options ask for.
+    /// The graph for the configuration and the options is not valid.
     #[error(transparent)]
     Graph(#[from] mixbit_mil::Error),
 }

@@ -1,4 +1,4 @@
-//! Reads a model's `config.json`: every field is taken by someone, or refused.
+//! A reader of `config.json` that rejects every field the network's code does not read.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use serde_json::{Map, Value};
 
 use super::ArchError;
 
-/// More channels, tokens or classes than any network has; keeps sizes in the graph far from overflow.
+/// Limit on channels, tokens and classes. It keeps sizes in the graph far from overflow.
 pub(super) const MAX_EXTENT: usize = 1 << 20;
-/// More layers or blocks in a row than any network has.
+/// Limit on consecutive layers or blocks, beyond any published network.
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 
-/// A configuration object, and which of its fields were taken.
+/// A configuration object and the names of the fields read so far.
 pub(super) struct Fields<'v> {
     map: &'v Map<String, Value>,
     taken: BTreeSet<&'static str>,
@@ -25,18 +25,18 @@ impl<'v> Fields<'v> {
         Ok(Fields { map, taken: BTreeSet::new() })
     }
 
-    /// Takes a field; `None` if it is absent.
+    /// Reads a field; `None` if it is absent.
     pub(super) fn raw(&mut self, name: &'static str) -> Option<&'v Value> {
         self.taken.insert(name);
         self.map.get(name)
     }
 
-    /// Takes a field; `None` if it is absent or null.
+    /// Reads a field; `None` if it is absent or null.
     pub(super) fn optional(&mut self, name: &'static str) -> Option<&'v Value> {
         self.raw(name).filter(|value| !value.is_null())
     }
 
-    /// Takes fields that do not change the network.
+    /// Accepts fields that don't affect the network.
     pub(super) fn ignore(&mut self, names: &[&'static str]) {
         self.taken.extend(names);
     }
@@ -51,7 +51,7 @@ impl<'v> Fields<'v> {
         self.raw(name).map_or(Ok(default), |value| as_count(name, value, max))
     }
 
-    /// A whole number from 1 to [`MAX_EXTENT`], or nothing.
+    /// An optional whole number from 1 to [`MAX_EXTENT`].
     pub(super) fn optional_extent(&mut self, name: &'static str) -> Result<Option<usize>, ArchError> {
         self.optional(name).map(|value| as_count(name, value, MAX_EXTENT)).transpose()
     }
@@ -61,7 +61,7 @@ impl<'v> Fields<'v> {
         self.raw(name).map_or(Ok(default), |value| as_float(name, value))
     }
 
-    /// A number above 0, as every epsilon and scale must be.
+    /// A number above 0, such as an epsilon or a scale.
     pub(super) fn positive(&mut self, name: &'static str, default: f64) -> Result<f64, ArchError> {
         let value = self.float(name, default)?;
         if value > 0.0 {
@@ -70,12 +70,12 @@ impl<'v> Fields<'v> {
         Err(ArchError::config(name, format!("expected a number above 0, found {value}")))
     }
 
-    /// A number, or nothing.
+    /// An optional number.
     pub(super) fn optional_float(&mut self, name: &'static str) -> Result<Option<f64>, ArchError> {
         self.optional(name).map(|value| as_float(name, value)).transpose()
     }
 
-    /// A list of `len` numbers, or nothing.
+    /// An optional list of `len` numbers.
     pub(super) fn optional_floats(
         &mut self,
         name: &'static str,
@@ -101,7 +101,7 @@ impl<'v> Fields<'v> {
         self.optional(name).map(|value| as_text(name, value)).transpose()
     }
 
-    /// A list of at least one whole number.
+    /// A non-empty list of whole numbers from 1 to `max`.
     pub(super) fn counts(
         &mut self,
         name: &'static str,
@@ -116,7 +116,7 @@ impl<'v> Fields<'v> {
         list.iter().map(|value| as_count(name, value, max)).collect()
     }
 
-    /// A list of `len` names; `len` may be left open.
+    /// A list of `len` names.
     pub(super) fn names(
         &mut self,
         name: &'static str,
@@ -133,7 +133,7 @@ impl<'v> Fields<'v> {
         Ok(names)
     }
 
-    /// One value for all of `len` levels, or a list of one for each.
+    /// One value for all `len` levels, or a list with one value per level.
     pub(super) fn levels<T: Clone>(
         &mut self,
         name: &'static str,
@@ -151,7 +151,7 @@ impl<'v> Fields<'v> {
         }
     }
 
-    /// Refuses a field unless it is absent, null, `false`, 0 or `supported`.
+    /// Rejects a field unless it is absent, null, `false`, 0 or `supported`.
     pub(super) fn only(&mut self, name: &'static str, supported: &str) -> Result<(), ArchError> {
         match self.raw(name) {
             Some(value) if !is_off(value) && value.as_str() != Some(supported) => {
@@ -165,8 +165,8 @@ impl<'v> Fields<'v> {
         }
     }
 
-    /// Refuses fields that nobody took, unless their value switches them off. Fields that begin with `_` are
-    /// notes.
+    /// Rejects fields that were not read, unless their value disables them. Fields that begin with `_` are
+    /// metadata.
     pub(super) fn finish(self) -> Result<(), ArchError> {
         let unknown = |(name, value): &(&String, &Value)| {
             !self.taken.contains(name.as_str()) && !name.starts_with('_') && !is_off(value)
@@ -189,7 +189,7 @@ fn check_levels(name: &str, found: usize, expected: usize) -> Result<(), ArchErr
     Err(ArchError::config(name, format!("has {found} entries, not one for each of {expected} levels")))
 }
 
-/// Whether a value says no to whatever the field is about.
+/// Whether a value disables its field: null, `false`, 0 or empty.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -201,7 +201,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// A value's JSON, cut to what fits a line.
+/// A value's JSON, truncated to 60 characters.
 pub(super) fn short(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -214,7 +214,7 @@ fn mismatch(name: &str, expected: &str, value: &Value) -> ArchError {
     ArchError::config(name, format!("expected {expected}, found {}", short(value)))
 }
 
-/// A whole number from 1 to `max`. Python writes some as floats.
+/// A whole number from 1 to `max`. Floats are accepted, because Python writes some.
 pub(super) fn as_count(name: &str, value: &Value, max: usize) -> Result<usize, ArchError> {
     let number = value.as_u64().or_else(|| {
         value
@@ -232,7 +232,7 @@ pub(super) fn as_float(name: &str, value: &Value) -> Result<f64, ArchError> {
     value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| mismatch(name, "a number", value))
 }
 
-/// A truth value. Published files have null for some that are off.
+/// A boolean. Null is `false`, as in some published files.
 pub(super) fn as_flag(name: &str, value: &Value) -> Result<bool, ArchError> {
     match value {
         Value::Null => Ok(false),

@@ -1,25 +1,25 @@
-//! Multi-head attention of (batch, channels, 1, tokens), between the projections, in each of Apple's forms.
+//! Multi-head attention of (batch, channels, 1, tokens) without the projections, in each of Apple's forms.
 
 use mixbit_mil::{DType, ValueId};
 
 use super::layers::{Net, int};
 use super::{ArchError, AttentionImplementation};
 
-/// Queries that the chunked form attends with at a time.
+/// Queries per chunk in the chunked form.
 const CHUNK: usize = 512;
-/// More heads and chunks of one attention than any network has at a size that it can run.
+/// Limit on the pieces (heads times chunks) of one attention, beyond any size that can run.
 const MAX_PIECES: usize = 1 << 12;
 
-/// The heads of an attention; they divide the channels.
+/// The heads of an attention. Their number divides the channels.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     pub(super) count: usize,
-    /// Whether the probabilities are computed in `fp32` whatever the network computes in.
+    /// Whether the probabilities are computed in `fp32` regardless of the compute type.
     pub(super) upcast: bool,
 }
 
 impl Heads {
-    /// The attended values (batch, channels, 1, tokens of the query).
+    /// The attention's result (batch, channels, 1, query tokens).
     pub(super) fn attend(
         self,
         net: &mut Net,
@@ -35,7 +35,7 @@ impl Heads {
         }
     }
 
-    /// The heads as a batch axis; the channels of a head stay before the tokens.
+    /// Attention with the heads as a batch axis. The channels of a head stay before the tokens.
     fn original(
         self,
         net: &mut Net,
@@ -56,7 +56,7 @@ impl Heads {
         net.reshape(attended, &[int(batch)?, int(channels)?, 1, -1], &name("merged"))
     }
 
-    /// Every head by itself, as the Neural Engine prefers, with at most `chunk` queries at a time.
+    /// Each head separately, as the Neural Engine prefers, with at most `chunk` queries at a time.
     fn split(
         self,
         net: &mut Net,
@@ -110,7 +110,7 @@ impl Heads {
         net.einsum("bchk,bkhq->bchq", [value, probabilities], id)
     }
 
-    /// The softmax over `axis` of the scaled scores, in the type that the network computes in.
+    /// The softmax of the scaled scores over `axis`, in the compute type.
     fn probabilities(
         self,
         net: &mut Net,

@@ -1,4 +1,4 @@
-//! What tensors a network needs, found by building it over weights that are not there.
+//! The tensors a network needs, found by building it over placeholder weights.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,13 +7,13 @@ use mixbit_mil::{Bytes, DType, Function, TensorType, WeightError, WeightRef, Wei
 
 use super::{ArchError, Config, GraphOptions, safety_checker, text_encoder, unet, vae};
 
-/// The largest tensor that is stood in for; several times any published one.
+/// The largest placeholder tensor, several times larger than any published one.
 const MAX_BYTES: usize = 1 << 29;
 
-/// The names and shapes of every checkpoint tensor that `build` asks for.
+/// The names and shapes of the checkpoint tensors that `build` requires.
 ///
-/// `build` is run once, over weights that have any tensor it asks for, of zeros that take no memory until
-/// they are read. Names are those that diffusers, and transformers before version 5, give.
+/// `build` runs once, over placeholder weights that have every tensor. The placeholders are zeros, which take
+/// no memory until they are read. Names follow diffusers, and transformers before version 5.
 ///
 /// # Errors
 /// Those of `build`.
@@ -26,11 +26,11 @@ pub fn required_tensors(
 }
 
 impl Config {
-    /// The names and shapes of every checkpoint tensor of a network of this configuration. `pooled` is the
-    /// width of the pooled text that a UNet takes.
+    /// The names and shapes of the checkpoint tensors of a network with this configuration. `pooled` is the
+    /// number of channels of the UNet's pooled prompt embeddings.
     ///
     /// # Errors
-    /// If the fields of the configuration don't fit each other.
+    /// The fields of the configuration don't fit each other.
     pub fn tensors(&self, pooled: usize) -> Result<BTreeMap<String, Vec<usize>>, ArchError> {
         let mut options = GraphOptions::default();
         match self {
@@ -60,7 +60,7 @@ impl Config {
     }
 }
 
-/// Weights that have every tensor, and remember which were asked for.
+/// Placeholder weights that record every required tensor.
 #[derive(Default)]
 struct Recorder {
     state: Mutex<State>,
@@ -82,7 +82,7 @@ impl Weights for Recorder {
         Vec::new()
     }
 
-    /// Nothing: what is looked up without need is another spelling of a required name.
+    /// Returns `None`: optional look-ups only try other spellings of required names.
     fn get(&self, _: &str) -> Option<WeightRef> {
         None
     }

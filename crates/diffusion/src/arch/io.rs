@@ -1,12 +1,12 @@
-//! The names of the networks' inputs and outputs. They are those of Apple's converter, so packages keep them.
+//! The names of the networks' inputs and outputs. They match Apple's converter and therefore its packages.
 
-/// A text encoder's input: the ids of the prompt's tokens (batch, tokens), as floats.
+/// A text encoder's input: the prompt's token ids (batch, tokens), as floats.
 pub const INPUT_IDS: &str = "input_ids";
-/// A text encoder's output: the states of the last layer (batch, tokens, channels), after the last norm.
+/// A text encoder's output: the last layer's hidden states (batch, tokens, channels), after the final norm.
 pub const LAST_HIDDEN_STATE: &str = "last_hidden_state";
-/// A text encoder's output: the states of the last layer but one (batch, tokens, channels).
+/// A text encoder's output: the penultimate layer's hidden states (batch, tokens, channels).
 pub const HIDDEN_EMBEDS: &str = "hidden_embeds";
-/// A text encoder's output: one vector for the prompt (batch, channels).
+/// A text encoder's output: the pooled prompt embeddings (batch, channels).
 pub const POOLED_OUTPUTS: &str = "pooled_outputs";
 
 /// A UNet's input: the noisy latents (batch, channels, height, width).
@@ -15,7 +15,7 @@ pub const SAMPLE: &str = "sample";
 pub const TIMESTEP: &str = "timestep";
 /// A UNet's input: the prompt embeddings (batch, channels, 1, tokens).
 pub const ENCODER_HIDDEN_STATES: &str = "encoder_hidden_states";
-/// A UNet's input: sizes, crop and scores (batch, count), for Stable Diffusion XL.
+/// A UNet's input: sizes, crop and aesthetic score (batch, count), for Stable Diffusion XL.
 pub const TIME_IDS: &str = "time_ids";
 /// A UNet's input: the last text encoder's pooled output (batch, channels), for Stable Diffusion XL.
 pub const TEXT_EMBEDS: &str = "text_embeds";
@@ -39,15 +39,15 @@ pub const X: &str = "x";
 /// width).
 pub const LATENT: &str = "latent";
 
-/// A safety checker's input: the image as CLIP takes it (batch, channels, height, width).
+/// A safety checker's input: the images, normalized for CLIP (batch, channels, height, width).
 pub const CLIP_INPUT: &str = "clip_input";
-/// A safety checker's input: the images to be judged (batch, height, width, channels).
+/// A safety checker's input: the images to filter (batch, height, width, channels).
 pub const IMAGES: &str = "images";
-/// A safety checker's input: the number that is added to every score.
+/// A safety checker's input: the offset of the special-care concepts' scores.
 pub const ADJUSTMENT: &str = "adjustment";
-/// A safety checker's output: the images, black where they were judged unsafe.
+/// A safety checker's output: the images, black where flagged as unsafe.
 pub const FILTERED_IMAGES: &str = "filtered_images";
-/// A safety checker's output: 1 for each image that was judged unsafe, else 0 (batch, 1, 1, 1).
+/// A safety checker's output: 1 for each image flagged as unsafe, else 0 (batch, 1, 1, 1).
 pub const HAS_NSFW_CONCEPTS: &str = "has_nsfw_concepts";
-/// A safety checker's output: the score of each concept, less its threshold (batch, concepts).
+/// A safety checker's output: each concept's score minus its threshold (batch, concepts).
 pub const CONCEPT_SCORES: &str = "concept_scores";

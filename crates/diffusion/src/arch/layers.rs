@@ -1,7 +1,7 @@
 //! The layers that the networks share, as the MIL ops that Apple's converter emits for them.
 //!
-//! Every weight is looked up under its PyTorch module path; results are named after the path, dots as
-//! underscores.
+//! Every weight is looked up under its PyTorch module path. Results are named after the path, with
+//! underscores for dots.
 
 use mixbit_mil::{
     Builder, DType, Function, Literal, OpBuilder, Opset, TensorType, ValueId, WeightRef, Weights, identifier,
@@ -9,7 +9,7 @@ use mixbit_mil::{
 
 use super::{ArchError, GraphOptions};
 
-/// A network that is being built.
+/// A network under construction.
 pub(super) struct Net<'w> {
     b: Builder,
     weights: &'w dyn Weights,
@@ -33,7 +33,7 @@ pub enum Activation {
     Mish,
 }
 
-/// The form of a convolution; padding is on all four sides.
+/// The parameters of a convolution. Padding applies to all four sides.
 #[derive(Clone, Copy)]
 pub(super) struct Conv {
     pub(super) out: usize,
@@ -43,13 +43,13 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    /// A convolution that keeps height and width; `kernel` is odd.
+    /// A convolution that preserves height and width. `kernel` is odd.
     pub(super) fn same(out: usize, kernel: usize) -> Self {
         Conv { out, kernel, stride: 1, pad: kernel / 2 }
     }
 }
 
-/// The dimensions of a group norm.
+/// The parameters of a group norm.
 #[derive(Clone, Copy)]
 pub(super) struct Groups {
     pub(super) count: usize,
@@ -118,13 +118,13 @@ impl<'w> Net<'w> {
         Ok(self.b.input(name, TensorType::new(dtype, shape))?)
     }
 
-    /// What the value that becomes the output `name` must be named when it is made.
+    /// The name to create a value with if it becomes the output `name`.
     pub(super) fn result_name(&self, name: &str) -> String {
         if self.dtype == DType::F32 { name.to_string() } else { format!("{name}_{}", self.dtype) }
     }
 
-    /// The output `name`, which is always `fp32`. `x` must have been named by
-    /// [`result_name`](Self::result_name).
+    /// The output `name`, which is always `fp32`. `x` must have the name that
+    /// [`result_name`](Self::result_name) returns.
     pub(super) fn output(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
         if self.dtype == DType::F32 {
             return Ok(x);
@@ -136,7 +136,7 @@ impl<'w> Net<'w> {
         self.weights.get(name).is_some()
     }
 
-    /// A checkpoint tensor of the given shape, in the type that the network computes in.
+    /// A checkpoint tensor of the given shape, in the compute type.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<WeightRef, ArchError> {
         Ok(self.float_weight(name, shape)?.cast(self.dtype))
     }
@@ -171,7 +171,7 @@ impl<'w> Net<'w> {
         self.conv_named(x, path, conv, &identifier(path))
     }
 
-    /// [`conv`](Self::conv) whose result has a name of its own.
+    /// [`conv`](Self::conv) with an explicit result name.
     pub(super) fn conv_named(
         &mut self,
         x: ValueId,
@@ -186,7 +186,7 @@ impl<'w> Net<'w> {
         self.convolve(x, weight, bias, conv, name)
     }
 
-    /// `nn.Conv2d` without a bias over square patches that don't overlap.
+    /// `nn.Conv2d` without a bias over non-overlapping square patches.
     pub(super) fn patches(
         &mut self,
         x: ValueId,
@@ -212,8 +212,7 @@ impl<'w> Net<'w> {
         self.convolve(x, weight, bias, Conv::same(out, 1), &identifier(path))
     }
 
-    /// A matrix or a 1x1 kernel: checkpoints have either for the same layer. The first shape is the one that
-    /// an error tells.
+    /// A matrix or a 1x1 kernel: checkpoints have either for the same layer. Errors report the first shape.
     fn weight_of(&self, name: &str, shapes: &[&[usize]]) -> Result<WeightRef, ArchError> {
         let mut results = shapes.iter().map(|shape| self.weight(name, shape));
         let first = results.next().unwrap_or_else(|| self.weight(name, &[]));
@@ -274,8 +273,7 @@ impl<'w> Net<'w> {
 
     /// `nn.GroupNorm` over [batch, channels, height, width]; the groups divide the channels.
     ///
-    /// MIL has no such op. This is coremltools' form of it, always op for op the same, for the engine to
-    /// recognize.
+    /// MIL has no such op. This is coremltools' lowering; the engine matches this exact sequence of ops.
     pub(super) fn group_norm(
         &mut self,
         x: ValueId,
@@ -292,14 +290,14 @@ impl<'w> Net<'w> {
         let gamma = self.vector(&format!("{path}.weight"), channels)?;
         let beta = self.vector(&format!("{path}.bias"), channels)?;
         let op = self.b.op("batch_norm").arg("x", x).arg("mean", mean).arg("variance", variance);
-        // coremltools leaves 1e-5, which is nothing beside 1 in fp16. In fp32 it would scale every norm by 1
-        // - 5e-6.
+        // coremltools uses 1e-5, which is lost next to 1 in fp16. In fp32 it would scale every norm by
+        // 1 - 5e-6.
         let epsilon = if self.dtype == DType::F16 { 1e-5 } else { 0.0 };
         let op = op.arg("gamma", gamma).arg("beta", beta).arg("epsilon", epsilon);
         Ok(op.named(&id).add()?)
     }
 
-    /// `nn.GroupNorm` of an image, as [batch, channels, pixels]: coremltools' form for rank 3.
+    /// `nn.GroupNorm` of an image, as [batch, channels, pixels]: coremltools' lowering for rank 3.
     pub(super) fn group_norm_flat(
         &mut self,
         x: ValueId,
@@ -320,8 +318,8 @@ impl<'w> Net<'w> {
         Ok(self.b.op("add").arg("x", x).arg("y", beta).named(&id).add()?)
     }
 
-    /// Subtracts each group's mean and divides by its standard deviation; the result is [batch, channels,
-    /// pixels...]. `inner` is the shape of one group.
+    /// Subtracts each group's mean and divides by its standard deviation. The result is
+    /// [batch, channels, pixels...]. `inner` is the shape of one group.
     fn normalize(
         &mut self,
         x: ValueId,
@@ -374,8 +372,8 @@ impl<'w> Net<'w> {
         Ok(op.named(name).add()?)
     }
 
-    /// tanh(ln(1 + e)) as n / (n + 2) with n = e (e + 2) and e = exp(x), which does not cancel. Where n would
-    /// overflow, the gate is 1 to the last digit.
+    /// tanh(ln(1 + e)) as n / (n + 2) with n = e (e + 2) and e = exp(x), which avoids cancellation. `x` is
+    /// clamped where the gate rounds to 1, so n does not overflow.
     fn mish_gate(&mut self, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
         let most = if self.dtype == DType::F16 { 5.5 } else { 10.0 };
         let part = |part: &str| format!("{name}_{part}");
@@ -405,7 +403,7 @@ impl<'w> Net<'w> {
         Ok(self.b.op("transpose").arg("x", x).arg("perm", perm).named(name).add()?)
     }
 
-    /// The stretch [start, length] of one axis of four.
+    /// The range [start, length] of one of four axes.
     pub(super) fn slice(
         &mut self,
         x: ValueId,
@@ -436,9 +434,9 @@ impl<'w> Net<'w> {
         Ok(op.named(name).add()?)
     }
 
-    /// Multi-head attention of [batch, tokens, channels], between the projections: PyTorch's
-    /// `scaled_dot_product_attention` as coremltools lowers it. `mask` is added to the scores. The heads
-    /// divide the channels.
+    /// Multi-head attention of [batch, tokens, channels] without the projections. It is coremltools' lowering
+    /// of PyTorch's `scaled_dot_product_attention`. `mask` is added to the scores. `heads` must divide the
+    /// channels.
     pub(super) fn sequence_attention(
         &mut self,
         [query, key, value]: [ValueId; 3],
@@ -489,7 +487,7 @@ impl<'w> Net<'w> {
         Ok(op.arg("transpose_x", transpose[0]).arg("transpose_y", transpose[1]).named(name).add()?)
     }
 
-    /// Nearest-neighbour upsampling by two, or to `size` where that is not twice the size.
+    /// Nearest-neighbour upsampling by two, or to `size` if that differs.
     pub(super) fn upsample(
         &mut self,
         x: ValueId,
@@ -512,8 +510,8 @@ impl<'w> Net<'w> {
         }
     }
 
-    /// `Downsample2D`: a 3x3 convolution by two. Without padding, one row and column of zeros are added at
-    /// the end.
+    /// `Downsample2D`: a 3x3 convolution with stride 2. Without padding, one row and one column of zeros are
+    /// appended.
     pub(super) fn downsample(
         &mut self,
         x: ValueId,
@@ -539,7 +537,7 @@ impl<'w> Net<'w> {
 }
 
 impl Activation {
-    /// An activation by diffusers' name.
+    /// The activation with the given diffusers name.
     pub(super) fn diffusers(field: &str, name: &str) -> Result<Self, ArchError> {
         match name.to_lowercase().as_str() {
             "silu" | "swish" => Ok(Activation::Silu),

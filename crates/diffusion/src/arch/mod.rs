@@ -1,13 +1,14 @@
 //! Stable Diffusion's networks as MIL graphs.
 //!
-//! A network is built from two things: its `config.json`, read into a `Config`, and a source of weights
+//! A network is built from its `config.json`, read into a `Config`, and a source of weights
 //! ([`mixbit_mil::Weights`]). [`text_encoder`], [`unet`], [`vae`] and [`safety_checker`] each have a `Config`
-//! and `build` functions; [`ARCHITECTURES`] lists the class names. The graph has the ops that Apple's
-//! converter writes for the same network (its `ORIGINAL` attention), so what is run here can be written to a
-//! Core ML package as it is.
+//! and `build` functions. [`ARCHITECTURES`] lists the class names.
 //!
-//! Every field of a configuration is honoured or refused by name. Constants keep their checkpoint names.
-//! No weight is read while building.
+//! The default graphs use the ops that Apple's converter writes for the same network (its `ORIGINAL`
+//! attention). They can therefore be written to a Core ML package unchanged.
+//!
+//! Every field of a configuration is either implemented or rejected by name. Constants keep their checkpoint
+//! names. Building reads no weights.
 
 mod clip;
 mod error;
@@ -34,15 +35,15 @@ pub use error::ArchError;
 pub use inventory::required_tensors;
 pub use layers::Activation;
 
-/// How attention is written in MIL.
+/// The MIL form of attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttentionImplementation {
     /// Batched matrix products over all heads; Apple's `ORIGINAL`.
     #[default]
     Original,
-    /// Every head by itself, as the Neural Engine prefers; Apple's `SPLIT_EINSUM`.
+    /// Each head separately, as the Neural Engine prefers; Apple's `SPLIT_EINSUM`.
     SplitEinsum,
-    /// Every head and every 512 queries by themselves; Apple's `SPLIT_EINSUM_V2`.
+    /// Each head and each chunk of 512 queries separately; Apple's `SPLIT_EINSUM_V2`.
     SplitEinsumV2,
 }
 
@@ -54,7 +55,7 @@ impl AttentionImplementation {
         AttentionImplementation::SplitEinsumV2,
     ];
 
-    /// The name that Apple's converter has for it.
+    /// The name in Apple's converter.
     pub fn name(self) -> &'static str {
         match self {
             AttentionImplementation::Original => "ORIGINAL",
@@ -64,10 +65,10 @@ impl AttentionImplementation {
     }
 }
 
-/// What a graph is built for. Shapes in MIL are static: another size is another graph over the same weights.
+/// The options of a graph. MIL shapes are static, so every size needs its own graph over the same weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphOptions {
-    /// Samples per run. A UNet with classifier-free guidance takes two for each image.
+    /// Batch size. A UNet with classifier-free guidance takes two samples for each image.
     pub batch: usize,
     /// Height of the latent image.
     pub height: usize,
@@ -75,14 +76,13 @@ pub struct GraphOptions {
     pub width: usize,
     /// Text tokens.
     pub tokens: usize,
-    /// How many numbers `time_ids` has for each sample, for UNets that take it: 6, or 5 with an aesthetic
-    /// score.
+    /// Length of `time_ids` per sample, for UNets that take it: 6, or 5 with an aesthetic score.
     pub time_ids: usize,
-    /// The type to compute in, `fp16` or `fp32`.
+    /// The compute type, `fp16` or `fp32`.
     pub dtype: DType,
-    /// The ops that may be used.
+    /// The available ops.
     pub opset: Opset,
-    /// How attention is written.
+    /// The form of attention.
     pub attention: AttentionImplementation,
     /// Whether the UNet takes the residuals of ControlNets as inputs.
     pub control_residuals: bool,
@@ -106,7 +106,10 @@ impl Default for GraphOptions {
 }
 
 impl GraphOptions {
-    /// Height and width, times `scale`, checked to be within what a graph can have.
+    /// Height and width, times `scale`.
+    ///
+    /// # Errors
+    /// A height, width, batch size or number of tokens out of range.
     fn size(&self, scale: usize) -> Result<[usize; 2], ArchError> {
         let check = |option: &'static str, extent: usize| {
             if (1..=fields::MAX_EXTENT).contains(&extent) {
@@ -132,13 +135,13 @@ pub enum Config {
     ControlNet(Box<unet::control::Config>),
     /// An image autoencoder.
     Vae(vae::Config),
-    /// A judge of images.
+    /// A safety checker.
     SafetyChecker(safety_checker::Config),
 }
 
 /// A network class of diffusers or transformers.
 pub struct Architecture {
-    /// The class name, as `model_index.json` has it.
+    /// The class name in `model_index.json`.
     pub class: &'static str,
     read: fn(&Value) -> Result<Config, ArchError>,
 }
@@ -191,7 +194,7 @@ pub fn lookup(class: &str) -> Result<&'static Architecture, ArchError> {
     })
 }
 
-/// The names of checkpoint tensors that no constant of the given graphs comes from.
+/// The names of checkpoint tensors that no constant of the given graphs uses.
 pub fn unused_weights(weights: &dyn Weights, functions: &[&Function]) -> Vec<String> {
     let used: BTreeSet<&str> = functions
         .iter()

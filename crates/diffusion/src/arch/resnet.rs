@@ -5,27 +5,27 @@ use mixbit_mil::{ValueId, identifier};
 use super::ArchError;
 use super::layers::{Activation, Bias, Conv, Groups, Net};
 
-/// The form of a residual block.
+/// The parameters of a residual block.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     pub(super) out: usize,
     pub(super) groups: Groups,
     pub(super) activation: Activation,
-    /// What the sum of the block and its shortcut is divided by.
+    /// The divisor of the sum of the block and its shortcut.
     pub(super) scale: f64,
 }
 
-/// How the time embedding, (batch, channels, 1, 1), enters the block.
+/// The time embedding (batch, channels, 1, 1) and the way it is applied.
 #[derive(Clone, Copy)]
 pub(super) struct Time {
     /// The embedding, already activated.
     pub(super) embedding: ValueId,
-    /// Whether it scales and shifts after the second norm; otherwise it is added before it.
+    /// If true, it scales and shifts after the second norm. Otherwise it is added before that norm.
     pub(super) scale_shift: bool,
 }
 
-/// Builds the block over an image (batch, channels, height, width). A shortcut convolution adapts the
-/// channels where they differ.
+/// Builds the block over an image (batch, channels, height, width). If the numbers of channels differ, the
+/// shortcut is a convolution.
 pub(super) fn build(
     net: &mut Net,
     path: &str,

@@ -1,8 +1,8 @@
-//! Stable Diffusion's safety checker: `StableDiffusionSafetyChecker`, CLIP's image encoder and the likeness
-//! of its result to embeddings of unwanted concepts.
+//! Stable Diffusion's safety checker, `StableDiffusionSafetyChecker`: CLIP's image encoder and the cosine
+//! similarity of its embedding to those of unwanted concepts.
 //!
-//! As in Apple's converter, and unlike in diffusers, scores are not rounded to three digits before they are
-//! judged, and the caller chooses the adjustment.
+//! As in Apple's converter and unlike diffusers, scores are not rounded to three digits before the
+//! comparison, and the caller chooses the adjustment.
 
 use mixbit_mil::{DType, Function, ValueId, Weights, identifier};
 use serde_json::{Value, json};
@@ -12,16 +12,16 @@ use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS};
 use super::layers::{Activation, Bias, Net, int};
 use super::{ArchError, GraphOptions, io};
 
-/// Concepts that make the checker careful with all others.
+/// Special-care concepts, which raise the scores of all other concepts.
 pub const SPECIAL_CARE_CONCEPTS: usize = 3;
-/// Concepts that an image is judged by.
+/// Concepts that can flag an image.
 pub const CONCEPTS: usize = 17;
 
-/// What is added to every concept's score of an image that asks for special care.
+/// The offset of every concept's score if a special-care concept matches.
 const SPECIAL_CARE: f64 = 0.01;
-/// Embeddings shorter than this are not made longer; PyTorch's `normalize`.
+/// The smallest divisor in normalization, as in PyTorch's `normalize`.
 const LEAST_NORM: f64 = 1e-12;
-/// The attention's scores are a square of this many patches at most.
+/// The maximum number of positions, which limits the size of the attention scores.
 const MAX_POSITIONS: usize = 1 << 14;
 
 /// The configuration of a safety checker.
@@ -29,7 +29,7 @@ const MAX_POSITIONS: usize = 1 << 14;
 pub struct Config {
     /// Height and width of the encoded image.
     pub image_size: usize,
-    /// Height and width of a patch; what is left at the end is not looked at.
+    /// Height and width of a patch. An incomplete patch at the edge is ignored.
     pub patch_size: usize,
     /// Channels of the image.
     pub num_channels: usize,
@@ -39,7 +39,7 @@ pub struct Config {
     pub intermediate_size: usize,
     /// Transformer layers.
     pub num_hidden_layers: usize,
-    /// Heads of every layer.
+    /// Attention heads of every layer.
     pub num_attention_heads: usize,
     /// The activation of the feed-forward layers.
     pub hidden_act: Activation,
@@ -50,7 +50,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a `config.json`, CLIP's: `vision_config`, or `vision_config_dict` where old files have that.
+    /// Reads a CLIP `config.json`: its `vision_config`, or `vision_config_dict` in old files.
     ///
     /// # Errors
     /// [`ArchError::Config`] with the field that is malformed or not supported.
@@ -61,7 +61,7 @@ impl Config {
         fields.ignore(&["text_config", "text_config_dict", "logit_scale_init_value"]);
         let projection_dim = fields.count("projection_dim", 512, MAX_EXTENT)?;
         let vision = fields.optional("vision_config");
-        // transformers lets every field of the second, absent ones too, override the first.
+        // In transformers, `vision_config_dict` replaces `vision_config` as a whole.
         let vision = fields.optional("vision_config_dict").or(vision);
         fields.finish()?;
         Self::read(vision.unwrap_or(&json!({})), projection_dim).map_err(|error| match error {
@@ -101,7 +101,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The patches, and the class token before them.
+    /// The number of positions: the class token and the patches.
     fn positions(&self) -> usize {
         (self.image_size / self.patch_size).pow(2) + 1
     }
@@ -119,18 +119,22 @@ impl Config {
 
 /// Builds the checker.
 ///
-/// Inputs are `clip_input` (batch, num_channels, image_size, image_size), normalized as CLIP takes images;
-/// `images` (batch, height, width, 3) with height and width from `size`; and `adjustment` (1), which is added
-/// to the scores of the concepts that ask for special care. Outputs, all `fp32`, are `filtered_images`, which
-/// are `images`, or zeros where one is flagged; `has_nsfw_concepts` (batch, 1, 1, 1), 1 where it is; and
-/// `concept_scores` (batch, 17), of which one above 0 flags an image.
+/// Inputs:
+/// - `clip_input` (batch, num_channels, image_size, image_size), normalized for CLIP;
+/// - `images` (batch, height, width, 3) with height and width from `size`;
+/// - `adjustment` (1), which is added to the scores of the special-care concepts.
 ///
-/// Of `options`, `batch`, `dtype` and `opset` count. Scores are computed in `fp32` whatever the encoder is
-/// computed in: they are small differences that decide. Tensor names begin with `vision_model.vision_model.`,
-/// or `vision_model.` as transformers 5 writes them.
+/// Outputs, all `fp32`:
+/// - `filtered_images`: `images`, with zeros for flagged images;
+/// - `has_nsfw_concepts` (batch, 1, 1, 1): 1 for flagged images;
+/// - `concept_scores` (batch, 17): any score above 0 flags the image.
+///
+/// Uses `batch`, `dtype` and `opset` of `options`. Scores are always computed in `fp32`, because small
+/// differences decide. Tensor names begin with `vision_model.vision_model.`, or with `vision_model.` in files
+/// by transformers 5.
 ///
 /// # Errors
-/// A missing or misshapen tensor, or a size that can't be.
+/// A missing or misshapen tensor, or a size out of range.
 pub fn build(
     config: &Config,
     weights: &dyn Weights,
@@ -176,7 +180,7 @@ fn encode(net: &mut Net, config: &Config, pixels: ValueId) -> Result<ValueId, Ar
     let patches = net.transpose(flat, &[0, 2, 1], &format!("{id}_patches"))?;
     let class = net.weight(&format!("{embeddings}.class_embedding"), &[hidden])?;
     let class = net.add_weight(class.reshape([1, 1, hidden])?);
-    // For one image too: coremltools can't read back a weight that is given in a list.
+    // Needed for one image too: coremltools can't read back a weight inside a list argument.
     let class = net.op("tile").arg("x", class).arg("reps", [int(batch)?, 1, 1]);
     let class = class.named(&format!("{id}_classes")).add()?;
     let tokens = net.concat(&[class, patches], 1, &format!("{id}_tokens"))?;
@@ -230,7 +234,7 @@ fn scores(
     net.sum(concepts, care, io::CONCEPT_SCORES)
 }
 
-/// Rows divided by their lengths.
+/// Rows divided by their L2 norms.
 fn normalized(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let part = |part: &str| format!("{name}_{part}");
     let norm = net.op("reduce_l2_norm").arg("x", x).arg("axes", [1]).arg("keep_dims", true);
@@ -239,7 +243,7 @@ fn normalized(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchErro
     Ok(net.op("real_div").arg("x", x).arg("y", norm).named(name).add()?)
 }
 
-/// Whether any number of a row is above 0; (batch, 1), truth values.
+/// Whether any value of a row is above 0, as booleans (batch, 1).
 fn any_above_zero(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let part = |part: &str| format!("{name}_{part}");
     let above = net.op("greater").arg("x", x).arg("y", 0.0).named(&part("is_above")).add()?;

@@ -8,9 +8,9 @@ use super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, short};
 use super::layers::{Activation, Bias, Net, int};
 use super::{ArchError, GraphOptions, io};
 
-/// The causal mask is a square of this many tokens at most.
+/// The maximum number of tokens, which limits the size of the causal mask.
 const MAX_TOKENS: usize = 2048;
-/// What is added to the score of a later token; the same in `fp16`, and enough for its probability to be 0.
+/// The mask value of later tokens. It is exact in `fp16` and makes their probability 0.
 const MASKED: f64 = -1e4;
 
 /// The configuration of a CLIP text encoder.
@@ -24,7 +24,7 @@ pub struct Config {
     pub intermediate_size: usize,
     /// Transformer layers.
     pub num_hidden_layers: usize,
-    /// Heads of every layer.
+    /// Attention heads of every layer.
     pub num_attention_heads: usize,
     /// The longest sequence.
     pub max_position_embeddings: usize,
@@ -32,37 +32,37 @@ pub struct Config {
     pub hidden_act: Activation,
     /// The epsilon of every layer norm.
     pub layer_norm_eps: f64,
-    /// Where the pooled output is taken.
+    /// The token of the pooled output.
     pub pooling: Pooling,
     /// Channels of the projected pooled output, if the class has a projection.
     pub projection_dim: Option<usize>,
 }
 
-/// Which token's state is the pooled output.
+/// The token whose hidden state becomes the pooled output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// The one with the highest id, the first such: the rule of configurations whose `eos_token_id` is 2.
+    /// The first token with the highest id. Configurations with `eos_token_id` 2 use this rule.
     HighestId,
-    /// The first one with this id.
+    /// The first token with this id.
     First(i32),
 }
 
-/// What a text encoder's graph puts out.
+/// The outputs of a text encoder's graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outputs {
-    /// How many of the last layers the hidden states skip; 0 takes the last layer's.
+    /// Number of final layers that the hidden states skip; 0 selects the last layer.
     pub skipped_layers: usize,
-    /// Whether the hidden states pass the final layer norm. With it the output is named `last_hidden_state`,
-    /// without it `hidden_embeds`.
+    /// Whether the final layer norm applies to the hidden states. The output is `last_hidden_state` with the
+    /// norm and `hidden_embeds` without it.
     pub final_norm: bool,
-    /// Whether there is an output `pooled_outputs`. Without it, skipped layers are not built.
+    /// Whether the graph has the output `pooled_outputs`. Without it, skipped layers are not built.
     pub pooled: bool,
 }
 
 impl Outputs {
     /// Stable Diffusion 1 and 2: the last layer, normalized.
     pub const LAST: Outputs = Outputs { skipped_layers: 0, final_norm: true, pooled: true };
-    /// Stable Diffusion XL: the last layer but one, not normalized.
+    /// Stable Diffusion XL: the penultimate layer, not normalized.
     pub const PENULTIMATE: Outputs = Outputs { skipped_layers: 1, final_norm: false, pooled: true };
 
     /// The name of the output with the hidden states.
@@ -144,15 +144,16 @@ fn pooling(eos_token_id: Option<&Value>) -> Result<Pooling, ArchError> {
     }
 }
 
-/// Builds the encoder: `input_ids` (batch, tokens), `fp32` as Core ML takes them, to hidden states (batch,
-/// tokens, hidden_size) and, if asked for, `pooled_outputs` (batch, hidden_size or projection_dim), both
-/// `fp32`.
+/// Builds the encoder.
 ///
-/// Of `options`, `batch`, `tokens`, `dtype` and `opset` count. Tensor names may begin with `text_model.` or
-/// not.
+/// The input is `input_ids` (batch, tokens), `fp32` as in Core ML. The outputs are the hidden states (batch,
+/// tokens, hidden_size) and optionally `pooled_outputs` (batch, hidden_size or projection_dim), both `fp32`.
+///
+/// Uses `batch`, `tokens`, `dtype` and `opset` of `options`. The prefix `text_model.` of tensor names is
+/// optional.
 ///
 /// # Errors
-/// A missing or misshapen tensor, or options that the configuration does not fit.
+/// A missing or misshapen tensor, or options that don't fit the configuration.
 pub fn build(
     config: &Config,
     weights: &dyn Weights,
@@ -236,7 +237,7 @@ fn embed(
     net.sum(embedded, positions, &identifier(path))
 }
 
-/// 0 where a token may look, [`MASKED`] at the tokens after it; [1, 1, tokens, tokens].
+/// The causal mask [1, 1, tokens, tokens]: [`MASKED`] at later tokens, otherwise 0.
 fn causal_mask(net: &mut Net, tokens: usize) -> Result<ValueId, ArchError> {
     let mut mask = vec![0.0; tokens * tokens];
     for row in 0..tokens {
@@ -245,7 +246,7 @@ fn causal_mask(net: &mut Net, tokens: usize) -> Result<ValueId, ArchError> {
     net.floats(net.dtype(), &[1, 1, tokens, tokens], &mask)
 }
 
-/// The state of the end-of-text token, projected if the class does; (batch, channels).
+/// The end-of-text token's hidden state (batch, channels), projected if the class has a projection.
 fn pool(net: &mut Net, config: &Config, states: ValueId, ids: ValueId) -> Result<ValueId, ArchError> {
     let scores = match config.pooling {
         Pooling::HighestId => ids,

@@ -13,9 +13,9 @@ const NORM_EPSILON: f64 = 1e-6;
 /// The configuration of an autoencoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Channels of the image that is encoded.
+    /// Channels of the encoder's image.
     pub in_channels: usize,
-    /// Channels of the image that is decoded.
+    /// Channels of the decoder's image.
     pub out_channels: usize,
     /// Channels of the latent image.
     pub latent_channels: usize,
@@ -27,21 +27,21 @@ pub struct Config {
     pub norm_num_groups: usize,
     /// The activation of the residual blocks.
     pub act_fn: Activation,
-    /// Whether the middle blocks have attention.
+    /// Whether the mid blocks have attention.
     pub mid_block_add_attention: bool,
     /// Whether a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,
     /// Whether a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// What latents are multiplied by for the UNet: `(z - shift_factor) * scaling_factor`.
+    /// The factor of the UNet's latents: `(z - shift_factor) * scaling_factor`.
     pub scaling_factor: f64,
-    /// What is subtracted from latents before scaling.
+    /// The shift subtracted from latents before scaling.
     pub shift_factor: Option<f64>,
     /// The mean of each latent channel, for checkpoints that normalize by channel.
     pub latents_mean: Option<Vec<f64>>,
     /// The standard deviation of each latent channel.
     pub latents_std: Option<Vec<f64>>,
-    /// Whether half precision overflows in this autoencoder.
+    /// Whether this autoencoder overflows in `fp16`.
     pub force_upcast: bool,
 }
 
@@ -94,7 +94,7 @@ impl Config {
         Ok(config)
     }
 
-    /// How many image pixels one latent pixel stands for, along each side.
+    /// Image pixels per latent pixel, along each side.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
@@ -109,10 +109,12 @@ impl Config {
     }
 }
 
-/// Builds the decoder: `z` (batch, latent_channels, height, width), already divided by the scaling factor, to
-/// `image` (batch, out_channels, height * scale, width * scale), `fp32`, about -1 to 1.
+/// Builds the decoder.
 ///
-/// Of `options`, `batch`, `height`, `width`, `dtype` and `opset` count.
+/// The input is `z` (batch, latent_channels, height, width), already divided by the scaling factor. The
+/// output is `image` (batch, out_channels, height * scale, width * scale), `fp32`, about -1 to 1.
+///
+/// Uses `batch`, `height`, `width`, `dtype` and `opset` of `options`.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or sizes that are out of range.
@@ -148,10 +150,12 @@ pub fn build_decoder(
     net.finish(&[image])
 }
 
-/// Builds the encoder: `x` (batch, in_channels, height * scale, width * scale), -1 to 1, to `latent` (batch,
-/// 2 * latent_channels, height, width), `fp32`: the means, then the log variances.
+/// Builds the encoder.
 ///
-/// Of `options`, `batch`, `height` and `width` (of the latent), `dtype` and `opset` count.
+/// The input is `x` (batch, in_channels, height * scale, width * scale), -1 to 1. The output is `latent`
+/// (batch, 2 * latent_channels, height, width), `fp32`: the means, then the log variances.
+///
+/// Uses `batch`, `height` and `width` (of the latent), `dtype` and `opset` of `options`.
 ///
 /// # Errors
 /// A missing or misshapen tensor, or sizes that are out of range.
@@ -210,7 +214,7 @@ fn middle(net: &mut Net, config: &Config, path: &str, x: ValueId) -> Result<Valu
     residual(net, config, &format!("{path}.resnets.1"), x, channels)
 }
 
-/// Names of the attention's projections, and those of checkpoints from before diffusers 0.15.
+/// The names of the attention's projections, now and before diffusers 0.15.
 const PROJECTIONS: [[&str; 2]; 4] =
     [["to_q", "query"], ["to_k", "key"], ["to_v", "value"], ["to_out.0", "proj_attn"]];
 
@@ -236,7 +240,7 @@ fn attention(net: &mut Net, config: &Config, path: &str, x: ValueId) -> Result<V
     net.sum(image, x, &id)
 }
 
-/// The last norm, activation and convolution. The activation is SiLU whatever `act_fn` says, as in diffusers.
+/// The final norm, activation and convolution. As in diffusers, the activation is always SiLU, not `act_fn`.
 fn head(
     net: &mut Net,
     config: &Config,

@@ -1,4 +1,4 @@
-//! Why a model can't be used.
+//! Errors of loading a model.
 
 use thiserror::Error;
 
@@ -7,18 +7,18 @@ use crate::arch::ArchError;
 use crate::scheduler::SchedulerError;
 use crate::tokenizer::TokenizerError;
 
-/// Why a model can't be used.
+/// An error of loading a model.
 #[derive(Debug, Error)]
 pub enum ModelError {
     /// A file is absent or malformed.
     #[error(transparent)]
     File(FileError),
-    /// The model as a whole is of a kind that is not supported.
+    /// The kind of model is not supported.
     #[error("a model of class `{class}` can't be run: {what}")]
     Pipeline {
-        /// The pipeline's class, as `model_index.json` has it.
+        /// The pipeline's class in `model_index.json`.
         class: String,
-        /// What it has or lacks.
+        /// The reason.
         what: String,
     },
     /// A network can't be built.
@@ -26,7 +26,7 @@ pub enum ModelError {
     Network {
         /// The component's folder.
         component: String,
-        /// What does not fit.
+        /// The cause.
         source: ArchError,
     },
     /// Two components don't fit each other.
@@ -34,7 +34,7 @@ pub enum ModelError {
     Mismatch {
         /// The component's folder.
         component: String,
-        /// What does not fit.
+        /// The mismatch.
         what: String,
     },
     /// A tokenizer's files can't be used.
@@ -42,7 +42,7 @@ pub enum ModelError {
     Tokenizer {
         /// The component's folder.
         component: String,
-        /// Which file, and why.
+        /// The file and the cause.
         source: TokenizerError,
     },
     /// The scheduler's configuration can't be used.

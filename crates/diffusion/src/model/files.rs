@@ -1,4 +1,4 @@
-//! What a model directory must give.
+//! The interface to a model's files.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -7,16 +7,15 @@ use std::sync::Arc;
 use mixbit_mil::Weights;
 use serde_json::Value;
 
-/// Why a file of a model can't be used; the message names the file.
+/// An error of reading a model's file. The message names the file.
 pub type FileError = Box<dyn Error + Send + Sync>;
 
-/// A model in the diffusers layout, wherever it lies.
+/// A model in the diffusers layout, from any storage.
 pub trait ModelFiles {
     /// The pipeline's class, such as `StableDiffusionXLPipeline`.
     fn class(&self) -> &str;
 
-    /// The class of a component, such as `CLIPTextModel` for `text_encoder`; `None` if the model does not
-    /// have it.
+    /// The class of a component, such as `CLIPTextModel` for `text_encoder`; `None` if it is absent.
     fn component(&self, name: &str) -> Option<&str>;
 
     /// A value of `model_index.json` that is not a component.
@@ -25,32 +24,32 @@ pub trait ModelFiles {
     /// A JSON file of a component.
     ///
     /// # Errors
-    /// If it is absent or malformed.
+    /// The file is absent or malformed.
     fn json(&self, component: &str, file: &str) -> Result<Value, FileError>;
 
     /// A text file of a component, `None` if it is absent.
     ///
     /// # Errors
-    /// If it is there and can't be read.
+    /// The file exists but can't be read.
     fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError>;
 
     /// The weights of a component.
     ///
     /// # Errors
-    /// If they are absent or malformed.
+    /// The weights are absent or malformed.
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError>;
 
-    /// Names of a component's weights whose layers lose too much where products are computed in integers
-    /// ([`Precision::Int8`](crate::session::Precision::Int8)). None, if nobody measured that.
+    /// Names of a component's weights whose layers lose too much accuracy in integer arithmetic
+    /// ([`Precision::Int8`](crate::session::Precision::Int8)). Empty if no measurement is available.
     fn full_precision(&self, _component: &str) -> BTreeSet<String> {
         BTreeSet::new()
     }
 }
 
-/// A model's files with some of them changed: a layer over [`base`](Self::base), to which every method
-/// forwards that the layer does not write itself. A layer is [`ModelFiles`], too.
+/// A layer that overrides some of a model's files. Methods forward to [`base`](Self::base) by default. Every
+/// layer implements [`ModelFiles`].
 pub trait ModelFilesLayer {
-    /// The files below.
+    /// The underlying files.
     fn base(&self) -> &dyn ModelFiles;
 
     /// See [`ModelFiles::class`].
@@ -71,7 +70,7 @@ pub trait ModelFilesLayer {
     /// See [`ModelFiles::json`].
     ///
     /// # Errors
-    /// If the file is absent or malformed.
+    /// The file is absent or malformed.
     fn json(&self, component: &str, file: &str) -> Result<Value, FileError> {
         self.base().json(component, file)
     }
@@ -79,7 +78,7 @@ pub trait ModelFilesLayer {
     /// See [`ModelFiles::text`].
     ///
     /// # Errors
-    /// If the file is there and can't be read.
+    /// The file exists but can't be read.
     fn text(&self, component: &str, file: &str) -> Result<Option<String>, FileError> {
         self.base().text(component, file)
     }
@@ -87,7 +86,7 @@ pub trait ModelFilesLayer {
     /// See [`ModelFiles::weights`].
     ///
     /// # Errors
-    /// If the weights are absent or malformed.
+    /// The weights are absent or malformed.
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
         self.base().weights(component)
     }

@@ -1,4 +1,4 @@
-//! The scale of the UNet's latents and of the autoencoder's.
+//! The conversion between the UNet's and the autoencoder's latents.
 
 use crate::arch::vae;
 use crate::random::NoiseSource;
@@ -11,11 +11,11 @@ const LOG_VARIANCE: [f32; 2] = [-30.0, 20.0];
 pub struct LatentFormat {
     /// Channels.
     pub channels: usize,
-    /// Pixels along each side of one latent pixel.
+    /// Image pixels per latent pixel, along each side.
     pub scale: usize,
     factor: f64,
     shift: f64,
-    /// Mean and deviation of each channel, for models that have them.
+    /// Mean and standard deviation of each channel, for models that normalize by channel.
     moments: Option<Vec<[f64; 2]>>,
 }
 
@@ -35,13 +35,13 @@ impl LatentFormat {
         }
     }
 
-    /// A format that only scales.
+    /// A format with a scaling factor only.
     pub fn scaled(channels: usize, scale: usize, factor: f64) -> Self {
         LatentFormat { channels, scale, factor, shift: 0.0, moments: None }
     }
 
-    /// The UNet's latents (channels, height, width) for the encoder's output: the means, then the log
-    /// variances, of a normal distribution that `noise` is a sample of.
+    /// The UNet's latents (channels, height, width), sampled with `noise` from the encoder's output.
+    /// `moments` holds the means, then the log variances, of a normal distribution.
     pub fn from_encoder(&self, moments: &[f32], noise: &mut dyn NoiseSource) -> Vec<f32> {
         let (means, log_variances) = moments.split_at(moments.len() / 2);
         let mut sample = vec![0.0; means.len()];
@@ -56,7 +56,7 @@ impl LatentFormat {
         sample
     }
 
-    /// Mean and deviation of a channel.
+    /// Mean and standard deviation of a channel.
     fn moments(&self, channel: usize) -> [f64; 2] {
         self.moments.as_ref().map_or([0.0, 1.0], |moments| moments[channel])
     }

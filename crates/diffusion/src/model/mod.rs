@@ -1,8 +1,8 @@
-//! A whole model: text encoders, UNet, autoencoder and the rules that its files set.
+//! A complete model: text encoders, UNet, autoencoder and the settings in its files.
 //!
-//! [`DiffusionModel::from_files`] reads one in the diffusers layout. What distinguishes one family from
-//! another (the latent scale, which text layer, whether an absent negative prompt is zeros) is decided here
-//! once, from the model's own configuration; the [`session`](crate::session) only follows.
+//! [`DiffusionModel::from_files`] reads a model in the diffusers layout. All differences between families are
+//! resolved here from the model's configuration: the latent scale, the text encoder layer, and zeros for an
+//! absent negative prompt. The [`session`](crate::session) has no family-specific code.
 
 mod error;
 mod files;
@@ -24,17 +24,17 @@ use crate::arch::{self, ArchError, Config, GraphOptions, unet, vae};
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 
-/// The folders of text encoders and their tokenizers, in the order in which their states are joined.
+/// The folders of text encoders and their tokenizers, in the order that concatenates their hidden states.
 pub const TEXT_ENCODERS: [(&str, &str); 2] =
     [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
 
-/// The key of `model_index.json` under which a model says what mixbit should take when the user does not say.
+/// The key of `model_index.json` for the model's default settings.
 const DEFAULTS: &str = "_mixbit";
 
-/// A model that can be run. Weights are referred to, not read, and networks are shared by clones.
+/// A model that can be run. It refers to weights without reading them. Clones share the networks.
 #[derive(Clone, Debug)]
 pub struct DiffusionModel {
-    /// The text encoders, in the order in which their states are joined.
+    /// The text encoders, in the order that concatenates their hidden states.
     pub text_encoders: Vec<TextEncoder>,
     /// The denoising network: see [`unet::build`] for its inputs.
     pub unet: Unet,
@@ -42,9 +42,9 @@ pub struct DiffusionModel {
     pub autoencoder: Autoencoder,
     /// The model's own scheduler.
     pub scheduler: SchedulerConfig,
-    /// Whether the text states of an absent negative prompt are zeros, not those of an empty prompt.
+    /// Whether an absent negative prompt has zeros as its embeddings, not those of an empty prompt.
     pub zeros_for_absent_negative: bool,
-    /// What the model is best run with.
+    /// The model's recommended settings.
     pub defaults: Defaults,
 }
 
@@ -64,10 +64,10 @@ pub struct TextEncoder {
 pub struct Unet {
     /// The graph: see [`unet::build`].
     pub network: Network,
-    /// How many numbers `time_ids` has for each image, if the network takes them.
+    /// Length of `time_ids` per image, if the network takes them.
     pub time_ids: Option<usize>,
-    /// Whether the network is told the guidance scale (`timestep_cond`) and needs no second evaluation for
-    /// it.
+    /// Whether the network takes the guidance scale as an input (`timestep_cond`), so that guidance needs no
+    /// second evaluation.
     pub takes_guidance: bool,
 }
 
@@ -80,12 +80,12 @@ pub struct Autoencoder {
     pub decoder: Network,
     /// The relation of its latents to the UNet's.
     pub latent: LatentFormat,
-    /// Whether it needs `fp32` where the rest is run in `fp16`; diffusers heeds that for Stable Diffusion XL
-    /// only.
+    /// Whether it needs `fp32` when the other networks run in `fp16`. As in diffusers, only Stable Diffusion
+    /// XL sets it.
     pub force_upcast: bool,
 }
 
-/// What a model is best run with.
+/// A model's recommended settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {
     /// Width and height in pixels.
@@ -98,8 +98,8 @@ pub struct Defaults {
 
 type Build = dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync;
 
-/// One of a model's networks: a graph for any size. Clones are the same network, and equal; two networks that
-/// were made apart never are.
+/// One of a model's networks, which has a graph for every size. Clones are equal; separately created networks
+/// never are.
 #[derive(Clone)]
 pub struct Network(Arc<Definition>);
 
@@ -110,7 +110,7 @@ struct Definition {
 }
 
 impl Network {
-    /// A network that is built by a function; `component` is the folder that it comes from, for messages.
+    /// A network with the given build function. `component` is its folder, for messages.
     pub fn new(
         component: impl Into<String>,
         build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
@@ -118,7 +118,7 @@ impl Network {
         Network::with_full_precision(component, build, BTreeSet::new())
     }
 
-    /// A network in which the layers with weights of these names are not to be computed in integers.
+    /// A network whose layers with these weights must not use integer arithmetic.
     pub fn with_full_precision(
         component: impl Into<String>,
         build: impl Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync + 'static,
@@ -128,7 +128,7 @@ impl Network {
         Network(Arc::new(Definition { component: component.into(), build, full_precision: weights }))
     }
 
-    /// Another network: this one's graphs, changed by `change`.
+    /// A new network with this one's graphs, transformed by `change`.
     pub fn map(
         &self,
         change: impl Fn(Function) -> Result<Function, ArchError> + Send + Sync + 'static,
@@ -138,12 +138,12 @@ impl Network {
         Network::with_full_precision(self.component(), build, self.full_precision().clone())
     }
 
-    /// Names of weights whose layers are not to be computed in integers.
+    /// Names of weights whose layers must not use integer arithmetic.
     pub fn full_precision(&self) -> &BTreeSet<String> {
         &self.0.full_precision
     }
 
-    /// The folder that the network comes from.
+    /// The network's folder.
     pub fn component(&self) -> &str {
         &self.0.component
     }
@@ -151,7 +151,7 @@ impl Network {
     /// The graph for one size.
     ///
     /// # Errors
-    /// A missing or misshapen weight, or options that the network does not fit; with the component's name.
+    /// A missing or misshapen weight, or options that don't fit the network, with the component's name.
     pub fn graph(&self, options: &GraphOptions) -> Result<Function, ModelError> {
         (self.0.build)(options)
             .map_err(|source| ModelError::Network { component: self.component().to_string(), source })
@@ -159,7 +159,7 @@ impl Network {
 
     /// The name of the first weight of a graph that holds an infinity or a NaN.
     ///
-    /// Every weight is read: this is for saying why a result is not finite.
+    /// It reads every weight, to explain a result that is not finite.
     pub fn not_finite_weight(graph: &Function) -> Option<String> {
         graph.values().iter().find_map(|value| match &value.def {
             Def::Const(Constant::Weight(weight)) => {
@@ -188,7 +188,7 @@ impl fmt::Debug for Network {
 }
 
 impl DiffusionModel {
-    /// Reads a model in the diffusers layout: its configurations and tokenizers, and the names of its
+    /// Reads a model in the diffusers layout: its configurations, its tokenizers and the names of its
     /// weights.
     ///
     /// # Errors
@@ -250,7 +250,7 @@ impl DiffusionModel {
         })
     }
 
-    /// Whether a network is one of the model's.
+    /// Whether the model contains a network.
     pub fn has(&self, network: &Network) -> bool {
         let mut text_encoders = self.text_encoders.iter().map(|encoder| &encoder.network);
         text_encoders.any(|own| own == network)
@@ -287,7 +287,7 @@ fn autoencoder(
     }
 }
 
-/// The text encoders that the model has, and the channels of the last one's pooled output.
+/// The model's text encoders, and the channels of the last one's pooled output.
 fn text_encoders(
     files: &dyn ModelFiles,
     unet: &unet::Config,
@@ -350,11 +350,10 @@ fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, 
     files.weights(component).map_err(ModelError::File)
 }
 
-/// A component's configuration, read as its class asks.
+/// A component's configuration, read according to its class.
 ///
 /// # Errors
-/// An absent or malformed file, an unknown class, or a field that is not supported; with the component's
-/// name.
+/// An absent or malformed file, an unknown class, or an unsupported field, with the component's name.
 pub fn component_config(files: &dyn ModelFiles, component: &str) -> Result<Config, ModelError> {
     let network = |source| ModelError::Network { component: component.to_string(), source };
     let architecture = arch::lookup(files.component(component).unwrap_or_default()).map_err(network)?;
@@ -364,7 +363,7 @@ pub fn component_config(files: &dyn ModelFiles, component: &str) -> Result<Confi
 /// The channels of the last text encoder's pooled output; 0 if there is no text encoder.
 ///
 /// # Errors
-/// Those of [`component_config`], and a component that is no text encoder.
+/// Those of [`component_config`], and a component that is not a text encoder.
 pub fn pooled_channels(files: &dyn ModelFiles) -> Result<usize, ModelError> {
     let present = TEXT_ENCODERS.iter().rev().find(|(component, _)| files.component(component).is_some());
     let Some((component, _)) = present else { return Ok(0) };
@@ -407,8 +406,8 @@ fn defaults(
 }
 
 impl Defaults {
-    /// Steps for a model that does not say.
+    /// Steps if the model sets none.
     pub const STEPS: usize = 25;
-    /// The guidance scale for a model that does not say.
+    /// The guidance scale if the model sets none.
     pub const GUIDANCE_SCALE: f32 = 7.5;
 }

@@ -1,8 +1,8 @@
-//! Configurations: the published ones, and those of packages that Apple's converter made.
+//! Configurations of published networks and of packages by Apple's converter.
 
 use serde_json::{Value, json};
 
-/// Tiny networks that Apple's converter was run on.
+/// A tiny text encoder, one of the networks converted with Apple's converter.
 pub(super) fn text_encoder(act: &str, eos: u32, hidden: u32) -> Value {
     json!({
         "vocab_size": 1000, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 3,
@@ -29,7 +29,7 @@ pub(super) fn safety_checker() -> Value {
     })
 }
 
-/// The published one: CLIP ViT-L/14.
+/// The published safety checker: CLIP ViT-L/14.
 pub(super) fn published_safety_checker() -> Value {
     json!({
         "architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip", "projection_dim": 768,
@@ -57,7 +57,7 @@ pub(super) fn unet_sdxl() -> Value {
     })
 }
 
-/// A published network, and how many tensors and parameters PyTorch counts in it.
+/// A published network, with its numbers of tensors and parameters in PyTorch.
 pub(super) struct Published {
     pub(super) name: &'static str,
     pub(super) class: &'static str,

@@ -1,4 +1,4 @@
-//! Tests of the networks' structure. Numbers are tested in `tests/networks.rs`.
+//! Tests of the networks' structure. `tests/networks.rs` tests their results.
 
 mod configs;
 mod refusals;
@@ -26,7 +26,7 @@ impl Weights for Zeros {
     }
 }
 
-/// What a class is built for.
+/// The graph to build of a class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Part {
     Text(text_encoder::Outputs),
@@ -37,7 +37,7 @@ enum Part {
     SafetyChecker,
 }
 
-/// Builds and verifies the part of `class` that is asked for.
+/// Builds and verifies the given part of `class`.
 fn build(
     class: &str,
     part: Part,
@@ -67,13 +67,13 @@ fn tensors(class: &str, part: Part, config: &Value, options: &GraphOptions) -> B
     required_tensors(|weights| build(class, part, config, weights, options)).unwrap()
 }
 
-/// Builds a part over zeros of the shapes that it asks for.
+/// Builds a part over zeros of the required shapes.
 fn build_over_zeros(class: &str, part: Part, config: &Value, options: &GraphOptions) -> Function {
     let weights = Zeros(tensors(class, part, config, options));
     build(class, part, config, &weights, options).unwrap()
 }
 
-/// How often each op occurs.
+/// The number of occurrences of each op.
 fn histogram(function: &Function) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for op in function.ops() {

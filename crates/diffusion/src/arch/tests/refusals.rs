@@ -1,4 +1,4 @@
-//! What is refused, and how.
+//! Tests of rejected configurations, options and weights.
 
 use mixbit_testkit::Failures;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn bases() -> [Case; 5] {
     ]
 }
 
-/// Options at which the small networks are built fast.
+/// Options for a fast build of the small networks.
 fn small() -> GraphOptions {
     GraphOptions { height: 8, width: 8, tokens: 7, ..GraphOptions::default() }
 }
@@ -97,7 +97,7 @@ fn unsupported_values_are_refused_by_name() {
     assert!(error.contains("FluxTransformer2DModel") && error.contains("AutoencoderKL"), "{error}");
 }
 
-/// No value of any field makes reading or building panic, or take long.
+/// No field value makes reading or building panic or take long.
 #[test]
 fn hostile_configurations_do_no_harm() {
     let values = [
@@ -176,7 +176,7 @@ fn hostile_configurations_do_no_harm() {
     assert!(tried > 2000);
 }
 
-/// Every tensor is missed by its name, and told by its name if its shape is another.
+/// Errors name the tensor that is missing or has a wrong shape.
 #[test]
 fn missing_and_misshapen_tensors_are_named() {
     for (class, part, config) in bases() {

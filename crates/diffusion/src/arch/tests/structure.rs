@@ -1,4 +1,4 @@
-//! What graphs are made of.
+//! Tests of the graphs' ops, inputs, outputs and tensors.
 
 use mixbit_testkit::{Failures, Fixture};
 use serde_json::json;
@@ -21,7 +21,7 @@ fn f16(batch: usize, size: usize) -> GraphOptions {
     GraphOptions { batch, height: size, width: size, dtype: DType::F16, ..GraphOptions::default() }
 }
 
-/// Ops of the packages that Apple's converter (coremltools 9.0) made of the same configurations, and the
+/// The ops match the packages by Apple's converter (coremltools 9.0) for the same configurations, plus the
 /// casts that keep our sinusoids in fp32.
 #[test]
 fn ops_are_those_of_apples_packages() {
@@ -285,7 +285,7 @@ fn published_networks_have_their_published_sizes() {
     failures.finish();
 }
 
-/// The tensors that a build asks for are those that `save_pretrained` wrote, no more and no less.
+/// A build requires exactly the tensors that `save_pretrained` wrote.
 #[test]
 fn required_tensors_are_those_of_checkpoints() {
     let fixture = Fixture::open("models");

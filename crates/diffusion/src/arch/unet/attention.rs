@@ -11,10 +11,10 @@ use super::{Activation, Attention, Unet};
 const GROUP_EPSILON: f64 = 1e-6;
 /// The epsilon of the blocks' layer norms; diffusers has no field for it.
 const LAYER_EPSILON: f64 = 1e-5;
-/// How many times wider the feed-forward layers are.
+/// The ratio of the feed-forward layers' channels to the block's.
 const WIDENING: usize = 4;
 
-/// One attention: what looks, at what, with how many heads.
+/// The operands of one attention: the query, the states it attends to and the number of heads.
 struct Look {
     query: ValueId,
     states: ValueId,
@@ -22,7 +22,7 @@ struct Look {
 }
 
 impl Unet<'_> {
-    /// `depth` blocks over the pixels of an image (batch, channels, height, width), added to it.
+    /// `depth` transformer blocks over the pixels of an image (batch, channels, height, width), added to it.
     pub(super) fn transformer(
         &mut self,
         path: &str,
@@ -47,7 +47,7 @@ impl Unet<'_> {
         self.net.sum(image, x, &id)
     }
 
-    /// The layer into or out of a transformer.
+    /// The projection before or after a transformer's blocks.
     fn pass(&mut self, x: ValueId, path: &str) -> Result<ValueId, ArchError> {
         let channels = self.net.channels(x);
         match self.config.use_linear_projection {

@@ -7,37 +7,37 @@ use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, as_flag, as
 use super::super::layers::Activation;
 use super::super::text_encoder::Outputs;
 
-/// More levels than any image has halvings.
+/// Limit on the number of levels. No image can be halved that often.
 const MAX_LEVELS: usize = 16;
 
-/// The configuration of a `UNet2DConditionModel`, resolved to what each block is.
+/// The configuration of a `UNet2DConditionModel`, resolved per block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Height and width of the latent image that the model was trained on.
     pub sample_size: Option<[usize; 2]>,
-    /// Channels of `sample`: the latent's, and a mask's and a masked latent's for inpainting.
+    /// Channels of `sample`: the latent, plus the mask and the masked latent for inpainting.
     pub in_channels: usize,
     /// Channels of the prediction.
     pub out_channels: usize,
-    /// The blocks on the way down, finest first.
+    /// The down blocks, finest first.
     pub down: Vec<Stage>,
-    /// The block in the middle.
+    /// The mid block.
     pub middle: Middle,
-    /// The blocks on the way up, coarsest first.
+    /// The up blocks, coarsest first.
     pub up: Vec<Stage>,
     /// Channels of `encoder_hidden_states`, if any block attends to it.
     pub text_channels: Option<usize>,
-    /// Whether `encoder_hidden_states` passes a projection first, and to how many channels.
+    /// Output channels of the projection of `encoder_hidden_states`, if there is one.
     pub text_projection: Option<usize>,
-    /// Whether the sample is mapped from 0..1 to -1..1 first.
+    /// Whether the sample is first mapped from 0..1 to -1..1.
     pub center_input_sample: bool,
     /// The timestep's embedding.
     pub time: TimeEmbedding,
-    /// What `class_labels` is, for models that take it.
+    /// The kind of `class_labels`, for models that take it.
     pub class_labels: Option<ClassLabels>,
-    /// Whether the class embedding is joined to the time embedding, not added.
+    /// Whether the class embedding is concatenated to the time embedding instead of added.
     pub class_embeddings_concat: bool,
-    /// What else is added to the time embedding.
+    /// The additional embedding that is added to the time embedding.
     pub addition: Option<Addition>,
     /// Groups of every group norm.
     pub norm_num_groups: usize,
@@ -47,14 +47,13 @@ pub struct Config {
     pub act_fn: Activation,
     /// Whether the time embedding scales and shifts in the residual blocks.
     pub scale_shift: bool,
-    /// What the sums in the middle block are divided by.
+    /// The divisor of the residual sums in the mid block.
     pub mid_block_scale_factor: f64,
-    /// Rows and columns of zeros around an image that is halved; 0 puts them at the end only.
+    /// Zero padding of downsampling convolutions. 0 pads only the bottom and right edges.
     pub downsample_padding: usize,
-    /// Whether the layers into and out of each transformer are saved as linear layers, not as 1x1
-    /// convolutions.
+    /// Whether `proj_in` and `proj_out` of each transformer are linear layers instead of 1x1 convolutions.
     pub use_linear_projection: bool,
-    /// Whether attention scores overflow half precision.
+    /// Whether attention probabilities must be computed in `fp32` because the scores overflow `fp16`.
     pub upcast_attention: bool,
     /// The kernel size of the first convolution.
     pub conv_in_kernel: usize,
@@ -62,31 +61,31 @@ pub struct Config {
     pub conv_out_kernel: usize,
 }
 
-/// The blocks of one level, on the way down or up.
+/// A down block or an up block: the layers of one level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
-    /// Channels of its results.
+    /// Output channels.
     pub channels: usize,
     /// Residual blocks.
     pub layers: usize,
-    /// The attention after each residual block, if the level has it.
+    /// The attention after each residual block, if the level has attention.
     pub attention: Option<Attention>,
 }
 
 /// The transformers of one level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
-    /// Heads; they divide the level's channels.
+    /// Attention heads. Their number divides the level's channels.
     pub heads: usize,
     /// Transformer blocks after each residual block.
     pub depths: Vec<usize>,
-    /// Channels of the text that is attended to.
+    /// Channels of the prompt embeddings.
     pub cross_attention_dim: usize,
-    /// Whether the first attention of each block looks at the text too.
+    /// Whether the first attention of each block attends to the prompt embeddings, not to the image.
     pub only_cross_attention: bool,
 }
 
-/// What is between the way down and the way up.
+/// The mid block, between the down blocks and the up blocks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Middle {
     /// Nothing.
@@ -104,46 +103,46 @@ pub struct TimeEmbedding {
     pub sinusoid: usize,
     /// Channels of the embedding.
     pub channels: usize,
-    /// Whether the sinusoid's frequencies are the checkpoint's.
+    /// Whether the checkpoint provides the sinusoid's frequencies.
     pub fourier: bool,
     /// Whether cosines come before sines.
     pub flip_sin_to_cos: bool,
-    /// What is subtracted from half the channels to scale the frequencies that are not the checkpoint's.
+    /// The shift subtracted from half the channels in the frequency formula. Unused with `fourier`.
     pub freq_shift: f64,
-    /// An activation after the embedding's last layer.
+    /// The activation after the embedding's last layer.
     pub post_act: Option<Activation>,
-    /// An activation of the sum of all embeddings.
+    /// The activation of the sum of all embeddings.
     pub sum_act: Option<Activation>,
     /// Channels of `timestep_cond`, for models distilled with guidance (LCM).
     pub condition: Option<usize>,
 }
 
-/// What `class_labels` is.
+/// The kind of `class_labels`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassLabels {
-    /// The number of a class, or a noise level, one of this many.
+    /// A class number or noise level, below this count.
     Index(usize),
-    /// A number that is embedded as timesteps are.
+    /// A number, embedded in the same way as a timestep.
     Timestep,
-    /// A ready embedding.
+    /// An embedding, added unchanged.
     Identity,
-    /// A vector of this many channels, for two layers.
+    /// A vector with this number of channels, projected by two layers.
     Projection(usize),
-    /// A vector of this many channels, for one layer.
+    /// A vector with this number of channels, projected by one layer.
     SimpleProjection(usize),
 }
 
-/// What else is added to the time embedding.
+/// An additional embedding that is added to the time embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Addition {
-    /// The pooled text states, through attention with this many heads.
+    /// The prompt embeddings, pooled by attention.
     Text {
-        /// Heads of the pooling.
+        /// Heads of the pooling attention.
         heads: usize,
     },
     /// `text_embeds` and the sinusoids of `time_ids`: Stable Diffusion XL.
     TextTime {
-        /// Channels of the sinusoid of each of `time_ids`.
+        /// Channels of the sinusoid of each entry of `time_ids`.
         sinusoid: usize,
         /// Channels of `text_embeds` and all sinusoids together.
         channels: usize,
@@ -157,7 +156,7 @@ impl Config {
     /// [`ArchError::Config`] with the field that is malformed or not supported.
     pub fn from_json(config: &Value) -> Result<Self, ArchError> {
         let mut fields = Fields::of(config)?;
-        // The last four have an effect only in block types that are refused below.
+        // Except for `dropout`, these fields only affect block types that are rejected below.
         fields.ignore(&[
             "dropout",
             "resnet_skip_time_act",
@@ -209,22 +208,22 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the network is told the image's sizes (`time_ids`), as those of Stable Diffusion XL are.
+    /// Whether the UNet takes the image's sizes (`time_ids`), as in Stable Diffusion XL.
     pub fn takes_sizes(&self) -> bool {
         matches!(self.addition, Some(Addition::TextTime { .. }))
     }
 
-    /// What of its text encoders the network attends to: networks that take sizes are trained on the last
-    /// layer but one.
+    /// The outputs of the text encoders that the UNet attends to. Networks that take sizes are trained on the
+    /// penultimate layer.
     pub fn text_outputs(&self) -> Outputs {
         if self.takes_sizes() { Outputs::PENULTIMATE } else { Outputs::LAST }
     }
 
-    /// How many numbers `time_ids` has for each sample, if `text_embeds` has `text_embed_channels`; `None`
-    /// for models that don't take them.
+    /// Length of `time_ids` per sample if `text_embeds` has `text_embed_channels` channels. `None` for models
+    /// without `time_ids`.
     ///
     /// # Errors
-    /// [`ArchError::Config`] if no whole number fits.
+    /// [`ArchError::Config`] if the length is not a whole number above 0.
     pub fn time_id_count(&self, text_embed_channels: usize) -> Result<Option<usize>, ArchError> {
         let Some(Addition::TextTime { sinusoid, channels }) = self.addition else { return Ok(None) };
         let rest = channels.checked_sub(text_embed_channels).filter(|rest| rest.is_multiple_of(sinusoid));
@@ -255,7 +254,7 @@ impl Config {
 }
 
 impl Config {
-    /// Frequencies divide by half the channels less the shift.
+    /// Rejects a shift that makes the frequencies' divisor (half the channels minus the shift) zero or less.
     fn check_freq_shift(&self) -> Result<(), ArchError> {
         let narrowest = match self.addition {
             Some(Addition::TextTime { sinusoid, .. }) => sinusoid.min(self.time.sinusoid),
@@ -270,7 +269,7 @@ impl Config {
     }
 }
 
-/// The fields that have one entry for each level, in the order of the way down.
+/// The fields with one entry per level, finest first.
 struct Levels {
     channels: Vec<usize>,
     down_attends: Vec<bool>,
@@ -280,7 +279,7 @@ struct Levels {
     cross: Vec<usize>,
     only_cross: Vec<bool>,
     depths: Vec<Depth>,
-    /// The depths on the way up, coarsest first.
+    /// The depths of the up blocks, coarsest first.
     up_depths: Vec<Depth>,
 }
 
@@ -325,8 +324,7 @@ impl Levels {
         let down_attends = attends(fields, "down_block_types", &down_default, DOWN, count)?;
         let up_attends = attends(fields, "up_block_types", &up_default, UP, count)?;
         let extent = |name: &'static str, value: &Value| as_count(name, value, MAX_EXTENT);
-        // diffusers calls the number of heads `attention_head_dim`, and keeps the name for the sake of old
-        // files.
+        // diffusers calls the number of heads `attention_head_dim` for compatibility with old files.
         let head_field = match fields.optional("num_attention_heads") {
             Some(_) => "num_attention_heads",
             None => "attention_head_dim",
@@ -411,7 +409,7 @@ impl Levels {
     }
 }
 
-/// Which levels have attention, by their blocks' types.
+/// For each level, whether its block type has attention.
 fn attends<'v>(
     fields: &mut Fields<'v>,
     name: &'static str,
@@ -430,7 +428,7 @@ fn attends<'v>(
     fields.names(name, default, count)?.iter().map(read).collect()
 }
 
-/// The one number of text channels that all attention shares.
+/// The number of prompt embedding channels, which all attention layers must share.
 fn attended(down: &[Stage], middle: &Middle, up: &[Stage]) -> Result<Option<usize>, ArchError> {
     let stages = down.iter().chain(up).filter_map(|stage| stage.attention.as_ref());
     let middle = match middle {
@@ -449,7 +447,7 @@ fn attended(down: &[Stage], middle: &Middle, up: &[Stage]) -> Result<Option<usiz
     }
 }
 
-/// Channels of the text input, and of its projection.
+/// Channels of the prompt embeddings and of their projection.
 fn text(
     fields: &mut Fields,
     attended: Option<usize>,

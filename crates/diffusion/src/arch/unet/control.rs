@@ -1,4 +1,4 @@
-//! ControlNets: `ControlNetModel`, the way down of a UNet that also sees an image of edges, depth or poses.
+//! ControlNets: `ControlNetModel`, a UNet's down blocks and mid block with a control image as extra input.
 
 use mixbit_mil::{Function, ValueId, Weights, identifier};
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use super::super::layers::Conv;
 use super::super::{ArchError, GraphOptions, io};
 use super::{Activation, Unet};
 
-/// The sizes of the conditioning image on its way to that of the latents.
+/// Number of resolutions of the control image, from pixels to latents.
 const SIZES: usize = 4;
 /// Image pixels along each side of a latent pixel.
 const SCALE: usize = 1 << (SIZES - 1);
@@ -16,11 +16,11 @@ const SCALE: usize = 1 << (SIZES - 1);
 /// The configuration of a ControlNet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The way down; its way up is not used.
+    /// The UNet of the down blocks and the mid block. Its up blocks are not used.
     pub unet: super::Config,
-    /// Channels of the image that it is conditioned on.
+    /// Channels of the control image.
     pub conditioning_channels: usize,
-    /// Channels at each size of the image, finest first; each but the first halves it.
+    /// Channels at each resolution of the control image, finest first. Each is half the previous one.
     pub conditioning_embedding_out_channels: Vec<usize>,
 }
 
@@ -49,7 +49,7 @@ impl Config {
     }
 }
 
-/// The configuration of a UNet with the same way down.
+/// The configuration of a UNet with the same down blocks.
 fn way_down(config: &Value) -> Result<Value, ArchError> {
     const OWN: [&str; 5] = [
         "conditioning_channels",
@@ -77,12 +77,14 @@ pub(super) fn residual_name(index: usize) -> String {
     format!("additional_residual_{index}")
 }
 
-/// Builds the ControlNet: the inputs of the UNet and `controlnet_cond` (batch, conditioning_channels, 8
-/// height, 8 width), 0 to 1, to `additional_residual_0`..., `fp32`: one for each feature that the UNet's way
-/// down leaves for its way up, and one for its middle.
+/// Builds the ControlNet.
+///
+/// The inputs are the UNet's and `controlnet_cond` (batch, conditioning_channels, 8 height, 8 width), 0 to 1.
+/// The outputs are `additional_residual_0`..., `fp32`: one for each skip connection of the UNet and one for
+/// its mid block.
 ///
 /// # Errors
-/// A missing or misshapen tensor, or options that the configuration does not fit.
+/// A missing or misshapen tensor, or options that don't fit the configuration.
 pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> Result<Function, ArchError> {
     let (mut unet, sample) = Unet::begin(&config.unet, weights, options)?;
     let [height, width] = options.size(SCALE)?;
@@ -100,7 +102,7 @@ pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> 
 }
 
 impl Unet<'_> {
-    /// The image at the size of the latents, with the channels of the first level.
+    /// The control image's features at the size of the latents, with the channels of the first level.
     fn embed_image(&mut self, image: ValueId, channels: &[usize]) -> Result<ValueId, ArchError> {
         const PATH: &str = "controlnet_cond_embedding";
         let mut x = self.embed_layer(image, &format!("{PATH}.conv_in"), channels[0], 1)?;

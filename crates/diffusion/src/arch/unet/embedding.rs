@@ -1,4 +1,4 @@
-//! What the residual blocks are told besides the image: the timestep, and other conditions, as one vector.
+//! The time embedding: one vector for the timestep and the other conditions of the residual blocks.
 
 use mixbit_mil::{DType, ValueId, identifier};
 
@@ -10,7 +10,7 @@ use super::{Addition, ClassLabels, Config};
 /// The longest period of the sinusoids, in timesteps over 2π.
 const MAX_PERIOD: f64 = 10000.0;
 
-/// The sum of all embeddings, (batch, channels, 1, 1), before the activation that precedes each use.
+/// The sum of all embeddings (batch, channels, 1, 1), before the final activation with `act_fn`.
 pub(super) fn build(
     net: &mut Net,
     config: &Config,
@@ -54,7 +54,7 @@ pub(super) fn build(
     }
 }
 
-/// The text states as the attention sees them.
+/// The prompt embeddings, projected to the channels of the attention if the model has a projection.
 pub(super) fn project_text(
     net: &mut Net,
     config: &Config,
@@ -81,7 +81,7 @@ fn time_sinusoid(net: &mut Net, config: &Config, numbers: ValueId, id: &str) -> 
     sines(net, phase, time.flip_sin_to_cos, id)
 }
 
-/// Sines and cosines of numbers (n) at frequencies that fall from 1 to almost 1/10000: (n, channels).
+/// Sines and cosines (n, channels) of numbers (n), at frequencies that fall from 1 to about 1/10000.
 fn sinusoid(
     net: &mut Net,
     config: &Config,
@@ -95,8 +95,8 @@ fn sinusoid(
     sines(net, phase, config.time.flip_sin_to_cos, id)
 }
 
-/// Numbers (n) times frequencies (1, half), in `fp32` whatever the network computes in: at timestep 1000 a
-/// phase in `fp16` is off by up to a quarter of a radian.
+/// Numbers (n) times frequencies (1, half), always in `fp32`. At timestep 1000 a phase in `fp16` is off by up
+/// to a quarter of a radian.
 fn multiply(net: &mut Net, numbers: ValueId, table: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let numbers = match net.dtype() {
         DType::F32 => numbers,
@@ -107,8 +107,7 @@ fn multiply(net: &mut Net, numbers: ValueId, table: ValueId, name: &str) -> Resu
     Ok(net.op("mul").arg("x", numbers).arg("y", table).named(name).add()?)
 }
 
-/// Sines, then cosines, of phases (n, half), or the other way round, in the type that the network computes
-/// in.
+/// Sines, then cosines, of phases (n, half), in the compute type. `flip` puts the cosines first.
 fn sines(net: &mut Net, phase: ValueId, flip: bool, id: &str) -> Result<ValueId, ArchError> {
     let name = |part: &str| format!("{id}_{part}");
     let half = net.channels(phase);
@@ -130,7 +129,7 @@ fn sines(net: &mut Net, phase: ValueId, flip: bool, id: &str) -> Result<ValueId,
     }
 }
 
-/// `exp(-ln(10000) i / (half - shift))`, rounded where PyTorch rounds to `fp32`.
+/// `exp(-ln(10000) i / (half - shift))`, with PyTorch's roundings to `fp32`.
 fn frequencies(half: usize, shift: f64) -> Vec<f64> {
     let factor = -(MAX_PERIOD.ln()) as f32;
     let divisor = (half as f64 - shift) as f32;
@@ -143,7 +142,7 @@ fn column(net: &mut Net, x: ValueId, id: &str) -> Result<ValueId, ArchError> {
     Ok(net.op("expand_dims").arg("x", x).arg("axes", [-1]).named(&format!("{id}_image")).add()?)
 }
 
-/// `TimestepEmbedding`: two linear layers with an activation between.
+/// `TimestepEmbedding`: two linear layers with an activation between them.
 fn two_layers(
     net: &mut Net,
     path: &str,
@@ -226,7 +225,7 @@ fn text_time(
     two_layers(net, "add_embedding", x, config.time.channels, Activation::Silu)
 }
 
-/// `TextTimeEmbedding`: the text states, pooled by attention from their mean.
+/// `TextTimeEmbedding`: the prompt embeddings, pooled by attention with their mean as the query.
 fn pooled_text(
     net: &mut Net,
     config: &Config,

@@ -1,7 +1,8 @@
 //! The denoising UNet: `UNet2DConditionModel`.
 //!
-//! Images are (batch, channels, height, width), token sequences (batch, channels, 1, tokens), vectors (batch,
-//! channels, 1, 1): every linear layer is a 1x1 convolution, as in Apple's rewrite for the Neural Engine.
+//! Images are (batch, channels, height, width), token sequences (batch, channels, 1, tokens) and vectors
+//! (batch, channels, 1, 1). Every linear layer is a 1x1 convolution, as in Apple's rewrite for the Neural
+//! Engine.
 
 mod attention;
 mod config;
@@ -28,11 +29,11 @@ use super::{ArchError, GraphOptions, io};
 /// | `class_labels` | (batch) or (batch, channels) | class embeddings |
 /// | `additional_residual_0`... | as the residuals of [`control::build`] | `options.control_residuals` |
 ///
-/// Inputs are of `options.dtype`, class numbers `fp32`. The output `noise_pred` (batch, out_channels, height,
-/// width) is `fp32`. Sinusoids of timesteps are computed in `fp32` whatever the rest is computed in.
+/// Inputs have the type `options.dtype`, except class numbers, which are `fp32`. The output `noise_pred`
+/// (batch, out_channels, height, width) is `fp32`. Timestep sinusoids are always computed in `fp32`.
 ///
 /// # Errors
-/// A missing or misshapen tensor, or options that the configuration does not fit.
+/// A missing or misshapen tensor, or options that don't fit the configuration.
 pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> Result<Function, ArchError> {
     let (mut unet, sample) = Unet::begin(config, weights, options)?;
     let (mut x, mut skips) = unet.way_down(sample, None)?;
@@ -45,19 +46,19 @@ pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> 
     unet.net.finish(&[noise])
 }
 
-/// A UNet that is being built.
+/// A UNet under construction.
 struct Unet<'w> {
     net: Net<'w>,
     config: &'w Config,
     options: &'w GraphOptions,
     /// The sum of all embeddings, activated.
     time: ValueId,
-    /// The text states, projected.
+    /// The prompt embeddings, projected.
     text: Option<ValueId>,
 }
 
 impl<'w> Unet<'w> {
-    /// Adds the inputs and the embeddings, and gives the sample.
+    /// Adds the inputs and the embeddings. Returns the UNet and the sample.
     fn begin(
         config: &'w Config,
         weights: &'w dyn Weights,
@@ -81,8 +82,8 @@ impl<'w> Unet<'w> {
         Ok((Unet { net, config, options, time, text }, sample))
     }
 
-    /// From the sample to the coarsest level, and what it leaves for the way up. `hint` is added to the first
-    /// features.
+    /// The down blocks. Returns the coarsest features and the skip connections. `hint` is added after
+    /// `conv_in`.
     fn way_down(
         &mut self,
         sample: ValueId,
@@ -110,7 +111,7 @@ impl<'w> Unet<'w> {
         Ok((x, skips))
     }
 
-    /// Adds a ControlNet's residuals, which are inputs, to what the way down left and to the middle.
+    /// Adds a ControlNet's residuals, which are inputs, to the skip connections and the mid block's result.
     fn add_residuals(&mut self, skips: &mut [ValueId], middle: ValueId) -> Result<ValueId, ArchError> {
         let mut add = |index: usize, x: ValueId| {
             let name = control::residual_name(index);
@@ -124,7 +125,7 @@ impl<'w> Unet<'w> {
         add(skips.len(), middle)
     }
 
-    /// From the coarsest level to the predicted noise.
+    /// The up blocks, from the coarsest features to the predicted noise.
     fn way_up(&mut self, mut x: ValueId, mut skips: Vec<ValueId>) -> Result<ValueId, ArchError> {
         let config = self.config;
         let halvings = config.down.len() - 1;
@@ -164,7 +165,7 @@ impl<'w> Unet<'w> {
         Ok(self.net.op("sub").arg("x", doubled).arg("y", 1.0).named("sample_centered").add()?)
     }
 
-    /// A residual block, and the transformer after it if the level has one.
+    /// A residual block, followed by a transformer if the level has attention.
     fn layer(&mut self, path: &str, layer: usize, stage: &Stage, x: ValueId) -> Result<ValueId, ArchError> {
         let x = self.residual(&format!("{path}.resnets.{layer}"), x, stage.channels, 1.0)?;
         match &stage.attention {
