@@ -13,7 +13,7 @@ import weights
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = ROOT / "fixtures" / "pipelines"
 NETWORKS = ROOT / "fixtures" / "models"
-DEMO = ROOT / "models" / "demo"
+DEMO = ROOT / "crates" / "app" / "demo"
 ATTENTION = ["ORIGINAL", "SPLIT_EINSUM", "SPLIT_EINSUM_V2"]
 TARGETS = {"macOS13": 7, "macOS14": 8, "macOS15": 9}
 UNETS = ["--convert-unet"]
