@@ -109,6 +109,7 @@ impl Backend for Cpu {
             arithmetic: options.arithmetic,
             times: vec![StepTimes::default(); plan.steps.len()],
             constant_steps: plan.constant_steps(),
+            ready_outputs: plan.outputs_by_step(),
             holds_constants: false,
             declined,
             regions,
@@ -195,7 +196,9 @@ struct CpuRun {
     times: Vec<StepTimes>,
     /// The steps that depend on constant inputs alone.
     constant_steps: Vec<bool>,
-    /// Whether the arena holds their results for the inputs that it holds.
+    /// The positions of the outputs that are ready before the first step, and after each.
+    ready_outputs: Vec<Vec<usize>>,
+    /// True if the arena holds the results of these steps for the inputs that it holds.
     holds_constants: bool,
     declined: Vec<Declined>,
 }
@@ -235,6 +238,7 @@ impl Executable for CpuRun {
             arithmetic,
             times,
             constant_steps,
+            ready_outputs,
             holds_constants,
             ..
         } = self;
@@ -254,8 +258,7 @@ impl Executable for CpuRun {
             is_held &= is_same || !input.is_constant;
         }
         let start = Instant::now();
-        let ready = plan.outputs_by_step();
-        for &index in &ready[0] {
+        for &index in &ready_outputs[0] {
             output(index, copied(plan, index, regions, floats, ints)?);
         }
         for (index, step) in plan.steps.iter().enumerate() {
@@ -274,7 +277,7 @@ impl Executable for CpuRun {
                 }
                 times[index].add(begin.duration_since(start), begin.elapsed());
             }
-            for &index in &ready[index + 1] {
+            for &index in &ready_outputs[index + 1] {
                 output(index, copied(plan, index, regions, floats, ints)?);
             }
         }
