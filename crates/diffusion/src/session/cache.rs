@@ -204,21 +204,10 @@ impl NetworkCache {
         self.entries.retain(|entry| is_kept(&entry.planned.key.network));
     }
 
-    /// The time of all runs of a network, of whatever size, by kind of op, the longest first.
-    pub(super) fn profile(&self, network: &Network) -> Vec<Timing> {
-        let of_network = self.entries.iter().filter(|entry| entry.planned.key.network == *network);
-        sum(of_network.flat_map(Entry::profile), |first, second| first + second)
-    }
-
-    /// The time of all runs of some graphs by kind of op, the longest first.
-    pub(super) fn profile_of<'p>(
-        &self,
-        graphs: impl IntoIterator<Item = &'p Arc<PlannedNetwork>>,
-    ) -> Vec<Timing> {
-        let entry = |planned: &Arc<PlannedNetwork>| {
-            self.entries.iter().find(|entry| entry.planned.key == planned.key)
-        };
-        sum(graphs.into_iter().filter_map(entry).flat_map(Entry::profile), |first, second| first + second)
+    /// The time of all runs of the graphs that `is_counted` chooses, by kind of op, the longest first.
+    pub(super) fn profile(&self, is_counted: impl Fn(&NetworkKey) -> bool) -> Vec<Timing> {
+        let counted = self.entries.iter().filter(|entry| is_counted(&entry.planned.key));
+        sum(counted.flat_map(Entry::profile), |first, second| first + second)
     }
 
     /// The steps of a network's last run.

@@ -169,7 +169,7 @@ impl DecoderPlan {
 
     /// The time of all runs by kind of op, the longest first.
     pub(super) fn profile(&self, networks: &NetworkCache) -> Vec<Timing> {
-        networks.profile_of(self.networks())
+        networks.profile(|key| self.networks().any(|planned| planned.key == *key))
     }
 
     fn networks(&self) -> impl Iterator<Item = &Arc<PlannedNetwork>> {

@@ -269,7 +269,9 @@ impl Session {
     /// that each network comes from.
     pub fn profile(&self, role: Role) -> Vec<(String, Vec<Timing>)> {
         let networks = self.models.get(&role).map(|model| [&model.unet.network, &model.autoencoder.decoder]);
-        let timings = |network: &Network| (network.component().to_string(), self.networks.profile(network));
+        let timings = |network: &Network| {
+            (network.component().to_string(), self.networks.profile(|key| key.network == *network))
+        };
         networks.into_iter().flatten().map(timings).collect()
     }
 

@@ -179,7 +179,7 @@ impl PipelineStage {
     /// The time of all runs by kind of op, the longest first.
     pub fn profile(&self, session: &Session) -> Vec<Timing> {
         match &self.work {
-            Work::Network { planned, .. } => session.networks.profile_of([planned]),
+            Work::Network { planned, .. } => session.networks.profile(|key| *key == planned.key),
             Work::Decoder { plan, .. } => plan.profile(&session.networks),
         }
     }
