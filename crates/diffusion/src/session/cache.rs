@@ -158,7 +158,7 @@ impl NetworkCache {
     /// Unloads the networks that were used least recently, until the budget has room for another: for its
     /// intermediate results and, if it is to run often, for a packed copy of its weights.
     fn make_room(&mut self, planned: &Arc<PlannedNetwork>) {
-        if self.budget.used() == 0 {
+        if self.budget.is_unlimited() || self.budget.used() == 0 {
             return;
         }
         // Packed weights take at most a quarter of a budget.

@@ -51,7 +51,8 @@ pub(super) struct DecoderPlans(Vec<Arc<DecoderPlan>>);
 const MOST_PLANS: usize = 8;
 
 impl DecoderPlans {
-    /// Plans the decoder of a request, for `images` images.
+    /// Plans the decoder of a request, for `images` images. Also returns the bytes that a run takes for
+    /// intermediate results.
     ///
     /// # Errors
     /// If it can't be run, or needs more memory than there is.
@@ -62,7 +63,7 @@ impl DecoderPlans {
         placement: &Placement,
         networks: &mut NetworkCache,
         images: usize,
-    ) -> Result<Arc<DecoderPlan>, GenerateError> {
+    ) -> Result<(Arc<DecoderPlan>, usize), GenerateError> {
         let key = decoder_key(model, request, placement);
         let known = |plan: &Arc<DecoderPlan>| plan.key == key && plan.tiling == request.tiling;
         let plan = match self.0.iter().position(known) {
@@ -73,8 +74,8 @@ impl DecoderPlans {
             self.0.remove(0);
         }
         self.0.push(plan.clone());
-        plan.check_memory(networks)?;
-        Ok(plan)
+        let bytes = plan.arena_bytes(networks)?;
+        Ok((plan, bytes))
     }
 
     /// Forgets the plans of networks that `is_kept` does not keep.
@@ -104,16 +105,15 @@ impl DecoderPlan {
         Ok(DecoderPlan { key, tiling, stages: Stages::Whole(whole) })
     }
 
-    /// Fails if a run needs more memory than there is.
-    fn check_memory(&self, networks: &mut NetworkCache) -> Result<(), GenerateError> {
-        self.networks().try_for_each(|planned| {
-            networks.arena_bytes(planned).map(|_| ()).map_err(|error| planned.error(error))
-        })
-    }
-
     /// Bytes for intermediate results: the most that one of its networks takes.
-    pub(super) fn arena_bytes(&self) -> usize {
-        self.networks().filter_map(|planned| planned.arena_bytes().ok()).max().unwrap_or(0)
+    ///
+    /// # Errors
+    /// If a run needs more memory than there is.
+    fn arena_bytes(&self, networks: &mut NetworkCache) -> Result<usize, GenerateError> {
+        self.networks().try_fold(0, |most, planned| {
+            let bytes = networks.arena_bytes(planned).map_err(|error| planned.error(error))?;
+            Ok(most.max(bytes))
+        })
     }
 
     /// The precision that it is computed in.

@@ -192,7 +192,7 @@ impl Session {
         let key = unet_key(&model, request, samples, tokens, &self.placement);
         let evaluations = scheduler.timesteps().len() * self.planned_images;
         let unet = self.networks.plan(key, evaluations)?;
-        let decoder = self.decoder_plan(&model, request, self.planned_images)?;
+        let (decoder, decoder_bytes) = self.decoder_plan(&model, request, self.planned_images)?;
         let count = request.latent_shape(&model).iter().product();
         let latents = start::sample(request, encoded.as_deref(), &*scheduler, first, count, noise)?;
         let parts = run::Parts {
@@ -208,7 +208,7 @@ impl Session {
         };
         let run = Run::new(parts)?;
         // Packed weights leave room for the decoder, unless the UNet alone needs that memory.
-        let room = self.networks.budget().reserve(decoder.arena_bytes() as u64);
+        let room = self.networks.budget().reserve(decoder_bytes as u64);
         let loaded = self.networks.load(&unet, on);
         drop(room);
         match loaded {
@@ -280,7 +280,7 @@ impl Session {
         model: &DiffusionModel,
         request: &Request,
         images: usize,
-    ) -> Result<Arc<DecoderPlan>, GenerateError> {
+    ) -> Result<(Arc<DecoderPlan>, usize), GenerateError> {
         // Memory of suspended networks counts as free.
         self.networks.suspend();
         self.decoders.plan(model, request, &self.placement, &mut self.networks, images)

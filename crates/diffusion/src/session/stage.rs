@@ -63,7 +63,7 @@ impl Session {
         if components.contains(&Component::Decoder) {
             let shape = request.latent_shape(&model);
             let latents = normals(noise, shape.iter().product());
-            let plan = self.decoder_plan(&model, request, runs)?;
+            let (plan, _) = self.decoder_plan(&model, request, runs)?;
             let precision = plan.precision();
             stages.push(PipelineStage {
                 component: Component::Decoder,
