@@ -7,6 +7,7 @@ use mixbit_engine::{Cancel, Error, MemoryBudget, Model, Tensor, Timing, TracedSt
 use super::error::GenerateError;
 use super::event::{Event, OnEvent};
 use super::network::{NetworkKey, PlannedNetwork};
+use super::recent::Recent;
 use crate::model::Network;
 
 /// The most graphs that are kept.
@@ -17,8 +18,7 @@ const MOST_NETWORKS: usize = 32;
 /// *Invariant:* one network is at work at a time. The others are suspended: they hold no memory for
 /// intermediate results and no pages of mapped weights, but keep packed weights.
 pub(super) struct NetworkCache {
-    /// The least recently used first.
-    entries: Vec<Entry>,
+    entries: Recent<Entry>,
     budget: MemoryBudget,
     /// Whether a network is unloaded, not suspended, when another is at work.
     unloads_others: bool,
@@ -38,7 +38,7 @@ struct Entry {
 
 impl NetworkCache {
     pub(super) fn new(budget: MemoryBudget, unloads_others: bool) -> Self {
-        NetworkCache { entries: Vec::new(), budget, unloads_others, compilations: 0 }
+        NetworkCache { entries: Recent::new(MOST_NETWORKS), budget, unloads_others, compilations: 0 }
     }
 
     /// How many networks were compiled so far.
@@ -111,8 +111,7 @@ impl NetworkCache {
         planned: &Arc<PlannedNetwork>,
         on: &mut OnEvent,
     ) -> Result<&mut Entry, GenerateError> {
-        let index = self.latest(planned);
-        if self.entries[index].model.is_none() {
+        if self.entry(planned).model.is_none() {
             on(Event::Compiling(planned.component()));
             self.make_room(planned);
             let model = loop {
@@ -122,23 +121,14 @@ impl NetworkCache {
                 }
             };
             self.compilations += 1;
-            self.entries[index].model = Some(model);
+            self.entry(planned).model = Some(model);
         }
-        Ok(&mut self.entries[index])
+        Ok(self.entry(planned))
     }
 
-    /// Makes a network's entry the last, and gives its index.
-    fn latest(&mut self, planned: &Arc<PlannedNetwork>) -> usize {
-        let known = self.entries.iter().position(|entry| entry.planned.key == planned.key);
-        let entry = match known {
-            Some(index) => self.entries.remove(index),
-            None => Entry::new(planned.clone()),
-        };
-        if self.entries.len() == MOST_NETWORKS {
-            self.entries.remove(0);
-        }
-        self.entries.push(entry);
-        self.entries.len() - 1
+    /// A network's entry, the most recently used from now on.
+    fn entry(&mut self, planned: &Arc<PlannedNetwork>) -> &mut Entry {
+        self.entries.find_or_push(|entry| entry.planned.key == planned.key, || Entry::new(planned.clone()))
     }
 
     /// Bytes that a run of a network takes for intermediate results. If they are more than is left, others

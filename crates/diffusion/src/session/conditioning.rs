@@ -10,6 +10,7 @@ use super::event::{Event, OnEvent};
 use super::guidance;
 use super::network::{NetworkKey, PlannedNetwork, Section, tensor};
 use super::placement::{Component, Placement};
+use super::recent::Recent;
 use super::request::Request;
 use super::text::DroppedWords;
 use crate::arch::{GraphOptions, io};
@@ -34,31 +35,26 @@ struct Encoded {
     dropped: Option<String>,
 }
 
-/// The prompts that a session has encoded, the least recently used first.
-#[derive(Default)]
-pub(super) struct PromptCache {
-    entries: Vec<(NetworkKey, String, Arc<Encoded>)>,
-}
+/// The prompts that a session has encoded.
+pub(super) struct PromptCache(Recent<(NetworkKey, String, Arc<Encoded>)>);
 
 impl PromptCache {
+    pub(super) fn new() -> Self {
+        PromptCache(Recent::new(MOST_PROMPTS))
+    }
+
     fn get(&mut self, key: &NetworkKey, prompt: &str) -> Option<Arc<Encoded>> {
-        let index = self.entries.iter().position(|(known, text, _)| known == key && text == prompt)?;
-        let entry = self.entries.remove(index);
-        let encoded = entry.2.clone();
-        self.entries.push(entry);
-        Some(encoded)
+        let entry = self.0.find(|(known, text, _)| known == key && text == prompt);
+        entry.map(|(_, _, encoded)| encoded.clone())
     }
 
     fn insert(&mut self, key: NetworkKey, prompt: &str, encoded: Arc<Encoded>) {
-        if self.entries.len() == MOST_PROMPTS {
-            self.entries.remove(0);
-        }
-        self.entries.push((key, prompt.to_string(), encoded));
+        self.0.push((key, prompt.to_string(), encoded));
     }
 
     /// Forgets the prompts of networks that `is_kept` does not keep.
     pub(super) fn retain(&mut self, is_kept: impl Fn(&crate::model::Network) -> bool) {
-        self.entries.retain(|(key, _, _)| is_kept(&key.network));
+        self.0.retain(|(key, _, _)| is_kept(&key.network));
     }
 }
 

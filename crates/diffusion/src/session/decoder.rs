@@ -12,6 +12,7 @@ use super::event::OnEvent;
 use super::network::{NetworkKey, PlannedNetwork, Section, tensor};
 use super::placement::{Component, Placement};
 use super::precision::Precision;
+use super::recent::Recent;
 use super::request::Request;
 use super::tiles::{Grid, Mosaic, Tiling, crop};
 use crate::arch::{GraphOptions, io};
@@ -43,14 +44,17 @@ struct Tiled {
     grid: Grid,
 }
 
-/// The decoders that a session has planned, the least recently used first.
-#[derive(Default)]
-pub(super) struct DecoderPlans(Vec<Arc<DecoderPlan>>);
+/// The decoders that a session has planned.
+pub(super) struct DecoderPlans(Recent<Arc<DecoderPlan>>);
 
 /// The most plans that are kept.
 const MOST_PLANS: usize = 8;
 
 impl DecoderPlans {
+    pub(super) fn new() -> Self {
+        DecoderPlans(Recent::new(MOST_PLANS))
+    }
+
     /// Plans the decoder of a request, for `images` images. Also returns the bytes that a run takes for
     /// intermediate results.
     ///
@@ -66,14 +70,14 @@ impl DecoderPlans {
     ) -> Result<(Arc<DecoderPlan>, usize), GenerateError> {
         let key = decoder_key(model, request, placement);
         let known = |plan: &Arc<DecoderPlan>| plan.key == key && plan.tiling == request.tiling;
-        let plan = match self.0.iter().position(known) {
-            Some(index) => self.0.remove(index),
-            None => Arc::new(DecoderPlan::new(key, request.tiling, networks, images)?),
+        let plan = match self.0.find(known) {
+            Some(plan) => plan.clone(),
+            None => {
+                let plan = Arc::new(DecoderPlan::new(key, request.tiling, networks, images)?);
+                self.0.push(plan.clone());
+                plan
+            }
         };
-        if self.0.len() == MOST_PLANS {
-            self.0.remove(0);
-        }
-        self.0.push(plan.clone());
         let bytes = plan.arena_bytes(networks)?;
         Ok((plan, bytes))
     }

@@ -39,6 +39,7 @@ mod image;
 mod network;
 mod placement;
 mod precision;
+mod recent;
 mod request;
 mod role;
 mod run;
@@ -121,8 +122,8 @@ impl Session {
             placement: placement.into(),
             planned_images: options.planned_images.max(1),
             networks: NetworkCache::new(options.budget, options.reduce_memory),
-            prompts: PromptCache::default(),
-            decoders: DecoderPlans::default(),
+            prompts: PromptCache::new(),
+            decoders: DecoderPlans::new(),
         }
     }
 
