@@ -33,11 +33,13 @@ impl Kind for mixbit_formats::Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Read { cause, .. } | Self::Write { cause, .. } => match cause.kind() {
-                std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-                std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
-                _ => ErrorKind::Io,
-            },
+            Self::Read { cause, .. } | Self::Write { cause, .. } | Self::Make { cause, .. } => {
+                match cause.kind() {
+                    std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+                    std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+                    _ => ErrorKind::Io,
+                }
+            }
             _ => ErrorKind::Invalid,
         }
     }

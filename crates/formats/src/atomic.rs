@@ -32,6 +32,17 @@ pub fn write_atomically<T>(
     replace(path, write).map_err(|cause| Error::of_write(path, cause))
 }
 
+/// Makes a directory with its parents, unless it is there. The empty path is the current directory.
+///
+/// # Errors
+/// [`Error::Make`].
+pub fn make_directory(path: &Path) -> Result<(), Error> {
+    if path.as_os_str().is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(|cause| Error::Make { path: path.to_path_buf(), cause })
+}
+
 fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {
     // A link is followed if its target exists. A dangling one is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());

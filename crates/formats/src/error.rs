@@ -29,6 +29,14 @@ pub enum Error {
         /// The reason.
         cause: io::Error,
     },
+    /// The operating system refused to make a directory.
+    #[error("can't make the directory {}: {cause}", path.display())]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        cause: io::Error,
+    },
     /// The progress receiver stopped the writing.
     #[error("stopped while writing {}, which is unchanged", path.display())]
     Stopped {

@@ -44,7 +44,7 @@ pub mod safetensors;
 mod sha256;
 mod shown;
 
-pub use atomic::write_atomically;
+pub use atomic::{make_directory, write_atomically};
 pub use checkpoint::Checkpoint;
 pub use diffusers::Diffusers;
 pub use error::Error;

@@ -6,15 +6,14 @@
 mod weights;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mixbit_diffusion::arch::{ARCHITECTURES, ArchError, Architecture, Config};
 use mixbit_diffusion::family::CLIP_VOCABULARY;
-use mixbit_formats::Diffusers;
 use mixbit_formats::diffusers::Component;
 use mixbit_formats::safetensors::{self, TensorSpec};
+use mixbit_formats::{Diffusers, make_directory};
 use mixbit_mil::{Bytes, DType, Progress, Tally, TensorType, Unit};
 
 use thiserror::Error;
@@ -45,15 +44,7 @@ pub enum SyntheticError {
         /// The component's class.
         class: String,
     },
-    /// A directory that can't be made.
-    #[error("can't make the directory {}: {cause}", path.display())]
-    Make {
-        /// The directory.
-        path: PathBuf,
-        /// The system's reason.
-        cause: std::io::Error,
-    },
-    /// A file that is malformed or can't be written.
+    /// A file that is malformed or can't be written, or a directory that can't be made.
     #[error(transparent)]
     Format(#[from] mixbit_formats::Error),
 }
@@ -257,8 +248,7 @@ fn weights_file(component: &Component) -> Result<&'static str, SyntheticError> {
 }
 
 fn make_folder(path: &Path) -> Result<(), SyntheticError> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(|cause| SyntheticError::Make { path: folder.to_path_buf(), cause })
+    Ok(make_directory(path.parent().unwrap_or(path))?)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), SyntheticError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mixbit_compress::Layer;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_formats::{coreml, write_atomically};
+use mixbit_formats::{coreml, make_directory, write_atomically};
 use thiserror::Error;
 
 use super::{PalettizeError, model_layers};
@@ -64,15 +64,7 @@ pub enum TargetError {
     /// A directory that can't be read.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A directory that can't be made.
-    #[error("can't make the directory {}: {cause}", path.display())]
-    Make {
-        /// The directory.
-        path: PathBuf,
-        /// The system's reason.
-        cause: std::io::Error,
-    },
-    /// A file that can't be read or written.
+    /// A file that can't be read or written, or a directory that can't be made.
     #[error(transparent)]
     Format(#[from] mixbit_formats::Error),
 }
@@ -163,11 +155,4 @@ fn is_asked(path: &Path, parts: &[&str]) -> bool {
 
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
-}
-
-fn make_directory(path: &Path) -> Result<(), TargetError> {
-    if path.as_os_str().is_empty() {
-        return Ok(());
-    }
-    fs::create_dir_all(path).map_err(|cause| TargetError::Make { path: path.to_path_buf(), cause })
 }
