@@ -11,7 +11,7 @@ use mixbit_engine::{Backend, Cancel, Error, Executable, Model, Options, Referenc
 use mixbit_mil::Function;
 use mixbit_op_suite::{Exceptions, run};
 
-/// How often each op ran.
+/// The number of runs of each op.
 type Counts = Arc<Mutex<BTreeMap<&'static str, u64>>>;
 
 /// Runs functions on the reference and counts their ops.

@@ -122,7 +122,8 @@ def torch_step(network, inputs, options):
 
 
 def openvino_step(network, inputs, options):
-    """One step of the converted module, a function that reads its result, and the library's version with the precision."""
+    """One step of the converted module, a function that reads its result, and the library's version with the
+    precision."""
     import openvino
 
     torch.set_num_threads(options.threads)

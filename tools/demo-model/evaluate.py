@@ -198,7 +198,8 @@ def main() -> None:
     parser.add_argument("model", type=pathlib.Path, nargs="?", help="an exported pipeline")
     parser.add_argument("--truth", action="store_true")
     parser.add_argument("--vae", type=pathlib.Path)
-    parser.add_argument("--captions", type=pathlib.Path, default=pathlib.Path(__file__).parents[2] / "crates/app/demo/heldout.json")
+    captions = pathlib.Path(__file__).parents[2] / "crates/app/demo/heldout.json"
+    parser.add_argument("--captions", type=pathlib.Path, default=captions)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--limit", type=int)

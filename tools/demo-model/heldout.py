@@ -1,4 +1,5 @@
-"""Writes heldout.json: 100 captions of compositions that training never saw, with the objects that the pictures must show."""
+"""Writes heldout.json: 100 captions of compositions that training never saw, with the objects that the pictures
+must show."""
 
 from __future__ import annotations
 

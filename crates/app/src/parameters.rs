@@ -111,7 +111,7 @@ fn value(text: &str) -> (String, &str) {
     (value.trim().to_string(), rest)
 }
 
-/// Whether a text can be a setting's name: it begins with a letter or digit, and letters, digits, spaces and
+/// True if a text can be a setting's name: it begins with a letter or digit, and letters, digits, spaces and
 /// `_-/` follow.
 fn is_name(text: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';

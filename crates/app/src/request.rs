@@ -54,7 +54,7 @@ pub struct DrawRequest {
     /// The name of the precision; `f32` if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
-    /// Whether the image is decoded in tiles; decided by its size if it is absent.
+    /// Decodes the image in tiles, or whole; the image's size decides if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tiled_decode: Option<bool>,
     /// The seed of the noise.

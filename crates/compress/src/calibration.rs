@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Calibration {
     /// The mean square of each input channel (axis 1 of the weight). Errors count in proportion to it.
     pub mean_square: Vec<f32>,
-    /// How the channels vary together, for methods that compensate errors.
+    /// The Gram matrix, for methods that compensate errors.
     pub gram: Option<Gram>,
 }
 
@@ -55,7 +55,7 @@ pub enum Needs {
 }
 
 impl Needs {
-    /// Whether a calibration has all that is needed.
+    /// True if a calibration has all that is needed.
     pub fn are_met_by(self, calibration: Option<&Calibration>) -> bool {
         match self {
             Needs::Nothing => true,

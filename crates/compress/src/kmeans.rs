@@ -201,7 +201,7 @@ struct Sums {
     weight: Vec<f64>,
     first: Vec<f64>,
     second: Vec<f64>,
-    /// Whether a run's error is that of its best f16 entry rather than of its mean.
+    /// True if a run's error is that of its best f16 entry rather than of its mean.
     rounds: bool,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{Calibration, Layer, Scheme};
 
-/// How one layer is stored.
+/// The storage of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerPlan {
     /// The method and its width.
@@ -19,7 +19,7 @@ impl From<Scheme> for LayerPlan {
     }
 }
 
-/// How the layers of a network are stored, by [name](Layer::name). Layers without an entry stay unchanged.
+/// The storage of a network's layers, by [name](Layer::name). Layers without an entry stay unchanged.
 pub type Plan = BTreeMap<String, LayerPlan>;
 
 /// A plan with one scheme for every layer of more than `min_size` weights.

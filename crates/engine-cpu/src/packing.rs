@@ -29,7 +29,7 @@ impl Packing {
         if Self::pays(planned_runs) { Packing::Within(budget.clone()) } else { Packing::EveryRun }
     }
 
-    /// Whether a model runs often enough to keep weights packed.
+    /// True if a model runs often enough to keep weights packed.
     pub(crate) fn pays(planned_runs: usize) -> bool {
         planned_runs > FEW_RUNS
     }

@@ -105,7 +105,7 @@ pub(crate) struct Io<'a> {
 /// The place of an input.
 pub(super) struct Input {
     pub(super) buffer: usize,
-    /// Whether it is one of [`Options::constant_inputs`].
+    /// True if it is one of [`Options::constant_inputs`].
     pub(super) is_constant: bool,
 }
 
@@ -471,7 +471,7 @@ impl<'f> PlanBuilder<'f> {
         Ok(())
     }
 
-    /// Whether values were made by [`step_of_one_buffer`](Self::step_of_one_buffer).
+    /// True if values were made by [`step_of_one_buffer`](Self::step_of_one_buffer).
     pub(crate) fn are_joint(&self, values: &[ValueId; 3]) -> bool {
         self.joint.contains(values)
     }

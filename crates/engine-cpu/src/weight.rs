@@ -15,7 +15,7 @@ use crate::packing::{PACK_UP_TO_ROWS, Packing};
 /// Compressed constants of fewer elements are held decoded.
 const DECODED_BELOW: usize = 2048;
 
-/// Whether a constant is decoded whenever it is used, because a dense copy of it is too large to hold.
+/// True if a constant is decoded whenever it is used, because a dense copy of it is too large to hold.
 pub(super) fn stays_compressed(weight: &WeightRef) -> bool {
     weight.is_compressed() && weight.ty().dtype.is_float() && weight.ty().count() >= DECODED_BELOW
 }
@@ -91,7 +91,7 @@ impl Weight {
         }
     }
 
-    /// Whether the weight is compressed.
+    /// True if the weight is compressed.
     fn is_compressed(&self) -> bool {
         matches!(self, Weight::Encoded(_) | Weight::Deferred(_))
     }

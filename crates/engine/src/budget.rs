@@ -30,7 +30,7 @@ impl MemoryBudget {
         Self::new(u64::MAX)
     }
 
-    /// Whether the budget has no limit.
+    /// True if the budget has no limit.
     pub fn is_unlimited(&self) -> bool {
         self.limit() == u64::MAX
     }

@@ -82,7 +82,7 @@ pub enum Error {
         expected: TensorType,
         /// The shape that was given.
         found: Vec<usize>,
-        /// Whether floats or integers were given.
+        /// The kind of numbers that were given: floats or integers.
         kind: &'static str,
     },
     /// An index read from a tensor does not exist in the tensor that it points into.

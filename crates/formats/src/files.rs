@@ -34,7 +34,7 @@ impl Files {
         self.root().join(name)
     }
 
-    /// Whether there is a file of that name.
+    /// True if there is a file of that name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         match self {
             Files::Directory(root) => root.join(name).is_file(),
@@ -84,7 +84,7 @@ impl Files {
     }
 }
 
-/// Whether a name from a file is one plain path component, which can't lead out of its folder.
+/// True if a name from a file is one plain path component, which can't lead out of its folder.
 pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', ':', '\0'])
 }

@@ -43,7 +43,7 @@ fn quoted(text: &str) -> Cow<'_, str> {
     Cow::Owned(quoted)
 }
 
-/// Whether the text begins with the word as a value, not as the name of a field.
+/// True if the text begins with the word as a value, not as the name of a field.
 fn is_value(text: &str, word: &str) -> bool {
     text.strip_prefix(word).is_some_and(|rest| !rest.trim_start().starts_with(':'))
 }

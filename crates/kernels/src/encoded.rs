@@ -122,7 +122,7 @@ impl<'a> Encoded<'a> {
         self.len
     }
 
-    /// Whether there are no elements.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

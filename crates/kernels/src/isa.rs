@@ -22,7 +22,7 @@ pub(crate) fn dispatch<Op: SimdOp>(op: Op) -> Op::Output {
     op.dispatch()
 }
 
-/// Whether kernels use the widest instruction set of this CPU. Only tests can choose another.
+/// True if kernels use the widest instruction set of this CPU. Only tests can choose another.
 #[inline]
 pub(crate) fn is_native_level() -> bool {
     #[cfg(test)]

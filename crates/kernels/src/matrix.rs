@@ -210,7 +210,7 @@ impl<'a> WeightSlice<'a> {
         self.elements().count()
     }
 
-    /// Whether there are no elements.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 /// Elements of an element-wise pass that are worth handing to another thread.
 pub(crate) const GRAIN: usize = 16 * 1024;
 
-/// How long a worker polls for the next loop, and the leader for the end of the last tasks, before it sleeps.
+/// The time that a worker polls for the next loop, and the leader for the end of the last tasks, before it
+/// sleeps.
 const POLL_FOR: Duration = Duration::from_micros(50);
 
 /// Polls before the core is yielded for the first time.
@@ -124,7 +125,7 @@ struct StopFlags<'a> {
     outer: Option<&'a StopFlags<'a>>,
 }
 
-/// Whether any of the flags is raised.
+/// True if any of the flags is raised.
 fn is_raised(mut flags: Option<&StopFlags<'_>>) -> bool {
     while let Some(StopFlags { flag, outer }) = flags {
         if flag.load(Ordering::Relaxed) {
@@ -153,7 +154,7 @@ impl Drop for ThreadPool {
 thread_local! {
     /// The team of the pool installed on this thread.
     static CURRENT: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };
-    /// Whether this thread runs a task: loops within it are not shared again.
+    /// True if this thread runs a task: loops within it are not shared again.
     static IS_IN_TASK: Cell<bool> = const { Cell::new(false) };
     /// The stop flags in force on this thread. They borrow from [`ThreadPool::install_until`]'s stack.
     static STOP: Cell<Option<&'static StopFlags<'static>>> = const { Cell::new(None) };

@@ -23,7 +23,7 @@ impl Precision {
     /// All precisions.
     pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
 
-    /// Whether this CPU has instructions for this precision. It is emulated elsewhere: as accurate, and no
+    /// True if this CPU has instructions for this precision. It is emulated elsewhere: as accurate, and no
     /// faster than `f32`.
     pub fn is_native(self) -> bool {
         match self {

@@ -35,7 +35,7 @@ impl Declared {
         Some(TensorType::new(self.dtype, shape?))
     }
 
-    /// Whether a value of type `ty` fits the declaration.
+    /// True if a value of type `ty` fits the declaration.
     pub fn admits(&self, ty: &TensorType) -> bool {
         self.dtype == ty.dtype
             && self.shape.len() == ty.rank()

@@ -118,7 +118,7 @@ fn cut(function: &Function) -> Option<usize> {
     (at > 0 && at < function.ops.len()).then_some(at)
 }
 
-/// Whether a value is a float narrower than `fp32`, in which values cross the cut.
+/// True if a value is a float narrower than `fp32`, in which values cross the cut.
 fn is_narrow(function: &Function, id: ValueId) -> bool {
     let dtype = function.value(id).ty.dtype;
     dtype.is_float() && dtype != DType::F32

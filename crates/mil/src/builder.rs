@@ -126,7 +126,7 @@ impl Builder {
     }
 }
 
-/// Whether MIL allows a name: `[A-Za-z_][A-Za-z0-9_@]*`.
+/// True if MIL allows a name: `[A-Za-z_][A-Za-z0-9_@]*`.
 pub fn is_identifier(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|first| first.is_ascii_alphabetic() || first == '_')

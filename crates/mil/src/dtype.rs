@@ -76,12 +76,12 @@ impl DType {
         count.checked_mul(self.bits()).map(|bits| bits.div_ceil(8))
     }
 
-    /// Whether this is a floating-point type.
+    /// True if this is a floating-point type.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F16 | DType::BF16 | DType::F32 | DType::F64)
     }
 
-    /// Whether this is a signed or unsigned integer type.
+    /// True if this is a signed or unsigned integer type.
     pub fn is_int(self) -> bool {
         !self.is_float() && !matches!(self, DType::Bool | DType::Str)
     }

@@ -407,7 +407,7 @@ impl<'a> OpView<'a> {
         Error::MissingInput { op: self.label(), input: input.to_string() }
     }
 
-    /// Whether files store the arguments as attributes, as for constexpr ops in the iOS 16 form.
+    /// True if files store the arguments as attributes, as for constexpr ops in the iOS 16 form.
     pub fn has_attributes(&self) -> bool {
         match self.op.def.name {
             "constexpr_affine_dequantize" | "constexpr_cast" => true,

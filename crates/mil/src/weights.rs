@@ -212,7 +212,7 @@ impl WeightRef {
         }
     }
 
-    /// Whether reading the tensor decodes anything.
+    /// True if reading the tensor decodes anything.
     pub fn is_compressed(&self) -> bool {
         match &*self.layout {
             Layout::Encoded(_) => true,

@@ -21,7 +21,7 @@ pub struct Case {
     pub(crate) expected: Option<Vec<Vec<f64>>>,
     /// The results' shapes, known from elsewhere.
     pub(crate) expected_shapes: Option<Vec<Vec<usize>>>,
-    /// Whether NaN and infinities in the operands are tried.
+    /// True if NaN and infinities in the operands are tried.
     pub(crate) poisoned: bool,
     pub(crate) half: bool,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Operand {
     constant: bool,
     /// The type in which a constant lies in its file, if not the one that it is declared with.
     stored: Option<DType>,
-    /// Whether this is the value of the operand before.
+    /// True if this is the value of the operand before.
     again: bool,
 }
 
@@ -175,12 +175,12 @@ impl Case {
         self
     }
 
-    /// Whether the case is run in half precision too: where it has floats.
+    /// True if the case is run in half precision too: where it has floats.
     pub fn runs_in_half(&self) -> bool {
         self.half && self.has_floats()
     }
 
-    /// Whether the case depends on the float type.
+    /// True if the case depends on the float type.
     pub fn has_floats(&self) -> bool {
         self.operands.iter().any(|operand| matches!(operand.values, Values::Floats(_)))
     }

@@ -225,7 +225,7 @@ struct Look {
     queries: usize,
     keys: usize,
     dim: usize,
-    /// Whether channels come before tokens, as in Apple's `ORIGINAL`.
+    /// True if channels come before tokens, as in Apple's `ORIGINAL`.
     channels_first: bool,
     scale: bool,
     mask: Option<[usize; 4]>,
@@ -408,7 +408,7 @@ struct Channels {
     shape: [usize; 4],
     /// `(n + b) * w` as Apple writes it, `n * w + b`, or nothing after the normalization.
     affine: Option<bool>,
-    /// Whether the variance is of another axis than the mean.
+    /// True if the variance is of another axis than the mean.
     mixed: bool,
     leak: Option<&'static str>,
 }
@@ -581,11 +581,11 @@ struct SelfAttention {
     sizes: [usize; 4],
     has_bias: bool,
     masked: bool,
-    /// Whether queries are scaled before they are taken apart, or after it; or not at all.
+    /// The queries are scaled before they are taken apart, or else after it; `None` if not at all.
     scaled: Option<bool>,
-    /// Whether heads become part of the batch axis.
+    /// True if heads become part of the batch axis.
     flat: bool,
-    /// Whether keys are of another value than queries.
+    /// True if keys are of another value than queries.
     crossed: bool,
     /// A value that is a result, too.
     leak: Option<&'static str>,

@@ -61,7 +61,7 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Whether two lists of results hold the same bits.
+/// True if two lists of results hold the same bits.
 pub(crate) fn have_same_bits(a: &[Tensor], b: &[Tensor]) -> bool {
     let same = |(a, b): (&Tensor, &Tensor)| match (a.data(), b.data()) {
         (Data::Float(a), Data::Float(b)) => {

@@ -45,7 +45,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether cases ran, all but the excepted passed, and every exception is needed.
+    /// True if cases ran, all but the excepted passed, and every exception is needed.
     pub fn is_passed(&self) -> bool {
         self.cases > 0 && self.failed.is_empty() && self.unneeded.is_empty()
     }

@@ -34,7 +34,7 @@ struct Packaged {
 }
 
 impl Bundle {
-    /// Whether a directory holds packages.
+    /// True if a directory holds packages.
     pub fn is_at(path: &Path) -> bool {
         fs::read_dir(path).is_ok_and(|entries| {
             entries.filter_map(Result::ok).any(|entry| {
@@ -83,7 +83,7 @@ impl Bundle {
         }
     }
 
-    /// Whether the packages carry their configurations: mixbit's do.
+    /// True if the packages carry their configurations: mixbit's do.
     fn is_configured(&self) -> bool {
         self.packages.values().all(|package| package.metadata.user_defined.contains_key(keys::CONFIG))
     }

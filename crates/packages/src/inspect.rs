@@ -60,11 +60,11 @@ pub struct StoredTensor {
     pub weight: WeightRef,
     /// The constant's name in its program.
     pub constant: String,
-    /// Whether the architecture made it, not the checkpoint. Only graphs that are not in a package yet tell.
+    /// True if the architecture made it, not the checkpoint. Only graphs that are not in a package yet tell.
     pub is_table: bool,
 }
 
-/// Whether a path leads to one network or weight file, not to the networks of a model.
+/// True if a path leads to one network or weight file, not to the networks of a model.
 pub fn is_single(path: &Path) -> bool {
     is_package(path) || is_weight_file(path)
 }
@@ -94,7 +94,7 @@ pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNet
     checkpoint(&open_model(Some(path), &OpenOptions::default(), checkpoints)?, options)
 }
 
-/// Whether a directory is a checkpoint, not a place of packages.
+/// True if a directory is a checkpoint, not a place of packages.
 pub fn is_checkpoint(path: &Path) -> bool {
     DiffusersModel::is_at(path)
 }
@@ -103,7 +103,7 @@ fn is_weight_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
-/// Whether a path is named as a Core ML model.
+/// True if a path is named as a Core ML model.
 pub fn is_package(path: &Path) -> bool {
     let is_one_of = |extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|known| extension == *known);
     path.extension().is_some_and(is_one_of)

@@ -15,7 +15,7 @@ use crate::error::OpenError;
 pub struct Source {
     /// The format's name, for messages.
     pub name: &'static str,
-    /// Whether its weights are a checkpoint's: these can be converted.
+    /// True if its weights are a checkpoint's: these can be converted.
     pub is_checkpoint: bool,
     /// Opens a path of this format; without a path, the model that is built in. Declines others.
     ///

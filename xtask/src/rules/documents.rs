@@ -1,5 +1,5 @@
-//! What documents and comments say of files: every path that a document names exists, no line is too long,
-//! and nothing names a folder of one machine.
+//! Rules of documents and comments: every path that a document names exists, no line is too long, and nothing
+//! names a folder of one machine.
 
 use std::path::Path;
 
@@ -91,7 +91,7 @@ fn code_spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// Whether a code span is the path of a file or folder in this repository.
+/// True if a code span is the path of a file or folder in this repository.
 fn is_path(span: &str) -> bool {
     let is_plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
     let first = span.split('/').next().unwrap_or_default();
@@ -108,7 +108,7 @@ fn exists_beside(repository: &Repository, document: &str, target: &str) -> bool 
     repository.root.join(folder).join(target).exists()
 }
 
-/// Whether a file or folder has this path, or a path that ends in it.
+/// True if a file or folder has this path, or a path that ends in it.
 fn exists_somewhere(repository: &Repository, path: &str) -> bool {
     let path = path.trim_end_matches('/');
     repository.files.iter().any(|file| {

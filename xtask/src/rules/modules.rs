@@ -8,7 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// How many imports are followed to the item that they name.
+/// The most imports that are followed to the item that they name.
 const MAX_IMPORTS: usize = 16;
 
 /// The words that begin an item whose name comes next.

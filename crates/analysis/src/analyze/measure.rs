@@ -140,7 +140,7 @@ impl Recorder<'_> {
         self.begin(before, keys)
     }
 
-    /// Whether a measurement is missing and this shard's.
+    /// True if a measurement is missing and this shard's.
     fn is_due(&self, position: usize, key: &Key) -> bool {
         self.shard.is_some_and(|shard| shard.has(position)) && self.measured.journal.get(key).is_none()
     }

@@ -29,7 +29,7 @@ pub(super) struct Measurements {
 }
 
 impl Measurements {
-    /// Whether no measurement is missing.
+    /// True if no measurement is missing.
     pub(super) fn are_complete(&self) -> bool {
         self.done == self.total
     }

@@ -91,7 +91,7 @@ impl Shard {
     /// All measurements.
     pub const WHOLE: Self = Shard { index: 0, count: 1 };
 
-    /// Whether the shard has the piece of work at `position`.
+    /// True if the shard has the piece of work at `position`.
     pub(super) fn has(self, position: usize) -> bool {
         position % self.count == self.index
     }

@@ -23,11 +23,11 @@ const TABLE_FROM: usize = 1 << 15;
 pub(super) struct Palettes {
     name: &'static str,
     about: &'static str,
-    /// Whether groups of output channels have a table each.
+    /// True if groups of output channels have a table each.
     is_grouped: bool,
-    /// Whether each output channel has a scale.
+    /// True if each output channel has a scale.
     is_scaled: bool,
-    /// Whether entries are scaled 8-bit integers.
+    /// True if entries are scaled 8-bit integers.
     in_bytes: bool,
 }
 

@@ -189,7 +189,7 @@ fn check_levels(name: &str, found: usize, expected: usize) -> Result<(), ArchErr
     Err(ArchError::config(name, format!("has {found} entries, not one for each of {expected} levels")))
 }
 
-/// Whether a value disables its field: null, `false`, 0 or empty.
+/// True if a value disables its field: null, `false`, 0 or empty.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null => true,

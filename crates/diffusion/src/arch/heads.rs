@@ -14,7 +14,7 @@ const MAX_PIECES: usize = 1 << 12;
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     pub(super) count: usize,
-    /// Whether the probabilities are computed in `fp32` regardless of the compute type.
+    /// True if the probabilities are computed in `fp32` regardless of the compute type.
     pub(super) upcast: bool,
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Groups {
     pub(super) epsilon: f64,
 }
 
-/// Whether a linear layer adds a bias.
+/// The bias of a linear layer.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Bias {
     Yes,

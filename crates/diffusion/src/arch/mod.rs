@@ -84,7 +84,7 @@ pub struct GraphOptions {
     pub opset: Opset,
     /// The form of attention.
     pub attention: AttentionImplementation,
-    /// Whether the UNet takes the residuals of ControlNets as inputs.
+    /// True if the UNet takes the residuals of ControlNets as inputs.
     pub control_residuals: bool,
 }
 

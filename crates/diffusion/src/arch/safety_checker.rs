@@ -243,7 +243,7 @@ fn normalized(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchErro
     Ok(net.op("real_div").arg("x", x).arg("y", norm).named(name).add()?)
 }
 
-/// Whether any value of a row is above 0, as booleans (batch, 1).
+/// The rows that have a value above 0, as booleans (batch, 1).
 fn any_above_zero(net: &mut Net, x: ValueId, name: &str) -> Result<ValueId, ArchError> {
     let part = |part: &str| format!("{name}_{part}");
     let above = net.op("greater").arg("x", x).arg("y", 0.0).named(&part("is_above")).add()?;

@@ -52,10 +52,10 @@ pub enum Pooling {
 pub struct Outputs {
     /// Number of final layers that the hidden states skip; 0 selects the last layer.
     pub skipped_layers: usize,
-    /// Whether the final layer norm applies to the hidden states. The output is `last_hidden_state` with the
+    /// True if the final layer norm applies to the hidden states. The output is `last_hidden_state` with the
     /// norm and `hidden_embeds` without it.
     pub final_norm: bool,
-    /// Whether the graph has the output `pooled_outputs`. Without it, skipped layers are not built.
+    /// True if the graph has the output `pooled_outputs`. Without it, skipped layers are not built.
     pub pooled: bool,
 }
 

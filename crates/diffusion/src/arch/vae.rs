@@ -27,11 +27,11 @@ pub struct Config {
     pub norm_num_groups: usize,
     /// The activation of the residual blocks.
     pub act_fn: Activation,
-    /// Whether the mid blocks have attention.
+    /// True if the mid blocks have attention.
     pub mid_block_add_attention: bool,
-    /// Whether a 1x1 convolution follows the encoder.
+    /// True if a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,
-    /// Whether a 1x1 convolution precedes the decoder.
+    /// True if a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
     /// The factor of the UNet's latents: `(z - shift_factor) * scaling_factor`.
     pub scaling_factor: f64,
@@ -41,7 +41,7 @@ pub struct Config {
     pub latents_mean: Option<Vec<f64>>,
     /// The standard deviation of each latent channel.
     pub latents_std: Option<Vec<f64>>,
-    /// Whether this autoencoder overflows in `fp16`.
+    /// True if this autoencoder overflows in `fp16`.
     pub force_upcast: bool,
 }
 

@@ -42,7 +42,7 @@ pub struct DiffusionModel {
     pub autoencoder: Autoencoder,
     /// The model's own scheduler.
     pub scheduler: SchedulerConfig,
-    /// Whether an absent negative prompt has zeros as its embeddings, not those of an empty prompt.
+    /// True if an absent negative prompt has zeros as its embeddings, not those of an empty prompt.
     pub zeros_for_absent_negative: bool,
     /// The model's recommended settings.
     pub defaults: Defaults,
@@ -66,7 +66,7 @@ pub struct Unet {
     pub network: Network,
     /// Length of `time_ids` per image, if the network takes them.
     pub time_ids: Option<usize>,
-    /// Whether the network takes the guidance scale as an input (`timestep_cond`), so that guidance needs no
+    /// True if the network takes the guidance scale as an input (`timestep_cond`), so that guidance needs no
     /// second evaluation.
     pub takes_guidance: bool,
 }
@@ -80,7 +80,7 @@ pub struct Autoencoder {
     pub decoder: Network,
     /// The relation of its latents to the UNet's.
     pub latent: LatentFormat,
-    /// Whether it needs `fp32` when the other networks run in `fp16`. As in diffusers, only Stable Diffusion
+    /// True if it needs `fp32` when the other networks run in `fp16`. As in diffusers, only Stable Diffusion
     /// XL sets it.
     pub force_upcast: bool,
 }
@@ -250,7 +250,7 @@ impl DiffusionModel {
         })
     }
 
-    /// Whether the model contains a network.
+    /// True if the model contains a network.
     pub fn has(&self, network: &Network) -> bool {
         let mut text_encoders = self.text_encoders.iter().map(|encoder| &encoder.network);
         text_encoders.any(|own| own == network)

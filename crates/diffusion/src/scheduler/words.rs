@@ -14,7 +14,10 @@ pub(super) trait Word: Copy + 'static {
 
 /// Declares an enum of words: the variants, each with its word in `scheduler_config.json`.
 macro_rules! words {
-    ($(#[$meta:meta])* $visibility:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+    (
+        $(#[$meta:meta])*
+        $visibility:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),* $(,)? }
+    ) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         $visibility enum $name {

@@ -20,7 +20,7 @@ const MOST_NETWORKS: usize = 32;
 pub(super) struct NetworkCache {
     entries: Recent<Entry>,
     budget: MemoryBudget,
-    /// Whether a network is unloaded, not suspended, when another is at work.
+    /// True if a network is unloaded, not suspended, when another is at work.
     unloads_others: bool,
     compilations: usize,
 }
@@ -41,7 +41,7 @@ impl NetworkCache {
         NetworkCache { entries: Recent::new(MOST_NETWORKS), budget, unloads_others, compilations: 0 }
     }
 
-    /// How many networks were compiled so far.
+    /// The number of networks compiled so far.
     pub(super) fn compilations(&self) -> usize {
         self.compilations
     }

@@ -320,7 +320,7 @@ pub(super) fn unet_key(
     NetworkKey { network, section: Section::Whole, graph, precision, backend }
 }
 
-/// Whether the negative prompt's embeddings are zeros, not encoded.
+/// True if the negative prompt's embeddings are zeros, not encoded.
 fn negative_is_zero(model: &DiffusionModel, request: &Request) -> bool {
     model.zeros_for_absent_negative && request.text.negative_prompt.is_none()
 }

@@ -78,7 +78,7 @@ use decoder::{DecoderPlan, DecoderPlans};
 pub struct SessionOptions {
     /// The memory for intermediate results and packed weights of all networks.
     pub budget: MemoryBudget,
-    /// Whether a network is unloaded when another is at work, so that no two are in memory together.
+    /// True if a network is unloaded when another is at work, so that no two are in memory together.
     pub reduce_memory: bool,
     /// The number of images for which packing weights is to pay. With 1, packing pays in runs of many steps
     /// alone.
@@ -261,7 +261,7 @@ impl Session {
         self.networks.unload_all();
     }
 
-    /// How many networks were compiled so far.
+    /// The number of networks compiled so far.
     pub fn compilations(&self) -> usize {
         self.networks.compilations()
     }

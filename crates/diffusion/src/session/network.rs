@@ -139,7 +139,7 @@ impl PlannedNetwork {
         self.graph.inputs().iter().map(signature).collect()
     }
 
-    /// Whether the network has an output of this name.
+    /// True if the network has an output of this name.
     pub(super) fn has_output(&self, output: &str) -> bool {
         self.position(output).is_some()
     }

@@ -64,7 +64,7 @@ pub struct Request {
     pub micro: MicroConditioning,
     /// The precision that networks are computed in.
     pub precision: Precision,
-    /// Whether the image is decoded in tiles.
+    /// The choice to decode the image in tiles.
     pub tiling: Tiling,
     /// The state that denoising starts from.
     pub start: Start,
@@ -109,7 +109,7 @@ impl Request {
         Ok(())
     }
 
-    /// Whether a step makes two predictions, the negative prompt's and the prompt's.
+    /// True if a step makes two predictions, the negative prompt's and the prompt's.
     pub(super) fn is_guided(&self, model: &DiffusionModel) -> bool {
         self.guidance_scale > 1.0 && !model.unet.takes_guidance
     }

@@ -156,7 +156,7 @@ impl Run {
         Ok(scheduler.step(step, &mut TorchSource::new(0)).original)
     }
 
-    /// Whether all evaluations are done.
+    /// True if all evaluations are done.
     pub(super) fn is_done(&self) -> bool {
         self.next >= self.scheduler.timesteps().len()
     }

@@ -45,7 +45,7 @@ const SECOND: &str = "text_encoder_2";
 pub struct DroppedWords {
     /// The text encoder's folder.
     pub component: String,
-    /// Whether the prompt is the negative one.
+    /// True if the prompt is the negative one.
     pub negative: bool,
     /// The words.
     pub words: String,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Whether latents are decoded in tiles, which takes less memory than the whole image.
+/// The choice to decode latents in tiles, which takes less memory than the whole image.
 ///
 /// The first layers, with the attention over the whole image, are run on all of it. The layers after them are
 /// run on tiles, which share a margin and are blended there. Tiles differ from the whole image in the means
@@ -74,7 +74,7 @@ impl Grid {
         grid
     }
 
-    /// Whether one tile is the whole plane.
+    /// True if one tile is the whole plane.
     pub(super) fn is_whole(&self) -> bool {
         self.counts == [1, 1]
     }

@@ -42,7 +42,7 @@ impl<'f> Graph<'f> {
         self.function.value(id).ty.dtype
     }
 
-    /// Whether a user is an op, not the end of the function.
+    /// True if a user is an op, not the end of the function.
     pub(super) fn is_op(&self, user: usize) -> bool {
         user < self.function.ops().len()
     }
@@ -82,7 +82,7 @@ impl<'f> Graph<'f> {
         self.only_user(op).filter(|&user| self.function.ops()[user].def.name == kind)
     }
 
-    /// Whether only the given ops use the values that they make, except those of the last.
+    /// True if only the given ops use the values that they make, except those of the last.
     pub(super) fn is_closed(&self, ops: &[usize], last: usize) -> bool {
         ops.iter().filter(|&&op| op != last).all(|&op| {
             let outputs = &self.function.ops()[op].outputs;
@@ -112,7 +112,7 @@ impl<'f> Graph<'f> {
         scalar(y).map(|scalar| (scalar, x)).or_else(|| scalar(x).map(|scalar| (scalar, y)))
     }
 
-    /// Whether a value is a constant.
+    /// True if a value is a constant.
     pub(super) fn is_constant(&self, id: ValueId) -> bool {
         matches!(self.function.value(id).def, Def::Const(_))
     }

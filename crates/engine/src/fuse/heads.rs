@@ -68,12 +68,12 @@ pub(super) fn merged(
     is_whole.then(|| (merged, split.into_iter().chain([transpose]).collect()))
 }
 
-/// Whether a transpose exchanges heads and tokens.
+/// True if a transpose exchanges heads and tokens.
 fn swaps(graph: &Graph, op: usize) -> bool {
     graph.view(op).ints("perm").is_ok_and(|perm| perm.iter().map(|axis| axis.rem_euclid(4)).eq([0, 2, 1, 3]))
 }
 
-/// Whether a reshape keeps the last two axes.
+/// True if a reshape keeps the last two axes.
 fn keeps_tokens(graph: &Graph, op: usize) -> bool {
     let of = graph.view(op).get("x").and_then(|x| graph.shape(x).last_chunk::<2>());
     of.is_some() && of == graph.shape(graph.output(op)).last_chunk::<2>()

@@ -18,7 +18,7 @@ const ALIGNMENT: u64 = 64;
 const VERSION: u32 = 2;
 const SENTINEL: u32 = 0xDEAD_BEEF;
 
-/// Whether a weight file can hold elements of a type.
+/// True if a weight file can hold elements of a type.
 pub(super) fn holds(dtype: DType) -> bool {
     BLOB_CODES.of(dtype).is_some()
 }

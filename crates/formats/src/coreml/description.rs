@@ -139,7 +139,7 @@ fn array_type(name: &str, message: Message) -> Result<TensorType, CoreMlError> {
     Ok(TensorType::new(dtype, shape))
 }
 
-/// Whether a feature can have elements of a type.
+/// True if a feature can have elements of a type.
 pub(super) fn describes(dtype: DType) -> bool {
     FEATURE_CODES.of(dtype).is_some()
 }

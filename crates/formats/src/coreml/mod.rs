@@ -96,7 +96,7 @@ pub struct Feature {
     pub description: String,
     /// The element type and the (default) shape. Outputs may leave the shape out, which reads as a scalar's.
     pub ty: TensorType,
-    /// Whether an input may be left out.
+    /// True if an input may be left out.
     pub optional: bool,
 }
 

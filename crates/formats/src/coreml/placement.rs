@@ -50,7 +50,7 @@ impl<'m> Placement<'m> {
         plan
     }
 
-    /// Whether there is no constant to place, and so no weight file.
+    /// True if there is no constant to place, and so no weight file.
     pub(super) fn is_empty(&self) -> bool {
         self.constants.is_empty()
     }
@@ -91,7 +91,7 @@ impl<'m> Placement<'m> {
     }
 }
 
-/// Whether a constant goes to the weight file.
+/// True if a constant goes to the weight file.
 pub(super) fn belongs(constant: &Constant, specification_version: u32) -> bool {
     let ty = constant.ty();
     let always = matches!(ty.dtype, DType::F16 | DType::F32 | DType::U8 | DType::I8);

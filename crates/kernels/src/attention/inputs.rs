@@ -14,8 +14,8 @@ const SCORE_HEIGHTS: [usize; 4] = [8, 10, 12, 14];
 /// Heights of tiles of weighted values where there are 32 vector registers.
 const VALUE_HEIGHTS: [usize; 6] = [9, 10, 11, 12, 13, 14];
 
-/// How threads divide the heads of an attention. It affects speed only: threads find in their caches what
-/// they wrote in the layer before.
+/// The division of an attention's heads among threads. It affects speed only: each thread finds in its cache
+/// the rows that it wrote in the layer before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Partition {
     /// Image by image: the layers before split their work by token.
@@ -48,7 +48,7 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// `[queries, keys]`, added to every head's scores; negative infinity hides a key.
     pub mask: Option<MatRef<'a>>,
-    /// How threads divide the heads.
+    /// The division of the heads among threads.
     pub partition: Partition,
 }
 

@@ -20,7 +20,8 @@ use crate::simd::weigh::{Exponentials, PerQuery, Weigh, WeighOp};
 
 /// The most keys in a block: their weights, and the sums, fit the L1 cache.
 const KEY_BLOCK: usize = 256;
-/// How far a score may exceed its query's reference. Weights up to `exp(SLACK)` are far from overflow.
+/// The most by which a score may exceed its query's reference. Weights up to `exp(SLACK)` are far from
+/// overflow.
 const SLACK: f32 = 16.0;
 
 thread_local! {

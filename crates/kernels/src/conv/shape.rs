@@ -88,7 +88,7 @@ impl ConvShape {
         product.unwrap_or_else(|| panic!("the sizes of a convolution overflow: {self:?}"))
     }
 
-    /// Whether windows are single pixels in their order.
+    /// True if windows are single pixels in their order.
     pub(super) fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == Padding::default()
     }

@@ -21,7 +21,7 @@ const LEAST_TASKS: usize = 32;
 /// its panels, and multiplies them by the shared ones while they are in its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Blocking {
-    /// Whether the left side is the shared one.
+    /// True if the left side is the shared one.
     pub(crate) shares_left: bool,
     /// Panels of the shared side that are packed at once.
     pub(crate) nc: usize,

@@ -21,7 +21,7 @@ pub enum Bias<'a> {
     PerColumn(&'a [f32]),
 }
 
-/// What is applied to a product before it is stored: `activation(product + bias + residual)`.
+/// The operations on a product before it is stored: `activation(product + bias + residual)`.
 ///
 /// With a [`gate`](Self::gate), one side of the product has values and then as many gates, and the output is
 /// `activation(values + bias + residual) * gate(gates + bias)`.
@@ -46,7 +46,7 @@ pub(crate) struct TileEpilogue<'a> {
     pub(crate) bias_stride: usize,
     /// Elements from one matrix's residual to the next one's.
     pub(crate) residual_stride: usize,
-    /// Whether activations need no more than the accuracy of rounded products.
+    /// True if activations need no more than the accuracy of rounded products.
     pub(crate) coarse: bool,
 }
 

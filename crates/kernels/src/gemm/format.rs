@@ -61,7 +61,7 @@ impl Format {
         }
     }
 
-    /// Whether each lane has a scale for each block of depth.
+    /// True if each lane has a scale for each block of depth.
     pub(crate) fn is_scaled(self) -> bool {
         matches!(self, Self::EmulatedI8 | Self::I8x4)
     }

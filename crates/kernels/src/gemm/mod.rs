@@ -28,7 +28,7 @@ use tile::Target;
 use crate::matrix::{Mat, MatMut, WeightSlice};
 use crate::precision::Precision;
 
-/// Whether [`gemm`] packs a right side with contiguous columns, for a left side of `rows` rows.
+/// True if [`gemm`] packs a right side with contiguous columns, for a left side of `rows` rows.
 pub fn packs_columns(rows: usize) -> bool {
     rows > DOT_ROWS
 }

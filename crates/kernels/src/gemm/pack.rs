@@ -39,7 +39,7 @@ pub(crate) struct PackedShape {
     pub(crate) width: usize,
     pub(crate) side: PackedSide,
     pub(crate) format: Format,
-    /// Whether the lanes are values and then as many gates. Their panels alternate, which puts those that are
+    /// True if the lanes are values and then as many gates. Their panels alternate, which puts those that are
     /// used together side by side.
     pub(crate) is_gated: bool,
 }

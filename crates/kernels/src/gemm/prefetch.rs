@@ -19,7 +19,7 @@ pub(crate) struct TilePrefetch<'a> {
     pub(crate) epilogue: Option<&'a TileEpilogue<'a>>,
     pub(crate) corner: Corner,
     pub(crate) size: [usize; 2],
-    /// Whether the output was not touched before.
+    /// True if the output was not touched before.
     pub(crate) is_new: bool,
     pub(crate) packing: &'a PackPrefetch,
 }

@@ -172,13 +172,13 @@ impl PackedPanels<'_> {
     }
 }
 
-/// What all tasks of a product have in common.
+/// The data that all tasks of a product share.
 struct Product<'a> {
     target: &'a Target,
     left: Sides<'a>,
     right: Sides<'a>,
     blocking: Blocking,
-    /// Whether tasks are shared among threads.
+    /// True if tasks are shared among threads.
     share: bool,
     epilogue: &'a TileEpilogue<'a>,
     /// The epilogue of the gates.

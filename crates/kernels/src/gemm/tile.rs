@@ -83,7 +83,7 @@ impl Target {
         self.data.wrapping_add(matrix * self.matrix_stride + row * self.row_stride + col)
     }
 
-    /// Whether a tile lies within the output's edges.
+    /// True if a tile lies within the output's edges.
     #[inline(always)]
     pub(crate) fn contains(&self, Corner { row, col, .. }: Corner, [mr, nr]: [usize; 2]) -> bool {
         row + mr <= self.rows && col + nr <= self.cols

@@ -16,17 +16,17 @@ use crate::isa::is_native_level;
 /// The zero point of the right side's bytes: both sides are signed.
 pub(crate) const INT8_OFFSET: i32 = 0;
 
-/// Whether this CPU has an instruction for products of bfloat16.
+/// True if this CPU has an instruction for products of bfloat16.
 pub(crate) fn has_bf16() -> bool {
     is_native_level() && is_aarch64_feature_detected!("bf16")
 }
 
-/// Whether this CPU has an instruction for products of bytes.
+/// True if this CPU has an instruction for products of bytes.
 pub(crate) fn has_int8() -> bool {
     is_native_level() && is_aarch64_feature_detected!("dotprod")
 }
 
-/// Whether that instruction beats `f32`: it does twice the work.
+/// True if that instruction beats `f32`: it does twice the work.
 pub(crate) fn bf16_pays() -> bool {
     true
 }

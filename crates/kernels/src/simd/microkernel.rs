@@ -16,7 +16,7 @@ pub(crate) const NARROW_MR: usize = 6;
 /// Vectors in a tile row.
 pub(crate) const TILE_VECTORS: usize = 2;
 
-/// Whether this instruction set has the registers for [`WIDE_MR`] rows. Constant once compiled.
+/// True if this instruction set has the registers for [`WIDE_MR`] rows. Constant once compiled.
 #[inline(always)]
 pub(crate) fn is_wide<I: Isa>(isa: I) -> bool {
     isa.f32().len() == 16

@@ -3,7 +3,7 @@
 /// The largest quantized value.
 pub(crate) const LARGEST: f32 = 127.0;
 
-/// What a quantized lane of a panel carries besides its integers.
+/// The scale of a quantized lane of a panel, and where its integer sums start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LaneScale {
     pub(crate) scale: f32,

@@ -11,7 +11,7 @@ pub(crate) type PerQuery<I> = [<I as Isa>::F32; TILE_VECTORS];
 
 /// Turns tiles of scores into weights.
 pub(crate) trait Weigh<I: Isa> {
-    /// Whether [`weigh`](Self::weigh) writes packed `words` instead of `weights`.
+    /// True if [`weigh`](Self::weigh) writes packed `words` instead of `weights`.
     const WRITES_WORDS: bool;
 
     /// Writes `exp(score - reference)`, a row for each key. A NaN score that its packed weight would hide

@@ -57,7 +57,7 @@ pub struct AxisSlice {
     pub step: isize,
     /// The number of indices.
     pub count: usize,
-    /// Whether the axis is dropped from the result.
+    /// True if the axis is dropped from the result.
     pub squeeze: bool,
 }
 

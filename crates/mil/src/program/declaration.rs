@@ -39,7 +39,7 @@ impl OpDef {
         self
     }
 
-    /// Whether the result is a constant that is stored compressed.
+    /// True if the result is a constant that is stored compressed.
     pub fn is_constexpr(&self) -> bool {
         self.name.starts_with("constexpr_")
     }
@@ -96,10 +96,10 @@ pub struct Param {
     /// The opset that introduced the input; no later than the op's own for most.
     pub since: Opset,
     accepts: &'static [DType],
-    /// Whether the input shares its element type with the op's others that are marked so.
+    /// True if the input shares its element type with the op's others that are marked so.
     pub(crate) same_type: bool,
     constant: bool,
-    /// Whether a list of values may be bound.
+    /// True if a list of values may be bound.
     pub variadic: bool,
 }
 

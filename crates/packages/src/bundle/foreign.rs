@@ -23,7 +23,7 @@ struct Family {
     scaling_factor: f64,
     /// The class of the scheduler.
     scheduler: &'static str,
-    /// Whether an absent negative prompt is zeros.
+    /// True if an absent negative prompt is zeros.
     zeros_for_absent_negative: bool,
 }
 

@@ -74,7 +74,7 @@ impl Comparison<'_> {
         self.distances.iter().filter(|distance| is(distance)).count()
     }
 
-    /// Whether the networks are equal in all that is compared.
+    /// True if the networks are equal in all that is compared.
     pub fn is_same(&self) -> bool {
         self.structure.is_same()
             && self.distances.iter().all(|distance| *distance == Distance::Equal)

@@ -65,7 +65,7 @@ impl Structure {
         structure
     }
 
-    /// Whether nothing differs.
+    /// True if nothing differs.
     pub fn is_same(&self) -> bool {
         let lists = [&self.inputs, &self.outputs, &self.formats, &self.operations, &self.metadata];
         lists.iter().all(|list| list.is_empty()) && self.first_difference.is_none()
@@ -97,7 +97,7 @@ fn histogram(function: &Function) -> BTreeMap<String, String> {
     counts.into_iter().map(|(name, count)| (name.to_string(), count.to_string())).collect()
 }
 
-/// Whether two graphs have ops of the same types in the same order.
+/// True if two graphs have ops of the same types in the same order.
 pub(super) fn has_same_ops(a: &Function, b: &Function) -> bool {
     a.ops().iter().map(|op| op.def.name).eq(b.ops().iter().map(|op| op.def.name))
 }

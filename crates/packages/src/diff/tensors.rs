@@ -108,13 +108,13 @@ fn constant_name(tensor: &StoredTensor) -> Option<String> {
     (!is_counted(name, "var")).then(|| name.to_string()).filter(|_| !is_unnamed(tensor))
 }
 
-/// Whether a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the
+/// True if a constant has the name that mixbit gives to what is no tensor of a checkpoint: a table of the
 /// graph. What another graph has for it is a difference of the graphs.
 fn is_unnamed(tensor: &StoredTensor) -> bool {
     is_counted(tensor.weight.name(), "const")
 }
 
-/// Whether a name is a word and numbers.
+/// True if a name is a word and numbers.
 fn is_counted(name: &str, word: &str) -> bool {
     name.strip_prefix(word).is_some_and(|rest| rest.bytes().all(|b| b == b'_' || b.is_ascii_digit()))
 }
@@ -237,7 +237,7 @@ struct Sums {
     peak: f64,
     squares: f64,
     differs: bool,
-    /// Whether an element is not finite on one side only, or not the same infinity.
+    /// True if an element is not finite on one side only, or not the same infinity.
     is_broken: bool,
 }
 

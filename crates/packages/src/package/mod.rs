@@ -33,9 +33,9 @@ pub struct PackageKind {
     pub asked_as: &'static str,
     /// The purpose, in one line.
     pub about: &'static str,
-    /// Whether it predicts noise: recipes are for UNets.
+    /// True if it predicts noise: recipes are for UNets.
     pub is_unet: bool,
-    /// Whether it is palettized when a whole model is. Autoencoders and safety checkers are not, as with
+    /// True if it is palettized when a whole model is. Autoencoders and safety checkers are not, as with
     /// Apple's converter.
     pub is_palettized: bool,
 }
@@ -138,7 +138,7 @@ impl PackageKind {
         PACKAGE_KINDS.iter().find(|kind| ends.iter().any(|&ends| kind.has_stem(stem, ends)))
     }
 
-    /// Whether a file name without extension is this kind's with these ends.
+    /// True if a file name without extension is this kind's with these ends.
     pub(crate) fn has_stem(&self, stem: &str, [package, compiled]: [&str; 2]) -> bool {
         let end = format!("{}{package}", self.name);
         stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", self.compiled)

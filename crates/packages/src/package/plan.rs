@@ -32,13 +32,13 @@ pub struct ConversionOptions {
     pub model_version: String,
     /// Height and width of the latents; the model's own if absent.
     pub latent: Option<[usize; 2]>,
-    /// Whether UNets take one sample, not two.
+    /// True if UNets take one sample, not two.
     pub batch_one: bool,
     /// The form of attention.
     pub attention: AttentionImplementation,
-    /// Whether UNets are cut in two.
+    /// True if UNets are cut in two.
     pub chunk_unet: bool,
-    /// Whether a UNet that takes the residuals of ControlNets is made too.
+    /// True if a UNet that takes the residuals of ControlNets is made too.
     pub control_unet: bool,
     /// The oldest system to run on.
     pub target: &'static DeploymentTarget,
@@ -253,7 +253,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the model has a safety checker. Many copies name one in `model_index.json` and go without its
+    /// True if the model has a safety checker. Many copies name one in `model_index.json` and go without its
     /// folder.
     fn has_safety_checker(&self) -> Result<bool, PlanError> {
         let (files, name) = (self.source.model, SAFETY_CHECKER.name);

@@ -17,7 +17,7 @@ const LISTED: usize = 10;
 pub struct Assignment {
     /// By the layer's name in the graph: its name in the recipe, and how it is to be stored.
     pub layers: BTreeMap<String, (String, Option<Scheme>)>,
-    /// Whether the graph's layers are those that the recipe was made on, where both are known.
+    /// True if the graph's layers are those that the recipe was made on, where both are known.
     pub is_same: Option<bool>,
 }
 
@@ -110,8 +110,8 @@ pub fn assign(file: &RecipeFile, recipe: &Recipe, found: &[Layer]) -> Result<Ass
     assigned(file, recipe, found, &names, is_named)
 }
 
-/// What a recipe of the file says of layers whose names are lost: those of `network`, with decoded constants,
-/// by what it computes. `named` is a graph of the same configuration whose layers have their names, written
+/// The plan of a recipe for layers whose names are lost: those of `network`, with decoded constants, matched
+/// by structure. `named` is a graph of the same configuration whose layers have their names, written
 /// as one of them is: the one that is most like the network counts.
 ///
 /// # Errors
@@ -228,7 +228,7 @@ fn listed(mut names: Vec<String>) -> String {
     }
 }
 
-/// Whether layers have as many weights as those that were measured, where the file says how many these had.
+/// Refuses layers with other numbers of weights than those that were measured, where the file has these.
 fn sizes(file: &RecipeFile, places: &HashMap<&str, &Layer>) -> Result<(), MatchError> {
     let curves = file.cumulative.values();
     let measured: BTreeMap<&str, u64> = curves

@@ -172,7 +172,7 @@ fn own_recipes(
     Ok(())
 }
 
-/// Whether a recipe has the same layers with the same bits in both forms.
+/// Refuses a recipe that does not have the same layers with the same bits in both forms.
 fn agree(name: &str, recipe: &Recipe, own: &BTreeMap<String, Option<Scheme>>) -> Result<(), RecipeError> {
     let said = |scheme: Option<&Option<Scheme>>| {
         scheme.map_or("nothing".to_string(), |scheme| bits(*scheme).to_string())

@@ -24,7 +24,7 @@ impl DiffusersModel {
         Ok(DiffusersModel { files: Diffusers::open(path)?, variant: variant.map(str::to_string) })
     }
 
-    /// Whether a directory is a model in the diffusers layout, or one that the Hugging Face client
+    /// True if a directory is a model in the diffusers layout, or one that the Hugging Face client
     /// downloaded.
     pub fn is_at(path: &Path) -> bool {
         path.join("model_index.json").is_file() || path.join("snapshots").is_dir()

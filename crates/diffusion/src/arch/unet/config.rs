@@ -29,13 +29,13 @@ pub struct Config {
     pub text_channels: Option<usize>,
     /// Output channels of the projection of `encoder_hidden_states`, if there is one.
     pub text_projection: Option<usize>,
-    /// Whether the sample is first mapped from 0..1 to -1..1.
+    /// True if the sample is first mapped from 0..1 to -1..1.
     pub center_input_sample: bool,
     /// The timestep's embedding.
     pub time: TimeEmbedding,
     /// The kind of `class_labels`, for models that take it.
     pub class_labels: Option<ClassLabels>,
-    /// Whether the class embedding is concatenated to the time embedding instead of added.
+    /// True if the class embedding is concatenated to the time embedding instead of added.
     pub class_embeddings_concat: bool,
     /// The additional embedding that is added to the time embedding.
     pub addition: Option<Addition>,
@@ -45,15 +45,15 @@ pub struct Config {
     pub norm_eps: f64,
     /// The activation of the residual blocks and of the time embedding.
     pub act_fn: Activation,
-    /// Whether the time embedding scales and shifts in the residual blocks.
+    /// True if the time embedding scales and shifts in the residual blocks.
     pub scale_shift: bool,
     /// The divisor of the residual sums in the mid block.
     pub mid_block_scale_factor: f64,
     /// Zero padding of downsampling convolutions. 0 pads only the bottom and right edges.
     pub downsample_padding: usize,
-    /// Whether `proj_in` and `proj_out` of each transformer are linear layers instead of 1x1 convolutions.
+    /// True if `proj_in` and `proj_out` of each transformer are linear layers instead of 1x1 convolutions.
     pub use_linear_projection: bool,
-    /// Whether attention probabilities must be computed in `fp32` because the scores overflow `fp16`.
+    /// True if attention probabilities must be computed in `fp32` because the scores overflow `fp16`.
     pub upcast_attention: bool,
     /// The kernel size of the first convolution.
     pub conv_in_kernel: usize,
@@ -81,7 +81,7 @@ pub struct Attention {
     pub depths: Vec<usize>,
     /// Channels of the prompt embeddings.
     pub cross_attention_dim: usize,
-    /// Whether the first attention of each block attends to the prompt embeddings, not to the image.
+    /// True if the first attention of each block attends to the prompt embeddings, not to the image.
     pub only_cross_attention: bool,
 }
 
@@ -103,9 +103,9 @@ pub struct TimeEmbedding {
     pub sinusoid: usize,
     /// Channels of the embedding.
     pub channels: usize,
-    /// Whether the checkpoint provides the sinusoid's frequencies.
+    /// True if the checkpoint provides the sinusoid's frequencies.
     pub fourier: bool,
-    /// Whether cosines come before sines.
+    /// True if cosines come before sines.
     pub flip_sin_to_cos: bool,
     /// The shift subtracted from half the channels in the frequency formula. Unused with `fourier`.
     pub freq_shift: f64,
@@ -208,7 +208,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether the UNet takes the image's sizes (`time_ids`), as in Stable Diffusion XL.
+    /// True if the UNet takes the image's sizes (`time_ids`), as in Stable Diffusion XL.
     pub fn takes_sizes(&self) -> bool {
         matches!(self.addition, Some(Addition::TextTime { .. }))
     }

@@ -124,7 +124,7 @@ pub(crate) fn conv2d(
     }
 }
 
-/// What all tasks of a convolution have in common.
+/// The data that all tasks of a convolution share.
 struct Convolution<'a> {
     shape: &'a ConvShape,
     input: &'a [f32],

@@ -15,7 +15,7 @@ const MOST_BITS: usize = 6;
 /// Indices that are spread to bytes at once.
 const GROUP: usize = 64;
 
-/// Whether this CPU has the instructions that spread indices to bytes.
+/// True if this CPU has the instructions that spread indices to bytes.
 fn spreads_codes() -> bool {
     is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw")
 }

@@ -19,17 +19,17 @@ pub(crate) use tiles::{pack_tiles, split_nines, store_tiles};
 /// The zero point of the right side's bytes: `vpdpbusd` multiplies unsigned bytes by signed ones.
 pub(crate) const INT8_OFFSET: i32 = 128;
 
-/// Whether this CPU has an instruction for products of bfloat16.
+/// True if this CPU has an instruction for products of bfloat16.
 pub(crate) fn has_bf16() -> bool {
     is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether this CPU has an instruction for products of bytes.
+/// True if this CPU has an instruction for products of bytes.
 pub(crate) fn has_int8() -> bool {
     is_native_level() && Avx512Isa::new().is_some() && is_x86_feature_detected!("avx512vnni")
 }
 
-/// Whether that instruction beats `f32`. AMD's CPUs issue it as often for twice the work, Intel's half as
+/// True if that instruction beats `f32`. AMD's CPUs issue it as often for twice the work, Intel's half as
 /// often.
 pub(crate) fn bf16_pays() -> bool {
     let identity = __cpuid(0);

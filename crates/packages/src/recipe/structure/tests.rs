@@ -56,7 +56,7 @@ fn package(path: &Path) -> Result<Function, Error> {
     Ok(constexpr::decoded(model.program.main().ok_or("no function")?)?)
 }
 
-/// Whether a constant of Apple's converter is named after a layer.
+/// True if a constant of Apple's converter is named after a layer.
 fn is_named_after(constant: &str, layer: &str) -> bool {
     let rest = constant.strip_prefix(&layer.replace('.', "_"));
     rest.is_some_and(|rest| rest.starts_with("_weight"))
