@@ -30,6 +30,12 @@ check() {
     fi
 }
 
+# Runs xtask with the crates that the tests use. `cargo xtask` selects one package, which builds others of its
+# own.
+xtask() {
+    cargo build --quiet --workspace --bin xtask && "${CARGO_TARGET_DIR:-target}/debug/xtask" "$@"
+}
+
 # Runs each example of the package `mixbit-examples`, as `cargo test --workspace` built it.
 examples() {
     local target=${CARGO_TARGET_DIR:-target}
@@ -43,13 +49,13 @@ examples() {
 quick() {
     check "formatting" cargo fmt --all --check
     check "workflows" tools/workflows/run.sh
-    check "rules" cargo xtask rules
+    check "rules" xtask rules
     check "lints" cargo clippy --workspace --all-targets -- -D warnings
     # The README's test command; it includes the examples in the documentation.
     check "tests" cargo test --workspace
     check "examples" examples
     check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-    check "packages for the registry" cargo xtask package
+    check "packages for the registry" xtask package
     check "fuzz corpora" fuzz/run.sh replay
     check "wheel" tools/wheel/run.sh
     check "kernels on Arm" tools/qemu/run.sh
@@ -58,7 +64,7 @@ quick() {
 
 full() {
     check "licences, bans and sources" tools/deny/run.sh
-    check "packages compiled as published" cargo xtask package --verify
+    check "packages compiled as published" xtask package --verify
     check "fuzzing" fuzz/run.sh 30
     check "performance smoke test" tools/smoke/run.sh
     check "the demo model's drawings" cargo run --quiet --release --package xtask -- demo-eval

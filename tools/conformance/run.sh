@@ -15,6 +15,7 @@ if ! cmp -s "$here/requirements.txt" "$environment/requirements.txt"; then
     fi
     cp "$here/requirements.txt" "$environment/requirements.txt"
 fi
-cargo build --quiet --package mixbit
+# As the tests build it: a package by itself has crates of its own.
+cargo build --quiet --workspace --bin mixbit
 "$environment/bin/python" "$here/planted.py" "$target/debug/mixbit"
 exec "$environment/bin/python" "$here/run.py" "$target/debug/mixbit" "$@"
