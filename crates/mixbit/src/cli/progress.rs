@@ -90,9 +90,7 @@ impl Progress {
     pub(super) fn bytes(&self, name: impl Into<String>) -> Counter {
         self.count(name, Unit::Bytes, 0)
     }
-}
 
-impl Progress {
     /// A count whose first report sets the total. It is shown until it is complete or dropped.
     pub(super) fn phase(&self, name: impl Into<String>) -> Phase<'_> {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }

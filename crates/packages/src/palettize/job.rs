@@ -236,6 +236,18 @@ impl Provenance {
         }
         Ok(palettized)
     }
+
+    /// Refuses a package that is there and was made by another plan: a directory must not mix two.
+    fn require_in(&self, path: &Path) -> Result<(), JobError> {
+        let found = coreml::read(path)
+            .map_err(|cause| JobError::Unreadable { path: path.to_path_buf(), cause: Box::new(cause) })?;
+        let found = found.metadata.user_defined.get(keys::RECIPE);
+        if found == Some(&self.recipe) {
+            return Ok(());
+        }
+        let found = found.map_or("not palettized".to_string(), |found| format!("palettized by {found}"));
+        Err(JobError::Exists { path: path.to_path_buf(), found })
+    }
 }
 
 impl Job {
@@ -291,20 +303,6 @@ impl Job {
             .check(&target.path, &*phases(Phase::Checking))
             .map_err(|cause| JobError::Check { package: package(), cause: Box::new(cause) })?;
         Ok(Outcome::Palettized(report))
-    }
-}
-
-impl Provenance {
-    /// Refuses a package that is there and was made by another plan: a directory must not mix two.
-    fn require_in(&self, path: &Path) -> Result<(), JobError> {
-        let found = coreml::read(path)
-            .map_err(|cause| JobError::Unreadable { path: path.to_path_buf(), cause: Box::new(cause) })?;
-        let found = found.metadata.user_defined.get(keys::RECIPE);
-        if found == Some(&self.recipe) {
-            return Ok(());
-        }
-        let found = found.map_or("not palettized".to_string(), |found| format!("palettized by {found}"));
-        Err(JobError::Exists { path: path.to_path_buf(), found })
     }
 }
 
