@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use mixbit_app::synthetic::{MODELS, PublishedModel};
+use mixbit_app::synthetic::Skeleton;
+use mixbit_diffusion::family::{FAMILIES, Family};
 use mixbit_mil::DType;
 
 /// The arguments of `cargo xtask synth`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The model
-    #[arg(value_parser = PossibleValuesParser::new(MODELS.iter().map(|model| model.name)))]
+    #[arg(value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name)))]
     model: String,
     /// The directory of the checkpoint; created if absent, and files of the same names are replaced
     directory: PathBuf,
@@ -46,7 +47,8 @@ impl Type {
 /// A file that can't be written, with its path.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
-    let skeleton = PublishedModel::of_name(&arguments.model).context("the model is unknown")?.skeleton()?;
+    let family = Family::of_name(&arguments.model).context("the model is unknown")?;
+    let skeleton = Skeleton::of_family(family)?;
     skeleton.write(&arguments.directory, arguments.seed, arguments.dtype.dtype(), &())?;
     let (directory, seconds) = (arguments.directory.display(), start.elapsed().as_secs_f64());
     let parameters = skeleton.parameters();

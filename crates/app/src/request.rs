@@ -194,7 +194,7 @@ impl DrawRequest {
             parameters.settings.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
         };
         let [width, height] = match get(names::SIZE) {
-            Some(text) => size(text).ok_or_else(|| value(names::SIZE, text))?.map(Some),
+            Some(text) => parse_size(text).ok_or_else(|| value(names::SIZE, text))?.map(Some),
             None => [None, None],
         };
         let start = match (get(names::START), get(names::START_SHA256)) {
@@ -276,10 +276,12 @@ fn number<T: std::str::FromStr>(option: &'static str, text: Option<&str>) -> Res
     text.map(|text| text.parse().map_err(|_| value(option, text))).transpose()
 }
 
-/// Reads `WIDTHxHEIGHT`.
-fn size(text: &str) -> Option<[usize; 2]> {
-    let (width, height) = text.split_once('x')?;
-    Some([width.parse().ok()?, height.parse().ok()?])
+/// Width and height of the text `WIDTHxHEIGHT`, or of one number for a square. `None` if a side is not a number
+/// above 0.
+pub fn parse_size(text: &str) -> Option<[usize; 2]> {
+    let (width, height) = text.split_once(['x', 'X', '×']).unwrap_or((text, text));
+    let side = |side: &str| side.trim().parse::<usize>().ok().filter(|&side| side > 0);
+    Some([side(width)?, side(height)?])
 }
 
 /// The name of a scheduler by its label and the name of its sigma schedule.

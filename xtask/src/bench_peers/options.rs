@@ -134,11 +134,8 @@ pub(super) fn name_of(value: impl ValueEnum) -> String {
 }
 
 fn parse_size(text: &str) -> Result<[usize; 2], String> {
-    let extents =
-        text.split_once('x').and_then(|(width, height)| Some([width.parse().ok()?, height.parse().ok()?]));
-    let is_good = |extent: &usize| *extent > 0 && extent.is_multiple_of(8);
-    extents
-        .filter(|extents| extents.iter().all(is_good))
+    mixbit_app::request::parse_size(text)
+        .filter(|extents| extents.iter().all(|extent| extent.is_multiple_of(8)))
         .ok_or_else(|| format!("`{text}` is not WIDTHxHEIGHT in multiples of 8, such as 512x512"))
 }
 

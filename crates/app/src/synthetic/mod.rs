@@ -1,7 +1,7 @@
 //! Checkpoints of published sizes with random weights, to measure the cost of a model without having it.
 //!
-//! [`MODELS`] are published configurations in the diffusers layout, without weights. Names and shapes of the
-//! tensors are those that [`mixbit_diffusion::arch`] builds the networks from.
+//! Configurations are those of [`mixbit_diffusion::family`]. Names and shapes of the tensors are those that
+//! [`mixbit_diffusion::arch`] builds the networks from.
 
 mod weights;
 
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 
 use mixbit_diffusion::arch::{ARCHITECTURES, ArchError, Architecture, Config};
-use mixbit_diffusion::family::CLIP_VOCABULARY;
+use mixbit_diffusion::family::{CLIP_VOCABULARY, Family};
 use mixbit_formats::diffusers::Component;
 use mixbit_formats::safetensors::{self, TensorSpec};
 use mixbit_formats::{Diffusers, make_directory};
@@ -49,84 +49,8 @@ pub enum SyntheticError {
     Format(#[from] mixbit_formats::Error),
 }
 
-/// A published model without weights.
-pub struct PublishedModel {
-    /// The name on command lines.
-    pub name: &'static str,
-    /// Contents by their paths in the model's directory.
-    files: &'static [(&'static str, &'static str)],
-}
-
-macro_rules! model {
-    ($name:literal: $($path:literal),* $(,)?) => {
-        PublishedModel {
-            name: $name,
-            files: &[$(($path, include_str!(concat!("../../synthetic/", $name, "/", $path)))),*],
-        }
-    };
-}
-
-/// Every model.
-pub static MODELS: &[PublishedModel] = &[
-    model!("sd15":
-        "model_index.json",
-        "safety_checker/config.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "tokenizer/special_tokens_map.json",
-        "tokenizer/tokenizer_config.json",
-        "unet/config.json",
-        "vae/config.json",
-    ),
-    model!("sd21":
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "tokenizer/special_tokens_map.json",
-        "tokenizer/tokenizer_config.json",
-        "unet/config.json",
-        "vae/config.json",
-    ),
-    model!("sdxl-base":
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "text_encoder_2/config.json",
-        "tokenizer/special_tokens_map.json",
-        "tokenizer/tokenizer_config.json",
-        "tokenizer_2/special_tokens_map.json",
-        "tokenizer_2/tokenizer_config.json",
-        "unet/config.json",
-        "vae/config.json",
-    ),
-    model!("sdxl-refiner":
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder_2/config.json",
-        "tokenizer_2/special_tokens_map.json",
-        "tokenizer_2/tokenizer_config.json",
-        "unet/config.json",
-        "vae/config.json",
-    ),
-];
-
 /// The class of tokenizers that take CLIP's vocabulary.
 const TOKENIZER: &str = "CLIPTokenizer";
-
-impl PublishedModel {
-    /// The model of that name.
-    pub fn of_name(name: &str) -> Option<&'static PublishedModel> {
-        MODELS.iter().find(|model| model.name == name)
-    }
-
-    /// The model, to be written with weights.
-    ///
-    /// # Errors
-    /// If its files are malformed.
-    pub fn skeleton(&self) -> Result<Skeleton, SyntheticError> {
-        Skeleton::new(self.name, self.files.iter().map(|(path, text)| (path.to_string(), text.to_string())))
-    }
-}
 
 /// Names and shapes of a component's tensors.
 type Shapes = BTreeMap<String, Vec<usize>>;
@@ -141,6 +65,17 @@ pub struct Skeleton {
 }
 
 impl Skeleton {
+    /// A published family, to be written with weights.
+    ///
+    /// # Errors
+    /// If its files are malformed.
+    pub fn of_family(family: &Family) -> Result<Self, SyntheticError> {
+        Skeleton::new(
+            family.name,
+            family.texts.iter().map(|(path, text)| (path.to_string(), text.to_string())),
+        )
+    }
+
     /// A model of these files, by their paths in its directory. Tokenizers without a vocabulary get CLIP's.
     ///
     /// # Errors

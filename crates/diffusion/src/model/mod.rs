@@ -242,11 +242,7 @@ impl DiffusionModel {
             },
             autoencoder: autoencoder(vae_config, weights(files, "vae")?, latent, takes_sizes),
             scheduler: SchedulerConfig::from_json(&scheduler)?,
-            zeros_for_absent_negative: takes_sizes
-                && files
-                    .option("force_zeros_for_empty_prompt")
-                    .and_then(|value| value.as_bool())
-                    .unwrap_or(true),
+            zeros_for_absent_negative: takes_sizes && zeros_for_absent_negative(files),
         })
     }
 
@@ -258,6 +254,12 @@ impl DiffusionModel {
             || self.autoencoder.decoder == *network
             || self.autoencoder.encoder.as_ref() == Some(network)
     }
+}
+
+/// True if a model that takes sizes gets zeros for an absent negative prompt.
+pub fn zeros_for_absent_negative(files: &dyn ModelFiles) -> bool {
+    let chosen = files.option("force_zeros_for_empty_prompt");
+    chosen.and_then(|value| value.as_bool()).unwrap_or(true)
 }
 
 fn unet_network(
@@ -320,7 +322,7 @@ fn text_encoders(
     Ok((encoders, pooled))
 }
 
-fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<Tokenizer, ModelError> {
+pub(crate) fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<Tokenizer, ModelError> {
     let read = |file| files.text(component, file).map_err(ModelError::File);
     let [vocab, merges, tokenizer, config, special_tokens_map, added_tokens] = [
         read("vocab.json")?,

@@ -41,8 +41,7 @@ impl Image {
     }
 
     /// The image at another width and height by Lanczos' filter, as Pillow resizes images of bytes and
-    /// diffusers those that it starts from. An image that has the size already is unchanged. If width and
-    /// height both shrink, bytes may differ from Pillow's by the rounding of the first pass.
+    /// diffusers those that it starts from. An image that has the size already is unchanged.
     pub fn resized(&self, [width, height]: [usize; 2]) -> Image {
         if [width, height] == [self.width, self.height] {
             return self.clone();
@@ -53,9 +52,11 @@ impl Image {
             let turned = resample(&transposed(rows, [width, old]), [old, width], height);
             transposed(&turned, [height, width])
         };
-        // Each pass rounds to bytes, so their order counts. Pillow begins with the height if that alone
-        // shrinks.
-        let rows = match height < self.height && width >= self.width {
+        // Each pass rounds to bytes, so their order counts. As in Pillow 13, the height goes first if it shrinks
+        // by more than twice the pixels that the width shrinks by.
+        let shrinks_by = |from: usize, to: usize| from as i64 - to as i64;
+        let by_height = shrinks_by(self.height, height);
+        let rows = match by_height > 0 && by_height > 2 * shrinks_by(self.width, width) {
             true => across(&down(&rows, [self.width, self.height]), [self.width, height]),
             false => down(&across(&rows, [self.width, self.height]), [width, self.height]),
         };
@@ -151,7 +152,14 @@ mod tests {
     #[test]
     fn images_are_resized_as_pillow_does() {
         #[rustfmt::skip]
-        let cases: [([usize; 2], &[u8]); 4] = [
+        let cases: [([usize; 2], &[u8]); 6] = [
+            ([6, 2], &[
+                5, 80, 63, 48, 164, 54, 92, 101, 85, 134, 135, 150, 178, 170, 183, 221, 105, 222,
+                13, 73, 84, 56, 157, 119, 100, 94, 141, 142, 128, 103, 186, 163, 134, 229, 98, 212,
+            ]),
+            ([5, 1], &[
+                13, 90, 79, 65, 147, 90, 117, 97, 123, 169, 167, 136, 221, 109, 215,
+            ]),
             ([4, 3], &[
                 15, 109, 62, 78, 127, 67, 146, 142, 124, 209, 132, 210, 20, 122, 62, 83, 121, 99, 151,
                 149, 192, 214, 128, 208, 25, 99, 112, 88, 117, 149, 156, 132, 57, 219, 122, 178,

@@ -9,17 +9,13 @@ use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
 use mixbit_analysis::analyze::{AnalysisMethod, EFFORTS, METHODS};
-use mixbit_app::synthetic::MODELS;
+use mixbit_app::request::parse_size;
+use mixbit_diffusion::family::FAMILIES;
 use mixbit_packages::package::{DEPLOYMENT_TARGETS, DeploymentTarget, PACKAGE_KINDS};
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
-    let (width, height) = text.split_once(['x', 'X', '×']).unwrap_or((text, text));
-    let side = |side: &str| side.trim().parse::<usize>().ok().filter(|&side| side > 0);
-    match (side(width), side(height)) {
-        (Some(width), Some(height)) => Ok([width, height]),
-        _ => Err("a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string()),
-    }
+    parse_size(text).ok_or_else(|| "a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string())
 }
 
 /// Every scheduler by name, alone or with a sigma schedule; also diffusers' class names.
@@ -88,7 +84,7 @@ pub(super) fn precision(name: &str, backend: &dyn Backend) -> Precision {
 
 /// Every published model that supports random weights.
 pub(super) fn published_models() -> PossibleValuesParser {
-    MODELS.iter().map(|model| PossibleValue::new(model.name)).collect::<Vec<_>>().into()
+    FAMILIES.iter().map(|family| PossibleValue::new(family.name)).collect::<Vec<_>>().into()
 }
 
 /// Every timestep spacing.

@@ -2,40 +2,25 @@
 
 use std::sync::Arc;
 
-use mixbit_diffusion::arch::{ArchError, GraphOptions, io};
+use mixbit_diffusion::arch::{ArchError, Config, GraphOptions, io};
+use mixbit_diffusion::family::{Family, FamilyFiles, UnetTraits};
 use mixbit_diffusion::model::{
-    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, Network, TextEncoder, Unet,
+    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, Network, TEXT_ENCODERS,
+    TextEncoder, Unet, component_config, zeros_for_absent_negative,
 };
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_mil::{Function, TensorType};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Bundle, Packaged};
 use crate::error::OpenError;
 
+/// A tokenizer's settings, of the family.
+const CONFIG: &str = "tokenizer_config.json";
+
 /// Image pixels along each side of a latent pixel, for every published model.
 const SCALE: usize = 8;
-
-/// The properties of a family that its packages lack.
-struct Family {
-    /// The factor of the latents for the UNet.
-    scaling_factor: f64,
-    /// The class of the scheduler.
-    scheduler: &'static str,
-    /// True if an absent negative prompt is zeros.
-    zeros_for_absent_negative: bool,
-}
-
-/// Stable Diffusion 1 and 2.
-const ONE_AND_TWO: Family =
-    Family { scaling_factor: 0.18215, scheduler: "PNDMScheduler", zeros_for_absent_negative: false };
-/// Stable Diffusion XL.
-const XL: Family =
-    Family { scaling_factor: 0.13025, scheduler: "EulerDiscreteScheduler", zeros_for_absent_negative: true };
-
-/// The width of the text states of Stable Diffusion 2, whose tokenizer pads as XL's second one does.
-const WIDTH_OF_2: usize = 1024;
 
 /// A model of the packages of a bundle.
 pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
@@ -48,11 +33,15 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
         return Err(unet.defect(format!("its input `sample` is of type {sample}, not of four axes")));
     };
     let time_ids = input(unet, io::TIME_IDS).ok().map(|ids| ids.count() / batch.max(1));
-    let family = if time_ids.is_some() { XL } else { ONE_AND_TWO };
+    let text_channels = match input(unet, io::ENCODER_HIDDEN_STATES).map(|states| &states.shape[..]) {
+        Ok(&[_, channels, 1, _]) => Some(channels),
+        _ => None,
+    };
+    let family = Family::nearest(UnetTraits { text_channels, time_ids, latent_height: height }).files();
     let mut text_encoders = Vec::new();
-    for name in ["text_encoder", "text_encoder_2"] {
+    for (name, tokenizer) in TEXT_ENCODERS {
         if let Some(packaged) = bundle.packages.get(name) {
-            text_encoders.push(text_encoder(bundle, name, packaged)?);
+            text_encoders.push(text_encoder(bundle, name, packaged, family.json(tokenizer, CONFIG).ok())?);
         }
     }
     if text_encoders.is_empty() {
@@ -67,20 +56,19 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
                 .get("vae_encoder")
                 .map(|encoder| fixed("vae_encoder", encoder, io::X, SCALE)),
             decoder: fixed("vae_decoder", decoder, io::Z, 1),
-            latent: LatentFormat::scaled(channels, SCALE, family.scaling_factor),
+            latent: LatentFormat::scaled(
+                channels,
+                SCALE,
+                scaling_factor(&family).map_err(|source| bundle.unusable(source))?,
+            ),
             force_upcast: false,
         },
-        scheduler: SchedulerConfig::from_json(&json!({
-            "_class_name": family.scheduler,
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "steps_offset": 1,
-            "skip_prk_steps": true,
-            "timestep_spacing": "leading",
-        }))
-        .map_err(|source| bundle.unusable(source))?,
-        zeros_for_absent_negative: family.zeros_for_absent_negative,
+        scheduler: family
+            .json("scheduler", "scheduler_config.json")
+            .map_err(ModelError::File)
+            .and_then(|config| Ok(SchedulerConfig::from_json(&config)?))
+            .map_err(|source| bundle.unusable(source))?,
+        zeros_for_absent_negative: time_ids.is_some() && zeros_for_absent_negative(&family),
         defaults: Defaults {
             size: [width * SCALE, height * SCALE],
             steps: Defaults::STEPS,
@@ -89,23 +77,34 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
     })
 }
 
-fn text_encoder(bundle: &Bundle, name: &str, packaged: &Packaged) -> Result<TextEncoder, OpenError> {
+/// The factor of the latents for the family's UNets.
+fn scaling_factor(family: &FamilyFiles) -> Result<f64, ModelError> {
+    match component_config(family, "vae")? {
+        Config::Vae(config) => Ok(config.scaling_factor),
+        _ => Err(ModelError::Pipeline { class: family.class().into(), what: "it has no autoencoder".into() }),
+    }
+}
+
+/// A text encoder, and a tokenizer of the bundle's vocabulary and the family's settings.
+fn text_encoder(
+    bundle: &Bundle,
+    name: &str,
+    packaged: &Packaged,
+    settings: Option<Value>,
+) -> Result<TextEncoder, OpenError> {
     let ids = input(packaged, io::INPUT_IDS)?;
     let outputs = packaged.function.outputs().iter().map(|&id| packaged.function.value(id));
     let states = [io::HIDDEN_EMBEDS, io::LAST_HIDDEN_STATE]
         .into_iter()
-        .find_map(|name| outputs.clone().find(|value| value.name == name).map(|value| (name, value)));
+        .find(|&name| outputs.clone().any(|value| value.name == name));
     let no_states = || packaged.defect("it has no output of prompt embeddings".to_string());
-    let (states, value) = states.ok_or_else(no_states)?;
-    let width = value.ty.shape.last().copied().unwrap_or(0);
-    let padding = match (name, width) {
-        ("text_encoder_2", _) | (_, WIDTH_OF_2) => "!",
-        _ => "<|endoftext|>",
-    };
+    let states = states.ok_or_else(no_states)?;
     let read =
         |file| bundle.file(file)?.ok_or_else(|| bundle.lacks(&format!("{file}, which its tokenizer needs")));
     let (vocab, merges) = (read("vocab.json")?, read("merges.txt")?);
-    let config = json!({"model_max_length": ids.count(), "pad_token": padding}).to_string();
+    let mut config = settings.unwrap_or_else(|| json!({}));
+    config["model_max_length"] = ids.count().into();
+    let config = config.to_string();
     let tokenizer = Tokenizer::new(&TokenizerFiles {
         vocab: Some(&vocab),
         merges: Some(&merges),

@@ -42,7 +42,7 @@ impl Config {
             return Err(ArchError::config(name, what));
         }
         Ok(Config {
-            unet: super::Config::from_json(&way_down(config)?)?,
+            unet: super::Config::from_json(&down_blocks_alone(config)?)?,
             conditioning_channels,
             conditioning_embedding_out_channels: channels,
         })
@@ -50,7 +50,7 @@ impl Config {
 }
 
 /// The configuration of a UNet with the same down blocks.
-fn way_down(config: &Value) -> Result<Value, ArchError> {
+fn down_blocks_alone(config: &Value) -> Result<Value, ArchError> {
     const OWN: [&str; 5] = [
         "conditioning_channels",
         "conditioning_embedding_out_channels",
@@ -91,8 +91,8 @@ pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> 
     let shape = [options.batch, config.conditioning_channels, height, width];
     let image = unet.net.input(io::CONTROLNET_COND, options.dtype, &shape)?;
     let hint = unet.embed_image(image, &config.conditioning_embedding_out_channels)?;
-    let (x, skips) = unet.way_down(sample, Some(hint))?;
-    let middle = unet.middle(x)?;
+    let (x, skips) = unet.down_blocks(sample, Some(hint))?;
+    let middle = unet.mid_block(x)?;
     let mut residuals = Vec::with_capacity(skips.len() + 1);
     for (index, skip) in skips.into_iter().enumerate() {
         residuals.push(unet.residual_output(skip, &format!("controlnet_down_blocks.{index}"), index)?);

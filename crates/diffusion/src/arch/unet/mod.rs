@@ -36,12 +36,12 @@ use super::{ArchError, GraphOptions, io};
 /// A missing or misshapen tensor, or options that don't fit the configuration.
 pub fn build(config: &Config, weights: &dyn Weights, options: &GraphOptions) -> Result<Function, ArchError> {
     let (mut unet, sample) = Unet::begin(config, weights, options)?;
-    let (mut x, mut skips) = unet.way_down(sample, None)?;
-    x = unet.middle(x)?;
+    let (mut x, mut skips) = unet.down_blocks(sample, None)?;
+    x = unet.mid_block(x)?;
     if options.control_residuals {
         x = unet.add_residuals(&mut skips, x)?;
     }
-    let noise = unet.way_up(x, skips)?;
+    let noise = unet.up_blocks(x, skips)?;
     let noise = unet.net.output(noise, io::NOISE_PRED)?;
     unet.net.finish(&[noise])
 }
@@ -84,7 +84,7 @@ impl<'w> Unet<'w> {
 
     /// The down blocks. Returns the coarsest features and the skip connections. `hint` is added after
     /// `conv_in`.
-    fn way_down(
+    fn down_blocks(
         &mut self,
         sample: ValueId,
         hint: Option<ValueId>,
@@ -126,7 +126,7 @@ impl<'w> Unet<'w> {
     }
 
     /// The up blocks, from the coarsest features to the predicted noise.
-    fn way_up(&mut self, mut x: ValueId, mut skips: Vec<ValueId>) -> Result<ValueId, ArchError> {
+    fn up_blocks(&mut self, mut x: ValueId, mut skips: Vec<ValueId>) -> Result<ValueId, ArchError> {
         let config = self.config;
         let halvings = config.down.len() - 1;
         let uneven =
@@ -183,7 +183,7 @@ impl<'w> Unet<'w> {
         resnet::build(&mut self.net, path, x, &block, Some(time))
     }
 
-    fn middle(&mut self, x: ValueId) -> Result<ValueId, ArchError> {
+    fn mid_block(&mut self, x: ValueId) -> Result<ValueId, ArchError> {
         let scale = self.config.mid_block_scale_factor;
         let channels = self.net.channels(x);
         match &self.config.middle {
@@ -199,5 +199,5 @@ impl<'w> Unet<'w> {
 }
 
 fn unbalanced() -> ArchError {
-    ArchError::config("layers_per_block", "the way up has more layers than the way down")
+    ArchError::config("layers_per_block", "the up blocks have more layers than the down blocks")
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use mixbit_app::source::open_checkpoint;
-use mixbit_app::synthetic::PublishedModel;
+use mixbit_app::synthetic::Skeleton;
 use mixbit_compress::{Scheme, Width};
+use mixbit_diffusion::family::Family;
 use mixbit_engine::Cancel;
 use mixbit_mil::{DType, Stopped, Unit};
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
@@ -69,8 +70,8 @@ impl<'a> Cache<'a> {
         if directory.join("model_index.json").is_file() {
             return Ok(directory);
         }
-        let model = PublishedModel::of_name(name).context("the model is unknown")?;
-        let skeleton = model.skeleton()?.without(NOT_DRAWN_WITH);
+        let family = Family::of_name(name).context("the model is unknown")?;
+        let skeleton = Skeleton::of_family(family)?.without(NOT_DRAWN_WITH);
         let bytes = DType::F16.bits() / 8 * skeleton.parameters();
         self.progress.say(format_args!(
             "writing {} of random weights to {}",
