@@ -15,10 +15,10 @@ import pathlib
 import statistics
 import subprocess
 
-BENCH = ["bench", "--json", "--quiet", "--runs", "3"]
+BENCH = ["bench", "--json", "--quiet"]
 COMMANDS = {
-    "SD 1.5, 6 bits, 256x256": [*BENCH, "--synthetic", "sd15", "--nbits", "6", "--size", "256x256"],
-    "SD 1.5, dense, 256x256": [*BENCH, "--synthetic", "sd15", "--size", "256x256", "--only", "text,unet"],
+    "SD 1.5, 6 bits, 256x256": [*BENCH, "--synthetic", "sd15", "--nbits", "6", "--size", "256x256", "--runs", "3"],
+    "SD 1.5, dense, 256x256": [*BENCH, "--synthetic", "sd15", "--size", "256x256", "--only", "text,unet", "--runs", "3"],
     "demo model": [*BENCH, "--runs", "9"],
     "demo model, int8": [*BENCH, "--runs", "9", "--precision", "int8", "--only", "unet"],
 }
