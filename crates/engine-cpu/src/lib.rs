@@ -37,12 +37,12 @@ use mixbit_engine::{
     Arithmetic, Backend, Cancel, Data, Error, Executable, MemoryBudget, Model, Options, Reservation, Tensor,
     Timing, TracedStep,
 };
-use mixbit_kernels::{Precision, ThreadPool};
+use mixbit_kernels::{OutOfMemory, Precision, ThreadPool, with_memory};
 use mixbit_mil::{DType, Function};
 
 use lower::lower;
 pub use memory::available_memory;
-use memory::{Arenas, Regions};
+use memory::{Arenas, Regions, needed};
 use packing::Packing;
 use plan::{Io, Place, Plan, PlanBuilder, Step};
 
@@ -268,10 +268,14 @@ impl Executable for CpuRun {
             } else {
                 let begin = Instant::now();
                 let mut io = regions.borrow(step, &plan.constants, floats, ints);
-                pool.install(|| (step.prepare)());
-                let result = pool.install_until(cancel.flag(), || (step.run)(&mut io));
+                let result = with_memory(|| {
+                    pool.install(|| (step.prepare)());
+                    pool.install_until(cancel.flag(), || (step.run)(&mut io))
+                });
                 cancel.check()?;
-                result?;
+                result.map_err(|OutOfMemory { bytes }| Error::Memory {
+                    needed: needed(bytes as u64, budget) as f64 / 1e9,
+                })??;
                 if *arithmetic == Arithmetic::AsDeclared {
                     round_results(step, &mut io);
                 }

@@ -41,7 +41,7 @@ impl<T: Pod> Counted<T> {
 }
 
 /// The bytes that all models with a budget need if one needs some more.
-fn needed(bytes: u64, budget: &MemoryBudget) -> u64 {
+pub(super) fn needed(bytes: u64, budget: &MemoryBudget) -> u64 {
     (budget.used() - budget.used_optionally()).saturating_add(bytes)
 }
 

@@ -110,7 +110,7 @@ pub use layout::{
     upsample_nearest,
 };
 pub use matrix::{Mat, MatMut, MatRef, WeightSlice};
-pub use memory::Memory;
+pub use memory::{Memory, OutOfMemory, with_memory};
 pub use norm::{GroupNormShape, NormParams, batch_norm, group_norm, layer_norm};
 pub use pool::ThreadPool;
 pub use precision::Precision;

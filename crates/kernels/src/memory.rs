@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::LocalKey;
 
 use bytemuck::Pod;
@@ -36,7 +37,10 @@ impl<T: Pod> Memory<T> {
     pub fn zeros(len: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
         if bytes < LARGE_PAGE {
-            let values = vec![T::zeroed(); len + LINE_BYTES / size_of::<T>()];
+            let room = len + LINE_BYTES / size_of::<T>();
+            let mut values = Vec::new();
+            values.try_reserve_exact(room).ok()?;
+            values.resize(room, T::zeroed());
             let start = values.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / size_of::<T>());
             return Some(Memory { storage: Storage::Small(values, start), len });
         }
@@ -87,6 +91,32 @@ impl<T: Pod> DerefMut for Memory<T> {
     }
 }
 
+/// Memory that the system refused to a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// The bytes that the kernel asked for.
+    pub bytes: usize,
+}
+
+/// Calls `run`, which calls kernels. The result is an error if one of them, on any thread of the pool, got no
+/// memory for packed operands. Outputs then hold any values.
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn with_memory<R>(run: impl FnOnce() -> R) -> Result<R, OutOfMemory> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| match payload.downcast::<OutOfMemory>() {
+        Ok(refused) => *refused,
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+/// A buffer of `len` zeros. Unwinds to [`with_memory`] if the system refuses it.
+pub(crate) fn zeros_or_unwind<T: Pod>(len: usize) -> Memory<T> {
+    let bytes = len.saturating_mul(size_of::<T>());
+    // No panic: a kernel has no caller that could go on without its scratch, and nothing is to be printed.
+    Memory::zeros(len).unwrap_or_else(|| resume_unwind(Box::new(OutOfMemory { bytes })))
+}
+
 /// A scratch buffer that a thread keeps between calls.
 pub(crate) type Scratch<T> = LocalKey<RefCell<Memory<T>>>;
 
@@ -102,7 +132,7 @@ pub(crate) fn with_scratch<T: Pod, R>(
 ) -> R {
     let mut buffer = scratch.take();
     if buffer.len() < len {
-        buffer = Memory::zeros(len).expect("memory for packing scratch");
+        buffer = zeros_or_unwind(len);
     }
     let result = body(&mut buffer[..len]);
     scratch.replace(buffer);
@@ -112,6 +142,15 @@ pub(crate) fn with_scratch<T: Pod, R>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_memory_is_an_error_and_a_panic_stays_one() {
+        let refused = with_memory(|| zeros_or_unwind::<u32>(usize::MAX / 8).len());
+        assert_eq!(refused, Err(OutOfMemory { bytes: usize::MAX / 8 * 4 }));
+        assert_eq!(with_memory(|| zeros_or_unwind::<u32>(3).len()), Ok(3));
+        let panic = catch_unwind(|| with_memory(|| panic!("a defect")));
+        assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"a defect"));
+    }
 
     #[test]
     fn any_length_begins_with_a_cache_line() {

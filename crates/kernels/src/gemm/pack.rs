@@ -12,7 +12,7 @@ use super::format::{Format, PackedSide, encode_in_place, encode_lane, encode_row
 use super::source::{ByDepth, ByLane, Source, Strided};
 use crate::blocks::blocks;
 use crate::matrix::{Mat, WeightSlice};
-use crate::memory::{Memory, with_scratch};
+use crate::memory::{Memory, with_scratch, zeros_or_unwind};
 use crate::pool::for_each_chunk_mut;
 use crate::precision::Precision;
 use crate::simd;
@@ -229,7 +229,7 @@ impl PackedMatrix {
         let (all, batch) = (0..shape.depth, matrices.len());
         let panels = 0..batch * shape.panels();
         let len = shape.len_of(panels.len(), &all);
-        let mut words = Memory::zeros(len).expect("memory for a packed matrix");
+        let mut words = zeros_or_unwind(len);
         let sides: Vec<_> = matrices.iter().map(|matrix| Strided::new(matrix, shape.side)).collect();
         let sources: Vec<_> = sides.iter().map(Strided::source).collect();
         shape.pack(&sources, panels, all, Work::Shared { parts: 1 }, &mut words);

@@ -9,7 +9,7 @@ use crate::gemm::format::{Format, PackedSide, encode_lane};
 use crate::gemm::pack::transpose;
 use crate::isa;
 use crate::matrix::WeightSlice;
-use crate::memory::{Memory, with_scratch};
+use crate::memory::{Memory, with_scratch, zeros_or_unwind};
 use crate::pool::for_each_chunk_mut;
 use crate::simd;
 use crate::simd::microkernel::tile_shape;
@@ -37,7 +37,7 @@ impl PackedFilters {
     /// Transforms and packs a weight `[O, C, 3, 3]`.
     pub(crate) fn new(shape: &ConvShape, weight: WeightSlice<'_>, format: Format) -> Self {
         let source = FilterTransform::new(shape, weight, format);
-        let mut words = Memory::zeros(source.panels * source.panel_len).expect("memory for a packed weight");
+        let mut words = zeros_or_unwind(source.panels * source.panel_len);
         source.transform(&mut words);
         Self { words, format, channels: [shape.in_channels, shape.out_channels] }
     }
