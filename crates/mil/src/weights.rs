@@ -77,6 +77,14 @@ pub enum WeightError {
         /// The misfit.
         what: String,
     },
+    /// The decoded elements take more memory than there is.
+    #[error("tensor `{name}` takes {:.1} GB when it is decoded, more than is free", *bytes as f64 / 1e9)]
+    Memory {
+        /// The tensor's name.
+        name: String,
+        /// The bytes of its elements.
+        bytes: usize,
+    },
 }
 
 /// A view of a checkpoint tensor: its name, its bytes and the way to read them.
@@ -367,8 +375,10 @@ impl WeightRef {
     /// The elements, row-major, little-endian, in the type that [`ty`](Self::ty) says.
     ///
     /// # Errors
-    /// [`WeightError::View`] for a cast that is not between float types.
+    /// [`WeightError::View`] for a cast that is not between float types, [`WeightError::Memory`] if the system
+    /// refuses the memory for elements that are not stored one by one: a few bytes can encode any number.
     pub fn read(&self) -> Result<Cow<'_, [u8]>, WeightError> {
+        self.check_memory()?;
         let stored = self.read_stored();
         if self.stored == self.ty.dtype {
             return Ok(stored);
@@ -394,6 +404,17 @@ impl WeightRef {
             );
         }
         Ok(())
+    }
+
+    /// Asks the system for the memory of elements that are computed, so that refusal is an error.
+    fn check_memory(&self) -> Result<(), WeightError> {
+        if let Layout::Stored(_) = &*self.layout {
+            return Ok(());
+        }
+        let bytes = self.ty.with_dtype(self.stored).byte_len().unwrap_or(usize::MAX);
+        Vec::<u8>::new()
+            .try_reserve_exact(bytes)
+            .map_err(|_| WeightError::Memory { name: self.name.to_string(), bytes })
     }
 
     fn view_error(&self, what: String) -> WeightError {

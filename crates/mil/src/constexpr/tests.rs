@@ -4,7 +4,8 @@ use half::f16;
 
 use super::{bits_at, blockwise_shift_scale, decoded, encoded, lut_to_dense};
 use crate::{
-    Builder, Bytes, Constant, DType, Def, Error, Literal, Opset, TensorType, ValueId, WeightRef, verify,
+    Builder, Bytes, Constant, DType, Def, Error, Literal, Opset, TensorType, ValueId, WeightError, WeightRef,
+    verify,
 };
 
 /// A small generator: tests need many values, not good ones.
@@ -90,6 +91,22 @@ fn every_value_of_every_width_at_every_bit_position_unpacks() {
             }
         }
     }
+}
+
+/// 4.2 MB encode 4.4 TB: the memory is refused, not taken.
+#[test]
+fn a_small_file_of_a_huge_weight_is_an_error_when_it_is_read() {
+    let (rows, vector) = (1 << 21, 1 << 20);
+    let mut b = Builder::new("main", Opset::Ios18);
+    let indices = Literal::from_bytes(TensorType::new(DType::U1, [rows, 1]), vec![0x55; rows / 8]).unwrap();
+    let lut = halves(&[1, 1, 2, vector], &vec![1.0; 2 * vector]);
+    let op = b.op("constexpr_lut_to_dense").arg("indices", indices).arg("lut", lut);
+    let result = op.arg("vector_axis", 0).add().unwrap();
+    let function = decoded(&b.finish(&[result]).unwrap()).unwrap();
+    let Def::Const(Constant::Weight(weight)) = &function.value(result).def else { panic!("not a weight") };
+    assert_eq!(weight.ty().shape, [rows * vector, 1]);
+    let Err(WeightError::Memory { bytes, .. }) = weight.read() else { panic!("it was read") };
+    assert_eq!(bytes, 2 * rows * vector);
 }
 
 #[test]
