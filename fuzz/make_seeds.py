@@ -70,3 +70,22 @@ for case in json.loads((ROOT / "fixtures/schedulers/cases.json").read_text())["c
 configs["scheduler-infinity"] = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": float("-inf")}
 for name, config in configs.items():
     write(f"config/{name}", json.dumps(config, separators=(",", ":")).encode())
+
+# Compiled models' data, recipes, the texts of a tokenizer, and generation parameters.
+for path in sorted((COREML / "compiled").glob("*.mlmodelc/coremldata.bin")):
+    write(f"coreml_compiled/{path.parent.stem}-data", path.read_bytes())
+write("coreml_compiled/metadata", (COREML / "compiled/test_linear.mlmodelc/metadata.json").read_bytes())
+write("coreml_compiled/manifest", b'{"fileFormatVersion":"1.0.0","itemInfoEntries":{"A":{"path":"m"}},"rootModelIdentifier":"A"}')
+write(
+    "recipe/bits",
+    b'{"model_version":"m","baselines":{},"recipes":{"recipe_4.50_bit_mixedpalette":{"a":4,"b":2}},"cumulative_2":{"a":30.5}}',
+)
+names = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+for model in ("sd15", "sd21", "sdxl"):
+    folder = ROOT / "fixtures/pipelines" / model / "tokenizer"
+    texts = [(folder / name).read_text() if (folder / name).exists() else "" for name in names]
+    write(f"tokenizer/{model}", "\0".join([*texts, "a red circle"]).encode())
+write(
+    "parameters/picture",
+    b"a cat, (on:1.2) a mat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768, Model: \"a, b\"",
+)
