@@ -11,7 +11,8 @@ use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
 use super::print_line;
-use super::table::{Side, Table, byte_size, shortened, spelt_out};
+use super::printable::visible_line;
+use super::table::{Side, Table, byte_size, shortened};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -138,7 +139,7 @@ fn to_text(network: &InspectedNetwork) -> String {
         }
     }
     for (key, value) in &network.metadata {
-        line("metadata", format!("{} = {}", spelt_out(key), shortened(value)));
+        line("metadata", format!("{} = {}", visible_line(key), shortened(value)));
     }
     text
 }
@@ -207,7 +208,7 @@ fn show_file(file: &InspectedNetwork, arguments: &Arguments) -> anyhow::Result<(
         return print_layers(&tensors);
     }
     for tensor in &tensors {
-        print_line(format_args!("{}: {}", spelt_out(tensor.weight.name()), tensor.weight.ty()))?;
+        print_line(format_args!("{}: {}", visible_line(tensor.weight.name()), tensor.weight.ty()))?;
     }
     print_line(format_args!(
         "{} tensors, {count} weights, {}, {:.2} bits each",

@@ -13,6 +13,7 @@ mod memory;
 mod metadata;
 mod output;
 mod palettize;
+mod printable;
 mod progress;
 mod table;
 mod values;
@@ -25,6 +26,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+
+use printable::one_line;
 
 /// Stable Diffusion with mixed-bit palettization, on any machine.
 #[derive(Debug, Parser)]
@@ -78,13 +81,13 @@ pub(crate) fn main() -> ExitCode {
         _ => ExitCode::FAILURE,
     };
     run(cli).unwrap_or_else(|error| {
-        let _ = writeln!(stderr(), "error: {}", one_line(&error));
+        let _ = writeln!(stderr(), "error: {}", message(&error));
         failure
     })
 }
 
 /// An error and its causes on one line. A cause that the text already ends with is not repeated.
-fn one_line(error: &anyhow::Error) -> String {
+fn message(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(|cause| cause.to_string()) {
         if !line.ends_with(&cause) {
@@ -92,7 +95,7 @@ fn one_line(error: &anyhow::Error) -> String {
             line += &format!("{colon}{cause}");
         }
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    one_line(&line)
 }
 
 /// Prints a line of results. A closed pipe, as with `head`, is no error.
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn errors_are_one_line_that_says_things_once() {
         let error = anyhow::anyhow!("it is\ngarbage").context("unet: it is\ngarbage").context("model");
-        assert_eq!(one_line(&error), "model: unet: it is garbage");
+        assert_eq!(message(&error), "model: unet: it is garbage");
     }
 
     #[test]

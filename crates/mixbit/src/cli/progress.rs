@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mixbit_mil::{Stopped, Unit};
 
+use super::printable::visible;
+
 /// The minimum interval between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -118,7 +120,7 @@ impl mixbit_mil::Progress for Phase<'_> {
 
 /// Prints a line. Output errors are ignored.
 fn print_line(line: impl Display) {
-    let _ = writeln!(stderr(), "{line}");
+    let _ = writeln!(stderr(), "{}", visible(&line.to_string()));
 }
 
 /// The style of a template. The templates are constants; indicatif's own style replaces an invalid one.
@@ -226,7 +228,7 @@ impl Counter {
     /// Prints a message above the bar.
     pub(super) fn say(&self, message: impl Display) {
         match (&self.bar, self.lines) {
-            (Some(bar), _) => bar.println(message.to_string()),
+            (Some(bar), _) => bar.println(visible(&message.to_string())),
             (None, true) => print_line(message),
             (None, false) => {}
         }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::printable::visible_line;
+
 /// The maximum length of a value in text; JSON has it whole.
 pub(super) const LONGEST_VALUE: usize = 60;
 
@@ -34,7 +36,7 @@ impl<const N: usize> Table<N> {
 
     /// Adds a row. Control characters are escaped, because names come from files.
     pub(super) fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| spelt_out(&cell)));
+        self.rows.push(cells.map(|cell| visible_line(&cell)));
     }
 }
 
@@ -60,20 +62,9 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
-/// Text on one line, with control characters escaped.
-pub(super) fn spelt_out(text: &str) -> String {
-    match text.chars().any(char::is_control) {
-        true => text
-            .chars()
-            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-            .collect(),
-        false => text.to_string(),
-    }
-}
-
 /// A value on one line, shortened if long.
 pub(super) fn shortened(value: &str) -> String {
-    let line: String = spelt_out(&value.split_whitespace().collect::<Vec<_>>().join(" "));
+    let line: String = visible_line(&value.split_whitespace().collect::<Vec<_>>().join(" "));
     match line.char_indices().nth(LONGEST_VALUE) {
         Some((end, _)) => format!("{}... ({} bytes)", &line[..end], value.len()),
         None => line,

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use mixbit_packages::diff::{Change, Comparison, Distance};
 use mixbit_packages::inspect::{StoredTensor, bits_per_element};
 
-use crate::cli::table::{LONGEST_VALUE, Side, Table, byte_size, shortened, spelt_out};
+use crate::cli::printable::visible_line;
+use crate::cli::table::{LONGEST_VALUE, Side, Table, byte_size, shortened};
 
 /// The number of tensors listed without `--all`.
 const LISTED: usize = 10;
@@ -87,7 +88,7 @@ fn weights_text(comparison: &Comparison) -> String {
 }
 
 fn comparison_text(comparison: &Comparison) -> String {
-    let mut text = format!("{}\n", spelt_out(&name(comparison)));
+    let mut text = format!("{}\n", visible_line(&name(comparison)));
     let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
     let structure = &comparison.structure;
     for (name, changes) in [("input", &structure.inputs), ("output", &structure.outputs)] {
@@ -99,7 +100,7 @@ fn comparison_text(comparison: &Comparison) -> String {
         line(if index == 0 { "ops" } else { "" }, row.join(", "));
     }
     if let Some(difference) = &structure.first_difference {
-        line("graph", format!("differs from here on: {}", spelt_out(difference)));
+        line("graph", format!("differs from here on: {}", visible_line(difference)));
     }
     structure.metadata.iter().for_each(|change| line("metadata", change_text(change)));
     line("weights", weights_text(comparison));
@@ -187,7 +188,7 @@ impl Report<'_> {
         };
         for (side, only) in ["A", "B"].iter().zip(&self.only) {
             if !only.is_empty() {
-                found += &format!("; only in {side}: {}", spelt_out(&only.join(", ")));
+                found += &format!("; only in {side}: {}", visible_line(&only.join(", ")));
             }
         }
         let total = if self.comparisons.len() > 1 { format!("\n{}", size_text(size)) } else { String::new() };
@@ -297,7 +298,7 @@ fn op_text(change: &Change) -> String {
 
 /// A change, on one line.
 fn change_text(change: &Change) -> String {
-    let name = spelt_out(&change.name);
+    let name = visible_line(&change.name);
     match &change.sides {
         [Some(a), Some(b)] => {
             let [a, b] = excerpts(a, b);
