@@ -1,13 +1,12 @@
 //! A model directory as diffusers saves it: `model_index.json` and one folder per component.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use mixbit_mil::Bytes;
 use serde_json::{Map, Value};
 
-use crate::files::{Files, is_plain};
+use crate::files::{Files, is_plain, read_text};
 use crate::shown::shown;
 use crate::{Checkpoint, Error, json};
 
@@ -300,6 +299,9 @@ fn hint_for_weights(component: &str, present: &[String]) -> String {
     format!("the folder has no weights, only {}: download the whole model", listed(present))
 }
 
+/// The most bytes of a cache's `refs/main`, which holds a commit's hash.
+const REVISION_LIMIT: u64 = 4096;
+
 /// The directory of the model: `path`, or the snapshot inside if `path` is of the Hugging Face cache.
 fn resolve(path: &Path) -> Result<PathBuf, Error> {
     let not_found =
@@ -316,7 +318,7 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     if path.join(INDEX).is_file() || !snapshots.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let revision = fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+    let revision = read_text(&path.join("refs/main"), REVISION_LIMIT).unwrap_or_default();
     let revision = revision.trim();
     if is_plain(revision) && snapshots.join(revision).is_dir() {
         return Ok(snapshots.join(revision));

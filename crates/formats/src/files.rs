@@ -10,8 +10,49 @@ use mixbit_mil::Bytes;
 use crate::map::read_file;
 use crate::{Error, map_file};
 
-/// The most bytes that a JSON or text file of a model may have.
-pub(crate) const TEXT_LIMIT: u64 = 100_000_000;
+/// The most bytes of a configuration, such as `config.json`.
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+/// The most bytes of text files that are larger than configurations, by the ends of their names. JSON takes up
+/// to 36 bytes of memory for a byte of text.
+const LIMITS: [(&str, u64); 7] = [
+    ("vocab.json", 16 << 20),
+    ("merges.txt", 16 << 20),
+    ("tokenizer.json", 16 << 20),
+    ("added_tokens.json", 16 << 20),
+    (".index.json", 16 << 20),
+    ("metadata.json", 16 << 20),
+    ("model.mil", 100_000_000),
+];
+
+/// The most bytes of a model's text file of that name.
+fn text_limit(name: &str) -> u64 {
+    LIMITS.iter().find(|(end, _)| name.ends_with(end)).map_or(CONFIG_LIMIT, |(_, limit)| *limit)
+}
+
+/// The content of a model's text file. Its name decides how large it may be: 16 MiB for tokenizers and
+/// indices, 1 MiB for configurations.
+///
+/// # Errors
+/// [`Error::Read`] for what is not a regular file, [`Error::TooLarge`], [`Error::Text`].
+pub fn read_model_text(path: &Path) -> Result<String, Error> {
+    read_text(path, text_limit(&path.to_string_lossy()))
+}
+
+/// The content of a text file of at most `limit` bytes.
+///
+/// # Errors
+/// [`Error::Read`] for what is not a regular file, [`Error::TooLarge`], [`Error::Text`].
+pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
+    utf8(read_file(path, limit)?, || path.to_path_buf())
+}
+
+fn utf8(bytes: Vec<u8>, path: impl FnOnce() -> PathBuf) -> Result<String, Error> {
+    String::from_utf8(bytes).map_err(|error| Error::Text {
+        path: path(),
+        what: format!("it is not UTF-8 text: {}", error.utf8_error()),
+    })
+}
 
 /// Files by their path relative to a root, with `/` between the parts.
 #[derive(Clone, Debug)]
@@ -69,14 +110,10 @@ impl Files {
 
     /// A text file's content.
     pub(crate) fn text(&self, name: &str) -> Result<String, Error> {
-        let bytes = match self {
-            Files::Directory(root) => read_file(&root.join(name), TEXT_LIMIT)?,
-            Files::Memory { .. } => self.map(name)?.to_vec(),
-        };
-        String::from_utf8(bytes).map_err(|error| Error::Text {
-            path: self.path(name),
-            what: format!("it is not UTF-8 text: {}", error.utf8_error()),
-        })
+        match self {
+            Files::Directory(root) => read_model_text(&root.join(name)),
+            Files::Memory { .. } => utf8(self.map(name)?.to_vec(), || self.path(name)),
+        }
     }
 
     fn absent(&self, name: &str) -> Error {
@@ -112,6 +149,21 @@ mod tests {
             assert_eq!(&*files.map("a.json").unwrap(), b"{}");
             assert!(matches!(files.text("unet/c.txt"), Err(Error::Text { .. })));
             assert!(matches!(files.map("absent"), Err(Error::Read { .. })));
+        }
+    }
+
+    #[test]
+    fn a_name_decides_how_large_a_file_may_be() {
+        let scratch = Scratch::new();
+        let spaces = vec![b' '; CONFIG_LIMIT as usize + 1];
+        for (name, is_read) in [("unet/config.json", false), ("vocab.json", true), ("x.index.json", true)] {
+            let path = scratch.file(name, &spaces);
+            match read_model_text(&path) {
+                Err(Error::TooLarge { len, limit: CONFIG_LIMIT, .. }) => {
+                    assert!(!is_read && len == CONFIG_LIMIT + 1, "{name}");
+                }
+                read => assert!(is_read && read.is_ok(), "{name}"),
+            }
         }
     }
 

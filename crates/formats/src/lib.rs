@@ -48,6 +48,7 @@ pub use atomic::{make_directory, write_atomically};
 pub use checkpoint::Checkpoint;
 pub use diffusers::Diffusers;
 pub use error::Error;
+pub use files::{read_model_text, read_text};
 pub use map::map_file;
 pub use safetensors::SafeTensors;
 pub use sha256::sha256;

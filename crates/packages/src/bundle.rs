@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mixbit_diffusion::model::{DiffusionModel, FileError, ModelError, ModelFiles, TEXT_ENCODERS};
-use mixbit_formats::coreml;
+use mixbit_formats::{coreml, read_model_text};
 use mixbit_mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ impl Bundle {
     fn file(&self, name: &str) -> Result<Option<String>, OpenError> {
         let path = self.directory.join(name);
         match path.is_file() {
-            true => fs::read_to_string(&path).map(Some).map_err(|cause| OpenError::Read { path, cause }),
+            true => Ok(Some(read_model_text(&path)?)),
             false => Ok(None),
         }
     }

@@ -1,6 +1,6 @@
 //! The reader of tokenizer files, with transformers' rules for merging them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 
 use serde_json::{Map, Value};
@@ -16,6 +16,9 @@ const LENGTH_LIMIT: u64 = 1 << 16;
 
 /// transformers' value for "no limit" in `model_max_length`.
 const NO_LENGTH: f64 = 1e20;
+
+/// The limit of added and special tokens. Each costs a search in every prompt.
+const ADDED_LIMIT: usize = 100_000;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -152,13 +155,18 @@ fn special_tokens(
     for key in ["extra_special_tokens", "additional_special_tokens"] {
         candidates.extend(config.get(key).and_then(Value::as_array).into_iter().flatten().cloned());
     }
-    let listed = added.len();
-    let mut seen: Vec<(bool, AddedToken)> = Vec::new();
+    if candidates.len() + added.len() > ADDED_LIMIT {
+        let what = format!("it has more than {ADDED_LIMIT} added and special tokens");
+        return Err(wrong(CONFIG_FILE, what));
+    }
+    let listed: HashSet<String> = added.iter().map(|token| token.content.clone()).collect();
+    let mut seen: HashMap<String, Vec<(bool, AddedToken)>> = HashMap::new();
     for value in candidates {
         let token = (value.is_string(), added_token(CONFIG_FILE, &value, true)?);
-        if !added[..listed].iter().any(|other| other.content == token.1.content) && !seen.contains(&token) {
+        let alike = seen.entry(token.1.content.clone()).or_default();
+        if !listed.contains(&token.1.content) && !alike.contains(&token) {
             added.push(token.1.clone());
-            seen.push(token);
+            alike.push(token);
         }
     }
     let mut take = |role: &str| content.remove(role).unwrap_or_default();

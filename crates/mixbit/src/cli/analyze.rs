@@ -1,7 +1,6 @@
 //! `mixbit analyze`.
 
 use std::env;
-use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -22,6 +21,9 @@ use mixbit_analysis::analyze::{
 };
 use mixbit_analysis::report::{self, Report};
 use mixbit_app::source;
+
+/// The most bytes of a file of prompts.
+const PROMPTS_LIMIT: u64 = 16 << 20;
 
 /// The default bits per weight of the recipes.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
@@ -234,8 +236,7 @@ impl Arguments {
         }
         let prompts = match &self.prompts {
             Some(path) => {
-                let text =
-                    fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+                let text = mixbit_formats::read_text(path, PROMPTS_LIMIT)?;
                 text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect()
             }
             None => PROMPTS.map(str::to_string).into(),

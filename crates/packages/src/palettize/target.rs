@@ -1,12 +1,11 @@
 //! Packages that are to be palettized: read from files, or made of a checkpoint.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mixbit_compress::Layer;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_formats::{coreml, make_directory, write_atomically};
+use mixbit_formats::{coreml, make_directory, map_file, write_atomically};
 use thiserror::Error;
 
 use super::{PalettizeError, model_layers};
@@ -102,9 +101,8 @@ impl Target {
                     make_directory(output.parent().unwrap_or(Path::new("")))?;
                     targets.push(Self::read(path, output)?);
                 } else if path.is_file() && !is_package(path) {
-                    let text = fs::read(path)
-                        .map_err(|cause| OpenError::Read { path: path.to_path_buf(), cause })?;
-                    write_atomically(&output, |file| file.write_all(&text))?;
+                    let bytes = map_file(path)?;
+                    write_atomically(&output, |file| file.write_all(&bytes))?;
                 }
             }
         }

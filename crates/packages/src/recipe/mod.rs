@@ -24,7 +24,6 @@ mod structure;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use half::f16;
@@ -40,7 +39,7 @@ pub use structure::{Correspondence, correspondence};
 pub const UNTOUCHED: u32 = 16;
 
 /// No recipe is larger: of the published ones none has 10 MB.
-const LARGEST: u64 = 1 << 28;
+const LARGEST: u64 = 64 << 20;
 
 /// A layer, and the PSNR in dB of each prompt with the layer in another scheme.
 pub type Measured = (String, Vec<f64>);
@@ -198,19 +197,7 @@ impl RecipeFile {
     /// # Errors
     /// [`RecipeError::File`], with the defect and its place.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        let read = || -> Result<String, mixbit_formats::Error> {
-            let error = |cause| mixbit_formats::Error::Read { path: path.to_path_buf(), cause };
-            let len = fs::metadata(path).map_err(error)?.len();
-            if len > LARGEST {
-                return Err(mixbit_formats::Error::TooLarge {
-                    path: path.to_path_buf(),
-                    len,
-                    limit: LARGEST,
-                });
-            }
-            fs::read_to_string(path).map_err(error)
-        };
-        Self::parse(&read()?)
+        Self::parse(&mixbit_formats::read_text(path, LARGEST)?)
             .map_err(|source| RecipeError::File { path: path.to_path_buf(), source: Box::new(source) })
     }
 
