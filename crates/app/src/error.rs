@@ -90,7 +90,10 @@ impl Kind for mixbit_mil::Error {
 
 impl Kind for WeightError {
     fn kind(&self) -> ErrorKind {
-        ErrorKind::Invalid
+        match self {
+            Self::Memory { .. } => ErrorKind::OutOfMemory,
+            _ => ErrorKind::Invalid,
+        }
     }
 }
 
