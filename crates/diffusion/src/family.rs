@@ -214,7 +214,7 @@ mod tests {
         ("sd21", [Some(1024), None, Some(96)]),
         ("sd21-base", [Some(1024), None, Some(64)]),
         ("sdxl-base", [Some(2048), Some(6), Some(128)]),
-        ("sdxl-refiner", [Some(1280), Some(5), Some(96)]),
+        ("sdxl-refiner", [Some(1280), Some(5), Some(128)]),
     ];
 
     #[test]
