@@ -14,6 +14,7 @@ pub(super) static LOWERINGS: &[Lowering] = &[
     Lowering { op: "concat", lower: lower_concat },
     Lowering { op: "expand_dims", lower: alias },
     by_definition("fill"),
+    by_definition("pixel_shuffle"),
     Lowering { op: "reshape", lower: alias },
     Lowering { op: "slice_by_index", lower: lower_slice },
     Lowering { op: "slice_by_size", lower: lower_slice },

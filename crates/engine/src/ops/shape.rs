@@ -10,6 +10,7 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     Definition { op: "concat", eval: concat },
     Definition { op: "expand_dims", eval: rename },
     Definition { op: "fill", eval: fill },
+    Definition { op: "pixel_shuffle", eval: pixel_shuffle },
     Definition { op: "reshape", eval: rename },
     Definition { op: "slice_by_index", eval: slice },
     Definition { op: "slice_by_size", eval: slice },
@@ -53,6 +54,21 @@ fn concat(op: &Operands) -> Result<Vec<Tensor>, Error> {
         }
     }
     op.result(Data::Int(out))
+}
+
+/// Channel `c * f * f + y * f + x` gives the pixels `(y, x)` of each block of `f` by `f`.
+fn pixel_shuffle(op: &Operands) -> Result<Vec<Tensor>, Error> {
+    let x = op.tensor("x")?;
+    let factor = op.view.int("upscale_factor")? as usize;
+    let out = &op.out(0).shape;
+    let (height, width) = (out[2] / factor, out[3] / factor);
+    let place = |at: usize| {
+        let (column, row, image) = (at % out[3], at / out[3] % out[2], at / (out[3] * out[2]));
+        let channel = (image * factor + row % factor) * factor + column % factor;
+        (channel * height + row / factor) * width + column / factor
+    };
+    let places: Vec<usize> = (0..op.out(0).count()).map(place).collect();
+    Ok(vec![pick(&x, &places, out)?])
 }
 
 fn slice(op: &Operands) -> Result<Vec<Tensor>, Error> {

@@ -1,6 +1,6 @@
 //! Rearranging, joining and splitting.
 
-use super::{ANY, Default, OpDef, Param, Work, any, bools, ints, resolve_axes};
+use super::{ANY, Default, OpDef, Param, Work, any, bools, float, ints, resolve_axes};
 use crate::{DType, Error, OpView, TensorType};
 
 pub(super) static OPS: &[OpDef] = &[
@@ -17,6 +17,8 @@ pub(super) static OPS: &[OpDef] = &[
         fill,
         Work::Moves,
     ),
+    // (batch, channels * f * f, height, width) to (batch, channels, height * f, width * f).
+    OpDef::new("pixel_shuffle", &[float("x"), ints("upscale_factor")], pixel_shuffle, Work::Moves),
     // shape: -1 follows from the others, 0 copies the input's axis, where the ranks are equal.
     OpDef::new("reshape", &[any("x"), ints("shape")], reshape, Work::Moves),
     OpDef::new(
@@ -219,6 +221,22 @@ fn split(op: &OpView) -> Result<Vec<TensorType>, Error> {
         TensorType::new(x.dtype, shape)
     };
     Ok(sizes.iter().map(part).collect())
+}
+
+fn pixel_shuffle(op: &OpView) -> Result<Vec<TensorType>, Error> {
+    let (x, factor) = (op.ty("x")?, op.int("upscale_factor")?);
+    let misfit = || op.invalid(format!("{x} can't be shuffled by a factor of {factor}"));
+    let factor = usize::try_from(factor).ok().filter(|&factor| factor > 0).ok_or_else(misfit)?;
+    let (&[batch, channels, height, width], Some(square)) = (&x.shape[..], factor.checked_mul(factor)) else {
+        return Err(misfit());
+    };
+    let extents = height.checked_mul(factor).zip(width.checked_mul(factor));
+    match extents.filter(|_| channels.is_multiple_of(square)) {
+        Some((height, width)) => {
+            Ok(vec![TensorType::new(x.dtype, [batch, channels / square, height, width])])
+        }
+        None => Err(misfit()),
+    }
 }
 
 fn reshape(op: &OpView) -> Result<Vec<TensorType>, Error> {

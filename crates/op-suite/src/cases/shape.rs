@@ -10,6 +10,27 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(splits());
     cases.extend(renamings());
     cases.extend(permutations());
+    cases.extend(pixel_shuffles());
+    cases
+}
+
+fn pixel_shuffles() -> Vec<Case> {
+    let shuffled =
+        |shape: &[usize], factor: i32| case("pixel_shuffle").input("x", shape).arg("upscale_factor", factor);
+    let mut cases = vec![
+        shuffled(&[1, 4, 3, 5], 2),
+        shuffled(&[2, 18, 1, 2], 3),
+        shuffled(&[3, 5, 2, 2], 1),
+        shuffled(&[1, 4, 0, 5], 2),
+    ];
+    // As torch.nn.functional.pixel_shuffle orders them.
+    let values = (0..8).map(|value| value as f32).collect();
+    cases.push(
+        case("pixel_shuffle")
+            .input_of("x", &[1, 4, 1, 2], values)
+            .arg("upscale_factor", 2)
+            .expect(&[&[0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]]),
+    );
     cases
 }
 
