@@ -68,7 +68,7 @@ impl EncodedWeight {
                 };
                 Some(weight)
             }
-            Encoding::Sparse { .. } => None,
+            Encoding::Sparse { .. } | Encoding::Nonzero { .. } => None,
         }
     }
 

@@ -9,8 +9,8 @@ use half::f16;
 
 pub use encoded::{blockwise_shift_scale, encoded, lut_to_dense};
 
-use crate::weights::Encoding;
-use crate::{Bytes, Constant, DType, Def, Error, Function, OpView, ValueId, WeightRef};
+use crate::weights::{BlockEncoding, Encoding};
+use crate::{Bytes, Constant, DType, Def, Error, Function, OpView, TensorType, ValueId, WeightRef};
 
 /// The function with every constexpr op replaced by a constant, which decodes when it is read.
 ///
@@ -29,25 +29,39 @@ pub fn decoded(function: &Function) -> Result<Function, Error> {
     let mut results: Vec<Option<WeightRef>> = vec![None; function.values.len()];
     for op in function.ops.iter().filter(|op| op.def.is_constexpr()) {
         let view = function.view(op);
-        let weight = decoded_op(&view, &|id| results[id.index()].clone())?;
-        let [id] = op.outputs[..] else { return Err(view.invalid("has not one result")) };
-        results[id.index()] = Some(weight.clone());
-        out.values[id.index()].def = Def::Const(Constant::Weight(weight));
+        let weights = decoded_op(&view, &|id| results[id.index()].clone())?;
+        for (&id, weight) in op.outputs.iter().zip(weights) {
+            results[id.index()] = Some(weight.clone());
+            out.values[id.index()].def = Def::Const(Constant::Weight(weight));
+        }
     }
     out.ops.retain(|op| !op.def.is_constexpr());
     Ok(out)
 }
 
-/// The result of one constexpr op, which decodes when it is read. `result` gives those of other constexpr
+/// The results of one constexpr op, which decode when they are read. `result` gives those of other constexpr
 /// ops.
 ///
 /// # Errors
 /// Those of [`decoded`].
-pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) -> Result<WeightRef, Error> {
-    let ty = op.op().def.infer(op)?.swap_remove(0);
+pub fn decoded_op(
+    op: &OpView,
+    result: &dyn Fn(ValueId) -> Option<WeightRef>,
+) -> Result<Vec<WeightRef>, Error> {
+    let mut types = op.op().def.infer(op)?;
+    let ty = types.pop().ok_or_else(|| op.invalid("has no result"))?;
     let operand = |input: &str| operand(op, input, result);
     let encoding = match op.kind() {
-        "constexpr_cast" => return Ok(operand("source_val")?.cast(ty.dtype)),
+        "constexpr_cast" => return Ok(vec![operand("source_val")?.cast(ty.dtype)]),
+        "constexpr_lut_to_sparse" => {
+            let blocks = BlockEncoding::Lut(operand("lut")?);
+            return nonzero(op, ty, operand("indices_nonzero_data")?, operand("indices_mask")?, blocks);
+        }
+        "constexpr_sparse_blockwise_shift_scale" => {
+            let offset = op.get("offset").map(|_| operand("offset")).transpose()?;
+            let blocks = BlockEncoding::ShiftScale { scale: operand("scale")?, offset };
+            return nonzero(op, ty, operand("nonzero_data")?, operand("data_mask")?, blocks);
+        }
         "constexpr_affine_dequantize" => {
             let data = operand("quantized_data")?;
             let axis = op.axis(op.int("axis")?, data.ty().rank())?;
@@ -80,11 +94,32 @@ pub fn decoded_op(op: &OpView, result: &dyn Fn(ValueId) -> Option<WeightRef>) ->
             }
         }
         "constexpr_sparse_to_dense" => {
-            Encoding::Sparse { values: operand("nonzero_data")?, mask: operand("mask")?, count: ty.count() }
+            let (values, mask, count) = (operand("nonzero_data")?, operand("mask")?, ty.count());
+            let set = set_bits(&mask.read_stored(), count);
+            if values.ty().shape != [set] {
+                return Err(op.invalid(format!("{} does not fit a mask with {set} bits set", values.ty())));
+            }
+            Encoding::Sparse { values, mask, count }
         }
         other => return Err(op.invalid(format!("`{other}` is not decoded"))),
     };
-    Ok(WeightRef::encoded(&name(op, &encoding), ty, encoding))
+    Ok(vec![WeightRef::encoded(&name(op, &encoding), ty, encoding)])
+}
+
+/// The mask and the nonzero elements of a sparse tensor.
+fn nonzero(
+    op: &OpView,
+    ty: TensorType,
+    values: WeightRef,
+    mask: WeightRef,
+    blocks: BlockEncoding,
+) -> Result<Vec<WeightRef>, Error> {
+    let set = set_bits(&mask.read_stored(), mask.ty().count());
+    if values.ty().count() != set {
+        return Err(op.invalid(format!("{} do not fit a mask with {set} bits set", values.ty())));
+    }
+    let encoding = Encoding::Nonzero { values, mask: mask.clone(), blocks };
+    Ok(vec![mask, WeightRef::encoded(&name(op, &encoding), ty, encoding)])
 }
 
 /// The name of the decoded constant: that of its elements, unless these are called after their place in the
@@ -142,9 +177,12 @@ pub(crate) fn check_operands(function: &Function) -> Result<(), Error> {
 /// The number of set bits among the first `count` of a constant.
 pub(crate) fn count_set(op: &OpView, input: &str, count: usize) -> Result<usize, Error> {
     let weight = operand(op, input, &|_| None)?;
-    let bytes = weight.read_stored();
+    Ok(set_bits(&weight.read_stored(), count))
+}
+
+fn set_bits(bytes: &[u8], count: usize) -> usize {
     let whole: usize = bytes[..count / 8].iter().map(|byte| byte.count_ones() as usize).sum();
-    Ok(whole + (count / 8 * 8..count).filter(|&at| bits_at(&bytes, 1, at) == 1).count())
+    whole + (count / 8 * 8..count).filter(|&at| bits_at(bytes, 1, at) == 1).count()
 }
 
 impl Encoding {
@@ -165,8 +203,50 @@ impl Encoding {
                 let width = values.stored_dtype().bits() / 8;
                 spread(&values.read_stored(), width, &mask.read_stored(), *count)
             }
+            Encoding::Nonzero { values, mask, blocks } => decode_nonzero(values, mask, blocks),
         }
     }
+}
+
+/// The elements of the whole tensor where a bit of `mask` is set, decoded in their blocks.
+fn decode_nonzero(values: &WeightRef, mask: &WeightRef, blocks: &BlockEncoding) -> Vec<u8> {
+    let (shape, count) = (mask.ty().shape.clone(), mask.ty().count());
+    let (set, bits) = (mask.read_stored(), values.stored_dtype().bits());
+    let placed = spread_bits(&values.read_stored(), bits, &set, count);
+    let ty = TensorType::new(values.stored_dtype(), shape.clone());
+    let Ok(whole) = WeightRef::new(values.name(), ty, Bytes::new(placed)) else { return Vec::new() };
+    let (dense, width) = match blocks {
+        BlockEncoding::Lut(lut) => {
+            let width = lut.stored_dtype().bits() / 8;
+            let encoding = Encoding::Lut { indices: whole, bits, shape, lut: lut.clone(), vector_axis: 0 };
+            (encoding.decode(), width)
+        }
+        BlockEncoding::ShiftScale { scale, offset } => {
+            (shift_scale(&whole, scale, offset.as_ref()), scale.stored_dtype().bits() / 8)
+        }
+    };
+    let elements = dense.chunks_exact(width).enumerate();
+    elements.filter(|(at, _)| bits_at(&set, 1, *at) == 1).flat_map(|(_, element)| element).copied().collect()
+}
+
+/// The next of `values` of so many bits where a bit of `mask` is set, zero elsewhere.
+fn spread_bits(values: &[u8], bits: usize, mask: &[u8], count: usize) -> Vec<u8> {
+    let mut out = vec![0; (count * bits).div_ceil(8)];
+    if bits.is_multiple_of(8) {
+        return spread(values, bits / 8, mask, count);
+    }
+    let mut next = 0;
+    for at in (0..count).filter(|&at| bits_at(mask, 1, at) == 1) {
+        let code = bits_at(values, bits, next);
+        next += 1;
+        let position = at * bits;
+        let wide = code << (position % 8);
+        out[position / 8] |= wide as u8;
+        if let Some(high) = out.get_mut(position / 8 + 1) {
+            *high |= (wide >> 8) as u8;
+        }
+    }
+    out
 }
 
 /// Element `at` of a stream of `bits`-bit unsigned integers (at most 8 bits each), least significant bit

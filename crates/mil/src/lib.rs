@@ -49,4 +49,4 @@ pub use progress::{Progress, Stopped, Tally, Unit};
 pub use segments::{cut_after, segments, single_value_cuts};
 pub use types::TensorType;
 pub use verify::verify;
-pub use weights::{Computed, Encoding, Overlay, WeightError, WeightRef, Weights};
+pub use weights::{BlockEncoding, Computed, Encoding, Identity, Overlay, WeightError, WeightRef, Weights};

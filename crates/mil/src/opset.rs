@@ -10,15 +10,16 @@ pub enum Opset {
     Ios16,
     Ios17,
     Ios18,
+    Ios26,
 }
 
 impl Opset {
     /// Every opset, oldest first.
-    pub const ALL: [Opset; 4] = [Opset::Ios15, Opset::Ios16, Opset::Ios17, Opset::Ios18];
+    pub const ALL: [Opset; 5] = [Opset::Ios15, Opset::Ios16, Opset::Ios17, Opset::Ios18, Opset::Ios26];
 
     /// The name in MIL text, such as `ios16`.
     pub fn name(self) -> &'static str {
-        ["ios15", "ios16", "ios17", "ios18"][self as usize]
+        ["ios15", "ios16", "ios17", "ios18", "ios26"][self as usize]
     }
 }
 

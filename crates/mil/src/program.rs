@@ -14,21 +14,28 @@ pub use declaration::{Default, OpDef, Param, Work, multiply_adds};
 pub struct Program {
     /// The functions, in file order.
     pub functions: Vec<Function>,
+    /// The name of the function that runs unless another is asked for, where the file says it.
+    pub default_function: Option<String>,
 }
 
 impl Program {
     /// A program of one function.
     pub fn new(main: Function) -> Self {
-        Program { functions: vec![main] }
+        Program { functions: vec![main], default_function: None }
     }
 
-    /// The function that a model runs: the one named `main`, else the only one.
+    /// The function that a model runs: the default one, else the one named `main`, else the only one.
     pub fn main(&self) -> Option<&Function> {
-        let main = self.functions.iter().find(|function| function.name == "main");
+        let main = self.function(self.default_function.as_deref().unwrap_or("main"));
         main.or(match &self.functions[..] {
             [only] => Some(only),
             _ => None,
         })
+    }
+
+    /// The function of that name.
+    pub fn function(&self, name: &str) -> Option<&Function> {
+        self.functions.iter().find(|function| function.name == name)
     }
 }
 

@@ -96,6 +96,15 @@ pub struct WeightRef {
     layout: Arc<Layout>,
 }
 
+/// The identity of a tensor's elements: [`WeightRef::identity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    start: usize,
+    /// The bytes, if they are stored; else they are computed.
+    len: Option<usize>,
+    stored: DType,
+}
+
 /// The layout of elements. All have the stored type; [`WeightRef`] adds the cast.
 #[derive(Debug)]
 enum Layout {
@@ -114,6 +123,12 @@ pub trait Computed: std::fmt::Debug + Send + Sync {
 
     /// Releases the memory of what they are computed from, for they are not needed soon.
     fn release(&self);
+
+    /// The element type and the bytes of the file that they are computed from, where that is a tensor of a
+    /// type that [`DType`] lacks.
+    fn stored(&self) -> Option<(&'static str, usize)> {
+        None
+    }
 }
 
 /// A compressed constant, which `crate::constexpr` decodes. Operands have their stored element types; the op
@@ -151,6 +166,29 @@ pub enum Encoding {
         /// The number of elements.
         count: usize,
     },
+    /// The nonzero elements of a tensor, whose encoding has blocks of the whole tensor.
+    Nonzero {
+        /// The elements, encoded: an index or a quantized number for each.
+        values: WeightRef,
+        /// A bit for each element of the whole, set where it is among `values`; of the whole's shape.
+        mask: WeightRef,
+        /// The encoding.
+        blocks: BlockEncoding,
+    },
+}
+
+/// The tables of [`Encoding::Nonzero`].
+#[derive(Debug)]
+pub enum BlockEncoding {
+    /// The elements are indices into a table, laid out as that of [`Encoding::Lut`].
+    Lut(WeightRef),
+    /// `scale * (data - offset)`, as [`Encoding::ShiftScale`].
+    ShiftScale {
+        /// One element for each block.
+        scale: WeightRef,
+        /// Like `scale`. Without it nothing is subtracted.
+        offset: Option<WeightRef>,
+    },
 }
 
 impl Encoding {
@@ -159,16 +197,26 @@ impl Encoding {
         match self {
             Encoding::Lut { indices, .. } => indices,
             Encoding::ShiftScale { data, .. } => data,
-            Encoding::Sparse { values, .. } => values,
+            Encoding::Sparse { values, .. } | Encoding::Nonzero { values, .. } => values,
         }
     }
 
     /// The operands that it is decoded from.
     fn operands(&self) -> impl Iterator<Item = &WeightRef> {
         let operands = match self {
-            Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None],
-            Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref()],
-            Encoding::Sparse { values, mask, .. } => [Some(values), Some(mask), None],
+            Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None, None],
+            Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref(), None],
+            Encoding::Sparse { values, mask, .. } => {
+                // Nonzero elements that are encoded have the mask among their operands.
+                let is_encoded = matches!(values.encoding(), Some(Encoding::Nonzero { .. }));
+                [Some(values), (!is_encoded).then_some(mask), None, None]
+            }
+            Encoding::Nonzero { values, mask, blocks: BlockEncoding::Lut(lut) } => {
+                [Some(values), Some(mask), Some(lut), None]
+            }
+            Encoding::Nonzero { values, mask, blocks: BlockEncoding::ShiftScale { scale, offset } } => {
+                [Some(values), Some(mask), Some(scale), offset.as_ref()]
+            }
         };
         operands.into_iter().flatten()
     }
@@ -206,6 +254,17 @@ impl WeightRef {
         WeightRef { name: name.into(), stored: ty.dtype, ty, layout: Arc::new(Layout::Encoded(encoding)) }
     }
 
+    /// The place of the tensor's stored elements in memory. Tensors of equal identity and type have equal
+    /// elements as long as both live; others may have.
+    pub fn identity(&self) -> Identity {
+        match &*self.layout {
+            Layout::Stored(bytes) => {
+                Identity { start: bytes.as_ptr() as usize, len: Some(bytes.len()), stored: self.stored }
+            }
+            _ => Identity { start: Arc::as_ptr(&self.layout) as usize, len: None, stored: self.stored },
+        }
+    }
+
     /// The number of encodings that must be decoded in turn to read the tensor.
     pub(crate) fn encoding_depth(&self) -> usize {
         let Layout::Encoded(encoding) = &*self.layout else { return 0 };
@@ -236,6 +295,9 @@ impl WeightRef {
             Layout::Encoded(encoding) => encoding.operands().map(WeightRef::stored_len).sum(),
             Layout::Transpose { of, .. } | Layout::Slice { of, .. } if of.is_compressed() => of.stored_len(),
             Layout::Concat { parts, .. } => parts.iter().map(WeightRef::stored_len).sum(),
+            Layout::Computed(elements) if elements.stored().is_some() => {
+                elements.stored().map_or(0, |(_, len)| len)
+            }
             _ => TensorType::new(self.stored, self.ty.shape.clone()).byte_len().unwrap_or(0),
         }
     }
@@ -253,6 +315,14 @@ impl WeightRef {
     /// The element type in the file.
     pub fn stored_dtype(&self) -> DType {
         self.stored
+    }
+
+    /// The name of the element type in the file, which may be one that [`DType`] lacks.
+    pub fn stored_type_name(&self) -> &'static str {
+        match &*self.layout {
+            Layout::Computed(elements) => elements.stored().map_or(self.stored.name(), |(name, _)| name),
+            _ => self.stored.name(),
+        }
     }
 
     /// The same tensor under another name.

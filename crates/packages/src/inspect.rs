@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use mixbit_formats::{SafeTensors, coreml};
-use mixbit_mil::{Arg, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr};
+use mixbit_mil::{
+    Arg, BlockEncoding, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr,
+};
 use thiserror::Error;
 
 use crate::bundle::entries;
 use crate::error::OpenError;
-use crate::package::{ConversionOptions, ConversionSource, Package, PackageError, plan};
-use crate::source::{DiffusersModel, OpenOptions, OpenedModel, SOURCES, open as open_model};
+use crate::package::{ConversionOptions, ConversionSource, Package, PackageError, is_package, plan};
+use crate::source::{DiffusersModel, OpenOptions, OpenedModel, SOURCES, is_zip, open as open_model};
 
 /// The fewest elements of a literal that is a tensor: in a package it is in the weight file.
 const LEAST_TABLE: usize = 10;
@@ -24,6 +26,12 @@ pub enum InspectError {
     /// A file of another kind.
     #[error("{} is neither a safetensors file nor a Core ML package", path.display())]
     Kind {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A zip archive.
+    #[error("{} is a zip archive: unpack it and give what was inside", path.display())]
+    Zip {
         /// The file.
         path: PathBuf,
     },
@@ -50,6 +58,12 @@ pub struct InspectedNetwork {
     pub metadata: BTreeMap<String, String>,
     /// The specification's version, of packages.
     pub specification: Option<u32>,
+    /// The function's name, if the package runs another unless it is asked for this one.
+    pub other_function: Option<String>,
+    /// The kinds of the inputs and outputs that are not tensors of one shape, in words, by name.
+    pub feature_kinds: BTreeMap<String, String>,
+    /// The names of a pipeline's models, or their numbers.
+    pub pipeline: Vec<String>,
     /// The constant tensors in the order of the graph; compressed ones decode when they are read.
     pub tensors: Vec<StoredTensor>,
 }
@@ -79,15 +93,17 @@ pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNet
         return Ok(vec![weight_file(path)?]);
     }
     if is_package(path) {
-        return Ok(vec![packaged(path)?]);
+        return packaged(path);
     }
     if path.is_file() {
-        return Err(InspectError::Kind { path: path.to_path_buf() });
+        let path = path.to_path_buf();
+        return Err(if is_zip(&path) { InspectError::Zip { path } } else { InspectError::Kind { path } });
     }
     if path.is_dir() && !is_checkpoint(path) {
         let packages = packages(path)?;
         if !packages.is_empty() {
-            return packages.iter().map(|path| packaged(path)).collect();
+            let networks = packages.iter().map(|path| packaged(path));
+            return Ok(networks.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
         }
     }
     let checkpoints = SOURCES.into_iter().filter(|source| source.is_checkpoint);
@@ -103,12 +119,6 @@ fn is_weight_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
-/// True if a path is named as a Core ML model.
-pub fn is_package(path: &Path) -> bool {
-    let is_one_of = |extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|known| extension == *known);
-    path.extension().is_some_and(is_one_of)
-}
-
 fn packages(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
     let mut packages: Vec<PathBuf> =
         entries(directory)?.into_iter().filter(|path| is_package(path)).collect();
@@ -120,32 +130,61 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn packaged(path: &Path) -> Result<InspectedNetwork, InspectError> {
+/// The functions of a package, the one that runs by default before the others.
+fn packaged(path: &Path) -> Result<Vec<InspectedNetwork>, InspectError> {
     let model = coreml::read(path).map_err(OpenError::from)?;
-    let function = model.program.main().cloned().ok_or_else(|| OpenError::Package {
+    let default = model.program.main().ok_or_else(|| OpenError::Package {
         path: path.to_path_buf(),
         what: "it has no function `main`".to_string(),
     })?;
-    let metadata = model.metadata;
-    let mut all = metadata.user_defined;
+    let metadata = all_metadata(&model.metadata);
+    let models = model.structure.models.iter().enumerate();
+    let pipeline: Vec<String> = models
+        .map(|(index, part)| match part.name.as_str() {
+            "" => (index + 1).to_string(),
+            name => name.to_string(),
+        })
+        .collect();
+    let network = |function: &Function| {
+        let described = model.structure.functions.iter().find(|described| described.name == function.name);
+        let [inputs, outputs] = match described {
+            Some(described) => [&described.inputs, &described.outputs],
+            None => [&model.inputs, &model.outputs],
+        };
+        let kinds = inputs.iter().chain(outputs).map(|feature| (&feature.name, feature.kind.to_string()));
+        let unusable = |source| InspectError::Tensor { name: path.display().to_string(), source };
+        Ok(InspectedNetwork {
+            name: file_name(path),
+            tensors: packaged_tensors(function).map_err(unusable)?,
+            function: Some(function.clone()),
+            metadata: metadata.clone(),
+            specification: Some(model.specification_version),
+            other_function: (function.name != default.name).then(|| function.name.clone()),
+            feature_kinds: kinds
+                .filter(|(_, kind)| !kind.is_empty())
+                .map(|(name, kind)| (name.clone(), kind))
+                .collect(),
+            pipeline: pipeline.clone(),
+        })
+    };
+    let others = model.program.functions.iter().filter(|function| function.name != default.name);
+    std::iter::once(default).chain(others).map(network).collect()
+}
+
+/// User-defined metadata, and the fields of their own.
+fn all_metadata(metadata: &coreml::Metadata) -> BTreeMap<String, String> {
+    let mut all = metadata.user_defined.clone();
     for (key, value) in [
-        ("description", metadata.short_description),
-        ("version", metadata.version),
-        ("author", metadata.author),
-        ("license", metadata.license),
+        ("description", &metadata.short_description),
+        ("version", &metadata.version),
+        ("author", &metadata.author),
+        ("license", &metadata.license),
     ] {
         if !value.is_empty() {
-            all.insert(key.to_string(), value);
+            all.insert(key.to_string(), value.clone());
         }
     }
-    let unusable = |source| InspectError::Tensor { name: path.display().to_string(), source };
-    Ok(InspectedNetwork {
-        name: file_name(path),
-        tensors: packaged_tensors(&function).map_err(unusable)?,
-        function: Some(function),
-        metadata: all,
-        specification: Some(model.specification_version),
-    })
+    all
 }
 
 /// Joins two packages that are halves of a network; `None` if the second does not take the outputs of the
@@ -158,6 +197,9 @@ pub fn joined(name: String, first: &InspectedNetwork, second: &InspectedNetwork)
         function: Some(function),
         metadata: first.metadata.clone(),
         specification: first.specification,
+        other_function: None,
+        feature_kinds: first.feature_kinds.clone().into_iter().chain(second.feature_kinds.clone()).collect(),
+        pipeline: Vec::new(),
     })
 }
 
@@ -182,6 +224,9 @@ fn checkpoint(
             function: Some(function),
             metadata: BTreeMap::new(),
             specification: None,
+            other_function: None,
+            feature_kinds: BTreeMap::new(),
+            pipeline: Vec::new(),
         })
     };
     packages.iter().map(network).collect()
@@ -198,6 +243,9 @@ fn weight_file(path: &Path) -> Result<InspectedNetwork, OpenError> {
         function: None,
         metadata: file.metadata().clone(),
         specification: None,
+        other_function: None,
+        feature_kinds: BTreeMap::new(),
+        pipeline: Vec::new(),
         tensors: file.names().into_iter().filter_map(tensor).collect(),
     })
 }
@@ -222,6 +270,45 @@ fn tensors(function: &Function) -> Result<Vec<StoredTensor>, mixbit_mil::Error> 
         tensors.push(StoredTensor { weight, constant: value.name.clone(), is_table });
     }
     Ok(tensors)
+}
+
+impl InspectedNetwork {
+    /// The file's name, and the function's if it is not the default one.
+    pub fn title(&self) -> String {
+        match &self.other_function {
+            Some(function) => format!("{}, function {function}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    /// The inputs or outputs (`ids`) of a graph. A weight file has none.
+    pub fn features(&self, ids: fn(&Function) -> &[ValueId]) -> Vec<InspectedFeature> {
+        let Some(function) = &self.function else { return Vec::new() };
+        let feature = |&id: &ValueId| {
+            let value = function.value(id);
+            let kind = self.feature_kinds.get(&value.name).cloned();
+            InspectedFeature { name: value.name.clone(), ty: value.ty.to_string(), kind }
+        };
+        ids(function).iter().map(feature).collect()
+    }
+}
+
+/// An input or output in words.
+pub struct InspectedFeature {
+    /// The name.
+    pub name: String,
+    /// The type of the tensor.
+    pub ty: String,
+    /// The kind, if it is not a tensor of one shape: the other shapes, or the color space of an image.
+    pub kind: Option<String>,
+}
+
+impl InspectedFeature {
+    /// The type and the kind.
+    pub fn type_and_kind(&self) -> String {
+        let kind = self.kind.as_ref().map(|kind| format!(", {kind}"));
+        format!("{}{}", self.ty, kind.unwrap_or_default())
+    }
 }
 
 impl StoredTensor {
@@ -262,7 +349,7 @@ impl StoredTensor {
 
 fn encoding(weight: &WeightRef) -> String {
     match weight.encoding() {
-        None => weight.stored_dtype().name().to_string(),
+        None => weight.stored_type_name().to_string(),
         Some(Encoding::Lut { bits, lut, .. }) => {
             let vector = match lut.ty().shape.last() {
                 Some(&values) if values > 1 => format!(" of {values}-vectors"),
@@ -282,6 +369,10 @@ fn encoding(weight: &WeightRef) -> String {
             None => format!("{}-bit linear", data.stored_dtype().bits()),
         },
         Some(Encoding::Sparse { values, .. }) => format!("sparse {}", encoding(values)),
+        Some(Encoding::Nonzero { values, blocks, .. }) => match blocks {
+            BlockEncoding::Lut(_) => format!("{}-bit palette", values.stored_dtype().bits()),
+            BlockEncoding::ShiftScale { .. } => format!("{}-bit linear", values.stored_dtype().bits()),
+        },
     }
 }
 
@@ -291,6 +382,10 @@ fn groups(weight: &WeightRef) -> usize {
         Some(Encoding::Lut { shape, lut, .. }) => lut.ty().shape.iter().take(shape.len()).product(),
         Some(Encoding::ShiftScale { data, scale, .. }) => groups(data).max(scale.ty().count()),
         Some(Encoding::Sparse { values, .. }) => groups(values),
+        Some(Encoding::Nonzero { mask, blocks, .. }) => match blocks {
+            BlockEncoding::Lut(lut) => lut.ty().shape.iter().take(mask.ty().rank()).product(),
+            BlockEncoding::ShiftScale { scale, .. } => scale.ty().count(),
+        },
     }
 }
 

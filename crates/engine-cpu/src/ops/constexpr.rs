@@ -8,5 +8,7 @@ pub(super) static LOWERINGS: &[Lowering] = &[
     by_definition("constexpr_blockwise_shift_scale"),
     by_definition("constexpr_cast"),
     by_definition("constexpr_lut_to_dense"),
+    by_definition("constexpr_lut_to_sparse"),
+    by_definition("constexpr_sparse_blockwise_shift_scale"),
     by_definition("constexpr_sparse_to_dense"),
 ];

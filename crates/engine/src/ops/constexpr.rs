@@ -11,10 +11,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     Definition { op: "constexpr_blockwise_shift_scale", eval: decode },
     Definition { op: "constexpr_cast", eval: decode },
     Definition { op: "constexpr_lut_to_dense", eval: decode },
+    Definition { op: "constexpr_lut_to_sparse", eval: decode },
+    Definition { op: "constexpr_sparse_blockwise_shift_scale", eval: decode },
     Definition { op: "constexpr_sparse_to_dense", eval: decode },
 ];
 
 fn decode(op: &Operands) -> Result<Vec<Tensor>, Error> {
-    let weight = mixbit_mil::constexpr::decoded_op(&op.view, &|_| None)?;
-    Ok(vec![Tensor::of_constant(&Constant::Weight(weight))?])
+    let weights = mixbit_mil::constexpr::decoded_op(&op.view, &|_| None)?;
+    weights.into_iter().map(|weight| Tensor::of_constant(&Constant::Weight(weight))).collect()
 }

@@ -19,9 +19,12 @@ use super::encode;
 use super::names::{self, Names, Site};
 use super::placement::Placement;
 use super::schema::model::ML_PROGRAM;
-use super::schema::{IOS_18, WEIGHT_FILE};
+use super::schema::{IOS_18, MODEL_PATH, WEIGHT_FILE};
 use super::wire::Message;
-use super::{CoreMlError, Model, WeightFiles, build_info, metadata, specification};
+use super::{
+    CoreMlError, FeatureKind, Model, ShapeFlexibility, StoredModel, Structure, WeightFiles, build_info,
+    metadata, specification,
+};
 use crate::files::Files;
 use crate::{Error, base64, sha256};
 
@@ -50,7 +53,8 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
         WeightRef::new(name, blob.ty.clone(), weight).map_err(|error| error.to_string())
     };
     let program = mixbit_mil::text::parse(&text, &mut resolve).map_err(in_text)?;
-    specification::finish(version, generated_class(files).unwrap_or(class), description, program)
+    let class = generated_class(files).unwrap_or(class);
+    specification::finish(version, class, description, program, Structure::default())
         .map_err(|problem| in_model("model.mil", problem))
 }
 
@@ -80,13 +84,13 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 /// Writes a compiled model; see [`super::write_compiled`].
 pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
-    let placement = Placement::plan(&model.program, model.specification_version);
+    check(model).map_err(in_model)?;
+    let stored = StoredModel { model, placement: Placement::plan(model), file: WEIGHT_FILE.to_string() };
+    let specification = specification::check(model).and_then(|()| encode::specification(&stored));
+    let specification = specification.map_err(in_model)?.into_bytes();
+    let placement = stored.placement;
     let names = placement.names(model).to_text();
-    let build_info = build_info(names.as_deref());
-    let specification =
-        specification::check(model).and_then(|()| encode::specification(model, &placement, &build_info));
-    let specification = specification.map_err(in_model)?;
-    let text = text(model, &placement, &build_info).map_err(in_model)?;
+    let text = text(model, &placement, &build_info(names.as_deref())).map_err(in_model)?;
     let main = model
         .program
         .functions
@@ -105,11 +109,34 @@ pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Resu
     directory.finish()
 }
 
+/// Refuses models whose compiled form is not known.
+fn check(model: &Model) -> Result<(), CoreMlError> {
+    let refused = |what: &str| {
+        let what =
+            format!("writing {what} as a compiled .mlmodelc (write an .mlpackage, which has all of it)");
+        Err(CoreMlError::unsupported(what))
+    };
+    if !model.structure.models.is_empty() {
+        return refused("a pipeline of models");
+    }
+    if model.program.functions.len() > 1 {
+        return refused("several functions");
+    }
+    match model.inputs.iter().chain(&model.outputs).find(|feature| feature.kind != FIXED) {
+        Some(feature) if feature.is_flexible() => refused("flexible shapes"),
+        Some(_) => refused("image inputs or outputs"),
+        None => Ok(()),
+    }
+}
+
+/// The kind of features that are tensors of one shape.
+const FIXED: FeatureKind = FeatureKind::Array(ShapeFlexibility::Fixed);
+
 fn text(model: &Model, placement: &Placement, build_info: &[(&str, &str)]) -> Result<String, CoreMlError> {
     let functions = &model.program.functions;
     let place = |function: &Function, id: ValueId| {
         let index = functions.iter().position(|other| other.name == function.name)?;
-        Some((WEIGHT_FILE.to_string(), placement.offset(index, id)?))
+        Some((format!("{MODEL_PATH}{WEIGHT_FILE}"), placement.offset(index, id)?))
     };
     let dialect = if model.specification_version >= IOS_18 { Dialect::V1_3 } else { Dialect::V1_0 };
     let mut out = String::new();

@@ -1,14 +1,16 @@
 //! The writer of specifications: the counterpart of `program` and `value`.
 
+use std::collections::BTreeMap;
+
 use mixbit_mil::{
     Arg, Constant, DType, Def, Function, Literal, Op, OpView, Program, TensorType, ValueId, WeightRef,
 };
 
 use super::description::Description;
-use super::placement::{Placement, belongs};
-use super::schema::{self, TENSOR_CODES, WEIGHT_FILE, opset_name};
+use super::placement::belongs;
+use super::schema::{self, MODEL_PATH, TENSOR_CODES, opset_name};
 use super::wire::Writer;
-use super::{CoreMlError, Model};
+use super::{CoreMlError, Model, StoredModel, build_info};
 
 /// The program with literals for the weights that are not in the weight file.
 pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
@@ -24,27 +26,44 @@ pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
     Ok(out)
 }
 
-/// The specification of a model.
-pub(super) fn specification(
-    model: &Model,
-    placement: &Placement,
-    build_info: &[(&str, &str)],
-) -> Result<Vec<u8>, CoreMlError> {
+/// The specification of a package. `stored` are the models whose programs it has.
+pub(super) fn package(model: &Model, stored: &[StoredModel<'_>]) -> Result<Vec<u8>, CoreMlError> {
+    let parts = &model.structure.models;
+    if let ([], [only]) = (&parts[..], stored) {
+        return Ok(specification(only)?.into_bytes());
+    }
+    let mut pipeline = Writer::new();
+    for part in stored {
+        pipeline.message(schema::pipeline::MODELS, &specification(part)?);
+    }
+    if parts.iter().any(|part| !part.name.is_empty()) {
+        parts.iter().for_each(|part| pipeline.bytes(schema::pipeline::NAMES, part.name.as_bytes()));
+    }
+    let mut out = Writer::new();
+    out.number(schema::model::SPECIFICATION_VERSION, model.specification_version.into());
+    out.message(schema::model::DESCRIPTION, &description(model).write());
+    out.message(schema::model::PIPELINE, &pipeline);
+    Ok(out.into_bytes())
+}
+
+/// The specification of a single model.
+pub(super) fn specification(stored: &StoredModel<'_>) -> Result<Writer, CoreMlError> {
+    let model = stored.model;
     let mut program = Writer::new();
     program.number(schema::program::VERSION, 1);
     for (index, function) in model.program.functions.iter().enumerate() {
-        program.entry(
-            schema::program::FUNCTIONS,
-            &function.name,
-            &FunctionWriter { function, index, placement }.write()?,
-        );
+        let open = model.structure.open.get(&function.name);
+        let writer = FunctionWriter { function, index, stored, open };
+        program.entry(schema::program::FUNCTIONS, &function.name, &writer.write()?);
     }
-    program.entry(schema::program::ATTRIBUTES, "buildInfo", &dictionary(build_info));
+    let names = stored.placement.names(model).to_text();
+    let build_info = build_info(names.as_deref());
+    program.entry(schema::program::ATTRIBUTES, "buildInfo", &dictionary(&build_info));
     let mut out = Writer::new();
     out.number(schema::model::SPECIFICATION_VERSION, model.specification_version.into());
     out.message(schema::model::DESCRIPTION, &description(model).write());
     out.message(schema::model::ML_PROGRAM, &program);
-    Ok(out.into_bytes())
+    Ok(out)
 }
 
 pub(super) fn description(model: &Model) -> Description {
@@ -52,14 +71,17 @@ pub(super) fn description(model: &Model) -> Description {
         inputs: model.inputs.clone(),
         outputs: model.outputs.clone(),
         metadata: model.metadata.clone(),
-        default_function: None,
+        functions: model.structure.functions.clone(),
+        default_function: model.program.default_function.clone(),
     }
 }
 
 struct FunctionWriter<'a, 'm> {
     function: &'m Function,
     index: usize,
-    placement: &'a Placement<'m>,
+    stored: &'a StoredModel<'m>,
+    /// The open axes of values.
+    open: Option<&'m BTreeMap<String, Vec<bool>>>,
 }
 
 impl FunctionWriter<'_, '_> {
@@ -87,21 +109,27 @@ impl FunctionWriter<'_, '_> {
         }
         function.outputs().iter().try_for_each(|&id| write_constant(&mut block, id))?;
         let mut out = Writer::new();
-        function
-            .inputs()
-            .iter()
-            .for_each(|&id| out.message(schema::function::INPUTS, &named_type(function, id)));
+        function.inputs().iter().for_each(|&id| out.message(schema::function::INPUTS, &self.named_type(id)));
         let opset = opset_name(function.opset);
         out.text(schema::function::OPSET, opset);
         out.entry(schema::function::BLOCKS, opset, &block);
         Ok(out)
     }
 
+    fn named_type(&self, id: ValueId) -> Writer {
+        let value = self.function.value(id);
+        let open = self.open.and_then(|open| open.get(&value.name)).map_or(&[][..], |open| open);
+        let mut out = Writer::new();
+        out.text(schema::named_type::NAME, &value.name);
+        out.message(schema::named_type::TYPE, &declared_type(&value.ty, open));
+        out
+    }
+
     fn constant_op(&self, id: ValueId) -> Result<Writer, CoreMlError> {
         let name = &self.function.value(id).name;
         let mut out = Writer::new();
         out.text(schema::operation::TYPE, "const");
-        out.message(schema::operation::OUTPUTS, &named_type(self.function, id));
+        out.message(schema::operation::OUTPUTS, &self.named_type(id));
         out.entry(schema::operation::ATTRIBUTES, "name", &literal(&Literal::string(name)));
         out.entry(schema::operation::ATTRIBUTES, "val", &self.constant(id)?);
         Ok(out)
@@ -126,7 +154,7 @@ impl FunctionWriter<'_, '_> {
             }
         }
         for &id in &op.outputs {
-            out.message(schema::operation::OUTPUTS, &named_type(self.function, id));
+            out.message(schema::operation::OUTPUTS, &self.named_type(id));
         }
         attributes.sort_by_key(|(name, _)| *name);
         for (name, value) in attributes {
@@ -158,13 +186,13 @@ impl FunctionWriter<'_, '_> {
             Def::Const(constant) => constant,
             _ => return Err(CoreMlError::inconsistent(format!("`{}` is not a constant", value.name))),
         };
-        let Some(offset) = self.placement.offset(self.index, id) else {
+        let Some(offset) = self.stored.placement.offset(self.index, id) else {
             return Ok(literal(&to_literal(constant)?));
         };
         let mut out = Writer::new();
         out.message(schema::value::TYPE, &value_type(constant.ty()));
         let mut blob = Writer::new();
-        blob.text(schema::blob_value::FILE, WEIGHT_FILE);
+        blob.text(schema::blob_value::FILE, &format!("{MODEL_PATH}{}", self.stored.file));
         blob.number(schema::blob_value::OFFSET, offset);
         out.message(schema::value::BLOB, &blob);
         Ok(out)
@@ -208,22 +236,23 @@ fn read_literal(weight: &WeightRef) -> Result<Literal, mixbit_mil::Error> {
     })
 }
 
-fn named_type(function: &Function, id: ValueId) -> Writer {
-    let value = function.value(id);
-    let mut out = Writer::new();
-    out.text(schema::named_type::NAME, &value.name);
-    out.message(schema::named_type::TYPE, &value_type(&value.ty));
-    out
+fn value_type(ty: &TensorType) -> Writer {
+    declared_type(ty, &[])
 }
 
-fn value_type(ty: &TensorType) -> Writer {
+/// A type with the open axes of a value.
+fn declared_type(ty: &TensorType, open: &[bool]) -> Writer {
     let mut tensor = Writer::new();
     tensor.number(schema::tensor_type::DATA_TYPE, TENSOR_CODES.of(ty.dtype).unwrap_or(0));
     tensor.number(schema::tensor_type::RANK, ty.rank() as u64);
-    for &extent in &ty.shape {
-        let (mut constant, mut dimension) = (Writer::new(), Writer::new());
-        constant.number(schema::constant_dimension::SIZE, extent as u64);
-        dimension.message(schema::dimension::CONSTANT, &constant);
+    for (axis, &extent) in ty.shape.iter().enumerate() {
+        let (mut inner, mut dimension) = (Writer::new(), Writer::new());
+        if open.get(axis) == Some(&true) {
+            dimension.message(schema::dimension::UNKNOWN, &inner);
+        } else {
+            inner.number(schema::constant_dimension::SIZE, extent as u64);
+            dimension.message(schema::dimension::CONSTANT, &inner);
+        }
         tensor.message(schema::tensor_type::DIMENSIONS, &dimension);
     }
     let mut out = Writer::new();

@@ -8,11 +8,12 @@ use serde_json::{Map, Value, json};
 use super::{Feature, Model};
 
 /// The oldest systems that run a specification version, from version 6 on.
-const AVAILABILITY: [[&str; 6]; 4] = [
+const AVAILABILITY: [[&str; 6]; 5] = [
     ["15.0", "15.0", "12.0", "15.0", "1.0", "8.0"],
     ["16.0", "16.0", "13.0", "16.0", "1.0", "9.0"],
     ["17.0", "17.0", "14.0", "17.0", "1.0", "10.0"],
     ["18.0", "18.0", "15.0", "18.0", "2.0", "11.0"],
+    ["26.0", "26.0", "26.0", "26.0", "26.0", "26.0"],
 ];
 const SYSTEMS: [&str; 6] = ["iOS", "macCatalyst", "macOS", "tvOS", "visionOS", "watchOS"];
 
@@ -77,7 +78,7 @@ const CHANGED_IN_17: [&str; 37] = [
 pub(super) fn write(model: &Model, stored: &dyn Fn(ValueId) -> bool) -> String {
     let main = model.program.main();
     let version = model.specification_version as usize;
-    let availability = SYSTEMS.iter().zip(AVAILABILITY[version.clamp(6, 9) - 6]);
+    let availability = SYSTEMS.iter().zip(AVAILABILITY[version.clamp(6, 10) - 6]);
     let mut out = json!({
         "metadataOutputVersion": "3.0",
         "specificationVersion": version,

@@ -3,31 +3,27 @@
 //! [`read`] returns a [`Model`]: a [`mixbit_mil::Program`], whose weights stay in the memory-mapped weight
 //! file, and the model's metadata. [`write_package`] and [`write_compiled`] write one.
 //!
-//! Specification versions 6 to 9 (iOS 15 to 18) are read. The models of a pipeline become one program.
-//! Flexible shapes are read as their default shape. Refused by name are models other than ML programs,
-//! compiled pipelines, state, control flow, images and sequences as features, and tensors of unknown rank.
+//! Specification versions 6 to 10 (iOS 15 to 18, and 26) are read. The models of a pipeline are also given
+//! as one program. The graph of a program with flexible shapes has the default ones. Packages are written
+//! with the functions, models, shapes and images that were read. Refused by name are models other than ML
+//! programs, compiled pipelines, state, control flow, sequences as features, and tensors of unknown rank.
 //!
 //! ```
-//! use mixbit_formats::coreml::{self, Feature, Metadata, Model};
+//! use mixbit_formats::coreml::{self, Feature, Metadata, Model, Structure};
 //! use mixbit_mil::{Builder, DType, Opset, Program, TensorType};
 //!
 //! let ty = TensorType::new(DType::F32, [1, 4]);
 //! let mut b = Builder::new("main", Opset::Ios16);
 //! let x = b.input("x", ty.clone())?;
 //! let y = b.op("mul").arg("x", x).arg("y", 2.0).named("y").add()?;
-//! let feature = |name: &str| Feature {
-//!     name: name.to_string(),
-//!     description: String::new(),
-//!     ty: ty.clone(),
-//!     optional: false,
-//! };
 //! let model = Model {
 //!     specification_version: 7,
 //!     class: "Double".to_string(),
 //!     program: Program::new(b.finish(&[y])?),
-//!     inputs: vec![feature("x")],
-//!     outputs: vec![feature("y")],
+//!     inputs: vec![Feature::array("x", "", ty.clone())],
+//!     outputs: vec![Feature::array("y", "", ty)],
 //!     metadata: Metadata::default(),
+//!     structure: Structure::default(),
 //! };
 //! # let folder = std::env::temp_dir().join(format!("mixbit-doc-{}", std::process::id()));
 //! let path = folder.join("Double.mlpackage");
@@ -58,6 +54,7 @@ mod value;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use mixbit_mil::{Bytes, Program, Progress, TensorType};
@@ -85,6 +82,8 @@ pub struct Model {
     pub outputs: Vec<Feature>,
     /// The metadata.
     pub metadata: Metadata,
+    /// Several functions, the models of a pipeline, flexible shapes.
+    pub structure: Structure,
 }
 
 /// An input or output as a model describes it.
@@ -98,6 +97,145 @@ pub struct Feature {
     pub ty: TensorType,
     /// True if an input may be left out.
     pub optional: bool,
+    /// The kind, and the other shapes that it may have.
+    pub kind: FeatureKind,
+}
+
+/// The kind of an input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeatureKind {
+    /// A tensor.
+    Array(ShapeFlexibility),
+    /// An image, (1, channels, height, width) in the program.
+    Image(ColorSpace),
+}
+
+/// The shapes that a feature may have besides its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShapeFlexibility {
+    /// No other.
+    Fixed,
+    /// Each of these.
+    Enumerated(Vec<Vec<usize>>),
+    /// Every shape whose extents are in the ranges of their axes.
+    Ranges(Vec<ExtentRange>),
+}
+
+/// The extents that an axis may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtentRange {
+    /// The least.
+    pub least: u64,
+    /// The most, if there is a bound.
+    pub most: Option<u64>,
+}
+
+/// The color space of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColorSpace {
+    /// One channel of bytes.
+    Grayscale,
+    /// Red, green and blue bytes.
+    Rgb,
+    /// Blue, green and red bytes.
+    Bgr,
+    /// One channel of half-precision floats.
+    GrayscaleF16,
+}
+
+/// The described features of one function of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionFeatures {
+    /// The function's name.
+    pub name: String,
+    /// The inputs, in the order of the description.
+    pub inputs: Vec<Feature>,
+    /// The outputs, in the order of the description.
+    pub outputs: Vec<Feature>,
+}
+
+/// The axes of values that are open in their declared types, by function and value. The graph has the
+/// default extents there.
+pub(crate) type OpenAxes = BTreeMap<String, BTreeMap<String, Vec<bool>>>;
+
+/// A package's structure beyond one function of fixed shapes. The default is no more than that.
+#[derive(Clone, Debug, Default)]
+pub struct Structure {
+    /// The features of each function, if the package describes several.
+    pub functions: Vec<FunctionFeatures>,
+    /// The models of a pipeline, in the order in which they run. [`Model::program`] is all of them as one.
+    pub models: Vec<PipelineModel>,
+    pub(crate) open: OpenAxes,
+}
+
+/// A model of a pipeline.
+#[derive(Clone, Debug)]
+pub struct PipelineModel {
+    /// The name in the pipeline; may be empty.
+    pub name: String,
+    /// The model.
+    pub model: Model,
+}
+
+impl Feature {
+    /// A tensor of a fixed shape.
+    pub fn array(name: impl Into<String>, description: impl Into<String>, ty: TensorType) -> Self {
+        Feature {
+            name: name.into(),
+            description: description.into(),
+            ty,
+            optional: false,
+            kind: FeatureKind::Array(ShapeFlexibility::Fixed),
+        }
+    }
+
+    /// True if it may have other shapes than its own.
+    pub fn is_flexible(&self) -> bool {
+        !matches!(self.kind, FeatureKind::Image(_) | FeatureKind::Array(ShapeFlexibility::Fixed))
+    }
+}
+
+impl ColorSpace {
+    /// The channels of a pixel.
+    pub fn channels(self) -> usize {
+        match self {
+            ColorSpace::Grayscale | ColorSpace::GrayscaleF16 => 1,
+            ColorSpace::Rgb | ColorSpace::Bgr => 3,
+        }
+    }
+}
+
+impl fmt::Display for ColorSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ColorSpace::Grayscale => "gray",
+            ColorSpace::Rgb => "RGB",
+            ColorSpace::Bgr => "BGR",
+            ColorSpace::GrayscaleF16 => "gray in fp16",
+        })
+    }
+}
+
+/// The kind in words, after the feature's type; empty for a tensor of a fixed shape.
+impl fmt::Display for FeatureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FeatureKind::Image(color) => write!(f, "an image, {color}"),
+            FeatureKind::Array(ShapeFlexibility::Fixed) => Ok(()),
+            FeatureKind::Array(ShapeFlexibility::Enumerated(shapes)) => {
+                let shapes: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+                write!(f, "or {}", shapes.join(", "))
+            }
+            FeatureKind::Array(ShapeFlexibility::Ranges(ranges)) => {
+                let range = |range: &ExtentRange| match range.most {
+                    Some(most) if most == range.least => most.to_string(),
+                    Some(most) => format!("{}..{most}", range.least),
+                    None => format!("{}..", range.least),
+                };
+                write!(f, "or [{}]", ranges.iter().map(range).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
 }
 
 /// A model's metadata. Unknown texts are empty.
@@ -147,27 +285,43 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 /// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the
 /// system's reason, [`Error::Stopped`] if `progress` stops it.
 pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    let placement = Placement::plan(&model.program, model.specification_version);
-    let names = placement.names(model).to_text();
-    let specification = specification::check(model)
-        .and_then(|()| encode::specification(model, &placement, &build_info(names.as_deref())));
+    let stored = stored(model);
+    let specification = specification::check(model).and_then(|()| encode::package(model, &stored));
     let specification =
         specification.map_err(|problem| Error::CoreMl { path: path.to_path_buf(), problem })?;
     let directory = NewDirectory::create(path)?;
-    let has_weights = !placement.is_empty();
+    let has_weights = stored.iter().any(|stored| !stored.placement.is_empty());
     directory.bytes("Manifest.json", manifest::write(&specification, has_weights).as_bytes())?;
     directory.bytes("Data/com.apple.CoreML/model.mlmodel", &specification)?;
-    if has_weights {
-        directory
-            .file("Data/com.apple.CoreML/weights/weight.bin", |writer| placement.write(writer, progress))?;
+    for stored in stored.iter().filter(|stored| !stored.placement.is_empty()) {
+        let file = format!("Data/com.apple.CoreML/{}", stored.file);
+        directory.file(&file, |writer| stored.placement.write(writer, progress))?;
     }
     directory.finish()
+}
+
+/// A single model of a package, and its weight file.
+pub(crate) struct StoredModel<'m> {
+    model: &'m Model,
+    placement: Placement<'m>,
+    /// The weight file's path from the specification's folder.
+    file: String,
+}
+
+/// The models whose programs are in a package: the model itself, or those of its pipeline. The weight files
+/// of a pipeline are numbered, as coremltools does it.
+fn stored(model: &Model) -> Vec<StoredModel<'_>> {
+    let one = |model, file: String| StoredModel { model, placement: Placement::plan(model), file };
+    let models = model.structure.models.iter().enumerate();
+    let parts: Vec<_> =
+        models.map(|(index, part)| one(&part.model, format!("weights/{index}-weight.bin"))).collect();
+    if parts.is_empty() { vec![one(model, schema::WEIGHT_FILE.to_string())] } else { parts }
 }
 
 /// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
 ///
 /// # Errors
-/// Those of [`write_package`].
+/// Those of [`write_package`]; pipelines, several functions and flexible shapes are refused.
 pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     compiled::write(path, model, progress)
 }
@@ -219,7 +373,7 @@ impl WeightFiles {
         if let Some(bytes) = self.mapped.get(name) {
             return Ok(bytes.clone());
         }
-        let inside = name.strip_prefix("@model_path/").filter(|rest| rest.split('/').all(is_plain));
+        let inside = name.strip_prefix(schema::MODEL_PATH).filter(|rest| rest.split('/').all(is_plain));
         let inside = inside.ok_or("the name does not lead to a file of the model")?;
         let path =
             if self.folder.is_empty() { inside.to_string() } else { format!("{}/{inside}", self.folder) };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use mixbit_mil::{Constant, DType, Def, Program, Progress, Tally, Unit, ValueId};
+use mixbit_mil::{Constant, DType, Def, Identity, Progress, Tally, TensorType, Unit, ValueId};
 
 use super::Model;
 use super::blob::{self, Layout};
@@ -32,18 +32,32 @@ struct Place {
 
 impl<'m> Placement<'m> {
     /// Places constants in the order of their first use.
-    pub(super) fn plan(program: &'m Program, specification_version: u32) -> Self {
+    pub(super) fn plan(model: &'m Model) -> Self {
+        let (program, specification_version) = (&model.program, model.specification_version);
         let mut plan = Placement { layout: Layout::new(), constants: Vec::new(), places: HashMap::new() };
+        // Weights that functions share are stored once.
+        let mut shared: HashMap<(Identity, TensorType), u64> = HashMap::new();
         for (index, function) in program.functions.iter().enumerate() {
             for (id, site) in names::sites(function) {
                 let Def::Const(constant) = &function.value(id).def else { continue };
                 if plan.places.contains_key(&(index, id)) || !belongs(constant, specification_version) {
                     continue;
                 }
-                if let Some(offset) = plan.layout.add(constant.ty()) {
+                let identity = match constant {
+                    Constant::Weight(weight) => Some((weight.identity(), weight.ty().clone())),
+                    Constant::Literal(_) => None,
+                };
+                let known = identity.as_ref().filter(|_| index > 0).and_then(|key| shared.get(key)).copied();
+                let offset = known.or_else(|| {
+                    plan.constants.push(constant);
+                    plan.layout.add(constant.ty())
+                });
+                if let Some(offset) = offset {
                     let name = names::name_at(constant, &site);
                     plan.places.insert((index, id), Place { offset, name });
-                    plan.constants.push(constant);
+                    identity.map(|key| shared.insert(key, offset));
+                } else {
+                    plan.constants.pop();
                 }
             }
         }

@@ -8,19 +8,23 @@ use mixbit_mil::{Arg, Assembler, Declared, Function, Program, TensorType, ValueI
 use super::names::{self, Names, Site};
 use super::value::{Placed, constant, named_type, texts};
 use super::wire::Message;
-use super::{CoreMlError, WeightFiles, schema};
+use super::{CoreMlError, OpenAxes, WeightFiles, schema};
 use crate::shown::shown;
+
+/// The open axes of a function's values by name.
+type OpenValues = BTreeMap<String, Vec<bool>>;
 
 /// More inputs or attributes than any op has.
 const ARGUMENT_LIMIT: usize = 64;
 
-/// Reads a program. `inputs` has the described types of the main function's inputs, for open extents.
+/// Reads a program, and the open axes of its values. `inputs` gives the described types of a function's
+/// inputs, for open extents.
 pub(super) fn read(
     message: Message,
-    inputs: &BTreeMap<String, TensorType>,
+    inputs: &dyn Fn(&str) -> BTreeMap<String, TensorType>,
     weights: &mut WeightFiles,
-) -> Result<Program, CoreMlError> {
-    let mut functions = Vec::new();
+) -> Result<(Program, OpenAxes), CoreMlError> {
+    let (mut functions, mut open) = (Vec::new(), OpenAxes::new());
     let names = names(message)?;
     for field in message.fields() {
         let field = field?;
@@ -30,7 +34,11 @@ pub(super) fn read(
             }
             schema::program::FUNCTIONS => {
                 let (name, function) = field.message()?.entry()?;
-                functions.push(read_function(name, function, inputs, &names, weights)?);
+                let (function, open_here) = read_function(name, function, &inputs(name), &names, weights)?;
+                functions.push(function);
+                if !open_here.is_empty() {
+                    open.insert(name.to_string(), open_here);
+                }
             }
             _ => {}
         }
@@ -40,7 +48,7 @@ pub(super) fn read(
     if let Some(pair) = functions.windows(2).find(|pair| pair[0].name == pair[1].name) {
         return Err(message.malformed(format!("two functions are named `{}`", pair[0].name)));
     }
-    Ok(Program { functions })
+    Ok((Program { functions, default_function: None }, open))
 }
 
 /// The names of weights in the build information.
@@ -65,7 +73,7 @@ fn read_function<'a>(
     described: &BTreeMap<String, TensorType>,
     names: &Names,
     weights: &mut WeightFiles,
-) -> Result<Function, CoreMlError> {
+) -> Result<(Function, OpenValues), CoreMlError> {
     let mut opset_text = "";
     for field in message.fields() {
         let field = field?;
@@ -78,14 +86,20 @@ fn read_function<'a>(
     if !mixbit_mil::is_identifier(name) {
         return Err(message.malformed("a function's name is not an identifier"));
     }
-    let mut reader =
-        Reader { assembler: Assembler::new(name, opset), names, weights, placed: HashMap::new() };
+    let mut reader = Reader {
+        assembler: Assembler::new(name, opset),
+        names,
+        weights,
+        placed: HashMap::new(),
+        open: OpenValues::new(),
+    };
     let mut block = None;
     for field in message.fields() {
         let field = field?;
         match field.number {
             schema::function::INPUTS => {
                 let (name, ty) = named_type(field.message()?)?;
+                reader.note_open(name, &ty);
                 let ty = resolve_input(name, &ty, described)?;
                 reader.assembler.input(name, ty)?;
             }
@@ -123,10 +137,19 @@ struct Reader<'a, 'w> {
     weights: &'w mut WeightFiles,
     /// Constants by their place in a weight file, so that one that several ops use stays one value.
     placed: HashMap<(&'a str, u64), ValueId>,
+    open: OpenValues,
 }
 
 impl<'a> Reader<'a, '_> {
-    fn block(mut self, message: Message<'a>) -> Result<Function, CoreMlError> {
+    /// Notes the open axes of a value.
+    fn note_open(&mut self, name: &str, declared: &Declared) {
+        if declared.shape.contains(&None) {
+            let axes = declared.shape.iter().map(Option::is_none).collect();
+            self.open.insert(name.to_string(), axes);
+        }
+    }
+
+    fn block(mut self, message: Message<'a>) -> Result<(Function, OpenValues), CoreMlError> {
         let mut outputs = Vec::new();
         for field in message.fields() {
             let field = field?;
@@ -137,7 +160,7 @@ impl<'a> Reader<'a, '_> {
                 _ => {}
             }
         }
-        Ok(self.assembler.finish(&outputs)?)
+        Ok((self.assembler.finish(&outputs)?, self.open))
     }
 
     fn op(&mut self, message: Message<'a>) -> Result<(), CoreMlError> {
@@ -176,6 +199,7 @@ impl<'a> Reader<'a, '_> {
                 args.push((attribute, Arg::One(self.inline(value, first, attribute)?)));
             }
         }
+        outputs.iter().for_each(|(name, declared)| self.note_open(name, declared));
         Ok(self.assembler.op(kind, &args, &outputs)?)
     }
 

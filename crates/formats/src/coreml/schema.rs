@@ -5,18 +5,24 @@
 
 use mixbit_mil::{DType, Opset};
 
-/// The weight file's name in a specification.
-pub(super) const WEIGHT_FILE: &str = "@model_path/weights/weight.bin";
+use super::ColorSpace;
+
+/// The folder of a model's files in a specification.
+pub(super) const MODEL_PATH: &str = "@model_path/";
+
+/// The weight file of a model, in its folder.
+pub(super) const WEIGHT_FILE: &str = "weights/weight.bin";
 
 /// The first specification version that has the iOS 18 opset and elements narrower than a byte.
 pub(super) const IOS_18: u32 = 9;
 
 /// The specification's names of opsets.
-const OPSETS: [(&str, Opset); 4] = [
+const OPSETS: [(&str, Opset); 5] = [
     ("CoreML5", Opset::Ios15),
     ("CoreML6", Opset::Ios16),
     ("CoreML7", Opset::Ios17),
     ("CoreML8", Opset::Ios18),
+    ("CoreML9", Opset::Ios26),
 ];
 
 /// The specification's name of an opset.
@@ -28,6 +34,14 @@ pub(super) fn opset_name(opset: Opset) -> &'static str {
 pub(super) fn opset(name: &str) -> Option<Opset> {
     OPSETS.iter().find(|(known, _)| *known == name).map(|(_, opset)| *opset)
 }
+
+/// Codes of the color spaces of images.
+pub(super) const COLOR_SPACES: [(u64, ColorSpace); 4] = [
+    (10, ColorSpace::Grayscale),
+    (20, ColorSpace::Rgb),
+    (30, ColorSpace::Bgr),
+    (40, ColorSpace::GrayscaleF16),
+];
 
 /// Codes of element types.
 pub(super) struct Codes(&'static [(u64, DType)]);
@@ -120,7 +134,7 @@ messages! {
         ML_PROGRAM = 502,
     }
     /// `Pipeline`.
-    pipeline { MODELS = 1 }
+    pipeline { MODELS = 1, NAMES = 2 }
 
     /// `ModelDescription`.
     description {
@@ -138,9 +152,19 @@ messages! {
     /// `FeatureDescription`.
     feature { NAME = 1, SHORT_DESCRIPTION = 2, TYPE = 3 }
     /// `FeatureType`.
-    feature_type { ARRAY = 5, LAST_KIND = 999, IS_OPTIONAL = 1000 }
+    feature_type { IMAGE = 4, ARRAY = 5, LAST_KIND = 999, IS_OPTIONAL = 1000 }
     /// `ArrayFeatureType`.
-    array { SHAPE = 1, DATA_TYPE = 2 }
+    array { SHAPE = 1, DATA_TYPE = 2, ENUMERATED_SHAPES = 21, SHAPE_RANGE = 31, FIRST_DEFAULT = 41, LAST_DEFAULT = 61 }
+    /// `ArrayFeatureType.EnumeratedShapes`.
+    enumerated_shapes { SHAPES = 1 }
+    /// `ArrayFeatureType.Shape`.
+    shape { EXTENTS = 1 }
+    /// `ArrayFeatureType.ShapeRange`.
+    shape_range { SIZE_RANGES = 1 }
+    /// `SizeRange`.
+    size_range { LOWER_BOUND = 1, UPPER_BOUND = 2 }
+    /// `ImageFeatureType`.
+    image { WIDTH = 1, HEIGHT = 2, COLOR_SPACE = 3, ENUMERATED_SIZES = 21, SIZE_RANGE = 31 }
 
     /// `Program`.
     program { VERSION = 1, FUNCTIONS = 2, ATTRIBUTES = 4 }

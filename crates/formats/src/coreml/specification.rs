@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 
-use mixbit_mil::{Function, Program, ValueId};
+use mixbit_mil::{DType, Function, Program, ValueId};
 
 use super::description::{Description, describes};
 use super::wire::Message;
-use super::{CoreMlError, Feature, Model, WeightFiles, program, schema};
+use super::{
+    CoreMlError, Feature, FeatureKind, Model, PipelineModel, Structure, WeightFiles, program, schema,
+};
 use crate::shown::shown;
 
 /// The supported specification versions.
-const VERSIONS: std::ops::RangeInclusive<u64> = 6..=9;
+const VERSIONS: std::ops::RangeInclusive<u64> = 6..=10;
 
 /// The most models of a pipeline.
 const MODELS_LIMIT: usize = 16;
@@ -19,11 +21,10 @@ const MODELS_LIMIT: usize = 16;
 pub(super) fn read(bytes: &[u8], class: String, weights: &mut WeightFiles) -> Result<Model, CoreMlError> {
     let root = Message::new(bytes);
     let parts = Parts::read(root)?;
-    let (version, description, program) = match parts.pipeline {
-        None => parts.program(root, weights)?,
-        Some(pipeline) => parts.pipeline(root, pipeline, weights)?,
-    };
-    finish(version, class, description, program)
+    match parts.pipeline {
+        None => parts.model(root, class, weights),
+        Some(pipeline) => parts.pipeline(root, pipeline, class, weights),
+    }
 }
 
 /// The parts of a model.
@@ -63,49 +64,72 @@ impl<'a> Parts<'a> {
         Description::read(self.description.ok_or_else(|| message.malformed("there is no description"))?)
     }
 
-    /// The version, description and program of a single model.
-    fn program(
+    /// A single model.
+    fn model(
         &self,
         message: Message,
+        class: String,
         weights: &mut WeightFiles,
-    ) -> Result<(u32, Description, Program), CoreMlError> {
+    ) -> Result<Model, CoreMlError> {
         let program = self.program.ok_or_else(|| message.malformed("there is no ML program"))?;
         let description = self.description(message)?;
-        let program = program::read(program, &description.input_types(), weights)?;
-        Ok((self.version as u32, description, program))
+        let (program, open) = program::read(program, &|name| description.input_types(name), weights)?;
+        let structure = Structure { open, ..Structure::default() };
+        finish(self.version as u32, class, description, program, structure)
     }
 
-    /// The version, description and program of a pipeline, whose models become one program.
+    /// A pipeline, whose models are also given as one program.
     fn pipeline(
         &self,
         message: Message,
         pipeline: Message,
+        class: String,
         weights: &mut WeightFiles,
-    ) -> Result<(u32, Description, Program), CoreMlError> {
-        let mut whole: Option<Function> = None;
-        for (count, field) in pipeline.fields().enumerate() {
+    ) -> Result<Model, CoreMlError> {
+        let (mut models, mut names) = (Vec::new(), Vec::new());
+        for field in pipeline.fields() {
             let field = field?;
-            if field.number != schema::pipeline::MODELS {
-                continue;
+            match field.number {
+                schema::pipeline::MODELS if models.len() == MODELS_LIMIT => {
+                    return Err(CoreMlError::unsupported(format!(
+                        "a pipeline of more than {MODELS_LIMIT} models"
+                    )));
+                }
+                schema::pipeline::MODELS => {
+                    let model = field.message()?;
+                    models.push(Parts::read(model)?.model(model, String::new(), weights)?);
+                }
+                schema::pipeline::NAMES if names.len() < MODELS_LIMIT => {
+                    names.push(field.text()?.to_string())
+                }
+                _ => {}
             }
-            if count == MODELS_LIMIT {
-                return Err(CoreMlError::unsupported(format!(
-                    "a pipeline of more than {MODELS_LIMIT} models"
-                )));
-            }
-            let model = field.message()?;
-            let (version, description, program) = Parts::read(model)?.program(model, weights)?;
-            let part = finish(version, String::new(), description, program)?.program;
-            let part = part.main().ok_or_else(|| model.malformed("there is no main function"))?;
-            whole = Some(match whole {
-                None => part.clone(),
-                Some(before) => mixbit_mil::join(&before, part)?,
-            });
         }
-        let whole = whole.ok_or_else(|| pipeline.malformed("the pipeline is empty"))?;
+        if models.is_empty() {
+            return Err(pipeline.malformed("the pipeline is empty"));
+        }
+        names.resize(models.len(), String::new());
+        let models = names.into_iter().zip(models).map(|(name, model)| PipelineModel { name, model });
+        let models: Vec<PipelineModel> = models.collect();
+        let whole = joined(&models)?;
         let version = (self.version as u32).max(6 + whole.opset as u32);
-        Ok((version, self.description(message)?, Program::new(whole)))
+        let structure = Structure { models, ..Structure::default() };
+        finish(version, class, self.description(message)?, Program::new(whole), structure)
     }
+}
+
+/// The models of a pipeline as one function.
+pub(super) fn joined(models: &[PipelineModel]) -> Result<Function, CoreMlError> {
+    let mut whole: Option<Function> = None;
+    for PipelineModel { model, .. } in models {
+        let part = model.program.main();
+        let part = part.ok_or_else(|| CoreMlError::unsupported("a model without a main function"))?;
+        whole = Some(match whole {
+            None => part.clone(),
+            Some(before) => mixbit_mil::join(&before, part)?,
+        });
+    }
+    whole.ok_or_else(|| CoreMlError::inconsistent("the pipeline is empty"))
 }
 
 /// Refuses unsupported versions.
@@ -116,30 +140,55 @@ pub(super) fn check_version(version: u64) -> Result<(), CoreMlError> {
     }
 }
 
-/// Checks that the description and the program agree.
+/// A model of a description and a program that agree.
 pub(super) fn finish(
     specification_version: u32,
     class: String,
     description: Description,
     program: Program,
+    structure: Structure,
 ) -> Result<Model, CoreMlError> {
-    let main = program.main().map(|main| main.name.as_str());
-    if let Some(default) = description.default_function.filter(|name| Some(name.as_str()) != main) {
-        let default = shown(&default);
-        return Err(CoreMlError::unsupported(format!("a program whose default function is `{default}`")));
-    }
-    let (inputs, outputs, metadata) = (description.inputs, description.outputs, description.metadata);
-    let model = Model { specification_version, class, program, inputs, outputs, metadata };
+    let Description { inputs, outputs, metadata, functions, default_function } = description;
+    let program = Program { default_function, ..program };
+    let structure = Structure { functions, ..structure };
+    let mut model = Model { specification_version, class, program, inputs, outputs, metadata, structure };
+    set_image_types(&mut model);
     check(&model)?;
     Ok(model)
+}
+
+/// Gives images the element type that the program takes them in: a description does not say it.
+fn set_image_types(model: &mut Model) {
+    let Some(main) = model.program.main() else { return };
+    for feature in model.inputs.iter_mut().chain(&mut model.outputs) {
+        let ids = main.inputs().iter().chain(main.outputs());
+        let value = ids.map(|&id| main.value(id)).find(|value| value.name == feature.name);
+        if let (FeatureKind::Image(_), Some(value)) = (&feature.kind, value)
+            && matches!(value.ty.dtype, DType::F16 | DType::F32)
+        {
+            feature.ty.dtype = value.ty.dtype;
+        }
+    }
 }
 
 /// Checks that a model's description and version fit its program.
 pub(super) fn check(model: &Model) -> Result<(), CoreMlError> {
     check_version(model.specification_version.into())?;
-    let main = model.program.main();
+    for part in &model.structure.models {
+        check(&part.model)?;
+    }
+    let program = &model.program;
+    if let Some(default) = &program.default_function
+        && program.function(default).is_none()
+    {
+        let default = shown(default);
+        return Err(CoreMlError::inconsistent(format!(
+            "the program has no function `{default}`, its default"
+        )));
+    }
+    let main = program.main();
     let main = main.ok_or_else(|| CoreMlError::unsupported("a program without a main function"))?;
-    for function in &model.program.functions {
+    for function in &program.functions {
         let needed = 6 + function.opset as u32;
         if model.specification_version < needed {
             return Err(CoreMlError::inconsistent(format!(
@@ -148,14 +197,27 @@ pub(super) fn check(model: &Model) -> Result<(), CoreMlError> {
             )));
         }
     }
-    for feature in model.inputs.iter().chain(&model.outputs) {
+    check_described(main, &model.inputs, &model.outputs)?;
+    for described in &model.structure.functions {
+        let function = program.function(&described.name).ok_or_else(|| {
+            let name = shown(&described.name);
+            CoreMlError::inconsistent(format!("the program has no function `{name}`, which is described"))
+        })?;
+        check_described(function, &described.inputs, &described.outputs)?;
+    }
+    Ok(())
+}
+
+/// Checks that features fit a function.
+fn check_described(function: &Function, inputs: &[Feature], outputs: &[Feature]) -> Result<(), CoreMlError> {
+    for feature in inputs.iter().chain(outputs) {
         if !describes(feature.ty.dtype) {
             let (name, dtype) = (shown(&feature.name), feature.ty.dtype);
             return Err(CoreMlError::unsupported(format!("feature `{name}` of type {dtype}")));
         }
     }
-    check_features(main, &model.inputs, main.inputs(), "input")?;
-    check_features(main, &model.outputs, main.outputs(), "output")
+    check_features(function, inputs, function.inputs(), "input")?;
+    check_features(function, outputs, function.outputs(), "output")
 }
 
 fn check_features(
@@ -172,7 +234,11 @@ fn check_features(
             return Err(CoreMlError::inconsistent(format!("{kind} `{}` is not described", value.name)));
         };
         let no_shape = feature.ty.shape.is_empty();
-        if feature.ty.dtype != value.ty.dtype || (feature.ty.shape != value.ty.shape && !no_shape) {
+        // A description of an image says nothing of its elements.
+        let is_image = matches!(feature.kind, FeatureKind::Image(_));
+        if (feature.ty.dtype != value.ty.dtype && !is_image)
+            || (feature.ty.shape != value.ty.shape && !no_shape)
+        {
             return Err(CoreMlError::inconsistent(format!(
                 "{kind} `{}` is described as {}, but it is {}",
                 value.name, feature.ty, value.ty

@@ -121,12 +121,7 @@ fn model() -> Model {
     let table = Literal::floats(DType::F16, &[4, 3], &[0.5; 12]).unwrap();
     let y = b.op("add").arg("x", y).arg("y", table).named("y").add().unwrap();
     let function = b.finish(&[y]).unwrap();
-    let feature = |name: &str, ty: TensorType| Feature {
-        name: name.to_string(),
-        description: format!("the {name}"),
-        ty,
-        optional: false,
-    };
+    let feature = |name: &str, ty: TensorType| Feature::array(name, format!("the {name}"), ty);
     Model {
         specification_version: 9,
         class: "Tiny".to_string(),
@@ -138,6 +133,7 @@ fn model() -> Model {
             user_defined: [("key".to_string(), "välue".to_string())].into(),
             ..Metadata::default()
         },
+        structure: Structure::default(),
     }
 }
 

@@ -142,7 +142,7 @@ impl Writer {
                 }
                 self.op("constexpr_blockwise_shift_scale", args, id)
             }
-            Encoding::Sparse { .. } => Err(unseen(weight)),
+            Encoding::Sparse { .. } | Encoding::Nonzero { .. } => Err(unseen(weight)),
         }
     }
 

@@ -1,10 +1,11 @@
 //! Compressed constants: ops that are decoded when a program is compiled. `crate::constexpr` decodes them.
 
 use super::{OpDef, Param, Work, ints, string};
-use crate::{DType, Error, OpView, Opset, TensorType};
+use crate::{DType, Def, Error, OpView, Opset, TensorType};
 
 const BYTES: &[DType] = &[DType::I8, DType::U8];
 const SMALL: &[DType] = &[DType::I4, DType::U4, DType::I8, DType::U8, DType::F16, DType::F32];
+const INDICES: &[DType] = &[DType::U1, DType::U2, DType::U3, DType::U4, DType::U6, DType::U8];
 const FLOATS: &[DType] = &[DType::F16, DType::F32];
 
 const fn shape() -> Param {
@@ -47,7 +48,7 @@ pub(super) static OPS: &[OpDef] = &[
     OpDef::new(
         "constexpr_lut_to_dense",
         &[
-            Param::new("indices", &[DType::U1, DType::U2, DType::U3, DType::U4, DType::U6, DType::U8]),
+            Param::new("indices", INDICES),
             Param::new("lut", &[DType::F16, DType::F32, DType::I8, DType::U8]),
             shape(),
             ints("vector_axis").optional().since(Opset::Ios18),
@@ -56,6 +57,33 @@ pub(super) static OPS: &[OpDef] = &[
         Work::Elements,
     )
     .since(Opset::Ios16),
+    // The nonzero elements of a sparse tensor by index: the blocks of `lut` are those of the whole tensor. The
+    // results are the mask and the elements, for constexpr_sparse_to_dense or another op of sparse tensors.
+    OpDef::new(
+        "constexpr_lut_to_sparse",
+        &[
+            Param::new("indices_mask", &[DType::U1]),
+            Param::new("indices_nonzero_data", INDICES),
+            Param::new("lut", &[DType::F16, DType::F32, DType::I8, DType::U8]),
+            ints("vector_axis").optional(),
+        ],
+        lut_to_sparse,
+        Work::Elements,
+    )
+    .since(Opset::Ios18),
+    // scale * (nonzero_data - offset) for the nonzero elements, in the way of constexpr_lut_to_sparse.
+    OpDef::new(
+        "constexpr_sparse_blockwise_shift_scale",
+        &[
+            Param::new("data_mask", &[DType::U1]),
+            Param::new("nonzero_data", SMALL),
+            Param::new("scale", FLOATS),
+            Param::new("offset", SMALL).optional(),
+        ],
+        sparse_blockwise_shift_scale,
+        Work::Elements,
+    )
+    .since(Opset::Ios18),
     // The next of nonzero_data where a bit of `mask` is set, else 0.
     OpDef::new(
         "constexpr_sparse_to_dense",
@@ -74,7 +102,7 @@ pub(super) static OPS: &[OpDef] = &[
 fn declared_shape(op: &OpView) -> Result<Option<Vec<usize>>, Error> {
     let Some(shape) = op.opt_ints("shape")? else {
         return match op.function().opset {
-            Opset::Ios18 => Ok(None),
+            has if has >= Opset::Ios18 => Ok(None),
             has => Err(Error::Opset {
                 op: op.label(),
                 what: format!("{} without `shape`", op.kind()),
@@ -152,6 +180,35 @@ fn lut_to_dense(op: &OpView) -> Result<Vec<TensorType>, Error> {
     Ok(vec![TensorType::new(lut.dtype, shape)])
 }
 
+fn lut_to_sparse(op: &OpView) -> Result<Vec<TensorType>, Error> {
+    let (mask, indices, lut) = (op.ty("indices_mask")?, op.ty("indices_nonzero_data")?, op.ty("lut")?);
+    let Some((blocks, &[entries, vector])) = lut.shape.split_at_checked(mask.rank()) else {
+        return Err(op.invalid(format!("lut {lut} must have two axes more than indices_mask {mask}")));
+    };
+    check_blocks(op, "lut", blocks, &mask.shape)?;
+    if entries != 1 << indices.dtype.bits() || vector != 1 {
+        return Err(op.invalid(format!("lut {lut} is not one of single values for indices {indices}")));
+    }
+    sparse(op, mask, indices, lut.dtype)
+}
+
+fn sparse_blockwise_shift_scale(op: &OpView) -> Result<Vec<TensorType>, Error> {
+    let (mask, data, scale) = (op.ty("data_mask")?, op.ty("nonzero_data")?, op.ty("scale")?);
+    check_blocks(op, "scale", &scale.shape, &mask.shape)?;
+    if op.get("offset").is_some() && op.ty("offset")?.shape != scale.shape {
+        return Err(op.invalid(format!("offset {} does not fit scale {scale}", op.ty("offset")?)));
+    }
+    sparse(op, mask, data, scale.dtype)
+}
+
+/// The results of an op of sparse tensors: the mask, and as many elements as were given.
+fn sparse(op: &OpView, mask: &TensorType, data: &TensorType, dtype: DType) -> Result<Vec<TensorType>, Error> {
+    if data.rank() != 1 {
+        return Err(op.invalid(format!("nonzero elements {data} are not a vector")));
+    }
+    Ok(vec![mask.clone(), data.with_dtype(dtype)])
+}
+
 fn sparse_to_dense(op: &OpView) -> Result<Vec<TensorType>, Error> {
     let (data, mask) = (op.ty("nonzero_data")?, op.ty("mask")?);
     let shape = match declared_shape(op)? {
@@ -162,9 +219,13 @@ fn sparse_to_dense(op: &OpView) -> Result<Vec<TensorType>, Error> {
         None if mask.dtype == DType::U1 => mask.shape.clone(),
         None => return Err(op.invalid(format!("mask {mask} must be uint1"))),
     };
-    let set = crate::constexpr::count_set(op, "mask", shape.iter().product())?;
-    if data.shape != [set] {
-        return Err(op.invalid(format!("nonzero_data {data} does not fit a mask with {set} bits set")));
+    // A mask that another op gives on is counted when it is decoded.
+    let is_constant = matches!(op.function().value(op.value("mask")?).def, Def::Const(_));
+    if is_constant {
+        let set = crate::constexpr::count_set(op, "mask", shape.iter().product())?;
+        if data.shape != [set] {
+            return Err(op.invalid(format!("nonzero_data {data} does not fit a mask with {set} bits set")));
+        }
     }
     Ok(vec![TensorType::new(data.dtype, shape)])
 }

@@ -70,7 +70,7 @@ pub fn parse(text: &str, resolve: Resolve) -> Result<Program, ParseError> {
         functions.push(function);
     }
     match parser.lexer.peek() {
-        Token::End => Ok(Program { functions }),
+        Token::End => Ok(Program { functions, default_function: None }),
         _ => Err(parser.lexer.error("the text goes on after the program")),
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use mixbit_mil::{Function, Program, ValueId};
-use mixbit_packages::inspect::{InspectedNetwork, StoredTensor, bits_per_element, open};
+use mixbit_packages::inspect::{InspectedFeature, InspectedNetwork, StoredTensor, bits_per_element, open};
 use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
@@ -66,14 +66,6 @@ fn sizes(tensors: &[&StoredTensor]) -> (usize, usize) {
     tensors.iter().fold((0, 0), |(count, bytes), tensor| (count + tensor.count(), bytes + tensor.bytes()))
 }
 
-fn signature(function: &Function, ids: &[ValueId]) -> Vec<(String, String)> {
-    let one = |&id: &ValueId| {
-        let value = function.value(id);
-        (value.name.clone(), value.ty.to_string())
-    };
-    ids.iter().map(one).collect()
-}
-
 fn histogram(function: &Function) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     function.ops().iter().for_each(|op| *counts.entry(op.def.name).or_insert(0) += 1);
@@ -85,11 +77,17 @@ fn to_json(network: &InspectedNetwork) -> Value {
     let (count, bytes) = sizes(&weights);
     let function = network.function.as_ref();
     let features = |ids: fn(&Function) -> &[ValueId]| -> Vec<Value> {
-        let named = function.map(|function| signature(function, ids(function))).unwrap_or_default();
-        named.into_iter().map(|(name, ty)| json!({"name": name, "type": ty})).collect()
+        let one = |feature: InspectedFeature| {
+            let mut one = json!({"name": feature.name, "type": feature.ty});
+            feature.kind.into_iter().for_each(|kind| one["kind"] = kind.into());
+            one
+        };
+        network.features(ids).into_iter().map(one).collect()
     };
     json!({
         "name": network.name,
+        "function": network.other_function,
+        "pipeline": network.pipeline,
         "inputs": features(Function::inputs),
         "outputs": features(Function::outputs),
         "opset": function.map(|function| function.opset.name()),
@@ -118,14 +116,22 @@ fn layers_json(weights: &[&StoredTensor]) -> Vec<Value> {
 }
 
 fn to_text(network: &InspectedNetwork) -> String {
-    let mut text = format!("{}\n", network.name);
+    let mut text = format!("{}\n", network.title());
     let mut line = |name: &str, value: String| text += &format!("  {name:<9} {value}\n");
     let (count, bytes) = sizes(&weights(network));
     let weights = format!("{count}, {}, {:.2} bits each", byte_size(bytes), bits_per_element(count, bytes));
     if let Some(function) = &network.function {
-        for (what, ids) in [("input", function.inputs()), ("output", function.outputs())] {
-            for (name, ty) in signature(function, ids) {
-                line(what, format!("{name}: {ty}"));
+        if !network.pipeline.is_empty() {
+            line(
+                "pipeline",
+                format!("of {} models: {}", network.pipeline.len(), network.pipeline.join(", ")),
+            );
+        }
+        let features: [(&str, fn(&Function) -> &[ValueId]); 2] =
+            [("input", Function::inputs), ("output", Function::outputs)];
+        for (what, ids) in features {
+            for feature in network.features(ids) {
+                line(what, format!("{}: {}", feature.name, feature.type_and_kind()));
             }
         }
         line("weights", weights);

@@ -58,7 +58,12 @@ pub struct Comparison<'a> {
 impl Comparison<'_> {
     /// The networks' role in a model.
     pub fn role(&self) -> String {
-        role(&self.networks[0].name)
+        let network = &self.networks[0];
+        let role = role(&network.name);
+        network
+            .other_function
+            .as_ref()
+            .map_or(role.clone(), |function| format!("{role}, function {function}"))
     }
 
     /// The elements of all tensors and the bytes that they take, of each side.

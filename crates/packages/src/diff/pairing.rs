@@ -144,6 +144,7 @@ fn pick(sides: &mut [Vec<InspectedNetwork>; 2], side: usize, paths: [&Path; 2]) 
     let (one, many) = if side == 0 { (&a[0], b) } else { (&b[0], a) };
     let in_common =
         |network: &InspectedNetwork| matched([&one.tensors, &network.tensors], [None, None]).pairs.len();
+    // The first function of a package stands for the others.
     let by_role = many.iter().position(|network| role(&network.name) == role(&one.name));
     let by_tensors = || {
         let counts = many.iter().map(in_common).enumerate();
@@ -153,28 +154,35 @@ fn pick(sides: &mut [Vec<InspectedNetwork>; 2], side: usize, paths: [&Path; 2]) 
         let [path, single] = [paths[1 - side], paths[side]].map(PathBuf::from);
         return Err(DiffError::NoLike { path, single });
     };
-    *many = vec![many.swap_remove(index)];
+    let file = many[index].name.clone();
+    many.retain(|network| network.name == file);
     Ok(())
 }
 
 /// Pairs networks of the same role, in the order of A.
 fn paired(sides: [Vec<InspectedNetwork>; 2]) -> NetworkPairs {
-    let [a, b] = sides;
-    let (mut a, mut b) = (a.into_iter(), b);
+    let one_file = |networks: &[InspectedNetwork]| {
+        networks.iter().filter(|network| network.other_function.is_none()).count() == 1
+    };
+    let one_with_one = sides.iter().all(|side| one_file(side));
+    let [a, mut b] = sides;
     let mut networks = NetworkPairs { pairs: Vec::new(), only: [Vec::new(), Vec::new()] };
-    if let (1, 1) = (a.len(), b.len()) {
-        networks.pairs.extend(a.next().zip(b.pop()).map(|(a, b)| [a, b]));
-        return networks;
-    }
     for network in a {
-        let same_name = b.iter().position(|other| other.name == network.name);
-        let same_role = || b.iter().position(|other| role(&other.name) == role(&network.name));
-        match same_name.or_else(same_role) {
+        let position = |is: &dyn Fn(&InspectedNetwork) -> bool| {
+            b.iter().position(|other| other.other_function == network.other_function && is(other))
+        };
+        let same_name = || position(&|other| other.name == network.name);
+        let same_role = || position(&|other| role(&other.name) == role(&network.name));
+        let found = match one_with_one {
+            true => position(&|_| true),
+            false => same_name().or_else(same_role),
+        };
+        match found {
             Some(index) => networks.pairs.push([network, b.remove(index)]),
-            None => networks.only[0].push(network.name),
+            None => networks.only[0].push(network.title()),
         }
     }
-    networks.only[1] = b.into_iter().map(|network| network.name).collect();
+    networks.only[1] = b.iter().map(InspectedNetwork::title).collect();
     networks
 }
 

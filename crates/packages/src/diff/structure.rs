@@ -43,8 +43,12 @@ impl Structure {
     ) -> Self {
         let mut structure = Structure::default();
         if let [Some(x), Some(y)] = graphs {
-            structure.inputs = changes(signature(x, x.inputs()), signature(y, y.inputs()));
-            structure.outputs = changes(signature(x, x.outputs()), signature(y, y.outputs()));
+            let features = |network: &InspectedNetwork, ids| {
+                let all = network.features(ids).into_iter();
+                all.map(|feature| (feature.name.clone(), feature.type_and_kind())).collect()
+            };
+            structure.inputs = changes(features(a, Function::inputs), features(b, Function::inputs));
+            structure.outputs = changes(features(a, Function::outputs), features(b, Function::outputs));
             structure.operations = changes(histogram(x), histogram(y));
             structure.first_difference = first_difference(x, y, tensors);
             let mut formats =
@@ -53,6 +57,10 @@ impl Structure {
                 for (format, version) in formats.iter_mut().zip([x, y]) {
                     format.insert("specification".to_string(), version.to_string());
                 }
+            }
+            for (format, network) in formats.iter_mut().zip([a, b]).filter(|(_, it)| !it.pipeline.is_empty())
+            {
+                format.insert("pipeline".to_string(), network.pipeline.join(", "));
             }
             let [x, y] = formats;
             structure.formats = changes(x, y);
@@ -84,11 +92,6 @@ fn changes(a: BTreeMap<String, String>, mut b: BTreeMap<String, String>) -> Vec<
     changes.extend(b.into_iter().map(|(name, value)| Change { name, sides: [None, Some(value)] }));
     changes.sort_by(|a, b| a.name.cmp(&b.name));
     changes
-}
-
-fn signature(function: &Function, ids: &[ValueId]) -> BTreeMap<String, String> {
-    let values = ids.iter().map(|&id| function.value(id));
-    values.map(|value| (value.name.clone(), value.ty.to_string())).collect()
 }
 
 fn histogram(function: &Function) -> BTreeMap<String, String> {

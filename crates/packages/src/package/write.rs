@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::arch::io;
-use mixbit_formats::coreml::{self, Feature, Metadata};
+use mixbit_formats::coreml::{self, Feature, Metadata, Structure};
 use mixbit_mil::{Function, Program, Progress, ValueId};
 
 use super::PackageKind;
@@ -84,6 +84,7 @@ impl Package {
                 user_defined: self.user_defined.clone(),
             },
             program: Program::new(function),
+            structure: Structure::default(),
         })
     }
 }
@@ -91,12 +92,7 @@ impl Package {
 fn feature(function: &Function, id: ValueId) -> Feature {
     let value = function.value(id);
     let about = FEATURES.iter().find(|(name, _)| *name == value.name);
-    Feature {
-        name: value.name.clone(),
-        description: about.map(|(_, about)| about.to_string()).unwrap_or_default(),
-        ty: value.ty.clone(),
-        optional: false,
-    }
+    Feature::array(value.name.as_str(), about.map_or("", |(_, about)| about), value.ty.clone())
 }
 
 /// Descriptions of inputs and outputs, for people who look at a package.

@@ -9,7 +9,7 @@ use mixbit_mil::{DType, Progress, Stopped, Tally, Unit, WeightError};
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::{PalettizeError, Palettized, model_layers};
+use super::{PalettizeError, Palettized, stored_layers};
 use crate::psnr::psnr_of;
 
 /// The layers of a model before and after palettizing.
@@ -78,7 +78,7 @@ impl Palettized {
     /// # Errors
     /// [`CheckError`].
     pub fn check(&self, path: &Path, progress: &dyn Progress) -> Result<Report, CheckError> {
-        let written = model_layers(&coreml::read(path)?)?;
+        let written = stored_layers(&coreml::read(path)?)?;
         if written.len() != self.after.len() {
             return Err(CheckError::Layers { found: written.len(), expected: self.after.len() });
         }

@@ -10,9 +10,11 @@ mod check;
 mod job;
 mod target;
 
+use std::collections::{HashMap, HashSet};
+
 use mixbit_compress::{Calibration, Encoder, Layer, LayerPlan, Plan, Scheme, layers};
 use mixbit_formats::coreml;
-use mixbit_mil::{Function, Opset, Program, Progress, constexpr};
+use mixbit_mil::{Function, Identity, Opset, Program, Progress, TensorType, ValueId, WeightRef, constexpr};
 use thiserror::Error;
 
 use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
@@ -110,13 +112,31 @@ pub struct Palettized {
     after: Vec<Layer>,
 }
 
-/// The layers of a model.
+/// The layers of a model: those of its main function, then those that only other functions have.
 ///
 /// # Errors
 /// If the model has no function, or one that can't be decoded.
 pub fn model_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
-    let function = model.program.main().ok_or(PalettizeError::NoFunction)?;
-    Ok(layers(&constexpr::decoded(function)?))
+    let main = model.program.main().ok_or(PalettizeError::NoFunction)?;
+    let mut found = layers(&constexpr::decoded(main)?);
+    let mut names: HashSet<String> = found.iter().map(|layer| layer.name.clone()).collect();
+    for function in model.program.functions.iter().filter(|function| function.name != main.name) {
+        let others = layers(&constexpr::decoded(function)?).into_iter();
+        found.extend(others.filter(|layer| names.insert(layer.name.clone())));
+    }
+    Ok(found)
+}
+
+/// The layers of every function of a package: one after the other, of a pipeline model by model.
+fn stored_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
+    let parts = &model.structure.models;
+    if !parts.is_empty() {
+        let layers = parts.iter().map(|part| stored_layers(&part.model));
+        return Ok(layers.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+    }
+    let functions = model.program.functions.iter();
+    let layers = functions.map(|function| Ok(layers(&constexpr::decoded(function)?)));
+    Ok(layers.collect::<Result<Vec<_>, mixbit_mil::Error>>()?.into_iter().flatten().collect())
 }
 
 /// A model with layers stored as planned. Palettes are fitted on all threads; `progress` counts the layers.
@@ -130,12 +150,12 @@ pub fn palettize(
     again: bool,
     progress: &dyn Progress,
 ) -> Result<Palettized, PalettizeError> {
-    let function = constexpr::decoded(model.program.main().ok_or(PalettizeError::NoFunction)?)?;
-    let before = layers(&function);
+    let before = stored_layers(model)?;
+    let oldest = model.program.main().ok_or(PalettizeError::NoFunction)?.opset;
     let planned = |layer: &Layer| plan.get(&layer.name);
     for scheme in before.iter().filter_map(planned).map(|plan| plan.scheme) {
-        if scheme.since() > function.opset {
-            let (needs, has) = (system(scheme.since()), system(function.opset));
+        if scheme.since() > oldest {
+            let (needs, has) = (system(scheme.since()), system(oldest));
             return Err(PalettizeError::Target { scheme, needs, has });
         }
     }
@@ -144,10 +164,63 @@ pub fn palettize(
     if let (Some(first), false) = (compressed.first(), again) {
         return Err(PalettizeError::Compressed { count: compressed.len(), first: first.name.clone() });
     }
-    let function = Encoder::new().apply(&function, plan, progress)?;
-    let after = layers(&function);
-    let program = Program::new(constexpr::encoded(&function)?);
-    Ok(Palettized { model: coreml::Model { program, ..model.clone() }, before, after })
+    let mut model = model.clone();
+    let mut encoded = SharedEncodings::default();
+    let mut after = Vec::new();
+    match &mut model.structure.models[..] {
+        [] => encoded.apply(&mut model.program, plan, progress, &mut after)?,
+        parts => {
+            for part in parts {
+                encoded.apply(&mut part.model.program, plan, progress, &mut after)?;
+            }
+        }
+    }
+    Ok(Palettized { model, before, after })
+}
+
+/// The encoded weights of a package, by the weights that they were made of. Functions that share a weight
+/// share its encoding.
+#[derive(Default)]
+struct SharedEncodings(HashMap<(Identity, TensorType, String), WeightRef>);
+
+impl SharedEncodings {
+    /// Stores the layers of a program as planned, and adds them to `after`.
+    fn apply(
+        &mut self,
+        program: &mut Program,
+        plan: &Plan,
+        progress: &dyn Progress,
+        after: &mut Vec<Layer>,
+    ) -> Result<(), PalettizeError> {
+        for function in &mut program.functions {
+            let graph = constexpr::decoded(function)?;
+            let before = layers(&graph);
+            let key = |layer: &Layer| {
+                let scheme = plan.get(&layer.name)?.scheme.to_string();
+                Some((layer.weight.identity(), layer.ty().clone(), scheme))
+            };
+            let known: HashMap<ValueId, WeightRef> = before
+                .iter()
+                .filter_map(|layer| Some((layer.value, self.0.get(&key(layer)?)?.clone())))
+                .collect();
+            let is_new = |layer: &&Layer| !known.contains_key(&layer.value);
+            let new: Plan = before
+                .iter()
+                .filter(is_new)
+                .filter_map(|layer| Some((layer.name.clone(), plan.get(&layer.name)?.clone())))
+                .collect();
+            let graph = Encoder::new().apply(&graph, &new, progress)?.with_weights(&known);
+            let stored = layers(&graph);
+            for (layer, stored) in before.iter().zip(&stored) {
+                if let Some(key) = key(layer) {
+                    self.0.insert(key, stored.weight.clone());
+                }
+            }
+            *function = constexpr::encoded(&graph)?;
+            after.extend(stored);
+        }
+        Ok(())
+    }
 }
 
 /// The system that an opset came with.

@@ -22,12 +22,7 @@ fn model(opset: Opset) -> coreml::Model {
     let function = b.finish(&[value]).unwrap();
     let feature = |id| {
         let value = function.value(id);
-        coreml::Feature {
-            name: value.name.clone(),
-            description: String::new(),
-            ty: value.ty.clone(),
-            optional: false,
-        }
+        coreml::Feature::array(value.name.as_str(), "", value.ty.clone())
     };
     coreml::Model {
         specification_version: if opset == Opset::Ios18 { 9 } else { 7 },
@@ -36,6 +31,7 @@ fn model(opset: Opset) -> coreml::Model {
         outputs: function.outputs().iter().map(|&id| feature(id)).collect(),
         metadata: coreml::Metadata::default(),
         program: Program::new(function),
+        structure: coreml::Structure::default(),
     }
 }
 
