@@ -2,11 +2,12 @@
 //!
 //! A file is validated against the whole format when it is opened, so that later code can trust every offset.
 //! The header has at most [`HEADER_LIMIT`] bytes and lies inside the file. Names are unique. Every tensor has
-//! exactly the bytes of its type and shape, and the tensors cover the data without overlap or gap. Element
-//! types that [`DType`] lacks (8-bit and smaller floats, complex numbers) are refused, with the tensor's
-//! name.
+//! exactly the bytes of its type and shape, and the tensors cover the data without overlap or gap. 8-bit
+//! floats (`F8_E4M3`, `F8_E5M2`) are read as half-precision ones, which hold them exactly. Other element
+//! types that [`DType`] lacks (smaller floats, complex numbers) are refused, with the tensor's name.
 
 mod error;
+mod float8;
 mod write;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::shown::shown;
-use crate::{Error, map_file};
+use crate::{Error, lfs, map_file};
+
+use float8::Float8;
 
 pub use error::{HEADER_LIMIT, SafeTensorsError};
 
@@ -49,7 +52,16 @@ const DTYPES: [(&str, DType); 13] = [
 ];
 
 /// The type and the bytes (in the data, after the header) of every tensor.
-type Tensors = BTreeMap<Arc<str>, (TensorType, Range<usize>)>;
+type Tensors = BTreeMap<Arc<str>, (Stored, Range<usize>)>;
+
+/// The stored type of a tensor.
+#[derive(Clone, Debug)]
+enum Stored {
+    /// As it is read.
+    Plain(TensorType),
+    /// In 8-bit floats, which are read as half-precision ones of this shape.
+    Float8(Float8, Vec<usize>),
+}
 
 /// An open safetensors file. Only its header has been read; tensors are references into it.
 pub struct SafeTensors {
@@ -94,9 +106,12 @@ impl Weights for SafeTensors {
     }
 
     fn get(&self, name: &str) -> Option<WeightRef> {
-        let (name, (ty, range)) = self.tensors.get_key_value(name)?;
+        let (name, (stored, range)) = self.tensors.get_key_value(name)?;
         let bytes = self.data.slice(range.clone())?;
-        WeightRef::new(name.clone(), ty.clone(), bytes).ok()
+        match stored {
+            Stored::Plain(ty) => WeightRef::new(name.clone(), ty.clone(), bytes).ok(),
+            Stored::Float8(format, shape) => Some(float8::weight(name.clone(), *format, shape, bytes)),
+        }
     }
 }
 
@@ -111,7 +126,7 @@ fn split(file: &[u8]) -> Result<(&[u8], usize), SafeTensorsError> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(SafeTensorsError::TooShort { len: file.len() });
     };
-    if length == b"version " && rest.starts_with(b"https://git-lfs") {
+    if lfs::is_pointer(file) {
         return Err(SafeTensorsError::LfsPointer);
     }
     let len = u64::from_le_bytes(*length);
@@ -131,9 +146,9 @@ fn split(file: &[u8]) -> Result<(&[u8], usize), SafeTensorsError> {
 fn check(entries: Vec<(String, Entry)>, available: usize) -> Result<Tensors, SafeTensorsError> {
     let mut tensors = BTreeMap::new();
     for (tensor, entry) in entries {
-        let (ty, range) = check_entry(&tensor, entry, available)?;
+        let (stored, range) = check_entry(&tensor, entry, available)?;
         let name: Arc<str> = tensor.into();
-        if tensors.insert(name.clone(), (ty, range)).is_some() {
+        if tensors.insert(name.clone(), (stored, range)).is_some() {
             return Err(SafeTensorsError::Duplicate { tensor: name.to_string() });
         }
     }
@@ -158,8 +173,11 @@ fn check_entry(
     tensor: &str,
     entry: Entry,
     available: usize,
-) -> Result<(TensorType, Range<usize>), SafeTensorsError> {
-    let Some(&(_, dtype)) = DTYPES.iter().find(|(name, _)| *name == entry.dtype) else {
+) -> Result<(Stored, Range<usize>), SafeTensorsError> {
+    let float8 = Float8::of_name(&entry.dtype);
+    let known = DTYPES.iter().find(|(name, _)| *name == entry.dtype).map(|(_, dtype)| *dtype);
+    // An 8-bit float takes a byte.
+    let Some(dtype) = known.or(float8.map(|_| DType::U8)) else {
         return Err(SafeTensorsError::DType { tensor: tensor.to_string(), dtype: entry.dtype });
     };
     let shape: Option<Vec<usize>> = entry.shape.0.iter().map(|&extent| extent.try_into().ok()).collect();
@@ -174,7 +192,11 @@ fn check_entry(
     if end - begin != bytes as u64 {
         return Err(SafeTensorsError::Size { tensor: tensor.to_string(), ty, found: end - begin });
     }
-    Ok((ty, begin as usize..end as usize))
+    let stored = match float8 {
+        Some(format) => Stored::Float8(format, ty.shape),
+        None => Stored::Plain(ty),
+    };
+    Ok((stored, begin as usize..end as usize))
 }
 
 /// The header as written, in file order, duplicates included.
@@ -206,7 +228,8 @@ impl<'de> Deserialize<'de> for Header {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let (mut tensors, mut metadata) = (Vec::new(), None);
+                // As in the reference reader, metadata may be null.
+                let (mut tensors, mut metadata) = (Vec::new(), None::<Option<_>>);
                 while let Some(name) = map.next_key::<String>()? {
                     if name != METADATA {
                         tensors.push((name, map.next_value()?));
@@ -214,7 +237,7 @@ impl<'de> Deserialize<'de> for Header {
                         return Err(serde::de::Error::duplicate_field(METADATA));
                     }
                 }
-                Ok(Header { tensors, metadata: metadata.unwrap_or_default() })
+                Ok(Header { tensors, metadata: metadata.flatten().unwrap_or_default() })
             }
         }
 
