@@ -1,6 +1,6 @@
 //! A model directory as diffusers saves it: `model_index.json` and one folder per component.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use mixbit_mil::Bytes;
@@ -45,7 +45,8 @@ impl Diffusers {
     /// `model_index.json` is malformed; [`Error::Read`] if it can't be read.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let files = Files::Directory(resolve(path)?);
-        if !files.contains(INDEX) {
+        if !files.has(INDEX)? {
+            files.names_in("")?;
             return Err(Error::NotFound { path: files.path(INDEX), hint: hint_for(&files) });
         }
         Self::from_tree(files)
@@ -188,10 +189,10 @@ impl Diffusers {
     /// Those of [`text`](Self::text) for a file that is there.
     pub fn optional_text(&self, component: &str, file: &str) -> Result<Option<String>, Error> {
         let name = format!("{component}/{file}");
-        if !self.files.contains(&name) {
-            return Ok(None);
+        match self.files.has(&name)? {
+            true => self.files.text(&name).map(Some),
+            false => Ok(None),
         }
-        self.files.text(&name).map(Some)
     }
 
     /// A component's weights.
@@ -204,7 +205,7 @@ impl Diffusers {
     /// [`Error::NotFound`] if there are no weights in safetensors, [`Error::Layout`] if several could be
     /// meant, and those of [`Checkpoint::open`].
     pub fn weights(&self, component: &str, variant: Option<&str>) -> Result<Checkpoint, Error> {
-        let present = self.files.list(component);
+        let present = self.files.names_in(component)?;
         let prefers_model = self
             .components
             .get(component)
@@ -228,6 +229,33 @@ impl Diffusers {
                 Err(Error::NotFound { path, hint: hint_for_weights(component, &present) })
             }
         }
+    }
+
+    /// Refuses a variant that no component has weights of. A component without it takes its other weights, as
+    /// in diffusers.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] with the variants that there are.
+    pub fn require_variant(&self, variant: &str) -> Result<(), Error> {
+        let present = self.components.iter().filter(|(_, component)| component.is_some());
+        let names = present.flat_map(|(name, _)| self.files.list(name));
+        let found = names.flat_map(|name| STEMS.map(|stem| variant_of(&name, stem))).flatten();
+        let found: BTreeSet<String> = found.collect();
+        if found.contains(variant) {
+            return Ok(());
+        }
+        let mut known: Vec<String> = found.iter().filter(|name| !name.is_empty()).cloned().collect();
+        let without = found.contains("").then(|| "weights without a variant".to_string());
+        let known = match known.len() {
+            0 => without.unwrap_or_else(|| "no weights in safetensors".to_string()),
+            _ => {
+                known.sort();
+                let named = format!("the variants {}", listed(&known));
+                without.map_or(named.clone(), |without| format!("{named}, and {without}"))
+            }
+        };
+        let what = format!("no component has weights of the variant `{}`: there are {known}", shown(variant));
+        Err(Error::Layout { path: self.files.root().to_path_buf(), what })
     }
 
     fn file_path(&self, component: &str, file: &str) -> PathBuf {

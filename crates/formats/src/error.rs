@@ -51,6 +51,12 @@ pub enum Error {
         /// The advice, and what was found instead.
         hint: String,
     },
+    /// The placeholder that Git leaves where a large file was not downloaded.
+    #[error("{} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file above the size limit of its kind.
     #[error("{} has {len} bytes, more than the limit of {limit} for files of its kind", path.display())]
     TooLarge {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use mixbit_mil::Bytes;
 
 use crate::map::read_file;
-use crate::{Error, map_file};
+use crate::{Error, lfs, map_file};
 
 /// The most bytes of a configuration, such as `config.json`.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -48,6 +48,9 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, Error> {
 }
 
 fn utf8(bytes: Vec<u8>, path: impl FnOnce() -> PathBuf) -> Result<String, Error> {
+    if lfs::is_pointer(&bytes) {
+        return Err(Error::LfsPointer { path: path() });
+    }
     String::from_utf8(bytes).map_err(|error| Error::Text {
         path: path(),
         what: format!("it is not UTF-8 text: {}", error.utf8_error()),
@@ -83,7 +86,40 @@ impl Files {
         }
     }
 
+    /// True if there is a file of that name.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if the system does not let look, which is no absence.
+    pub(crate) fn has(&self, name: &str) -> Result<bool, Error> {
+        let Files::Directory(root) = self else { return Ok(self.contains(name)) };
+        let found = fs::metadata(root.join(name)).map(|metadata| metadata.is_file());
+        self.unless_absent(name, found).map(|found| found.unwrap_or(false))
+    }
+
     /// The names directly in `folder`, sorted. An empty `folder` is the root; a missing one has no names.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if the system does not let read it.
+    pub(crate) fn names_in(&self, folder: &str) -> Result<Vec<String>, Error> {
+        if let Files::Directory(root) = self {
+            self.unless_absent(folder, fs::read_dir(root.join(folder)))?;
+        }
+        Ok(self.list(folder))
+    }
+
+    /// A system's answer; `None` if nothing has that name.
+    fn unless_absent<T>(&self, name: &str, found: io::Result<T>) -> Result<Option<T>, Error> {
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(None)
+            }
+            Err(cause) => Err(Error::Read { path: self.path(name), cause }),
+        }
+    }
+
+    /// The names directly in `folder`, sorted. An empty `folder` is the root; one that is missing, or can't
+    /// be read, has no names.
     pub(crate) fn list(&self, folder: &str) -> Vec<String> {
         let names: BTreeSet<String> = match self {
             Files::Directory(root) => fs::read_dir(root.join(folder))
@@ -102,9 +138,13 @@ impl Files {
 
     /// The bytes of a file, mapped rather than read.
     pub(crate) fn map(&self, name: &str) -> Result<Bytes, Error> {
-        match self {
-            Files::Directory(root) => map_file(&root.join(name)),
-            Files::Memory { files, .. } => files.get(name).cloned().ok_or_else(|| self.absent(name)),
+        let bytes = match self {
+            Files::Directory(root) => map_file(&root.join(name))?,
+            Files::Memory { files, .. } => files.get(name).cloned().ok_or_else(|| self.absent(name))?,
+        };
+        match lfs::is_pointer(&bytes) {
+            true => Err(Error::LfsPointer { path: self.path(name) }),
+            false => Ok(bytes),
         }
     }
 

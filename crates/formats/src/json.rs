@@ -11,7 +11,10 @@ use serde_json::Value;
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 /// Parses JSON in which a value may also be `NaN`, `Infinity` or `-Infinity`, which become strings.
-pub(crate) fn parse(text: &str) -> Result<Value, serde_json::Error> {
+///
+/// # Errors
+/// Text that is not JSON, with its line and column.
+pub fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(&quoted(text))
 }
 

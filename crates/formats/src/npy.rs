@@ -1,9 +1,10 @@
-//! NumPy's `.npy` arrays and uncompressed `.npz` archives of them.
+//! NumPy's `.npy` arrays and uncompressed `.npz` archives of them, which are also written.
 //!
 //! Little-endian, C-ordered arrays of bools, integers and floats are read. Fortran order, big endian,
 //! objects, strings, complex numbers and compressed archives are refused by name.
 
 mod error;
+mod write;
 mod zip;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::shown::shown;
 use crate::{Error, map_file};
 
 pub use error::NpyError;
+pub use write::{NamedArray, write_npz};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 

@@ -19,9 +19,13 @@ impl DiffusersModel {
     /// Opens a directory. `variant` chooses among the weights ([`OpenOptions`](super::OpenOptions)).
     ///
     /// # Errors
-    /// If it holds no model.
+    /// If it holds no model, or no weights of the variant.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self, mixbit_formats::Error> {
-        Ok(DiffusersModel { files: Diffusers::open(path)?, variant: variant.map(str::to_string) })
+        let files = Diffusers::open(path)?;
+        if let Some(variant) = variant {
+            files.require_variant(variant)?;
+        }
+        Ok(DiffusersModel { files, variant: variant.map(str::to_string) })
     }
 
     /// True if a directory is a model in the diffusers layout, or one that the Hugging Face client
