@@ -7,6 +7,7 @@
 mod error;
 mod files;
 mod latent;
+mod text_states;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +19,7 @@ use serde_json::Value;
 pub use error::ModelError;
 pub use files::{FileError, ModelFiles, ModelFilesLayer};
 pub use latent::LatentFormat;
+pub use text_states::TextStatesLayout;
 
 use crate::arch::text_encoder::{self, Outputs};
 use crate::arch::{self, ArchError, Config, GraphOptions, unet, vae};

@@ -8,13 +8,13 @@ use super::cache::NetworkCache;
 use super::error::GenerateError;
 use super::event::{Event, OnEvent};
 use super::guidance;
-use super::network::{NetworkKey, PlannedNetwork, Section, tensor};
+use super::network::{NetworkKey, PlannedNetwork, Section, as_declared, tensor};
 use super::placement::{Component, Placement};
 use super::recent::Recent;
 use super::request::Request;
 use super::text::DroppedWords;
 use crate::arch::{GraphOptions, io};
-use crate::model::{DiffusionModel, TextEncoder};
+use crate::model::{DiffusionModel, TextEncoder, TextStatesLayout};
 
 /// The inputs of a UNet by name.
 pub type Inputs = Vec<(&'static str, Tensor)>;
@@ -198,8 +198,22 @@ impl Conditioning {
             let row = guidance::embedding(request.guidance_scale, shape.last().copied().unwrap_or(0));
             return Ok((found.name, tensor(shape, row.repeat(batch))?));
         }
-        let row = |index: usize| found.rows[(first + index).min(found.rows.len() - 1)].iter();
-        let values: Vec<f32> = (0..batch).flat_map(row).copied().collect();
+        let row = |index: usize| &found.rows[(first + index).min(found.rows.len() - 1)];
+        let values: Vec<f32> = match found.name {
+            io::ENCODER_HIDDEN_STATES => {
+                let channels = row(0).len() / self.tokens;
+                let layout = TextStatesLayout::of(shape, self.tokens).filter(|(_, own)| *own == channels);
+                let (layout, _) = layout.ok_or_else(|| {
+                    mismatch(format!(
+                        "it takes `{}` of shape {shape:?}, and its text encoders make {} tokens of {channels} \
+                         channels: they are of another model",
+                        found.name, self.tokens
+                    ))
+                })?;
+                (0..batch).flat_map(|index| layout.arranged(row(index), self.tokens)).collect()
+            }
+            _ => (0..batch).flat_map(row).copied().collect(),
+        };
         if values.len() != shape.iter().product::<usize>() {
             return Err(mismatch(format!(
                 "it takes `{}` of shape {shape:?}, and there are {} values for each sample: its text encoders are of \
@@ -208,7 +222,7 @@ impl Conditioning {
                 values.len() / batch
             )));
         }
-        Ok((found.name, tensor(shape, values)?))
+        Ok((found.name, as_declared(shape, values, declared)?))
     }
 }
 
@@ -229,7 +243,12 @@ impl Encoders<'_> {
         let planned = self.networks.plan(key.clone(), planned_runs)?;
         on(Event::Encoding(planned.component()));
         let tokens = encoding.ids.len();
-        let ids = tensor(&[1, tokens], encoding.ids.iter().map(|&id| id as f32).collect())?;
+        let ids: Vec<f32> = encoding.ids.iter().map(|&id| id as f32).collect();
+        let declared = planned.inputs().into_iter().find(|input| input.name == io::INPUT_IDS);
+        let ids = match &declared {
+            Some(declared) => as_declared(&[1, tokens], ids, declared)?,
+            None => tensor(&[1, tokens], ids)?,
+        };
         let results = self.networks.run(&planned, &[(io::INPUT_IDS, &ids)], self.cancel, on)?;
         let states = planned.output(&results, encoder.states)?;
         planned.check_finite(states)?;

@@ -205,3 +205,20 @@ impl PlannedNetwork {
 pub(super) fn tensor(shape: &[usize], values: Vec<f32>) -> Result<Tensor, GenerateError> {
     Tensor::from_f32(shape, values).map_err(GenerateError::Tensor)
 }
+
+/// A tensor of whole numbers if an input is declared so, else of floats. Tools differ in the type of token
+/// ids and timesteps.
+///
+/// # Errors
+/// If the values are not as many as the shape asks for.
+pub(super) fn as_declared(
+    shape: &[usize],
+    values: Vec<f32>,
+    declared: &Signature,
+) -> Result<Tensor, GenerateError> {
+    if !declared.ty.dtype.is_int() {
+        return tensor(shape, values);
+    }
+    let values = values.into_iter().map(|value| value.round() as i32).collect();
+    Tensor::from_i32(shape, values).map_err(GenerateError::Tensor)
+}

@@ -11,7 +11,7 @@ use super::decoder::DecoderPlan;
 use super::error::GenerateError;
 use super::event::{Event, OnEvent};
 use super::guidance;
-use super::network::{PlannedNetwork, tensor};
+use super::network::{PlannedNetwork, as_declared, tensor};
 use super::request::Request;
 use super::text::DroppedWords;
 use crate::arch::io;
@@ -206,10 +206,19 @@ impl Run {
     /// The UNet's inputs that differ from step to step.
     fn sample_and_timestep(&self) -> Result<[Tensor; 2], GenerateError> {
         let input = self.scheduler.scale_model_input(&self.latents, self.next);
-        let batch = batch(&self.unet.inputs());
+        let declared = self.unet.inputs();
+        let batch = batch(&declared);
         let [channels, height, width] = self.latent_shape();
         let sample = tensor(&[batch, channels, height, width], input.repeat(batch))?;
-        let timestep = tensor(&[batch], vec![self.scheduler.timesteps()[self.next] as f32; batch])?;
+        let timesteps = vec![self.scheduler.timesteps()[self.next] as f32; batch];
+        let timestep = match declared.iter().find(|input| input.name == io::TIMESTEP) {
+            // One timestep for all samples, in packages of some tools.
+            Some(input) if input.ty.count() == 1 => {
+                as_declared(&input.ty.shape, timesteps[..1].to_vec(), input)?
+            }
+            Some(input) => as_declared(&[batch], timesteps, input)?,
+            None => tensor(&[batch], timesteps)?,
+        };
         Ok([sample, timestep])
     }
 }
