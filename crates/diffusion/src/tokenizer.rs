@@ -8,6 +8,8 @@
 
 mod files;
 
+use std::collections::{BTreeMap, HashSet};
+
 use thiserror::Error;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
@@ -75,6 +77,15 @@ pub struct Tokenizer {
     start: u32,
     end: u32,
     padding: u32,
+    several: Vec<SeveralVectors>,
+}
+
+/// An added token that stands for several, as textual inversion makes them: `<cat>`, `<cat>_1`, `<cat>_2`.
+struct SeveralVectors {
+    id: u32,
+    token: String,
+    /// All of them, separated by spaces.
+    all: String,
 }
 
 impl Tokenizer {
@@ -98,7 +109,8 @@ impl Tokenizer {
             pipeline.token_to_id(token).ok_or_else(|| internal(format!("no id for `{token}`").into()))
         };
         let (start, end, padding) = (id(&special.start)?, id(&special.end)?, id(&special.padding)?);
-        Ok(Tokenizer { pipeline, length, start, end, padding })
+        let several = several_vectors(&pipeline);
+        Ok(Tokenizer { pipeline, length, start, end, padding, several })
     }
 
     /// The length of every encoding: `model_max_length`, or [`DEFAULT_LENGTH`].
@@ -117,13 +129,30 @@ impl Tokenizer {
         self.pipeline.get_vocab_size(true)
     }
 
+    /// The added tokens that the vocabulary lacks, by id.
+    pub fn added_tokens(&self) -> BTreeMap<u32, String> {
+        let vocabulary = self.pipeline.get_vocab(false);
+        let added = self.pipeline.get_added_tokens_decoder().into_iter();
+        added
+            .filter(|(_, token)| !vocabulary.contains_key(&token.content))
+            .map(|(id, token)| (id, token.content))
+            .collect()
+    }
+
     /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
     /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
         let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
-        let encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
+        let mut encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
+        // As in diffusers, the first of several vectors calls for the others.
+        let is_used = |several: &&SeveralVectors| encoding.get_ids().contains(&several.id);
+        let used: Vec<&SeveralVectors> = self.several.iter().filter(is_used).collect();
+        if !used.is_empty() {
+            let whole = used.iter().fold(prompt.to_string(), |text, it| text.replace(&it.token, &it.all));
+            encoding = self.pipeline.encode_fast(whole, false).map_err(to_error)?;
+        }
         let (kept, cut) = encoding.get_ids().split_at(encoding.len().min(self.length - 2));
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
@@ -148,6 +177,27 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} ids, length {})", self.vocabulary_size(), self.length)
     }
+}
+
+/// The added tokens that stand for several.
+fn several_vectors(pipeline: &Pipeline) -> Vec<SeveralVectors> {
+    let added = pipeline.get_added_tokens_decoder();
+    let known: HashSet<&str> = added.values().map(|token| token.content.as_str()).collect();
+    let mut several = Vec::new();
+    for (&id, token) in &added {
+        let token = &token.content;
+        let others = (1..).map(|index| format!("{token}_{index}"));
+        let all: Vec<String> = others.take_while(|other| known.contains(other.as_str())).collect();
+        if !all.is_empty() {
+            several.push(SeveralVectors {
+                id,
+                token: token.clone(),
+                all: format!("{token} {}", all.join(" ")),
+            });
+        }
+    }
+    several.sort_by_key(|several| several.id);
+    several
 }
 
 fn pipeline(bpe: BPE) -> tokenizers::Result<Pipeline> {

@@ -24,7 +24,7 @@ pub use text_states::TextStatesLayout;
 use crate::arch::text_encoder::{self, Outputs};
 use crate::arch::{self, ArchError, Config, GraphOptions, unet, vae};
 use crate::scheduler::SchedulerConfig;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerFiles};
 
 /// The folders of text encoders and their tokenizers, in the order that concatenates their hidden states.
 pub const TEXT_ENCODERS: [(&str, &str); 2] =
@@ -324,17 +324,44 @@ fn text_encoders(
     Ok((encoders, pooled))
 }
 
-pub(crate) fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<Tokenizer, ModelError> {
-    let read = |file| files.text(component, file).map_err(ModelError::File);
+/// The tokenizer of a component's files.
+///
+/// # Errors
+/// [`ModelError::File`], or [`ModelError::Tokenizer`] with the component's name.
+pub fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<Tokenizer, ModelError> {
+    with_tokenizer_files(files, component, |contents| Tokenizer::new(&contents))
+}
+
+/// A `tokenizer_config.json` that says what all the tokenizer's files say besides the vocabulary and the
+/// merges; `None` without a tokenizer.
+///
+/// # Errors
+/// Those of [`read_tokenizer`].
+pub fn merged_tokenizer_config(
+    files: &dyn ModelFiles,
+    component: &str,
+) -> Result<Option<String>, ModelError> {
+    with_tokenizer_files(files, component, |contents| {
+        let is_there = contents.tokenizer.is_some() || contents.vocab.is_some();
+        is_there.then(|| contents.merged_config()).transpose()
+    })
+}
+
+fn with_tokenizer_files<T>(
+    files: &dyn ModelFiles,
+    component: &str,
+    read: impl FnOnce(TokenizerFiles<'_>) -> Result<T, TokenizerError>,
+) -> Result<T, ModelError> {
+    let text = |file| files.text(component, file).map_err(ModelError::File);
     let [vocab, merges, tokenizer, config, special_tokens_map, added_tokens] = [
-        read("vocab.json")?,
-        read("merges.txt")?,
-        read("tokenizer.json")?,
-        read("tokenizer_config.json")?,
-        read("special_tokens_map.json")?,
-        read("added_tokens.json")?,
+        text("vocab.json")?,
+        text("merges.txt")?,
+        text("tokenizer.json")?,
+        text("tokenizer_config.json")?,
+        text("special_tokens_map.json")?,
+        text("added_tokens.json")?,
     ];
-    let contents = crate::tokenizer::TokenizerFiles {
+    let contents = TokenizerFiles {
         vocab: vocab.as_deref(),
         merges: merges.as_deref(),
         tokenizer: tokenizer.as_deref(),
@@ -342,8 +369,7 @@ pub(crate) fn read_tokenizer(files: &dyn ModelFiles, component: &str) -> Result<
         special_tokens_map: special_tokens_map.as_deref(),
         added_tokens: added_tokens.as_deref(),
     };
-    Tokenizer::new(&contents)
-        .map_err(|source| ModelError::Tokenizer { component: component.to_string(), source })
+    read(contents).map_err(|source| ModelError::Tokenizer { component: component.to_string(), source })
 }
 
 fn json(files: &dyn ModelFiles, component: &str, file: &str) -> Result<Value, ModelError> {

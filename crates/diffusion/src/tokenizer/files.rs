@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use super::TokenizerError;
@@ -29,6 +29,9 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_FILE: &str = "special_tokens_map.json";
 const ADDED_FILE: &str = "added_tokens.json";
+
+/// The field of a newer `tokenizer_config.json` with every added token by its id.
+const ADDED_LIST: &str = "added_tokens_decoder";
 
 /// The contents of the files in a `tokenizer` folder; absent files are `None`.
 ///
@@ -85,9 +88,33 @@ const ROLES: [(&str, Option<&str>); 7] = [
     ("mask_token", None),
 ];
 
+impl TokenizerFiles<'_> {
+    /// The content of a `tokenizer_config.json` that says by itself what all files say about special and
+    /// added tokens. With it, the vocabulary and the merges make the same tokenizer.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] with the invalid file.
+    pub fn merged_config(&self) -> Result<String, TokenizerError> {
+        let tokenizer = self.tokenizer.map(|text| object(TOKENIZER_FILE, text)).transpose()?;
+        let (mut config, added) = settings(self, tokenizer.as_ref())?;
+        let token = |token: AddedToken| {
+            json!({
+                "content": token.content, "single_word": token.single_word, "lstrip": token.lstrip,
+                "rstrip": token.rstrip, "normalized": token.normalized, "special": token.special,
+            })
+        };
+        if !config.contains_key(ADDED_LIST) {
+            let added: Map<String, Value> =
+                added.into_iter().map(|(id, added)| (id.to_string(), token(added))).collect();
+            config.insert(ADDED_LIST.to_string(), added.into());
+        }
+        Ok(Value::Object(config).to_string())
+    }
+}
+
 pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError> {
     let tokenizer = files.tokenizer.map(|text| object(TOKENIZER_FILE, text)).transpose()?;
-    let mut config = files.config.map(|text| object(CONFIG_FILE, text)).transpose()?.unwrap_or_default();
+    let (config, added) = settings(files, tokenizer.as_ref())?;
     let (vocabulary, merges) = match (&tokenizer, files.vocab, files.merges) {
         (Some(tokenizer), _, _) => from_tokenizer(tokenizer)?,
         (None, Some(vocab), Some(merges)) => {
@@ -100,12 +127,21 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
         return Err(wrong(CONFIG_FILE, "only `right` is supported as `padding_side`"));
     }
     let length = length(&config)?;
+    let (special, added) = special_tokens(&config, added.into_values().collect())?;
+    Ok(Parts { vocabulary, merges, added, special, length })
+}
 
+/// The configuration with the special tokens of all files, and the added tokens by id.
+fn settings(
+    files: &TokenizerFiles<'_>,
+    tokenizer: Option<&Map<String, Value>>,
+) -> Result<(Map<String, Value>, BTreeMap<u64, AddedToken>), TokenizerError> {
+    let mut config = files.config.map(|text| object(CONFIG_FILE, text)).transpose()?.unwrap_or_default();
     // Newer configurations list every added token; older ones are spread over three files.
     let mut added: BTreeMap<u64, AddedToken> = BTreeMap::new();
-    if let Some(list) = config.get("added_tokens_decoder") {
+    if let Some(list) = config.get(ADDED_LIST) {
         let list =
-            list.as_object().ok_or_else(|| wrong(CONFIG_FILE, "`added_tokens_decoder` is no object"))?;
+            list.as_object().ok_or_else(|| wrong(CONFIG_FILE, format!("`{ADDED_LIST}` is no object")))?;
         for (id, token) in list {
             let id = id
                 .parse()
@@ -124,15 +160,14 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
         if let Some(text) = files.added_tokens {
             add_legacy(text, &config, &mut added)?;
         }
-        let list = tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("added_tokens"));
+        let list = tokenizer.and_then(|tokenizer| tokenizer.get("added_tokens"));
         for token in list.and_then(Value::as_array).into_iter().flatten() {
             let id = token.get("id").and_then(Value::as_u64);
             let id = id.ok_or_else(|| wrong(TOKENIZER_FILE, "an added token has no id"))?;
             added.insert(id, added_token(TOKENIZER_FILE, token, false)?);
         }
     }
-    let (special, added) = special_tokens(&config, added.into_values().collect())?;
-    Ok(Parts { vocabulary, merges, added, special, length })
+    Ok((config, added))
 }
 
 /// Sets the special tokens and adds those that are not yet among the added tokens.

@@ -18,8 +18,8 @@ use mixbit_mil::Opset;
 
 pub use check::{OutputError, check_output};
 pub use error::{PackageError, PlanError};
-pub use plan::{ConversionOptions, ConversionSource, plan};
-pub use vocabulary::{VocabularyError, write_vocabulary};
+pub use plan::{ConversionOptions, ConversionSource, left_out_safety_checker, plan};
+pub use vocabulary::{VocabularyError, added_tokens, write_vocabulary};
 pub use write::Package;
 
 /// A network of a model, as Apple's tools name it.
@@ -165,7 +165,7 @@ pub mod keys {
     pub const RECIPE: &str = "mixbit.recipe";
     /// Layers that `--precision int8` does not quantize, separated by spaces.
     pub const FULL_PRECISION: &str = "mixbit.full_precision";
-    /// A text encoder's `tokenizer_config.json`.
+    /// A text encoder's `tokenizer_config.json`, with the special and added tokens of all tokenizer files.
     pub const TOKENIZER: &str = "mixbit.tokenizer";
 }
 

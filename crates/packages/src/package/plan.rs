@@ -6,7 +6,10 @@ use std::sync::Arc;
 use mixbit_diffusion::arch::{
     ArchError, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
 };
-use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, component_config, pooled_channels};
+use mixbit_diffusion::model::{
+    FileError, ModelError, ModelFiles, TEXT_ENCODERS, component_config, merged_tokenizer_config,
+    pooled_channels,
+};
 use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
 
@@ -142,8 +145,8 @@ impl<'a> Planner<'a> {
             let graph: Graph =
                 Arc::new(move |options| text_encoder::build(&config, &*weights, options, outputs));
             let graph_options = GraphOptions { tokens, ..self.graph_options(DType::F16) };
-            let tokenizer = files.text(tokenizer, "tokenizer_config.json").map_err(ModelError::File)?;
-            let more = tokenizer.map(|text| (keys::TOKENIZER, compact(&text))).into_iter().collect();
+            let tokenizer = merged_tokenizer_config(files, tokenizer)?;
+            let more = tokenizer.map(|text| (keys::TOKENIZER, text)).into_iter().collect();
             let version = &self.options.model_version;
             self.add(Component { kind, files, name, version, graph, graph_options, more }, false)?;
         }
@@ -357,9 +360,4 @@ fn model_index(files: &dyn ModelFiles) -> String {
         }
     }
     Value::Object(index).to_string()
-}
-
-/// JSON without white space; other text as it is.
-fn compact(text: &str) -> String {
-    serde_json::from_str::<Value>(text).map_or_else(|_| text.to_string(), |value| value.to_string())
 }

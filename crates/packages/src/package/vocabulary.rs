@@ -1,11 +1,12 @@
 //! The tokenizer's files beside the packages, for Apple's tools.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS};
+use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, read_tokenizer};
 use mixbit_formats::write_atomically;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// A vocabulary that can't be written.
@@ -30,8 +31,26 @@ pub enum VocabularyError {
     Format(#[from] mixbit_formats::Error),
 }
 
+/// The file beside the vocabulary with the ids of added tokens.
+const ADDED_TOKENS: &str = "added_tokens.json";
+
+/// The tokens that a model's tokenizers have besides the vocabulary, such as those of textual inversion.
+/// Apple's Swift tokenizer reads the vocabulary and the merges alone, and does not know them.
+///
+/// # Errors
+/// [`VocabularyError::Model`].
+pub fn added_tokens(model: &dyn ModelFiles) -> Result<BTreeMap<u32, String>, VocabularyError> {
+    let mut all = BTreeMap::new();
+    for (encoder, tokenizer) in TEXT_ENCODERS {
+        if model.component(encoder).is_some() {
+            all.extend(read_tokenizer(model, tokenizer)?.added_tokens());
+        }
+    }
+    Ok(all)
+}
+
 /// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the
-/// same.
+/// same. Added tokens become `added_tokens.json`.
 ///
 /// # Errors
 /// [`VocabularyError`].
@@ -39,6 +58,12 @@ pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> Result<(), 
     let [vocab, merges] = vocabulary(model)?;
     for (name, text) in [("vocab.json", vocab), ("merges.txt", merges)] {
         write_atomically(&directory.join(name), |file| file.write_all(text.as_bytes()))?;
+    }
+    let added = added_tokens(model)?;
+    if !added.is_empty() {
+        let ids: Map<String, Value> = added.into_iter().map(|(id, token)| (token, id.into())).collect();
+        let text = Value::Object(ids).to_string();
+        write_atomically(&directory.join(ADDED_TOKENS), |file| file.write_all(text.as_bytes()))?;
     }
     Ok(())
 }
