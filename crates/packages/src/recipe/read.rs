@@ -7,12 +7,13 @@ use mixbit_compress::{Scheme, Width};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use mixbit_formats::base64;
+use mixbit_formats::{base64, json};
 
 use super::{Cumulative, Details, Importance, Measured, Recipe, RecipeError, RecipeFile, UNTOUCHED, bits};
 
 pub(super) fn parse(text: &str) -> Result<RecipeFile, RecipeError> {
-    let value: Value = serde_json::from_str(text).map_err(|error| match error.is_eof() {
+    // Python writes a PSNR that is not finite as a bare word.
+    let value = json::parse(text).map_err(|error| match error.is_eof() {
         true => RecipeError::Truncated { line: error.line(), column: error.column() },
         false => RecipeError::Json(error.to_string()),
     })?;
@@ -67,7 +68,15 @@ fn string(key: &str, value: &Value) -> Result<String, RecipeError> {
 }
 
 fn number(key: &str, value: &Value) -> Result<f64, RecipeError> {
-    value.as_f64().ok_or_else(|| kind(key, "a number", value))
+    let number = match value.as_str() {
+        // What JSON's own writers make of it.
+        None if value.is_null() => Some(f64::NAN),
+        Some("NaN") => Some(f64::NAN),
+        Some("Infinity") => Some(f64::INFINITY),
+        Some("-Infinity") => Some(f64::NEG_INFINITY),
+        _ => value.as_f64(),
+    };
+    number.ok_or_else(|| kind(key, "a number", value))
 }
 
 /// Reads each value of an object whose keys are widths.
