@@ -134,6 +134,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let options = arguments.options(model.name())?;
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
+    palettize::say_limits(model.files(), options.parts.is_empty(), &progress)?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
     write_vocabulary(model.files(), &arguments.output)?;

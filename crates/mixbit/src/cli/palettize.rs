@@ -8,16 +8,19 @@ use clap::{ArgGroup, Args};
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_diffusion::model::ModelFiles;
 use mixbit_mil::Unit;
 use mixbit_packages::bundle::Bundle;
-use mixbit_packages::inspect::{is_checkpoint, is_package};
-use mixbit_packages::package::{ConversionOptions, DeploymentTarget, PACKAGE_KINDS};
+use mixbit_packages::inspect::is_checkpoint;
+use mixbit_packages::package::{
+    ConversionOptions, DeploymentTarget, PACKAGE_KINDS, added_tokens, is_package, left_out_safety_checker,
+};
 use mixbit_packages::palettize::{Job, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target};
 use mixbit_packages::recipe::RecipeFile;
 use mixbit_packages::source::OpenOptions;
 
 use super::progress::Progress;
-use super::table::{Side, Table, byte_size};
+use super::table::{Side, Table, byte_size, shortened};
 use super::{interrupt, memory, print_line, values};
 
 /// The number of layers listed by PSNR for each package.
@@ -132,6 +135,22 @@ pub(super) fn kept(path: &Path) -> String {
     format!("{} is there already; --force writes it again", path.display())
 }
 
+/// Says what of a model its packages can't have, or apps can't use. `is_whole` if all parts are converted.
+pub(super) fn say_limits(model: &dyn ModelFiles, is_whole: bool, progress: &Progress) -> anyhow::Result<()> {
+    if let Some(reason) = left_out_safety_checker(model)?.filter(|_| is_whole) {
+        progress.say(format_args!("warning: the safety checker is left out: {reason}"));
+    }
+    let added = added_tokens(model)?;
+    if !added.is_empty() {
+        let names: Vec<&str> = added.values().map(String::as_str).collect();
+        progress.say(format_args!(
+            "warning: apps that use Apple's Swift tokenizer do not know the added tokens (mixbit does): {}",
+            shortened(&names.join(" "))
+        ));
+    }
+    Ok(())
+}
+
 /// The progress counter for a phase of one package.
 pub(super) fn counter(
     progress: &Progress,
@@ -218,6 +237,7 @@ impl Arguments {
             target,
             ..ConversionOptions::default()
         };
+        say_limits(model.files(), options.parts.is_empty(), progress)?;
         Ok(Target::of_checkpoint(model.name(), model.files(), &options, &self.output)?)
     }
 

@@ -14,6 +14,8 @@ mod plan;
 mod vocabulary;
 mod write;
 
+use std::path::Path;
+
 use mixbit_mil::Opset;
 
 pub use check::{OutputError, check_output};
@@ -143,6 +145,12 @@ impl PackageKind {
         let end = format!("{}{package}", self.name);
         stem == end || stem.ends_with(&format!("_{end}")) || stem == format!("{}{compiled}", self.compiled)
     }
+}
+
+/// True if a path is named as a Core ML model.
+pub fn is_package(path: &Path) -> bool {
+    let is_one_of = |extension| ["mlpackage", "mlmodelc", "mlmodel"].iter().any(|known| extension == *known);
+    path.extension().is_some_and(is_one_of)
 }
 
 /// User-defined metadata of the packages.

@@ -78,9 +78,14 @@ pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Resul
     planner.text_encoders(&unet)?;
     planner.unets(&unet)?;
     planner.autoencoder(&unet)?;
-    let has_safety_checker = planner.has_safety_checker()?;
+    let has_safety_checker = has_safety_checker(source.model)?;
     // One that is not asked for need not be of a kind that can be converted.
-    if has_safety_checker && (options.parts.is_empty() || options.parts.contains(&SAFETY_CHECKER.asked_as)) {
+    let is_asked = options.parts.contains(&SAFETY_CHECKER.asked_as);
+    let is_converted = match options.parts.is_empty() {
+        true => left_out_safety_checker(source.model)?.is_none(),
+        false => is_asked,
+    };
+    if has_safety_checker && is_converted {
         planner.safety_checker(&unet)?;
     }
     let packages = planner.packages;
@@ -97,6 +102,25 @@ pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Resul
         return Err(PlanError::NoPart { part: absent.to_string(), present: present.join(", ") });
     }
     Ok(packages.into_iter().filter(is_wanted).collect())
+}
+
+/// True if a model has a safety checker. Many copies name one in `model_index.json` and go without its
+/// folder.
+fn has_safety_checker(model: &dyn ModelFiles) -> Result<bool, ModelError> {
+    let config = model.text(SAFETY_CHECKER.name, "config.json").map_err(ModelError::File)?;
+    Ok(model.component(SAFETY_CHECKER.name).is_some() && config.is_some())
+}
+
+/// The reason why the safety checker is left out when all parts of a model are converted: its weights can't
+/// be read, for many models have it as a PyTorch pickle. Nothing is drawn with it.
+///
+/// # Errors
+/// If its configuration can't be read.
+pub fn left_out_safety_checker(model: &dyn ModelFiles) -> Result<Option<FileError>, ModelError> {
+    Ok(match has_safety_checker(model)? {
+        true => model.weights(SAFETY_CHECKER.name).err(),
+        false => None,
+    })
 }
 
 fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
@@ -254,14 +278,6 @@ impl<'a> Planner<'a> {
             Config::Vae(config) => Ok((files, config)),
             _ => Err(wrong_class(files, "vae")),
         }
-    }
-
-    /// True if the model has a safety checker. Many copies name one in `model_index.json` and go without its
-    /// folder.
-    fn has_safety_checker(&self) -> Result<bool, PlanError> {
-        let (files, name) = (self.source.model, SAFETY_CHECKER.name);
-        let config = files.text(name, "config.json").map_err(ModelError::File)?;
-        Ok(files.component(name).is_some() && config.is_some())
     }
 
     fn safety_checker(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
