@@ -13,6 +13,7 @@ use mixbit_packages::diff::DiffError;
 use mixbit_packages::inspect::InspectError;
 use mixbit_packages::package::{OutputError, PackageError, PlanError, VocabularyError};
 use mixbit_packages::palettize::{CheckError, JobError, PalettizeError, TargetError};
+use mixbit_packages::predict::PredictError;
 use mixbit_packages::recipe::{MatchError, RecipeError};
 
 use crate::picture::PictureError;
@@ -305,6 +306,19 @@ impl Kind for JobError {
             Self::Palettize { cause, .. } => cause.kind(),
             Self::Check { cause, .. } => cause.kind(),
             Self::Format(error) => error.kind(),
+        }
+    }
+}
+
+impl Kind for PredictError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(error) => error.kind(),
+            Self::NoFunction { .. } => ErrorKind::NotFound,
+            Self::Missing { .. } | Self::Unknown { .. } | Self::Type { .. } | Self::Range { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::Engine(error) => error.kind(),
         }
     }
 }

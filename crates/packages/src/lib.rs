@@ -3,6 +3,7 @@
 //! - [`source`] finds models: directories in the diffusers layout, and [`bundle`]s of Core ML packages;
 //! - [`package`] converts models to Core ML packages;
 //! - [`recipe`] reads and writes recipe files, [`palettize`] stores networks in fewer bits;
+//! - [`predict`] runs one network of a package on given tensors;
 //! - [`inspect`] opens networks and weight files to look at, [`diff`] compares them;
 //! - [`psnr`] are peak signal-to-noise ratios.
 //!
@@ -24,6 +25,7 @@ pub mod inspect;
 pub mod package;
 pub mod palettize;
 pub mod psnr;
+pub mod predict;
 pub mod recipe;
 pub mod source;
 

@@ -21,7 +21,7 @@ use serde_json::json;
 use super::backends::Machine;
 use super::output::{Output, preview};
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::{interrupt, memory, print_line, profile, values};
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::load;
@@ -218,7 +218,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let total = begin.elapsed();
     if arguments.profile {
-        let _ = write!(stderr(), "{}", profile(&session));
+        for (network, timings) in session.profile(Role::Base) {
+            let _ = write!(stderr(), "{}", profile::timings(&network, &timings));
+        }
     }
     if !arguments.json {
         progress.say(summary(&request, &times, drawn.len(), total));
@@ -226,20 +228,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let summary = summary_json(&dropped, &request, &model_name, &drawn, &times, total);
     print_line(format_args!("{summary:#}"))
-}
-
-/// The time of each kind of op, as a table.
-fn profile(session: &Session) -> String {
-    let mut text = String::new();
-    for (network, timings) in session.profile(Role::Base) {
-        let total: f64 = timings.iter().map(|timing| timing.time.as_secs_f64()).sum();
-        text += &format!("{network}: {total:.3} s\n");
-        for mixbit_engine::Timing { kind, steps, time, .. } in timings {
-            let seconds = time.as_secs_f64();
-            text += &format!("{seconds:10.3} s {:5.1} %  {kind} ({steps})\n", 100.0 * seconds / total);
-        }
-    }
-    text
 }
 
 impl Arguments {

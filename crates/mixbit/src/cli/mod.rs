@@ -13,7 +13,9 @@ mod memory;
 mod metadata;
 mod output;
 mod palettize;
+mod predict;
 mod printable;
+mod profile;
 mod progress;
 mod table;
 mod values;
@@ -55,6 +57,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Compare two models, Core ML packages or weight files
     Diff(diff::Arguments),
+    /// Run a Core ML package on tensors of a NumPy archive
+    Predict(predict::Arguments),
     /// Show the generation parameters that an image file holds
     Metadata(metadata::Arguments),
     /// Print the completions of a shell
@@ -116,6 +120,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Palettize(arguments) => palettize::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => return diff::run(&arguments),
+        Command::Predict(arguments) => predict::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
