@@ -327,7 +327,7 @@ impl Kind for InspectError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Open(error) => error.kind(),
-            Self::Kind { .. } => ErrorKind::Unsupported,
+            Self::Kind { .. } | Self::Zip { .. } => ErrorKind::Unsupported,
             Self::Package(error) => error.kind(),
             Self::Tensor { source, .. } => source.kind(),
         }

@@ -312,12 +312,13 @@ mod tests {
     use std::path::Path;
 
     use mixbit_diffusion::random::random_source;
+    use mixbit_packages::source::OpenOptions;
 
     use super::*;
 
     fn model() -> DiffusionModel {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
-        crate::source::load(Some(&path), None).unwrap().0
+        crate::source::load(Some(&path), &OpenOptions::default()).unwrap().model
     }
 
     fn full() -> DrawRequest {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_packages::OpenError;
 use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, Source};
+use mixbit_packages::{Assumption, OpenError};
 
 use crate::demo;
 
@@ -31,13 +31,24 @@ pub fn open_checkpoint(path: Option<&Path>, options: &OpenOptions) -> Result<Ope
     mixbit_packages::source::open(path, options, checkpoints)
 }
 
-/// Opens a model as [`open`] does, ready to run, and gives its name for people.
+/// A model that is ready to run.
+pub struct LoadedModel {
+    /// The model.
+    pub model: DiffusionModel,
+    /// Its name for people.
+    pub name: String,
+    /// What was taken for granted because its files don't say it.
+    pub assumptions: Vec<Assumption>,
+}
+
+/// Opens a model as [`open`] does, ready to run.
 ///
 /// # Errors
 /// [`OpenError`].
-pub fn load(path: Option<&Path>, variant: Option<&str>) -> Result<(DiffusionModel, String), OpenError> {
-    let opened = open(path, &OpenOptions { variant: variant.map(str::to_string) })?;
-    Ok((opened.model()?, opened.name().to_string()))
+pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, OpenError> {
+    let opened = open(path, options)?;
+    let (model, assumptions) = (opened.model()?, opened.assumptions()?);
+    Ok(LoadedModel { model, name: opened.name().to_string(), assumptions })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

@@ -151,7 +151,7 @@ fn other_models_are_measured() -> Result<(), Error> {
 /// A decoder in tiles is two stages: the whole plane up to the cut, and tiles.
 #[test]
 fn a_decoder_in_tiles_is_measured_whole() -> Result<(), Error> {
-    let model = Arc::new(mixbit_app::source::load(None, None)?.0);
+    let model = Arc::new(mixbit_app::source::load(None, &Default::default())?.model);
     let mut session = Session::new(model.clone(), Arc::new(Cpu::new(Some(2))?));
     let mut noise = random_source("torch")?.seeded(0)?;
     let mut counts = Vec::new();

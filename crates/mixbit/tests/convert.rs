@@ -39,7 +39,7 @@ fn draw(model: &DiffusionModel, change: impl FnOnce(&mut Request)) -> Result<Vec
 
 #[test]
 fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
-    let (demo, _) = load(None, None)?;
+    let demo = load(None, &Default::default())?.model;
     let expected = draw(&demo, |_| {})?;
     let wide = draw(&demo, |request| request.size = [160, 72])?;
     let cases: [(&str, &[&str]); 4] = [
@@ -53,7 +53,7 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
         failures.case(name, || {
             let scratch = Scratch::new();
             convert(scratch.path(), options)?;
-            let (model, _) = load(Some(scratch.path()), None)?;
+            let model = load(Some(scratch.path()), &Default::default())?.model;
             ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
             let resized = draw(&model, |request| request.size = [160, 72])?;
             ErrorStats::compare(&resized, &wide).within(1e-4)?;
@@ -65,7 +65,7 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     failures.case("compiled", || {
         let scratch = Scratch::new();
         convert(scratch.path(), &["--bundle-resources-for-swift-cli", "--chunk-unet"])?;
-        let (model, _) = load(Some(&scratch.path().join("Resources")), None)?;
+        let model = load(Some(&scratch.path().join("Resources")), &Default::default())?.model;
         ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
         Ok::<(), Error>(())
     });
@@ -84,8 +84,8 @@ fn converted_models_of_each_family_draw_what_their_checkpoints_draw() {
             let path = directory.to_str().ok_or("the path is not UTF-8")?;
             convert(scratch.path(), &["--model", path])?;
             let small = |request: &mut Request| request.size = [64, 48];
-            let expected = draw(&load(Some(&directory), None)?.0, small)?;
-            let found = draw(&load(Some(scratch.path()), None)?.0, small)?;
+            let expected = draw(&load(Some(&directory), &Default::default())?.model, small)?;
+            let found = draw(&load(Some(scratch.path()), &Default::default())?.model, small)?;
             ErrorStats::compare(&found, &expected).within(1e-4)?;
             Ok::<(), Error>(())
         });
@@ -181,7 +181,7 @@ fn a_safety_checker_is_converted_if_there_is_one() -> Result<(), Error> {
     assert!(package.is_dir());
     // Pictures are drawn whatever lies there.
     fs::write(package.join("Manifest.json"), "{")?;
-    load(Some(&output), None)?;
+    load(Some(&output), &Default::default())?;
 
     // One that is of another class is no obstacle to other parts, and refused by name when it is asked for.
     let index = model.join("model_index.json");

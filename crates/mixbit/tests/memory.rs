@@ -7,7 +7,7 @@ use mixbit_engine_cpu::Cpu;
 
 #[test]
 fn the_demo_model_in_four_bits_takes_less_than_a_third_of_its_weights() {
-    let (model, _) = mixbit_app::source::load(None, None).unwrap();
+    let model = mixbit_app::source::load(None, &Default::default()).unwrap().model;
     let size = model.defaults.size.map(|extent| extent / model.autoencoder.latent.scale);
     let options = GraphOptions {
         width: size[0],

@@ -117,14 +117,14 @@ fn layers_are_what_they_were_compressed_to() -> Result<(), Error> {
 #[test]
 fn palettized_bundles_draw_nearly_the_same_picture() -> Result<(), Error> {
     let scratch = Scratch::new();
-    let (model, _) = load(None, None)?;
+    let model = load(None, &Default::default())?.model;
     // Not 160x72, where rounding to f16 alone changes the picture a lot.
     let expected = [draw(&model, [128, 128])?, draw(&model, [144, 72])?];
     let mut before = [0.0; 2];
     for (nbits, least) in [("4", 14.0), ("8", 36.0)] {
         let output = scratch.path().join(nbits);
         palettize(&demo(), &output, &["--nbits", nbits])?;
-        let (found, _) = load(Some(&output), None)?;
+        let found = load(Some(&output), &Default::default())?.model;
         let drawn = [draw(&found, [128, 128])?, draw(&found, [144, 72])?];
         let psnr = [0, 1].map(|at| ErrorStats::compare(&drawn[at], &expected[at]).psnr);
         assert!(psnr[0] > least, "{nbits} bits: {psnr:.1?} dB");

@@ -13,7 +13,7 @@ type Error = Box<dyn std::error::Error>;
 
 #[test]
 fn the_demo_unet_keeps_its_predictions_in_every_precision() -> Result<(), Error> {
-    let model = Arc::new(load(None, None)?.0);
+    let model = Arc::new(load(None, &Default::default())?.model);
     let backend = Arc::new(Cpu::new(None)?);
     let text = Text::new(
         "a large red circle at the left and a small blue square at the right on a white background",

@@ -12,7 +12,7 @@ type Error = Box<dyn std::error::Error>;
 
 /// The demo model's images of one size after a few steps, decoded in each way from the same latents.
 fn decode<const N: usize>(size: [usize; 2], ways: [(Tiling, usize); N]) -> Result<[Vec<u8>; N], Error> {
-    let model = Arc::new(mixbit_app::source::load(None, None)?.0);
+    let model = Arc::new(mixbit_app::source::load(None, &Default::default())?.model);
     let text = Text::new(
         "a large red circle at the left and a small blue square at the right on a white background",
     );

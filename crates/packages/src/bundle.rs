@@ -16,6 +16,7 @@ use mixbit_formats::{coreml, read_model_text};
 use mixbit_mil::{Constant, Def, Function, WeightError, WeightRef, Weights, constexpr, join};
 use serde_json::Value;
 
+use crate::assumption::Assumption;
 use crate::error::OpenError;
 use crate::package::{CHUNKS, PACKAGE_KINDS, PackageKind, SAFETY_CHECKER, WHOLE, keys};
 
@@ -36,12 +37,10 @@ struct Packaged {
 impl Bundle {
     /// True if a directory holds packages.
     pub fn is_at(path: &Path) -> bool {
-        fs::read_dir(path).is_ok_and(|entries| {
-            entries.filter_map(Result::ok).any(|entry| {
-                let path = entry.path();
-                path.extension().is_some_and(|extension| extension == "mlpackage" || extension == "mlmodelc")
-            })
-        })
+        let is_package = |path: &PathBuf| {
+            path.extension().is_some_and(|extension| extension == "mlpackage" || extension == "mlmodelc")
+        };
+        entries(path).is_ok_and(|entries| entries.iter().any(is_package))
     }
 
     /// Reads the packages of a directory that belong to a model. Weights are not read.
@@ -83,6 +82,17 @@ impl Bundle {
         }
     }
 
+    /// What [`model`](Self::model) takes for granted because the packages don't say it.
+    ///
+    /// # Errors
+    /// If the packages lack a part of a model.
+    pub fn assumptions(&self) -> Result<Vec<Assumption>, OpenError> {
+        match self.is_configured() {
+            true => Ok(Vec::new()),
+            false => foreign::assumptions(self),
+        }
+    }
+
     /// True if the packages carry their configurations: mixbit's do.
     fn is_configured(&self) -> bool {
         self.packages.values().all(|package| package.metadata.user_defined.contains_key(keys::CONFIG))
@@ -111,14 +121,16 @@ impl Bundle {
     }
 }
 
-/// The paths in a directory, in no order.
+/// The paths in a directory, in no order, without the AppleDouble files (`._NAME`) that a Mac leaves beside
+/// others on disks and in archives.
 ///
 /// # Errors
 /// [`OpenError::Read`].
 pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
     let unreadable = |cause| OpenError::Read { path: directory.to_path_buf(), cause };
-    let entries = fs::read_dir(directory).map_err(unreadable)?;
-    Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
+    let entries = fs::read_dir(directory).map_err(unreadable)?.filter_map(Result::ok);
+    let entries = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"._"));
+    Ok(entries.map(|entry| entry.path()).collect())
 }
 
 fn absent(component: &str) -> FileError {

@@ -18,15 +18,17 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod assumption;
 pub mod bundle;
 pub mod diff;
 mod error;
 pub mod inspect;
 pub mod package;
 pub mod palettize;
-pub mod psnr;
 pub mod predict;
+pub mod psnr;
 pub mod recipe;
 pub mod source;
 
+pub use assumption::Assumption;
 pub use error::OpenError;

@@ -2,14 +2,18 @@
 
 mod diffusers;
 
-use std::path::Path;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use mixbit_diffusion::model::{DiffusionModel, ModelFiles};
+use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use diffusers::{Component, DiffusersModel};
 
-use crate::bundle::Bundle;
+use crate::assumption::Assumption;
+use crate::bundle::{Bundle, entries};
 use crate::error::OpenError;
+use crate::package::is_package;
 
 /// A format of models.
 pub struct Source {
@@ -39,6 +43,9 @@ pub enum Probe {
 pub struct OpenOptions {
     /// The variant of the weights, as in diffusers: `fp16` takes `diffusion_pytorch_model.fp16.safetensors`.
     pub variant: Option<String>,
+    /// The prediction type, by its name in
+    /// [`PREDICTION_TYPES`](mixbit_diffusion::scheduler::PREDICTION_TYPES); the model's own if absent.
+    pub prediction_type: Option<String>,
 }
 
 /// The sources that need neither downloads nor data of the program, in the order in which they are tried.
@@ -55,6 +62,7 @@ pub static DIFFUSERS: Source =
 pub struct OpenedModel {
     name: String,
     content: Content,
+    prediction_type: Option<String>,
 }
 
 enum Content {
@@ -65,7 +73,11 @@ enum Content {
 impl OpenedModel {
     /// A model of files, with its name for people.
     pub fn new(name: impl Into<String>, files: impl ModelFiles + 'static) -> Self {
-        OpenedModel { name: name.into(), content: Content::Files(Box::new(files)) }
+        OpenedModel::of(name, Content::Files(Box::new(files)))
+    }
+
+    fn of(name: impl Into<String>, content: Content) -> Self {
+        OpenedModel { name: name.into(), content, prediction_type: None }
     }
 
     /// The name for people: the directory's.
@@ -86,10 +98,26 @@ impl OpenedModel {
     /// # Errors
     /// [`OpenError`] with the model's name or path.
     pub fn model(&self) -> Result<DiffusionModel, OpenError> {
+        let unusable =
+            |source: ModelError| OpenError::Model { model: self.name.clone(), source: Box::new(source) };
+        let mut model = match &self.content {
+            Content::Files(files) => DiffusionModel::from_files(&**files).map_err(unusable)?,
+            Content::Packages(bundle) => bundle.model()?,
+        };
+        if let Some(name) = &self.prediction_type {
+            model.scheduler.set_prediction_type(name).map_err(|error| unusable(error.into()))?;
+        }
+        Ok(model)
+    }
+
+    /// What [`model`](Self::model) takes for granted because the files don't say it.
+    ///
+    /// # Errors
+    /// Those of [`model`](Self::model) for packages.
+    pub fn assumptions(&self) -> Result<Vec<Assumption>, OpenError> {
         match &self.content {
-            Content::Files(files) => DiffusionModel::from_files(&**files)
-                .map_err(|source| OpenError::Model { model: self.name.clone(), source: Box::new(source) }),
-            Content::Packages(bundle) => bundle.model(),
+            Content::Packages(bundle) if self.prediction_type.is_none() => bundle.assumptions(),
+            _ => Ok(Vec::new()),
         }
     }
 }
@@ -103,20 +131,87 @@ pub fn open<'s>(
     options: &OpenOptions,
     sources: impl IntoIterator<Item = &'s Source>,
 ) -> Result<OpenedModel, OpenError> {
-    if let Some(path) = path.filter(|path| !path.exists()) {
-        return Err(OpenError::NotFound { path: path.to_path_buf() });
-    }
+    path.map_or(Ok(()), check_path)?;
     let mut reasons = Vec::new();
     for source in sources {
         match (source.probe)(path, options)? {
-            Probe::Found(model) => return Ok(model),
+            Probe::Found(model) => {
+                return Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..model });
+            }
             Probe::Skipped => {}
             Probe::Declined(reason) => reasons.push(format!("not {}, since {reason}", source.name)),
         }
     }
     match path {
-        Some(path) => Err(OpenError::Unknown { path: path.to_path_buf(), reasons }),
+        Some(path) => {
+            Err(elsewhere(path).unwrap_or(OpenError::Unknown { path: path.to_path_buf(), reasons }))
+        }
         None => Err(OpenError::NotGiven),
+    }
+}
+
+/// Refuses a path that can't be read, and files that no source reads though people give them.
+fn check_path(path: &Path) -> Result<(), OpenError> {
+    let unreadable = |cause| OpenError::Read { path: path.to_path_buf(), cause };
+    match path.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Err(OpenError::NotFound { path: path.to_path_buf() }),
+        Err(cause) => return Err(unreadable(cause)),
+    }
+    let refused = |what: &str| Err(OpenError::Package { path: path.to_path_buf(), what: what.to_string() });
+    if is_package(path) {
+        return refused("one package is not a model: give the directory of all the model's packages");
+    }
+    if is_zip(path) {
+        return refused("it is a zip archive: unpack it and give the directory that was inside");
+    }
+    if path.is_dir() {
+        fs::read_dir(path).map_err(unreadable)?;
+    }
+    Ok(())
+}
+
+/// True if a file is a zip archive of files. PyTorch's checkpoints, which are such archives too, are not
+/// meant.
+pub(crate) fn is_zip(path: &Path) -> bool {
+    const PICKLES: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    if extension.is_some_and(|extension| PICKLES.contains(&extension.as_str())) || !path.is_file() {
+        return false;
+    }
+    let mut magic = [0; 4];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"PK\x03\x04"
+}
+
+/// The error for a directory that has no packages itself, but directories with packages inside.
+fn elsewhere(path: &Path) -> Option<OpenError> {
+    const MOST: usize = 8;
+    let mut found = Vec::new();
+    bundles_below(path, DEEPEST, &mut found);
+    if found.is_empty() {
+        return None;
+    }
+    found.sort();
+    let more = found.len().saturating_sub(MOST);
+    let mut names: Vec<String> = found.iter().take(MOST).map(|path| path.display().to_string()).collect();
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let what = format!("its packages are in directories inside: give one of {}", names.join(", "));
+    Some(OpenError::Package { path: path.to_path_buf(), what })
+}
+
+/// How deep the directories with packages may lie in a repository, or in a copy of the Hugging Face client.
+const DEEPEST: usize = 4;
+
+/// Adds the directories with packages below one.
+fn bundles_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    for path in entries(directory).unwrap_or_default().into_iter().filter(|path| path.is_dir()) {
+        match Bundle::is_at(&path) {
+            true => found.push(path),
+            false if depth > 1 => bundles_below(&path, depth - 1, found),
+            false => {}
+        }
     }
 }
 
@@ -132,7 +227,7 @@ fn probe_core_ml(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenErro
         return Ok(Probe::Declined("it holds no .mlpackage and no .mlmodelc".to_string()));
     }
     let content = Content::Packages(Bundle::open(path)?);
-    Ok(Probe::Found(OpenedModel { name: directory_name(path), content }))
+    Ok(Probe::Found(OpenedModel::of(directory_name(path), content)))
 }
 
 fn probe_diffusers(path: Option<&Path>, options: &OpenOptions) -> Result<Probe, OpenError> {

@@ -147,6 +147,15 @@ impl SchedulerConfig {
         self.integer("num_train_timesteps")
     }
 
+    /// Overrides the prediction type, by its name in [`PREDICTION_TYPES`](super::PREDICTION_TYPES).
+    ///
+    /// # Errors
+    ///
+    /// If the class does not have the type.
+    pub fn set_prediction_type(&mut self, name: &str) -> Result<(), SchedulerError> {
+        self.set("prediction_type", name.into())
+    }
+
     /// The prediction type by diffusers' name: `epsilon`, `v_prediction` or `sample`.
     pub fn prediction_type(&self) -> &str {
         self.choice("prediction_type")

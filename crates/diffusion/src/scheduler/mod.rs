@@ -136,6 +136,9 @@ pub struct StepOutput {
 /// Builds a scheduler run from a configuration and a number of steps.
 type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>;
 
+/// The prediction types by diffusers' names.
+pub static PREDICTION_TYPES: &[&str] = <words::Prediction as words::Word>::WORDS;
+
 /// A scheduler: a row of [`SCHEDULERS`].
 #[derive(Debug)]
 pub struct SchedulerEntry {

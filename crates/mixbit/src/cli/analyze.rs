@@ -20,7 +20,8 @@ use mixbit_analysis::analyze::{
     schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
-use mixbit_app::source;
+use mixbit_app::source::{self, LoadedModel};
+use mixbit_packages::source::OpenOptions;
 
 /// The most bytes of a file of prompts.
 const PROMPTS_LIMIT: u64 = 16 << 20;
@@ -53,6 +54,9 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model")]
     variant: Option<String>,
+    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::prediction_types())]
+    prediction_type: Option<String>,
 
     /// How to measure
     #[arg(long, value_name = "NAME", value_parser = values::analysis_methods(),
@@ -130,7 +134,12 @@ enum Step {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let options = OpenOptions {
+        variant: arguments.variant.clone(),
+        prediction_type: arguments.prediction_type.clone(),
+    };
+    let LoadedModel { model, name, assumptions } = source::load(arguments.model.as_deref(), &options)?;
+    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
     let model = Arc::new(model);
     let options = arguments.options(&model.defaults)?;
     let backend = Machine::new(arguments.threads)?.backend;

@@ -16,9 +16,10 @@ use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
 use mixbit_analysis::report::{Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
-use mixbit_app::source;
+use mixbit_app::source::{self, LoadedModel};
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe};
 use mixbit_packages::recipe::RecipeFile;
+use mixbit_packages::source::OpenOptions;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -36,6 +37,9 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "models", help_heading = "Columns")]
     variant: Option<String>,
+    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Columns")]
+    prediction_type: Option<String>,
     /// A recipe file, Apple's or one of `mixbit analyze`: also draw each model with recipes
     #[arg(long, value_name = "FILE", help_heading = "Columns")]
     recipes: Option<PathBuf>,
@@ -101,7 +105,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut columns: Vec<Column> = Vec::new();
     let mut size = arguments.size;
     for &path in &models {
-        let (model, name) = source::load(path, arguments.variant.as_deref())?;
+        let options = OpenOptions {
+            variant: arguments.variant.clone(),
+            prediction_type: arguments.prediction_type.clone(),
+        };
+        let LoadedModel { model, name, assumptions } = source::load(path, &options)?;
+        assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));
         let size = *size.get_or_insert(model.defaults.size);
         let model = Arc::new(model);
         let recoded = Recoded::new(model.clone());

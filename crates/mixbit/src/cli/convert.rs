@@ -119,7 +119,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = OpenOptions { variant: arguments.variant.clone() };
+    let options = OpenOptions { variant: arguments.variant.clone(), ..OpenOptions::default() };
     let model = open_checkpoint(arguments.model.as_deref(), &options)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;

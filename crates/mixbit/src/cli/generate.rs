@@ -24,7 +24,8 @@ use super::progress::Progress;
 use super::{interrupt, memory, print_line, profile, values};
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
-use mixbit_app::source::load;
+use mixbit_app::source::{LoadedModel, load};
+use mixbit_packages::source::OpenOptions;
 
 /// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
@@ -54,6 +55,9 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model", help_heading = "Model")]
     variant: Option<String>,
+    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Model")]
+    prediction_type: Option<String>,
     /// What the model is computed in
     #[arg(long, value_parser = values::precisions(), default_value = values::AUTO, help_heading = "Model")]
     precision: String,
@@ -162,7 +166,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let options = OpenOptions {
+        variant: arguments.variant.clone(),
+        prediction_type: arguments.prediction_type.clone(),
+    };
+    let LoadedModel { model, name: model_name, assumptions } = load(arguments.model.as_deref(), &options)?;
+    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     let request = arguments.request(&*backend).request(&model, Start::Noise)?;

@@ -4,7 +4,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::random::RANDOM_SOURCES;
-use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::scheduler::{PREDICTION_TYPES, SCHEDULERS, SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
@@ -45,6 +45,11 @@ pub(super) fn scheduler_help() -> String {
     }
     text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras. Names of diffusers' \
             classes are understood too."
+}
+
+/// Every prediction type.
+pub(super) fn prediction_types() -> PossibleValuesParser {
+    PREDICTION_TYPES.to_vec().into()
 }
 
 /// Every random source.

@@ -6,7 +6,7 @@ use mixbit_diffusion::arch::{ArchError, Config, GraphOptions, io};
 use mixbit_diffusion::family::{Family, FamilyFiles, UnetTraits};
 use mixbit_diffusion::model::{
     Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, Network, TEXT_ENCODERS,
-    TextEncoder, Unet, component_config, zeros_for_absent_negative,
+    TextEncoder, TextStatesLayout, Unet, component_config, zeros_for_absent_negative,
 };
 use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
@@ -14,30 +14,26 @@ use mixbit_mil::{Function, TensorType};
 use serde_json::{Value, json};
 
 use super::{Bundle, Packaged};
+use crate::assumption::Assumption;
 use crate::error::OpenError;
+use crate::package::keys;
 
 /// A tokenizer's settings, of the family.
 const CONFIG: &str = "tokenizer_config.json";
+
+/// Steps of a network that takes the guidance scale as an input.
+const DISTILLED_STEPS: usize = 4;
 
 /// Image pixels along each side of a latent pixel, for every published model.
 const SCALE: usize = 8;
 
 /// A model of the packages of a bundle.
 pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
-    let package =
-        |name: &str| bundle.packages.get(name).ok_or_else(|| bundle.lacks(&format!("package of the {name}")));
-    let unet = package("unet").or_else(|_| package("refiner"))?;
-    let decoder = package("vae_decoder")?;
-    let sample = input(unet, io::SAMPLE)?;
-    let &[batch, channels, height, width] = &sample.shape[..] else {
-        return Err(unet.defect(format!("its input `sample` is of type {sample}, not of four axes")));
-    };
-    let time_ids = input(unet, io::TIME_IDS).ok().map(|ids| ids.count() / batch.max(1));
-    let text_channels = match input(unet, io::ENCODER_HIDDEN_STATES).map(|states| &states.shape[..]) {
-        Ok(&[_, channels, 1, _]) => Some(channels),
-        _ => None,
-    };
-    let family = Family::nearest(UnetTraits { text_channels, time_ids, latent_height: height }).files();
+    let unet = unet(bundle)?;
+    let decoder =
+        bundle.packages.get("vae_decoder").ok_or_else(|| bundle.lacks("package of the vae_decoder"))?;
+    let UnetInputs { channels, height, width, time_ids, .. } = UnetInputs::of(bundle, unet)?;
+    let family = family(bundle)?.files();
     let mut text_encoders = Vec::new();
     for (name, tokenizer) in TEXT_ENCODERS {
         if let Some(packaged) = bundle.packages.get(name) {
@@ -47,9 +43,19 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
     if text_encoders.is_empty() {
         return Err(bundle.lacks("package of a text encoder"));
     }
+    // A distilled network, whose guidance is an input, is for few steps of one scheduler.
+    let takes_guidance = input(unet, io::TIMESTEP_COND).is_ok();
+    let scheduler = scheduler(bundle, unet, &family)?;
+    let (scheduler, steps) = match takes_guidance {
+        true => {
+            let distilled = scheduler.with_scheduler("lcm");
+            (distilled.map_err(|source| bundle.unusable(source))?, DISTILLED_STEPS)
+        }
+        false => (scheduler, Defaults::STEPS),
+    };
     Ok(DiffusionModel {
         text_encoders,
-        unet: Unet { network: fixed("unet", unet, io::SAMPLE, 1), time_ids, takes_guidance: false },
+        unet: Unet { network: fixed("unet", unet, io::SAMPLE, 1), time_ids, takes_guidance },
         autoencoder: Autoencoder {
             encoder: bundle
                 .packages
@@ -63,18 +69,78 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
             ),
             force_upcast: false,
         },
-        scheduler: family
-            .json("scheduler", "scheduler_config.json")
-            .map_err(ModelError::File)
-            .and_then(|config| Ok(SchedulerConfig::from_json(&config)?))
-            .map_err(|source| bundle.unusable(source))?,
+        scheduler,
         zeros_for_absent_negative: time_ids.is_some() && zeros_for_absent_negative(&family),
         defaults: Defaults {
             size: [width * SCALE, height * SCALE],
-            steps: Defaults::STEPS,
+            steps,
             guidance_scale: Defaults::GUIDANCE_SCALE,
         },
     })
+}
+
+/// What a model of the packages takes from its family without being told so.
+pub(super) fn assumptions(bundle: &Bundle) -> Result<Vec<Assumption>, OpenError> {
+    let unet = unet(bundle)?;
+    if unet.says(keys::SCHEDULER).is_some() {
+        return Ok(Vec::new());
+    }
+    let family = family(bundle)?;
+    let assumed = scheduler(bundle, unet, &family.files())?.prediction_type().to_string();
+    Ok(vec![Assumption::PredictionType { assumed, family: family.name }])
+}
+
+fn unet(bundle: &Bundle) -> Result<&Packaged, OpenError> {
+    let unet = bundle.packages.get("unet").or_else(|| bundle.packages.get("refiner"));
+    unet.ok_or_else(|| bundle.lacks("package of the unet"))
+}
+
+/// The sizes of a UNet's inputs.
+struct UnetInputs {
+    channels: usize,
+    height: usize,
+    width: usize,
+    time_ids: Option<usize>,
+    /// Channels of the text states; `None` if no axis has the text encoder's tokens.
+    text_channels: Option<usize>,
+}
+
+impl UnetInputs {
+    fn of(bundle: &Bundle, unet: &Packaged) -> Result<Self, OpenError> {
+        let sample = input(unet, io::SAMPLE)?;
+        let &[batch, channels, height, width] = &sample.shape[..] else {
+            return Err(unet.defect(format!("its input `sample` is of type {sample}, not of four axes")));
+        };
+        let mut encoders = TEXT_ENCODERS.iter().filter_map(|(name, _)| bundle.packages.get(name));
+        let tokens = encoders.find_map(|encoder| Some(input(encoder, io::INPUT_IDS).ok()?.count()));
+        let states = input(unet, io::ENCODER_HIDDEN_STATES).ok();
+        let layout = states.zip(tokens).and_then(|(ty, tokens)| TextStatesLayout::of(&ty.shape, tokens));
+        Ok(UnetInputs {
+            channels,
+            height,
+            width,
+            time_ids: input(unet, io::TIME_IDS).ok().map(|ids| ids.count() / batch.max(1)),
+            text_channels: layout.map(|(_, channels)| channels),
+        })
+    }
+}
+
+/// The family whose UNet is the most like the bundle's.
+fn family(bundle: &Bundle) -> Result<&'static Family, OpenError> {
+    let UnetInputs { text_channels, time_ids, height, .. } = UnetInputs::of(bundle, unet(bundle)?)?;
+    Ok(Family::nearest(UnetTraits { text_channels, time_ids, latent_height: height }))
+}
+
+/// The scheduler that a UNet's package says, else its family's.
+fn scheduler(bundle: &Bundle, unet: &Packaged, family: &FamilyFiles) -> Result<SchedulerConfig, OpenError> {
+    let config = match unet.says(keys::SCHEDULER) {
+        Some(_) => unet.parsed(keys::SCHEDULER),
+        None => family.json("scheduler", "scheduler_config.json"),
+    };
+    config
+        .map_err(ModelError::File)
+        .and_then(|config| Ok(SchedulerConfig::from_json(&config)?))
+        .map_err(|source| bundle.unusable(source))
 }
 
 /// The factor of the latents for the family's UNets.
@@ -101,7 +167,8 @@ fn text_encoder(
     let states = states.ok_or_else(no_states)?;
     let read =
         |file| bundle.file(file)?.ok_or_else(|| bundle.lacks(&format!("{file}, which its tokenizer needs")));
-    let (vocab, merges) = (read("vocab.json")?, read("merges.txt")?);
+    let (vocab, merges, added_tokens) =
+        (read("vocab.json")?, read("merges.txt")?, bundle.file("added_tokens.json")?);
     let mut config = settings.unwrap_or_else(|| json!({}));
     config["model_max_length"] = ids.count().into();
     let config = config.to_string();
@@ -109,6 +176,7 @@ fn text_encoder(
         vocab: Some(&vocab),
         merges: Some(&merges),
         config: Some(&config),
+        added_tokens: added_tokens.as_deref(),
         ..TokenizerFiles::default()
     });
     let component = || name.to_string();

@@ -11,10 +11,9 @@ use thiserror::Error;
 use super::{PalettizeError, model_layers};
 use crate::bundle::entries;
 use crate::error::OpenError;
-use crate::inspect::is_package;
 use crate::package::{
-    ConversionOptions, ConversionSource, PackageError, PackageKind, PlanError, VocabularyError, plan,
-    write_vocabulary,
+    ConversionOptions, ConversionSource, PackageError, PackageKind, PlanError, VocabularyError, is_package,
+    plan, write_vocabulary,
 };
 
 /// One package to be written.

@@ -23,7 +23,8 @@ use super::backends::Machine;
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
-use mixbit_app::source::load;
+use mixbit_app::source::{LoadedModel, load};
+use mixbit_packages::source::OpenOptions;
 use report::Report;
 
 /// The prompt of all measurements. Prompts of any length take the same time.
@@ -116,7 +117,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => arguments.model.clone(),
     };
     let begin = Instant::now();
-    let (model, name) = load(path.as_deref(), None)?;
+    let LoadedModel { model, name, .. } = load(path.as_deref(), &OpenOptions::default())?;
     let load_time = begin.elapsed();
     let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;
