@@ -266,12 +266,12 @@ fn what_mixbit_has_no_use_for_is_refused_by_name() {
         (&|m| m.message(202, &nested), "there is no ML program"),
         (&|m| m.message(500, &Writer::new()), "a model of kind 500, not an ML program, is not supported"),
         (&|m| m.number(10, 1), "a model that is updated on the device is not supported"),
-        (&|m| m.number(1, 10), "specification version 10 is not supported"),
+        (&|m| m.number(1, 11), "specification version 11 is not supported"),
         (
             &|m| m.message(2, &message(|d| d.message(13, &Writer::new()))),
             "a model with state is not supported",
         ),
-        (&|m| m.message(2, &image), "feature `x`, which is an image, is not supported"),
+        (&|m| m.message(2, &image), "feature `x`, an image of color space 0, is not supported"),
     ];
     for (build, expected) in cases {
         let model = message(|model| {
@@ -332,7 +332,7 @@ fn compiled_models_that_lie_are_refused() {
     let cases: [(&'static str, Vec<u8>, &str); 7] = [
         ("coremldata.bin", vec![], "has only 0 bytes"),
         ("coremldata.bin", patched(0, &[202, 0]), "a model of kind 202"),
-        ("coremldata.bin", patched(0x2b, &[10]), "specification version 10"),
+        ("coremldata.bin", patched(0x2b, &[11]), "specification version 11"),
         ("coremldata.bin", patched(0x4b, &[0xff; 8]), "has only"),
         ("model.mil", b"program(1.0)\n{".to_vec(), "line 2, column 2: expected `func`"),
         ("model.mil", vec![0xff], "not UTF-8"),

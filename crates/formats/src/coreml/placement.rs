@@ -22,6 +22,13 @@ pub(super) struct Placement<'m> {
     places: HashMap<(usize, ValueId), Place>,
 }
 
+/// The elements of a constant, by which functions share it.
+#[derive(PartialEq, Eq, Hash)]
+enum Content<'m> {
+    Weight(Identity),
+    Literal(Option<&'m [u8]>),
+}
+
 /// The place of a constant.
 #[derive(Debug)]
 struct Place {
@@ -35,30 +42,27 @@ impl<'m> Placement<'m> {
     pub(super) fn plan(model: &'m Model) -> Self {
         let (program, specification_version) = (&model.program, model.specification_version);
         let mut plan = Placement { layout: Layout::new(), constants: Vec::new(), places: HashMap::new() };
-        // Weights that functions share are stored once.
-        let mut shared: HashMap<(Identity, TensorType), u64> = HashMap::new();
+        let mut shared: HashMap<(Content<'m>, &'m TensorType), u64> = HashMap::new();
         for (index, function) in program.functions.iter().enumerate() {
             for (id, site) in names::sites(function) {
                 let Def::Const(constant) = &function.value(id).def else { continue };
                 if plan.places.contains_key(&(index, id)) || !belongs(constant, specification_version) {
                     continue;
                 }
-                let identity = match constant {
-                    Constant::Weight(weight) => Some((weight.identity(), weight.ty().clone())),
-                    Constant::Literal(_) => None,
+                let content = match constant {
+                    Constant::Weight(weight) => Content::Weight(weight.identity()),
+                    Constant::Literal(literal) => Content::Literal(literal.bytes()),
                 };
-                let known = identity.as_ref().filter(|_| index > 0).and_then(|key| shared.get(key)).copied();
-                let offset = known.or_else(|| {
+                let key = (content, constant.ty());
+                // What functions share is stored once.
+                let known = shared.get(&key).filter(|_| index > 0).copied();
+                let Some(offset) = known.or_else(|| plan.layout.add(constant.ty())) else { continue };
+                if known.is_none() {
                     plan.constants.push(constant);
-                    plan.layout.add(constant.ty())
-                });
-                if let Some(offset) = offset {
-                    let name = names::name_at(constant, &site);
-                    plan.places.insert((index, id), Place { offset, name });
-                    identity.map(|key| shared.insert(key, offset));
-                } else {
-                    plan.constants.pop();
+                    shared.insert(key, offset);
                 }
+                let name = names::name_at(constant, &site);
+                plan.places.insert((index, id), Place { offset, name });
             }
         }
         plan

@@ -108,8 +108,8 @@ fn hostile_files_are_refused_with_a_reason() {
         ("65 axes", one(&many_axes), "at most 64 axes"),
         (
             "unknown type",
-            one(r#""dtype":"F8_E4M3","shape":[10],"data_offsets":[0,10]"#),
-            "tensor `t` has elements of type F8_E4M3",
+            one(r#""dtype":"F8_E8M0","shape":[10],"data_offsets":[0,10]"#),
+            "tensor `t` has elements of type F8_E8M0",
         ),
         (
             "huge shape",
@@ -284,4 +284,21 @@ fn wrong_producers_write_nothing() {
         assert!(error.contains(expected), "{error}");
         assert!(scratch.names().is_empty());
     }
+}
+
+#[test]
+fn metadata_may_be_null_and_floats_may_have_8_bits() {
+    let header = r#"{"__metadata__":null,"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    // 1.5 and the largest number.
+    bytes.extend([0x3c, 0x7e]);
+    let file = SafeTensors::from_bytes(Bytes::new(bytes)).unwrap();
+    assert!(file.metadata().is_empty());
+    let weight = file.get("a").unwrap();
+    assert_eq!((weight.stored_type_name(), weight.stored_len()), ("fp8 (e4m3)", 2));
+    let wide = weight.cast(DType::F32);
+    let found: Vec<f32> =
+        wide.read().unwrap().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    assert_eq!(found, [1.5, 448.0]);
 }

@@ -12,7 +12,7 @@ use mixbit_app::picture;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// A PNG file, from mixbit or any tool that writes AUTOMATIC1111's format
+    /// A PNG, JPEG or WebP file, from mixbit or any tool that writes AUTOMATIC1111's format
     file: PathBuf,
     /// Print a JSON object
     #[arg(long)]

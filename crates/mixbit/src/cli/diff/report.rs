@@ -49,8 +49,8 @@ impl Different<'_> {
 
 /// The names of both networks.
 fn name(comparison: &Comparison) -> String {
-    match comparison.networks.each_ref().map(|network| network.name.as_str()) {
-        [a, b] if a == b => a.to_string(),
+    match comparison.networks.each_ref().map(|network| network.title()) {
+        [a, b] if a == b => a,
         [a, b] => format!("{a} -> {b}"),
     }
 }
@@ -135,7 +135,7 @@ fn comparison_json(comparison: &Comparison) -> Value {
         .each_ref()
         .map(|only| only.iter().map(|tensor| tensor.weight.name().to_string()).collect::<Vec<_>>());
     json!({
-        "names": comparison.networks.each_ref().map(|network| &network.name),
+        "names": comparison.networks.each_ref().map(|network| network.title()),
         "same": comparison.is_same(),
         "inputs": changes_json(&structure.inputs),
         "outputs": changes_json(&structure.outputs),
