@@ -126,12 +126,9 @@ fn op(
 fn tokens_first(function: Function) -> Result<Function, mixbit_mil::Error> {
     let input = "encoder_hidden_states";
     let apples = function.inputs().iter().map(|&id| function.value(id)).find(|value| value.name == input);
-    let Some([batch, channels, 1, tokens]) =
-        apples.map(|value| &value.ty.shape[..]).and_then(|s| s.try_into().ok())
-    else {
+    let Some(&[batch, channels, 1, tokens]) = apples.map(|value| &value.ty.shape[..]) else {
         return Ok(function);
     };
-    let (batch, channels, tokens): (usize, usize, usize) = (batch, channels, tokens);
     let ty = TensorType::new(DType::F16, [batch, tokens, channels]);
     with_input(&function, input, ty, |out, x, apples| {
         let turned = TensorType::new(DType::F16, [batch, channels, tokens]);
@@ -343,7 +340,7 @@ fn added_tokens_and_pickled_safety_checkers_are_no_loss() -> Result<(), Error> {
         assert_eq!(ids(&packages)?, ids(&checkpoint)?, "{prompt}");
     }
     // As in diffusers, the first vector calls for the second.
-    let encode = |prompt| packages.text_encoders[0].tokenizer.encode(prompt).map(|it| it.ids);
-    assert_eq!(encode("a <cat-toy> on a mat")?, encode("a <cat-toy> <cat-toy>_1 on a mat")?);
+    let ids = packages.text_encoders[0].tokenizer.encode("a <cat-toy> on a mat")?.ids;
+    assert!(ids.windows(2).any(|pair| pair == [604, 605]), "{ids:?}");
     Ok(())
 }

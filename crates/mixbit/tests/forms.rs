@@ -109,7 +109,7 @@ fn forms_are_read_and_survive_palettizing() {
                 Ok(bytes) if bytes.len() > 64 + 2 * 128 + 64 => {
                     Err(format!("{} bytes of weights", bytes.len()).into())
                 }
-                _ => Ok(()),
+                _ => Ok::<(), Error>(()),
             }
         });
     }

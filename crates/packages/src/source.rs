@@ -105,7 +105,7 @@ impl OpenedModel {
             Content::Packages(bundle) => bundle.model()?,
         };
         if let Some(name) = &self.prediction_type {
-            model.scheduler.set_prediction_type(name).map_err(|error| unusable(error.into()))?;
+            model.scheduler.set_prediction_type(name);
         }
         Ok(model)
     }

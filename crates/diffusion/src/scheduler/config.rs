@@ -147,13 +147,10 @@ impl SchedulerConfig {
         self.integer("num_train_timesteps")
     }
 
-    /// Overrides the prediction type, by its name in [`PREDICTION_TYPES`](super::PREDICTION_TYPES).
-    ///
-    /// # Errors
-    ///
-    /// If the class does not have the type.
-    pub fn set_prediction_type(&mut self, name: &str) -> Result<(), SchedulerError> {
-        self.set("prediction_type", name.into())
+    /// Overrides the prediction type, by its name in [`PREDICTION_TYPES`](super::PREDICTION_TYPES). A class
+    /// that lacks it refuses when it is built: another may take its place before.
+    pub fn set_prediction_type(&mut self, name: &str) {
+        self.values.insert("prediction_type".to_owned(), name.into());
     }
 
     /// The prediction type by diffusers' name: `epsilon`, `v_prediction` or `sample`.
@@ -294,7 +291,7 @@ impl SchedulerConfig {
         self.values.get(name)
     }
 
-    fn validate(&self) -> Result<(), SchedulerError> {
+    pub(super) fn validate(&self) -> Result<(), SchedulerError> {
         let class = self.entry.class;
         for (name, value) in self.values.iter().filter(|(name, _)| !name.starts_with('_')) {
             if let Some(field) = self.declared(name) {

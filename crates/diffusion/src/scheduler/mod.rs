@@ -190,6 +190,7 @@ impl SchedulerConfig {
     /// A number of steps, or a combination of fields, that the class cannot run. A trial on two numbers finds
     /// the cases that no rule names.
     pub fn build(&self, steps: usize) -> Result<Box<dyn Scheduler>, SchedulerError> {
+        self.validate()?;
         let train = self.training_steps();
         if steps == 0 || steps > train {
             return Err(self.bad_steps(steps, format!("it must be from 1 to {train}, the steps of training")));
