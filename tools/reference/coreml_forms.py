@@ -138,7 +138,8 @@ def convolved(x):
 def decoded(path):
     """The weight of a package's convolution, decompressed by coremltools."""
     model = cto.coreml.decompress_weights(ct.models.MLModel(str(path), skip_model_load=True))
-    return cto.coreml.get_weights_metadata(model, weight_threshold=0).popitem()[1].val
+    constants = cto.coreml.get_weights_metadata(model, weight_threshold=0).values()
+    return next(constant.val for constant in constants if constant.val.shape == WEIGHT.shape)
 
 
 def main():
