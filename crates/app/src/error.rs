@@ -333,7 +333,7 @@ impl Kind for AnalyzeError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Compressed { .. } => ErrorKind::Conflict,
+            Self::Compressed { .. } | Self::Earlier { .. } => ErrorKind::Conflict,
             Self::Journal(error) => error.kind(),
             Self::Generate(error) => error.kind(),
             Self::Engine(error) => error.kind(),
@@ -349,7 +349,8 @@ impl Kind for JournalError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => Kind::kind(source),
-            Self::OtherAnalysis { .. } => ErrorKind::Conflict,
+            Self::OtherAnalysis { .. } | Self::Busy { .. } => ErrorKind::Conflict,
+            Self::Format(error) => error.kind(),
             Self::Header { .. } | Self::Line { .. } => ErrorKind::Invalid,
         }
     }
