@@ -8,12 +8,12 @@ use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::GenerateError;
 use mixbit_diffusion::tokenizer::TokenizerError;
 use mixbit_mil::WeightError;
-use mixbit_packages::OpenError;
 use mixbit_packages::diff::DiffError;
 use mixbit_packages::inspect::InspectError;
 use mixbit_packages::package::{OutputError, PackageError, PlanError, VocabularyError};
 use mixbit_packages::palettize::{CheckError, JobError, PalettizeError, TargetError};
 use mixbit_packages::recipe::{MatchError, RecipeError};
+use mixbit_packages::{ExistsError, OpenError};
 
 use crate::picture::PictureError;
 use crate::request::RequestError;
@@ -248,8 +248,13 @@ impl Kind for VocabularyError {
             Self::Model(error) => error.kind(),
             Self::Absent => ErrorKind::NotFound,
             Self::Malformed { .. } => ErrorKind::Invalid,
-            Self::Format(error) => error.kind(),
         }
+    }
+}
+
+impl Kind for ExistsError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Conflict
     }
 }
 
@@ -298,7 +303,8 @@ impl Kind for JobError {
             Self::Mismatch { cause, .. } => cause.kind(),
             Self::NoUnet | Self::Chunks { .. } => ErrorKind::Invalid,
             Self::Like(error) => error.kind(),
-            Self::Exists { .. } | Self::Unreadable { .. } => ErrorKind::Conflict,
+            Self::Exists(error) | Self::Bundle { cause: error } => error.kind(),
+            Self::NoCompiledName { .. } | Self::Compiled { .. } => ErrorKind::Invalid,
             Self::Palettize { cause, .. } => cause.kind(),
             Self::Check { cause, .. } => cause.kind(),
             Self::Format(error) => error.kind(),

@@ -161,8 +161,9 @@ fn converting_with_bits_is_converting_and_palettizing() -> Result<(), Error> {
     }
     let compiled = packaged_layers(&once.join("Resources/UnetChunk1.mlmodelc"))?;
     assert!(compiled.iter().filter(|layer| layer.weight.encoding().is_some()).count() > 30);
-    let error =
-        mixbit(&["convert", "--quantize-nbits", "3", "--output", text(&once)?]).unwrap_err().to_string();
+    let error = mixbit(&["convert", "--demo", "--quantize-nbits", "3", "--output", text(&once)?])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("3 bits need --min-deployment-target macOS15"), "{error}");
     Ok(())
 }
