@@ -114,6 +114,7 @@ impl Kind for mixbit_compress::Error {
             Self::Stopped(_) => ErrorKind::Cancelled,
             Self::Layer { source, .. } => source.kind(),
             Self::Mil(error) => error.kind(),
+            Self::Threads { .. } => ErrorKind::Io,
             _ => ErrorKind::Invalid,
         }
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use mixbit_formats::sha256;
 use mixbit_mil::{Arg, Constant, Def, Encoding, Function, WeightRef, Weights};
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::keys;
@@ -26,11 +25,8 @@ const SAMPLES: usize = 4;
 pub(crate) fn of_weights(weights: &dyn Weights) -> String {
     let mut names = weights.names();
     names.sort_unstable();
-    let lines: Vec<String> = names
-        .par_iter()
-        .filter_map(|name| weights.get(name).map(|weight| format!("{name} {}\n", of_weight(&weight))))
-        .collect();
-    hex(lines.concat().as_bytes())
+    let line = |name| Some(format!("{name} {}\n", of_weight(&weights.get(name)?)));
+    hex(names.into_iter().filter_map(line).collect::<String>().as_bytes())
 }
 
 /// The checksum of a network that was read from a package: of its ops and constants, as [`of_weights`] takes
