@@ -8,13 +8,13 @@ use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::GenerateError;
 use mixbit_diffusion::tokenizer::TokenizerError;
 use mixbit_mil::WeightError;
-use mixbit_packages::OpenError;
 use mixbit_packages::diff::DiffError;
 use mixbit_packages::inspect::InspectError;
 use mixbit_packages::package::{OutputError, PackageError, PlanError, VocabularyError};
 use mixbit_packages::palettize::{CheckError, JobError, PalettizeError, TargetError};
 use mixbit_packages::predict::PredictError;
 use mixbit_packages::recipe::{MatchError, RecipeError};
+use mixbit_packages::{ExistsError, OpenError};
 
 use crate::picture::PictureError;
 use crate::request::RequestError;
@@ -118,6 +118,7 @@ impl Kind for mixbit_compress::Error {
             Self::Stopped(_) => ErrorKind::Cancelled,
             Self::Layer { source, .. } => source.kind(),
             Self::Mil(error) => error.kind(),
+            Self::Threads { .. } => ErrorKind::Io,
             _ => ErrorKind::Invalid,
         }
     }
@@ -252,8 +253,13 @@ impl Kind for VocabularyError {
             Self::Model(error) => error.kind(),
             Self::Absent => ErrorKind::NotFound,
             Self::Malformed { .. } => ErrorKind::Invalid,
-            Self::Format(error) => error.kind(),
         }
+    }
+}
+
+impl Kind for ExistsError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Conflict
     }
 }
 
@@ -302,7 +308,8 @@ impl Kind for JobError {
             Self::Mismatch { cause, .. } => cause.kind(),
             Self::NoUnet | Self::Chunks { .. } => ErrorKind::Invalid,
             Self::Like(error) => error.kind(),
-            Self::Exists { .. } | Self::Unreadable { .. } => ErrorKind::Conflict,
+            Self::Exists(error) | Self::Bundle { cause: error } => error.kind(),
+            Self::NoCompiledName { .. } | Self::Compiled { .. } => ErrorKind::Invalid,
             Self::Palettize { cause, .. } => cause.kind(),
             Self::Check { cause, .. } => cause.kind(),
             Self::Format(error) => error.kind(),
@@ -350,7 +357,7 @@ impl Kind for AnalyzeError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Compressed { .. } => ErrorKind::Conflict,
+            Self::Compressed { .. } | Self::Earlier { .. } => ErrorKind::Conflict,
             Self::Journal(error) => error.kind(),
             Self::Generate(error) => error.kind(),
             Self::Engine(error) => error.kind(),
@@ -366,7 +373,8 @@ impl Kind for JournalError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => Kind::kind(source),
-            Self::OtherAnalysis { .. } => ErrorKind::Conflict,
+            Self::OtherAnalysis { .. } | Self::Busy { .. } => ErrorKind::Conflict,
+            Self::Format(error) => error.kind(),
             Self::Header { .. } | Self::Line { .. } => ErrorKind::Invalid,
         }
     }
@@ -386,6 +394,7 @@ impl Kind for SyntheticError {
 impl Kind for PictureError {
     fn kind(&self) -> ErrorKind {
         match self {
+            Self::Open(error) => error.kind(),
             Self::Read { cause, .. } => Kind::kind(cause),
             Self::NotPng { .. } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Invalid,

@@ -3,11 +3,11 @@
 mod exif;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::session::Image;
-use mixbit_formats::write_atomically;
+use mixbit_formats::{open_file, write_atomically};
 use thiserror::Error;
 
 /// The keyword of the text chunk, the web UI's.
@@ -25,7 +25,10 @@ const LARGEST: usize = 1 << 28;
 /// A picture file without parameters that can be read.
 #[derive(Debug, Error)]
 pub enum PictureError {
-    /// A file that can't be opened.
+    /// A file that can't be opened, or is not a regular file.
+    #[error(transparent)]
+    Open(#[from] mixbit_formats::Error),
+    /// A file that can't be read.
     #[error("can't read {}: {cause}", path.display())]
     Read {
         /// The file.
@@ -66,26 +69,32 @@ fn other_texts(keywords: &[String]) -> String {
     }
 }
 
-/// Writes an image whole or not at all; `parameters` becomes its text.
+/// Writes an image whole or not at all, as [`encode`] does. A link at `path` is replaced.
 ///
 /// # Errors
 /// If the file can't be written, with its path.
 pub fn write(path: &Path, image: &Image, parameters: &str) -> Result<(), mixbit_formats::Error> {
+    write_atomically(path, |file| encode(file, image, parameters))
+}
+
+/// Writes an image as PNG; `parameters` becomes its text.
+///
+/// # Errors
+/// The writer's.
+pub fn encode(writer: impl Write, image: &Image, parameters: &str) -> io::Result<()> {
     let pixels = image.to_rgb8();
     let side = |extent: usize| u32::try_from(extent).map_err(io::Error::other);
-    write_atomically(path, |file| {
-        let mut encoder = png::Encoder::new(file, side(image.width)?, side(image.height)?);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        // Every reader knows the older chunk, which holds Latin-1 only.
-        match latin1(parameters).is_some_and(|bytes| utf8_in_latin1(&bytes).is_none()) {
-            true => encoder.add_text_chunk(KEYWORD.to_string(), parameters.to_string())?,
-            false => encoder.add_itxt_chunk(KEYWORD.to_string(), parameters.to_string())?,
-        }
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&pixels)?;
-        Ok(writer.finish()?)
-    })
+    let mut encoder = png::Encoder::new(writer, side(image.width)?, side(image.height)?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // Every reader knows the older chunk, which holds Latin-1 only.
+    match latin1(parameters).is_some_and(|bytes| utf8_in_latin1(&bytes).is_none()) {
+        true => encoder.add_text_chunk(KEYWORD.to_string(), parameters.to_string())?,
+        false => encoder.add_itxt_chunk(KEYWORD.to_string(), parameters.to_string())?,
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&pixels)?;
+    Ok(writer.finish()?)
 }
 
 /// The generation parameters of a PNG file, or those in the user comment of a JPEG or WebP file, as text.
@@ -94,7 +103,7 @@ pub fn write(path: &Path, image: &Image, parameters: &str) -> Result<(), mixbit_
 /// [`PictureError`].
 pub fn read_parameters(path: &Path) -> Result<String, PictureError> {
     let unreadable = |cause| PictureError::Read { path: path.to_path_buf(), cause };
-    let mut file = File::open(path).map_err(unreadable)?;
+    let (mut file, _) = open_file(path)?;
     let mut head = Vec::new();
     file.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
     match exif::user_comment(&head) {

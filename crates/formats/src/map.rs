@@ -22,7 +22,7 @@ use crate::Error;
 /// # Errors
 /// [`Error::Read`] if the file can't be opened or is not a regular file.
 pub fn map_file(path: &Path) -> Result<Bytes, Error> {
-    let (file, len) = open(path)?;
+    let (file, len) = open_file(path)?;
     if len == 0 {
         return Ok(Bytes::new(Vec::new()));
     }
@@ -60,7 +60,7 @@ impl Owner for Mapped {
 
 /// Reads a whole file of at most `limit` bytes.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let (file, len) = open(path)?;
+    let (file, len) = open_file(path)?;
     let too_large = |len| Error::TooLarge { path: path.to_path_buf(), len, limit };
     if len > limit {
         return Err(too_large(len));
@@ -73,8 +73,11 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Opens a regular file. Others, such as pipes, could block forever.
-fn open(path: &Path) -> Result<(File, u64), Error> {
+/// Opens a regular file, and gives its length. Others, such as pipes, could block forever.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn open_file(path: &Path) -> Result<(File, u64), Error> {
     let metadata = fs::metadata(path).map_err(|cause| read_error(path, cause))?;
     if metadata.is_dir() {
         return Err(read_error(path, io::Error::other("it is a directory, not a file")));

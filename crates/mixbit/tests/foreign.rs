@@ -15,7 +15,7 @@ use mixbit_formats::safetensors::{self, SafeTensors, TensorSpec};
 use mixbit_mil::{
     Arg, Assembler, Constant, DType, Declared, Def, Function, Literal, Program, TensorType, ValueId, Weights,
 };
-use mixbit_packages::package::{ConversionOptions, ConversionSource, keys, plan, write_vocabulary};
+use mixbit_packages::package::{ConversionOptions, ConversionSource, keys, plan, vocabulary};
 use mixbit_packages::source::{DiffusersModel, OpenOptions, SOURCES, open};
 use mixbit_packages::{Assumption, OpenError};
 use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};
@@ -30,7 +30,9 @@ fn foreign(
     change: impl Fn(&str, Function) -> Result<Function, mixbit_mil::Error>,
 ) -> Result<DiffusersModel, Error> {
     let files = DiffusersModel::open(&fixture_root().join("pipelines").join(family), None)?;
-    write_vocabulary(&files, directory)?;
+    for (name, text) in vocabulary(&files)? {
+        fs::write(directory.join(name), text)?;
+    }
     let options = ConversionOptions { model_version: "m".to_string(), ..ConversionOptions::default() };
     for package in plan(&ConversionSource::of(&files), &options)? {
         let mut model = package.model()?;

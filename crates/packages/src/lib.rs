@@ -22,6 +22,7 @@ mod assumption;
 pub mod bundle;
 pub mod diff;
 mod error;
+mod existing;
 pub mod inspect;
 pub mod package;
 pub mod palettize;
@@ -32,3 +33,4 @@ pub mod source;
 
 pub use assumption::Assumption;
 pub use error::OpenError;
+pub use existing::ExistsError;

@@ -8,10 +8,11 @@ use clap::Args;
 use mixbit_compress::{Layer, Scheme, uniform};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Cancel, Request, Role, Session, Text};
-use mixbit_formats::write_atomically;
+use mixbit_formats::{remove_leftovers, write_atomically, write_where_asked};
 use serde_json::json;
 
 use super::backends::Machine;
+use super::output::{check_format, directory_of};
 use super::progress::Progress;
 use super::table::{Side, Table, shortened};
 use super::{interrupt, print_line, values};
@@ -71,9 +72,9 @@ pub(super) struct Arguments {
           help_heading = "Drawing")]
     threads: Option<u16>,
 
-    /// The image file
-    #[arg(short, long, value_name = "FILE", default_value = "grid.png", help_heading = "Output")]
-    output: PathBuf,
+    /// The image file, PNG [default: grid.png]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: Option<PathBuf>,
     /// Print only the file's name
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
@@ -96,7 +97,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    // Checks the recipe file before any work.
+    // Checks the output and the recipe file before any work.
+    arguments.check_output()?;
     arguments.forms()?;
     let models: Vec<Option<&Path>> = match arguments.models[..] {
         [] => vec![None],
@@ -129,17 +131,55 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name });
         }
     }
-    write_grid(&arguments.output, &arguments.prompts, &columns)?;
+    arguments.write_grid(&columns)?;
     if arguments.json {
         return print_line(format_args!("{:#}", summary(arguments, &columns)));
     }
     if !arguments.quiet {
         print_line(table(&arguments.prompts, &columns))?;
     }
-    print_line(arguments.output.display())
+    print_line(arguments.path().display())
 }
 
 impl Arguments {
+    /// The file of the grid.
+    fn path(&self) -> &Path {
+        self.output.as_deref().unwrap_or(Path::new("grid.png"))
+    }
+
+    /// Refuses an output that is no image file of PNG, or in no directory that can be written to.
+    fn check_output(&self) -> anyhow::Result<()> {
+        let path = self.path();
+        check_format(path)?;
+        if path.is_dir() {
+            bail!("{} is a directory: name a file for the grid", path.display());
+        }
+        let directory = directory_of(path);
+        if !directory.is_dir() {
+            bail!("{} is no directory to write the grid to", directory.display());
+        }
+        remove_leftovers(&directory);
+        Ok(())
+    }
+
+    /// Writes the images beside each other.
+    fn write_grid(&self, columns: &[Column]) -> anyhow::Result<()> {
+        let row = |(index, prompt): (usize, &'_ String)| {
+            let images = columns.iter().map(|column| &column.pictures[index].image);
+            (prompt.clone(), images.collect::<Vec<_>>())
+        };
+        let rows: Vec<_> = self.prompts.iter().enumerate().map(row).collect();
+        let grid = Grid {
+            columns: columns.iter().map(|column| column.name.as_str()).collect(),
+            rows: rows.iter().map(|(prompt, images)| (prompt.as_str(), images.clone())).collect(),
+        };
+        match &self.output {
+            Some(path) => write_where_asked(path, |file| grid.write_png(file))?,
+            None => write_atomically(self.path(), |file| grid.write_png(file))?,
+        }
+        Ok(())
+    }
+
     /// The generated variants of each model; the first is unchanged.
     fn forms(&self) -> anyhow::Result<Vec<Form>> {
         let mut forms: Vec<Form> = vec![(None, None)];
@@ -195,19 +235,6 @@ impl Arguments {
     }
 }
 
-fn write_grid(path: &Path, prompts: &[String], columns: &[Column]) -> anyhow::Result<()> {
-    let row = |(index, prompt): (usize, &'_ String)| {
-        let images = columns.iter().map(|column| &column.pictures[index].image);
-        (prompt.clone(), images.collect::<Vec<_>>())
-    };
-    let rows: Vec<_> = prompts.iter().enumerate().map(row).collect();
-    let grid = Grid {
-        columns: columns.iter().map(|column| column.name.as_str()).collect(),
-        rows: rows.iter().map(|(prompt, images)| (prompt.as_str(), images.clone())).collect(),
-    };
-    Ok(write_atomically(path, |file| grid.write_png(file))?)
-}
-
 /// PSNR in dB of latents and pixels against the first column; `None` for latents of another shape.
 fn compared(columns: &[Column], column: usize, prompt: usize) -> [Option<f64>; 2] {
     let [first, other] = [0, column].map(|index| &columns[index].pictures[prompt]);
@@ -253,7 +280,7 @@ fn summary(arguments: &Arguments, columns: &[Column]) -> serde_json::Value {
         .map(|(at, column, prompt)| image(at, column, prompt))
         .collect();
     json!({
-        "grid": arguments.output.to_string_lossy(),
+        "grid": arguments.path().to_string_lossy(),
         "seed": arguments.seed,
         "models": columns.iter().map(|column| &column.name).collect::<Vec<_>>(),
         "images": images,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::session::{
@@ -19,9 +19,9 @@ use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::backends::Machine;
-use super::output::{Output, preview};
+use super::output::{Images, Output, preview};
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, profile, values};
+use super::{input, interrupt, memory, print_line, profile, values};
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::{LoadedModel, load};
@@ -36,8 +36,12 @@ const LONGEST_DROPPED: usize = 400;
   mixbit generate \"a lighthouse\" --model sdxl --size 1024x1024 --seed 7
   mixbit generate \"a lighthouse\" --model sd21 --scheduler dpmpp-2m-karras")]
 pub(super) struct Arguments {
-    /// What to draw
-    prompt: String,
+    /// What to draw; - reads it from standard input
+    #[arg(required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
+    prompt: Option<String>,
+    /// Draw each line of this file; - reads the lines from standard input
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     /// What not to draw
     #[arg(short, long, value_name = "PROMPT")]
     negative_prompt: Option<String>,
@@ -122,7 +126,7 @@ pub(super) struct Arguments {
     )]
     images: u32,
 
-    /// A file that ends in .png, or a directory for files named after the prompt
+    /// A file that ends in .png, a directory for files named after the prompt, or - for standard output
     #[arg(
         short,
         long,
@@ -174,41 +178,52 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    let request = arguments.request(&*backend).request(&model, Start::Noise)?;
+    let prompts = arguments.prompts()?;
+    let request_of = |prompt: &str| arguments.request(prompt, &*backend).request(&model, Start::Noise);
+    let requests = prompts.iter().map(|prompt| request_of(prompt)).collect::<Result<Vec<_>, _>>()?;
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
-    let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
+    let (first_seed, last_seed) = (*seeds.start(), *seeds.end());
+    let output = Output::new(&arguments.output, &Images { prompts: &prompts, first_seed, last_seed })?;
+    let count = prompts.len() * arguments.images as usize;
     let options = SessionOptions {
         reduce_memory: arguments.reduce_memory,
-        planned_images: arguments.images as usize,
+        planned_images: count,
         ..SessionOptions::default()
     };
     let mut session = Session::with_options(model, backend, options);
     let mut times = Times::default();
     let mut dropped = Vec::new();
     let mut drawn = Vec::new();
-    let last_seed = *seeds.end();
-    for (index, seed) in seeds.enumerate() {
-        let path = output.image(seed);
+    let images = (0..prompts.len()).flat_map(|prompt| seeds.clone().map(move |seed| (prompt, seed)));
+    for (index, (prompt, seed)) in images.enumerate() {
+        let request = &requests[prompt];
+        let place = output.place(prompt, &prompts[prompt], seed)?;
         let origin = Origin { model: &model_name, source, seed, start: None };
-        let parameters = parameters(&request, &origin)?.to_string();
-        let name = match arguments.images {
+        let parameters = parameters(request, &origin)?.to_string();
+        let name = match count {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
         };
-        let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
+        let previews = Previews {
+            every: arguments.preview_every.filter(|_| place.path().is_some()),
+            path: place.path().unwrap_or(Path::new("")),
+            parameters: &parameters,
+        };
         let mut noise = source.seeded(seed)?;
         let mut run = {
             let _waiting = (index == 0).then(|| progress.wait("loading the model"));
-            session.begin(&request, &mut *noise, &cancel, &mut |_| {})?
+            session.begin(request, &mut *noise, &cancel, &mut |_| {})?
         };
         if index == 0 {
             times.load = begin.elapsed();
-            dropped = run.dropped().to_vec();
-            dropped_words(&dropped).into_iter().for_each(|words| progress.say(words));
+        }
+        if seed == first_seed {
+            dropped_words(run.dropped()).into_iter().for_each(|words| progress.say(words));
+            dropped.extend(run.dropped().to_vec());
         }
         denoise(&mut session, &mut run, &mut *noise, &progress, name, &previews, &mut times)?;
-        if seed == last_seed {
+        if index + 1 == count {
             session.unload_unet(&run);
         }
         let image = {
@@ -219,11 +234,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             times.decode += begin.elapsed();
             image
         };
-        picture::write(&path, &image, &parameters)?;
-        if !arguments.json {
+        let path = place.write(&image, &parameters)?;
+        if let Some(path) = path.as_ref().filter(|_| !arguments.json) {
             print_line(path.display())?;
         }
-        drawn.push(Drawn { path, seed });
+        drawn.extend(path.map(|path| Drawn { path, seed }));
     }
     let total = begin.elapsed();
     if arguments.profile {
@@ -232,22 +247,36 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     if !arguments.json {
-        progress.say(summary(&request, &times, drawn.len(), total));
+        progress.say(summary(&requests[0], &times, count, total));
         return Ok(());
     }
-    let summary = summary_json(&dropped, &request, &model_name, &drawn, &times, total);
+    let summary = summary_json(&dropped, &requests[0], &model_name, &drawn, &times, total);
     print_line(format_args!("{summary:#}"))
 }
 
 impl Arguments {
+    /// What to draw: the prompt, or the lines of a file that are not empty.
+    fn prompts(&self) -> anyhow::Result<Vec<String>> {
+        if self.output == Path::new("-") && (self.json || self.preview_every.is_some()) {
+            bail!("standard output takes the image alone: leave out --json and --preview-every");
+        }
+        match (&self.prompt, &self.prompts_file) {
+            (Some(prompt), _) if prompt == "-" => {
+                Ok(vec![input::text(Path::new("-"))?.trim_end_matches(['\r', '\n']).to_string()])
+            }
+            (Some(prompt), _) => Ok(vec![prompt.clone()]),
+            (None, path) => input::lines(path.as_deref().unwrap_or(Path::new("-"))),
+        }
+    }
+
     /// The request with names resolved; absent options take the model's defaults.
-    fn request(&self, backend: &dyn Backend) -> DrawRequest {
+    fn request(&self, prompt: &str, backend: &dyn Backend) -> DrawRequest {
         let [width, height] = match self.size {
             Some(size) => size.map(Some),
             None => [None, None],
         };
         DrawRequest {
-            prompt: self.prompt.clone(),
+            prompt: prompt.to_string(),
             prompt_2: self.prompt_2.clone(),
             negative_prompt: self.negative_prompt.clone(),
             negative_prompt_2: self.negative_prompt_2.clone(),

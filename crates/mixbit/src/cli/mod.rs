@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod diff;
 mod generate;
+mod input;
 mod inspect;
 mod interrupt;
 mod memory;

@@ -205,11 +205,6 @@ impl Counter {
         is_due
     }
 
-    /// The units of the whole phase; 0 until known.
-    pub(super) fn total(&self) -> u64 {
-        self.state().total
-    }
-
     /// Ignores poisoning: a panic in one reporting thread must not stop another.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

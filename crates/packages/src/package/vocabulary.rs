@@ -1,15 +1,12 @@
 //! The tokenizer's files beside the packages, for Apple's tools.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::Path;
 
 use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, read_tokenizer};
-use mixbit_formats::write_atomically;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-/// A vocabulary that can't be written.
+/// A vocabulary that can't be given.
 #[derive(Debug, Error)]
 pub enum VocabularyError {
     /// A file of the model that can't be read.
@@ -26,13 +23,7 @@ pub enum VocabularyError {
         /// The defect.
         what: String,
     },
-    /// Files that can't be written.
-    #[error(transparent)]
-    Format(#[from] mixbit_formats::Error),
 }
-
-/// The file beside the vocabulary with the ids of added tokens.
-const ADDED_TOKENS: &str = "added_tokens.json";
 
 /// The tokens that a model's tokenizers have besides the vocabulary, such as those of textual inversion.
 /// Apple's Swift tokenizer reads the vocabulary and the merges alone, and does not know them.
@@ -49,27 +40,26 @@ pub fn added_tokens(model: &dyn ModelFiles) -> Result<BTreeMap<u32, String>, Voc
     Ok(all)
 }
 
-/// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the
-/// same. Added tokens become `added_tokens.json`.
+/// The names of the files that [`vocabulary`] gives.
+pub(crate) const VOCABULARY: [&str; 3] = ["vocab.json", "merges.txt", "added_tokens.json"];
+
+/// `vocab.json` and `merges.txt` of a model's first tokenizer, by name; XL's two have the same. Where there are
+/// added tokens, also `added_tokens.json` with their ids.
 ///
 /// # Errors
 /// [`VocabularyError`].
-pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> Result<(), VocabularyError> {
-    let [vocab, merges] = vocabulary(model)?;
-    for (name, text) in [("vocab.json", vocab), ("merges.txt", merges)] {
-        write_atomically(&directory.join(name), |file| file.write_all(text.as_bytes()))?;
-    }
+pub fn vocabulary(model: &dyn ModelFiles) -> Result<Vec<(&'static str, String)>, VocabularyError> {
+    let [vocab, merges] = contents(model)?;
+    let mut files = vec![(VOCABULARY[0], vocab), (VOCABULARY[1], merges)];
     let added = added_tokens(model)?;
     if !added.is_empty() {
         let ids: Map<String, Value> = added.into_iter().map(|(id, token)| (token, id.into())).collect();
-        let text = Value::Object(ids).to_string();
-        write_atomically(&directory.join(ADDED_TOKENS), |file| file.write_all(text.as_bytes()))?;
+        files.push((VOCABULARY[2], Value::Object(ids).to_string()));
     }
-    Ok(())
+    Ok(files)
 }
 
-/// The contents of `vocab.json` and `merges.txt`.
-fn vocabulary(model: &dyn ModelFiles) -> Result<[String; 2], VocabularyError> {
+fn contents(model: &dyn ModelFiles) -> Result<[String; 2], VocabularyError> {
     let read = |component, file| model.text(component, file).map_err(ModelError::File);
     for (_, tokenizer) in TEXT_ENCODERS {
         if let (Some(vocab), Some(merges)) = (read(tokenizer, "vocab.json")?, read(tokenizer, "merges.txt")?)
