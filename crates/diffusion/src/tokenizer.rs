@@ -75,6 +75,8 @@ pub struct Tokenizer {
     start: u32,
     end: u32,
     padding: u32,
+    /// The text encoder's embeddings; an id from here on has none.
+    embeddings: usize,
 }
 
 impl Tokenizer {
@@ -98,7 +100,21 @@ impl Tokenizer {
             pipeline.token_to_id(token).ok_or_else(|| internal(format!("no id for `{token}`").into()))
         };
         let (start, end, padding) = (id(&special.start)?, id(&special.end)?, id(&special.padding)?);
-        Ok(Tokenizer { pipeline, length, start, end, padding })
+        Ok(Tokenizer { pipeline, length, start, end, padding, embeddings: usize::MAX })
+    }
+
+    /// The tokenizer for a text encoder with this number of embeddings; prompts with a token beyond them are
+    /// refused. `None` if the vocabulary without added tokens is larger, or the start, end or padding token
+    /// has no embedding.
+    pub fn with_embeddings(self, embeddings: usize) -> Option<Self> {
+        let largest = [self.start, self.end, self.padding].into_iter().max().unwrap_or(0);
+        let fits = self.base_size() <= embeddings && (largest as usize) < embeddings;
+        fits.then_some(Tokenizer { embeddings, ..self })
+    }
+
+    /// The number of ids of the vocabulary, without added tokens.
+    pub fn base_size(&self) -> usize {
+        self.pipeline.get_vocab_size(false)
     }
 
     /// The length of every encoding: `model_max_length`, or [`DEFAULT_LENGTH`].
@@ -112,7 +128,7 @@ impl Tokenizer {
     }
 
     /// The number of ids, including added tokens. A special or added token that the vocabulary lacks gets the
-    /// next free id, as in transformers. A text encoder with fewer embeddings than this does not fit.
+    /// next free id, as in transformers.
     pub fn vocabulary_size(&self) -> usize {
         self.pipeline.get_vocab_size(true)
     }
@@ -120,10 +136,17 @@ impl Tokenizer {
     /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
-    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token.
+    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token, or a
+    /// token has no embedding.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
         let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
         let encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
+        if let Some(&id) = encoding.get_ids().iter().find(|&&id| id as usize >= self.embeddings) {
+            let token = self.pipeline.id_to_token(id).unwrap_or_default();
+            let what =
+                format!("the text encoder has no embedding for the added token `{token}`; leave it out");
+            return Err(TokenizerError::Prompt(what));
+        }
         let (kept, cut) = encoding.get_ids().split_at(encoding.len().min(self.length - 2));
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
