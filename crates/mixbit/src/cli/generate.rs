@@ -166,6 +166,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     let request = arguments.request(&*backend).request(&model, Start::Noise)?;
+    for note in request.scheduler.notes() {
+        progress.say(format!("note: {note}"));
+    }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;

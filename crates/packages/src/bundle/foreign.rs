@@ -5,10 +5,9 @@ use std::sync::Arc;
 use mixbit_diffusion::arch::{ArchError, Config, GraphOptions, io};
 use mixbit_diffusion::family::{Family, FamilyFiles, UnetTraits};
 use mixbit_diffusion::model::{
-    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, Network, TEXT_ENCODERS,
-    TextEncoder, Unet, component_config, zeros_for_absent_negative,
+    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, ModelScheduler, Network,
+    TEXT_ENCODERS, TextEncoder, Unet, component_config, zeros_for_absent_negative,
 };
-use mixbit_diffusion::scheduler::SchedulerConfig;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_mil::{Function, TensorType};
 use serde_json::{Value, json};
@@ -65,9 +64,8 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
         },
         scheduler: family
             .json("scheduler", "scheduler_config.json")
-            .map_err(ModelError::File)
-            .and_then(|config| Ok(SchedulerConfig::from_json(&config)?))
-            .map_err(|source| bundle.unusable(source))?,
+            .map(ModelScheduler::new)
+            .map_err(|error| bundle.unusable(ModelError::File(error)))?,
         zeros_for_absent_negative: time_ids.is_some() && zeros_for_absent_negative(&family),
         defaults: Defaults {
             size: [width * SCALE, height * SCALE],
