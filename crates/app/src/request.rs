@@ -6,7 +6,7 @@
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{RANDOM_SOURCES, RandomSourceEntry};
-use mixbit_diffusion::scheduler::{SCHEDULERS, SchedulerError, SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::scheduler::{SchedulerError, SigmaSchedule, TimestepSpacing, scheduler_of_name};
 use mixbit_diffusion::session::{Precision, Request, Start, Text, Tiling};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -159,7 +159,11 @@ impl DrawRequest {
             negative_prompt: self.negative_prompt.clone(),
             negative_prompt_2: self.negative_prompt_2.clone(),
         };
-        let mut request = Request { start, ..Request::new(model, text) };
+        let scheduler = match &self.scheduler {
+            Some(name) => model.scheduler.with_scheduler(name)?,
+            None => model.scheduler.config()?,
+        };
+        let mut request = Request { start, ..Request::with_scheduler(model, text, scheduler) };
         let [width, height] = request.size;
         request.size = [self.width.unwrap_or(width), self.height.unwrap_or(height)];
         request.steps = self.steps.unwrap_or(request.steps);
@@ -174,9 +178,6 @@ impl DrawRequest {
             Some(false) => Tiling::Never,
             None => Tiling::Auto,
         };
-        if let Some(name) = &self.scheduler {
-            request.scheduler = request.scheduler.with_scheduler(name)?;
-        }
         if let Some(name) = &self.timestep_spacing {
             let spacing = TimestepSpacing::parse(name).ok_or_else(|| value("timestep spacing", name))?;
             request.scheduler.set_timestep_spacing(spacing)?;
@@ -286,14 +287,12 @@ pub fn parse_size(text: &str) -> Option<[usize; 2]> {
 
 /// The name of a scheduler by its label and the name of its sigma schedule.
 fn scheduler(label: &str, sigmas: Option<&str>) -> Result<String, RequestError> {
-    let entry = SCHEDULERS.iter().find(|entry| entry.label == label);
-    let name = entry.ok_or_else(|| value(names::SAMPLER, label))?.name;
-    match sigmas.map(str::to_ascii_lowercase) {
-        // The web UI's word for the scheduler's own schedule.
-        None => Ok(name.to_string()),
-        Some(sigmas) if sigmas == "automatic" => Ok(name.to_string()),
-        Some(sigmas) => Ok(format!("{name}-{sigmas}")),
-    }
+    // `Automatic` is the web UI's word for the scheduler's own schedule.
+    let name = match sigmas.filter(|sigmas| !sigmas.eq_ignore_ascii_case("automatic")) {
+        Some(sigmas) => format!("{label} {sigmas}"),
+        None => label.to_string(),
+    };
+    Ok(scheduler_of_name(&name)?.to_string())
 }
 
 /// The name of a random source by its label.
@@ -312,6 +311,7 @@ mod tests {
     use std::path::Path;
 
     use mixbit_diffusion::random::random_source;
+    use mixbit_diffusion::scheduler::SCHEDULERS;
     use mixbit_packages::source::OpenOptions;
 
     use super::*;

@@ -83,7 +83,7 @@ fn draw(model: &Arc<DiffusionModel>, budget: u64) -> Result<Vec<Image>, Box<dyn 
     let mut session = Session::with_options(model.clone(), Arc::new(Cpu::new(Some(2))?), options);
     let mut images = Vec::new();
     for size in [[256, 256], [256, 128], [128, 256]] {
-        let request = Request { steps: 2, size, ..Request::new(model, Text::new("a red circle")) };
+        let request = Request { steps: 2, size, ..Request::new(model, Text::new("a red circle")).unwrap() };
         let mut noise = random_source("torch")?.seeded(0)?;
         images.push(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?);
     }

@@ -78,6 +78,8 @@ pub struct Tokenizer {
     end: u32,
     padding: u32,
     several: Vec<SeveralVectors>,
+    /// The text encoder's embeddings; an id from here on has none.
+    embeddings: usize,
 }
 
 /// An added token that stands for several, as textual inversion makes them: `<cat>`, `<cat>_1`, `<cat>_2`.
@@ -110,7 +112,21 @@ impl Tokenizer {
         };
         let (start, end, padding) = (id(&special.start)?, id(&special.end)?, id(&special.padding)?);
         let several = several_vectors(&pipeline);
-        Ok(Tokenizer { pipeline, length, start, end, padding, several })
+        Ok(Tokenizer { pipeline, length, start, end, padding, several, embeddings: usize::MAX })
+    }
+
+    /// The tokenizer for a text encoder with this number of embeddings; prompts with a token beyond them are
+    /// refused. `None` if the vocabulary without added tokens is larger, or the start, end or padding token
+    /// has no embedding.
+    pub fn with_embeddings(self, embeddings: usize) -> Option<Self> {
+        let largest = [self.start, self.end, self.padding].into_iter().max().unwrap_or(0);
+        let fits = self.base_size() <= embeddings && (largest as usize) < embeddings;
+        fits.then_some(Tokenizer { embeddings, ..self })
+    }
+
+    /// The number of ids of the vocabulary, without added tokens.
+    pub fn base_size(&self) -> usize {
+        self.pipeline.get_vocab_size(false)
     }
 
     /// The length of every encoding: `model_max_length`, or [`DEFAULT_LENGTH`].
@@ -124,7 +140,7 @@ impl Tokenizer {
     }
 
     /// The number of ids, including added tokens. A special or added token that the vocabulary lacks gets the
-    /// next free id, as in transformers. A text encoder with fewer embeddings than this does not fit.
+    /// next free id, as in transformers.
     pub fn vocabulary_size(&self) -> usize {
         self.pipeline.get_vocab_size(true)
     }
@@ -142,7 +158,8 @@ impl Tokenizer {
     /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
-    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token.
+    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token, or a token
+    /// has no embedding.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
         let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
         let mut encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
@@ -152,6 +169,12 @@ impl Tokenizer {
         if !used.is_empty() {
             let whole = used.iter().fold(prompt.to_string(), |text, it| text.replace(&it.token, &it.all));
             encoding = self.pipeline.encode_fast(whole, false).map_err(to_error)?;
+        }
+        if let Some(&id) = encoding.get_ids().iter().find(|&&id| id as usize >= self.embeddings) {
+            let token = self.pipeline.id_to_token(id).unwrap_or_default();
+            let what =
+                format!("the text encoder has no embedding for the added token `{token}`; leave it out");
+            return Err(TokenizerError::Prompt(what));
         }
         let (kept, cut) = encoding.get_ids().split_at(encoding.len().min(self.length - 2));
         let mut ids = Vec::with_capacity(self.length);

@@ -26,7 +26,7 @@ fn session(model: &Arc<DiffusionModel>) -> Result<Session, Error> {
 }
 
 fn request(model: &DiffusionModel, prompt: &str) -> Request {
-    Request { steps: 6, size: [64, 48], ..Request::new(model, Text::new(prompt)) }
+    Request { steps: 6, size: [64, 48], ..Request::new(model, Text::new(prompt)).unwrap() }
 }
 
 fn draw(session: &mut Session, request: &Request) -> Result<Image, GenerateError> {

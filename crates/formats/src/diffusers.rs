@@ -96,7 +96,7 @@ impl Diffusers {
         let (mut class, mut components, mut options) = (None, BTreeMap::new(), Map::new());
         for (key, value) in index {
             if key == "_class_name" {
-                class = value.as_str().map(str::to_string);
+                class = class_name(&value).map(str::to_string);
             } else if key.starts_with('_') {
                 options.insert(key, value);
             } else if let Some(component) = component(&value) {
@@ -383,6 +383,14 @@ fn hint_for(files: &Files) -> String {
     match present.is_empty() {
         true => "the directory is empty: give one that diffusers saved".to_string(),
         false => format!("the directory has {}: give one that diffusers saved", listed(&present)),
+    }
+}
+
+/// The class of a pipeline. Of a community pipeline, diffusers writes its module and its class.
+fn class_name(value: &Value) -> Option<&str> {
+    match value.as_array().map(Vec::as_slice) {
+        Some([_, class]) => class.as_str(),
+        _ => value.as_str(),
     }
 }
 

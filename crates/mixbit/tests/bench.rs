@@ -156,7 +156,7 @@ fn a_decoder_in_tiles_is_measured_whole() -> Result<(), Error> {
     let mut noise = random_source("torch")?.seeded(0)?;
     let mut counts = Vec::new();
     for tiling in [Tiling::Never, Tiling::Always] {
-        let request = Request { size: [520, 512], tiling, ..Request::new(&model, Text::new("a")) };
+        let request = Request { size: [520, 512], tiling, ..Request::new(&model, Text::new("a")).unwrap() };
         let stages = session.stages(&request, &[Component::Decoder], 2, &mut *noise)?;
         let stage = &stages[0];
         for _ in 0..2 {

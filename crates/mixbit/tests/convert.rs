@@ -30,7 +30,7 @@ fn convert(output: &Path, options: &[&str]) -> Result<(), Error> {
 }
 
 fn draw(model: &DiffusionModel, change: impl FnOnce(&mut Request)) -> Result<Vec<f32>, Error> {
-    let mut request = Request { steps: 4, ..Request::new(model, Text::new(PROMPT)) };
+    let mut request = Request { steps: 4, ..Request::new(model, Text::new(PROMPT)).unwrap() };
     change(&mut request);
     let mut session = Session::new(Arc::new(model.clone()), Arc::new(Cpu::new(None)?));
     let mut noise = random_source("torch")?.seeded(93)?;

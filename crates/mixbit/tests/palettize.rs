@@ -49,7 +49,7 @@ fn demo() -> PathBuf {
 }
 
 fn draw(model: &DiffusionModel, size: [usize; 2]) -> Result<Vec<f32>, Error> {
-    let request = Request { steps: 4, size, ..Request::new(model, Text::new(PROMPT)) };
+    let request = Request { steps: 4, size, ..Request::new(model, Text::new(PROMPT)).unwrap() };
     let mut session = Session::new(Arc::new(model.clone()), Arc::new(Cpu::new(None)?));
     let mut noise = random_source("torch")?.seeded(93)?;
     Ok(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?.planes)

@@ -134,7 +134,7 @@ fn request(model: &DiffusionModel, case: &Value) -> Result<Request, Error> {
                 negative_prompt: text("negative_prompt"),
                 negative_prompt_2: text("negative_prompt_2"),
             },
-        )
+        )?
     })
 }
 

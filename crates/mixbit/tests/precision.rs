@@ -18,7 +18,7 @@ fn the_demo_unet_keeps_its_predictions_in_every_precision() -> Result<(), Error>
     let text = Text::new(
         "a large red circle at the left and a small blue square at the right on a white background",
     );
-    let request = Request { steps: 12, ..Request::new(&model, text) };
+    let request = Request { steps: 12, ..Request::new(&model, text).unwrap() };
     let mut session = Session::new(model, backend.clone());
     let mut noise = random_source("torch")?.seeded(3)?;
     let mut run = session.begin(&request, &mut *noise, &Cancel::default(), &mut |_| {})?;

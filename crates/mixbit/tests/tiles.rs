@@ -16,7 +16,7 @@ fn decode<const N: usize>(size: [usize; 2], ways: [(Tiling, usize); N]) -> Resul
     let text = Text::new(
         "a large red circle at the left and a small blue square at the right on a white background",
     );
-    let request = Request { size, steps: 4, ..Request::new(&model, text) };
+    let request = Request { size, steps: 4, ..Request::new(&model, text).unwrap() };
     let mut latents: Option<Vec<f32>> = None;
     let mut images = ways.map(|_| Vec::new());
     for (image, (tiling, threads)) in images.iter_mut().zip(ways) {

@@ -109,7 +109,7 @@ fn draw(
         size: [side, side],
         steps: arguments.steps,
         guidance_scale: arguments.guidance_scale,
-        ..Request::new(session.model(Role::Base)?, Text::new(&caption.caption))
+        ..Request::new(session.model(Role::Base)?, Text::new(&caption.caption))?
     };
     let mut noise = random_source("torch")?.seeded(caption.seed)?;
     Ok(session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?)

@@ -78,7 +78,7 @@ pub(super) fn samples(
     for image in images(points) {
         let first = &points[image[0]];
         let mut noise = TorchSource::new(first.seed);
-        let request = request(model, setting, first);
+        let request = request(model, setting, first)?;
         let mut run = session.begin(&request, &mut noise, cancel, &mut |_| {})?;
         let last = image.iter().map(|&at| points[at].evaluation).max().unwrap_or(0);
         if last >= run.total() {
@@ -115,12 +115,12 @@ fn images(points: &[Point]) -> Vec<Vec<usize>> {
     images
 }
 
-fn request(model: &DiffusionModel, setting: &Setting, point: &Point) -> Request {
+fn request(model: &DiffusionModel, setting: &Setting, point: &Point) -> Result<Request, GenerateError> {
     let negative_prompt = setting.negative_prompt.clone();
-    Request {
+    Ok(Request {
         size: setting.size,
         steps: setting.steps,
         guidance_scale: setting.guidance_scale,
-        ..Request::new(model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
-    }
+        ..Request::new(model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })?
+    })
 }

@@ -171,7 +171,7 @@ fn draw(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
             size: [32, 24],
             guidance_scale: 15.0,
             precision,
-            ..Request::new(&model, Text::new("a"))
+            ..Request::new(&model, Text::new("a")).unwrap()
         };
         let mut noise = random_source("torch")?.seeded(0)?;
         session.generate(&request, &mut *noise, &Cancel::default(), &mut |_| {})?;

@@ -11,6 +11,11 @@ pub(super) const MAX_EXTENT: usize = 1 << 20;
 /// Limit on consecutive layers or blocks, beyond any published network.
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 
+/// The fields that diffusers' `EMAModel.save_pretrained` adds: they say how the weights were averaged, not
+/// what network they are of.
+const OF_AVERAGING: [&str; 7] =
+    ["decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"];
+
 /// A configuration object and the names of the fields read so far.
 pub(super) struct Fields<'v> {
     map: &'v Map<String, Value>,
@@ -169,7 +174,8 @@ impl<'v> Fields<'v> {
     /// metadata.
     pub(super) fn finish(self) -> Result<(), ArchError> {
         let unknown = |(name, value): &(&String, &Value)| {
-            !self.taken.contains(name.as_str()) && !name.starts_with('_') && !is_off(value)
+            let is_known = self.taken.contains(name.as_str()) || OF_AVERAGING.contains(&name.as_str());
+            !is_known && !name.starts_with('_') && !is_off(value)
         };
         match self.map.iter().find(unknown) {
             Some((name, value)) => {
@@ -216,6 +222,11 @@ fn mismatch(name: &str, expected: &str, value: &Value) -> ArchError {
 
 /// A whole number from 1 to `max`. Floats are accepted, because Python writes some.
 pub(super) fn as_count(name: &str, value: &Value, max: usize) -> Result<usize, ArchError> {
+    as_whole(name, value, 1, max)
+}
+
+/// A whole number from `min` to `max`.
+pub(super) fn as_whole(name: &str, value: &Value, min: usize, max: usize) -> Result<usize, ArchError> {
     let number = value.as_u64().or_else(|| {
         value
             .as_f64()
@@ -224,8 +235,8 @@ pub(super) fn as_count(name: &str, value: &Value, max: usize) -> Result<usize, A
     });
     let count = number.and_then(|number| usize::try_from(number).ok());
     count
-        .filter(|count| (1..=max).contains(count))
-        .ok_or_else(|| mismatch(name, &format!("a whole number from 1 to {max}"), value))
+        .filter(|count| (min..=max).contains(count))
+        .ok_or_else(|| mismatch(name, &format!("a whole number from {min} to {max}"), value))
 }
 
 pub(super) fn as_float(name: &str, value: &Value) -> Result<f64, ArchError> {

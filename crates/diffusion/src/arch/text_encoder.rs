@@ -77,7 +77,7 @@ impl Config {
     /// # Errors
     /// [`ArchError::Config`] with the field that is malformed or not supported.
     pub fn from_json(config: &Value) -> Result<Self, ArchError> {
-        let mut fields = Fields::of(config)?;
+        let mut fields = Self::fields(config)?;
         fields.ignore(&["projection_dim"]);
         Self::read(fields, None)
     }
@@ -87,7 +87,7 @@ impl Config {
     /// # Errors
     /// As [`from_json`](Self::from_json).
     pub fn with_projection(config: &Value) -> Result<Self, ArchError> {
-        let mut fields = Fields::of(config)?;
+        let mut fields = Self::fields(config)?;
         let projection_dim = fields.count("projection_dim", 512, MAX_EXTENT)?;
         Self::read(fields, Some(projection_dim))
     }
@@ -104,6 +104,15 @@ impl Config {
             heads: self.num_attention_heads,
             activation: self.hidden_act,
             epsilon: self.layer_norm_eps,
+        }
+    }
+
+    /// The text encoder's fields. A configuration of a whole CLIP holds them in `text_config`, where
+    /// transformers looks for them too.
+    fn fields(config: &Value) -> Result<Fields<'_>, ArchError> {
+        match (config["model_type"].as_str(), &config["text_config"]) {
+            (Some("clip"), text) if text.is_object() => Fields::of(text),
+            _ => Fields::of(config),
         }
     }
 

@@ -7,6 +7,8 @@
 mod error;
 mod files;
 mod latent;
+mod pipeline;
+mod scheduler;
 mod text_states;
 
 use std::collections::BTreeSet;
@@ -19,11 +21,11 @@ use serde_json::Value;
 pub use error::ModelError;
 pub use files::{FileError, ModelFiles, ModelFilesLayer};
 pub use latent::LatentFormat;
+pub use scheduler::ModelScheduler;
 pub use text_states::TextStatesLayout;
 
 use crate::arch::text_encoder::{self, Outputs};
 use crate::arch::{self, ArchError, Config, GraphOptions, unet, vae};
-use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::{Tokenizer, TokenizerError, TokenizerFiles};
 
 /// The folders of text encoders and their tokenizers, in the order that concatenates their hidden states.
@@ -43,7 +45,7 @@ pub struct DiffusionModel {
     /// The image autoencoder.
     pub autoencoder: Autoencoder,
     /// The model's own scheduler.
-    pub scheduler: SchedulerConfig,
+    pub scheduler: ModelScheduler,
     /// True if an absent negative prompt has zeros as its embeddings, not those of an empty prompt.
     pub zeros_for_absent_negative: bool,
     /// The model's recommended settings.
@@ -198,6 +200,7 @@ impl DiffusionModel {
     pub fn from_files(files: &dyn ModelFiles) -> Result<Self, ModelError> {
         let pipeline_error =
             |what: &str| ModelError::Pipeline { class: files.class().to_string(), what: what.to_string() };
+        check_pipeline(files)?;
         let places = TEXT_ENCODERS.iter().flat_map(|(encoder, tokenizer)| [*encoder, *tokenizer]);
         for place in places.chain(["unet", "vae", "scheduler"]) {
             if files.option(place).is_some() {
@@ -232,7 +235,6 @@ impl DiffusionModel {
         let time_ids = unet_config
             .time_id_count(pooled)
             .map_err(|source| ModelError::Network { component: "unet".to_string(), source })?;
-        let scheduler = json(files, "scheduler", "scheduler_config.json")?;
         let latent = LatentFormat::of(&vae_config);
         Ok(DiffusionModel {
             defaults: defaults(files, &unet_config, &latent)?,
@@ -243,7 +245,7 @@ impl DiffusionModel {
                 network: unet_network(*unet_config, weights(files, "unet")?, files.full_precision("unet")),
             },
             autoencoder: autoencoder(vae_config, weights(files, "vae")?, latent, takes_sizes),
-            scheduler: SchedulerConfig::from_json(&scheduler)?,
+            scheduler: ModelScheduler::from_files(files)?,
             zeros_for_absent_negative: takes_sizes && zeros_for_absent_negative(files),
         })
     }
@@ -255,6 +257,17 @@ impl DiffusionModel {
             || self.unet.network == *network
             || self.autoencoder.decoder == *network
             || self.autoencoder.encoder.as_ref() == Some(network)
+    }
+}
+
+/// Refuses models of other architectures by the class of their pipeline, even if their parts could be run.
+///
+/// # Errors
+/// [`ModelError::Pipeline`], with a program that runs the model.
+pub fn check_pipeline(files: &dyn ModelFiles) -> Result<(), ModelError> {
+    match pipeline::refusal(files.class()) {
+        Some(what) => Err(ModelError::Pipeline { class: files.class().to_string(), what }),
+        None => Ok(()),
     }
 }
 
@@ -304,13 +317,8 @@ fn text_encoders(
             return Err(not_a_text_encoder(files, component));
         };
         let tokenizer = read_tokenizer(files, tokenizer)?;
-        let (ids, rows) = (tokenizer.vocabulary_size(), config.vocab_size);
-        if ids > rows {
-            let what = format!(
-                "its tokenizer makes {ids} ids and the text encoder has {rows} embeddings: they are of different models"
-            );
-            return Err(ModelError::Mismatch { component: component.to_string(), what });
-        }
+        let tokenizer = fitting(tokenizer, config.vocab_size)
+            .map_err(|what| ModelError::Mismatch { component: component.to_string(), what })?;
         let outputs = Outputs { pooled: unet.takes_sizes() && index == last, ..unet.text_outputs() };
         pooled = Some(config.pooled_channels());
         let weights = weights(files, component)?;
@@ -322,6 +330,21 @@ fn text_encoders(
         });
     }
     Ok((encoders, pooled))
+}
+
+/// A tokenizer for a text encoder with a number of embeddings. Added tokens may go beyond them: a prompt that
+/// uses one is refused.
+///
+/// # Errors
+/// If the vocabulary itself, or a token of every prompt, goes beyond the embeddings.
+fn fitting(tokenizer: Tokenizer, embeddings: usize) -> Result<Tokenizer, String> {
+    let ids = tokenizer.base_size();
+    tokenizer.with_embeddings(embeddings).ok_or_else(|| {
+        format!(
+            "its tokenizer makes {ids} ids and the text encoder has {embeddings} embeddings: they are of different \
+             models"
+        )
+    })
 }
 
 /// The tokenizer of a component's files.

@@ -11,13 +11,16 @@ use serde_json::{Map, Value};
 
 use super::error::SchedulerError;
 use super::field::{Field, Kind, integer, is_off, number};
+use super::names::{NamedScheduler, names_where, scheduler_of_name};
 use super::words::{Prediction, SigmaSchedule, TimestepSpacing, Word};
 use super::{SCHEDULERS, SchedulerEntry};
 
 /// Fields of diffusers' other scheduler classes and of early versions. The classes here ignore them, as
 /// diffusers does.
-const FOREIGN_FIELDS: &[&str] =
-    &["noise_sampler_seed", "rho", "sigma_data", "sigma_schedule", "tensor_format", "timestep_values"];
+const FOREIGN_FIELDS: &[&str] = &["tensor_format", "timestep_values"];
+
+/// The field of early versions that `prediction_type` replaced: true for the noise, false for the sample.
+const PREDICT_EPSILON: &str = "predict_epsilon";
 
 /// A validated scheduler configuration: a class and the values of its fields.
 ///
@@ -26,12 +29,13 @@ const FOREIGN_FIELDS: &[&str] =
 pub struct SchedulerConfig {
     entry: &'static SchedulerEntry,
     values: Map<String, Value>,
+    notes: Vec<String>,
 }
 
 impl SchedulerConfig {
     /// The defaults of a class, with the entry's presets.
     pub fn new(entry: &'static SchedulerEntry) -> SchedulerConfig {
-        let mut config = SchedulerConfig { entry, values: Map::new() };
+        let mut config = SchedulerConfig { entry, values: Map::new(), notes: Vec::new() };
         config.apply_presets();
         config
     }
@@ -45,40 +49,56 @@ impl SchedulerConfig {
         let values = json.as_object().ok_or(SchedulerError::NotAnObject)?;
         let class = values.get("_class_name").and_then(Value::as_str).ok_or(SchedulerError::NoClass)?;
         let entry = SCHEDULERS.iter().find(|entry| entry.class == class).ok_or_else(|| {
-            SchedulerError::UnknownScheduler { name: class.to_owned(), known: known(|entry| entry.class) }
+            SchedulerError::UnknownClass { class: class.to_owned(), known: names_where(|_| true) }
         })?;
-        let config = SchedulerConfig { entry, values: values.clone() };
+        let config = SchedulerConfig { entry, values: modern(values, entry.class)?, notes: Vec::new() };
         config.validate()?;
         Ok(config)
+    }
+
+    /// The configuration of a parsed `scheduler_config.json` of any class for the scheduler of a name, as
+    /// [`with_scheduler`](Self::with_scheduler). What the file's own class would refuse does not matter.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`with_scheduler`](Self::with_scheduler).
+    pub fn from_json_with(json: &Value, name: &str) -> Result<SchedulerConfig, SchedulerError> {
+        let values = json.as_object().ok_or(SchedulerError::NotAnObject)?;
+        SchedulerConfig::switched(values, scheduler_of_name(name)?)
     }
 
     /// The same configuration for another scheduler, like diffusers' `from_config`. Fields that both classes
     /// have carry over; the others take the new class's defaults.
     ///
-    /// `name` is a name or alias of [`SCHEDULERS`], or a diffusers class name, and may end in `-karras`,
-    /// `-exponential`, `-beta` or `-lu` to choose the sigma schedule too.
+    /// [`scheduler_of_name`] finds the scheduler, and the sigma schedule or spacing that the name asks for.
     ///
     /// # Errors
     ///
     /// An unknown name, a sigma schedule that the class does not have, or a value that the new class refuses.
     pub fn with_scheduler(&self, name: &str) -> Result<SchedulerConfig, SchedulerError> {
-        let unknown =
-            || SchedulerError::UnknownScheduler { name: name.to_owned(), known: known(|entry| entry.name) };
-        let (entry, sigmas) = match find(name) {
-            Some(entry) => (entry, None),
-            None => {
-                let (base, suffix) = name.rsplit_once('-').ok_or_else(unknown)?;
-                let sigmas = SigmaSchedule::parse(suffix).ok_or_else(unknown)?;
-                (find(base).ok_or_else(unknown)?, Some(sigmas))
-            }
-        };
-        let mut config = SchedulerConfig { entry, values: self.values.clone() };
+        SchedulerConfig::switched(&self.values, scheduler_of_name(name)?)
+    }
+
+    fn switched(
+        values: &Map<String, Value>,
+        named: NamedScheduler,
+    ) -> Result<SchedulerConfig, SchedulerError> {
+        let entry = named.entry;
+        let mut config = SchedulerConfig { entry, values: modern(values, entry.class)?, notes: Vec::new() };
         config.apply_presets();
-        if let Some(sigmas) = sigmas {
-            config.set_sigmas(sigmas)?;
-        }
+        named.apply_variant(&mut config)?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// What was assumed beyond the model's files, as sentences for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Adds a note.
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
 
     /// The configuration's row of the scheduler table.
@@ -190,6 +210,16 @@ impl SchedulerConfig {
         self.has(name) && self.bool(name)
     }
 
+    /// True if the class has this field and reads it.
+    pub(crate) fn reads(&self, name: &str) -> bool {
+        self.declared(name).is_some_and(|field| !matches!(field.kind, Kind::Inert))
+    }
+
+    /// True if the class has timestep spacings and takes this one.
+    pub(crate) fn spacing_is(&self, spacing: TimestepSpacing) -> bool {
+        self.reads("timestep_spacing") && self.timestep_spacing() == Ok(spacing)
+    }
+
     /// True if the class has this field.
     pub(super) fn has(&self, name: &str) -> bool {
         self.declared(name).is_some()
@@ -291,14 +321,18 @@ impl SchedulerConfig {
         self.values.get(name)
     }
 
+    /// Checks the values of the class's fields. Unknown fields are refused in a file of the class itself; in
+    /// another class's they are that one's.
     pub(super) fn validate(&self) -> Result<(), SchedulerError> {
         let class = self.entry.class;
+        let is_own = self.values.get("_class_name").and_then(Value::as_str).is_none_or(|own| own == class);
         for (name, value) in self.values.iter().filter(|(name, _)| !name.starts_with('_')) {
             if let Some(field) = self.declared(name) {
                 field.check(value, class)?;
-            } else if !(is_off(value)
-                || FOREIGN_FIELDS.contains(&name.as_str())
-                || SCHEDULERS.iter().flat_map(SchedulerEntry::fields).any(|field| field.name == name))
+            } else if is_own
+                && !(is_off(value)
+                    || FOREIGN_FIELDS.contains(&name.as_str())
+                    || SCHEDULERS.iter().flat_map(SchedulerEntry::fields).any(|field| field.name == name))
             {
                 let (field, value) = (name.clone(), value.to_string());
                 return Err(SchedulerError::UnknownField { field, value, class });
@@ -308,12 +342,19 @@ impl SchedulerConfig {
     }
 }
 
-fn find(name: &str) -> Option<&'static SchedulerEntry> {
-    SCHEDULERS.iter().find(|entry| entry.name == name || entry.class == name || entry.aliases.contains(&name))
-}
-
-fn known(name: impl Fn(&SchedulerEntry) -> &'static str) -> String {
-    let mut names: Vec<&str> = SCHEDULERS.iter().map(name).collect();
-    names.dedup();
-    names.join(", ")
+/// The values with the fields of early versions replaced.
+fn modern(values: &Map<String, Value>, class: &'static str) -> Result<Map<String, Value>, SchedulerError> {
+    let mut values = values.clone();
+    let Some(old) = values.remove(PREDICT_EPSILON) else { return Ok(values) };
+    let prediction = match old {
+        Value::Null => return Ok(values),
+        Value::Bool(true) => Prediction::Epsilon,
+        Value::Bool(false) => Prediction::Original,
+        _ => {
+            let (value, reason) = (old.to_string(), "is not true or false".to_owned());
+            return Err(SchedulerError::BadValue { field: PREDICT_EPSILON, value, class, reason });
+        }
+    };
+    values.entry("prediction_type").or_insert_with(|| prediction.word().into());
+    Ok(values)
 }

@@ -8,7 +8,7 @@ use super::noise_schedule::NoiseSchedule;
 use super::prediction::{Limit, Mix};
 use super::spacing::{self, Range};
 use super::words::Prediction;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -17,6 +17,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "DDIMScheduler",
     about: "DDIM: deterministic, first order",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::BETAS,
@@ -29,6 +30,15 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
         &ETA,
     ],
     build: |config, steps| Ok(Box::new(Ddim::new(config, steps)?)),
+};
+
+/// The class whose pipelines evaluate many timesteps at once; its step is DDIM's.
+pub(super) const PARALLEL_ENTRY: SchedulerEntry = SchedulerEntry {
+    name: "ddim-parallel",
+    label: "DDIM parallel",
+    class: "DDIMParallelScheduler",
+    about: "DDIM under the name of its parallel class in diffusers",
+    ..ENTRY
 };
 
 /// diffusers takes `eta` with each step instead of in the file; 0 is deterministic, 1 is DDPM.

@@ -10,7 +10,7 @@ use super::noise_schedule::NoiseSchedule;
 use super::prediction::{Limit, Mix};
 use super::words::Prediction;
 use super::words::{Word, words};
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -19,6 +19,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "DDPMScheduler",
     about: "DDPM: the original ancestral sampler, needs many steps",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::betas(
@@ -37,6 +38,15 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
         &field::RESCALE_BETAS,
     ],
     build: |config, steps| Ok(Box::new(Ddpm::new(config, steps)?)),
+};
+
+/// The class whose pipelines evaluate many timesteps at once; its step is DDPM's.
+pub(super) const PARALLEL_ENTRY: SchedulerEntry = SchedulerEntry {
+    name: "ddpm-parallel",
+    label: "DDPM parallel",
+    class: "DDPMParallelScheduler",
+    about: "DDPM under the name of its parallel class in diffusers",
+    ..ENTRY
 };
 
 words! {

@@ -7,17 +7,18 @@ use super::field::{self, flag};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::Mix;
-use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::sigmas::{End, SigmaGrid, SolverRules, solver_grid};
 use super::words::{BetaSchedule, SigmaSchedule};
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "dpmpp-2m",
     label: "DPM++ 2M",
-    aliases: &["dpmpp"],
+    aliases: &["dpmpp", "dpmsolver++"],
     class: "DPMSolverMultistepScheduler",
     about: "DPM++ 2M: deterministic, second order; good at 20 steps",
+    training: Training::Diffusion,
     presets: &[("algorithm_type", "dpmsolver++")],
     fields: &[
         &field::BETAS,
@@ -37,6 +38,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 pub(super) const SDE_ENTRY: SchedulerEntry = dpm_solver::sde(
     &ENTRY,
     ["dpmpp-2m-sde", "DPM++ 2M SDE"],
+    &["dpmpp-2m-sde-gpu"],
     "DPM++ 2M SDE: second order with fresh noise at every step",
 );
 
@@ -56,7 +58,7 @@ struct Multistep {
 impl Multistep {
     fn new(config: &SchedulerConfig, steps: usize) -> Result<Multistep, SchedulerError> {
         let schedule = NoiseSchedule::for_sigmas(config)?;
-        let rules = SolverRules { clips_log_snr: true, rounds: rounds(config)?, repeats_last: false };
+        let rules = SolverRules { clips_log_snr: true, rounds: rounds(config)?, end: End::of(config, false) };
         Ok(Multistep {
             grid: solver_grid(config, &schedule, rules, steps)?,
             solver: Solver::of(config)?,

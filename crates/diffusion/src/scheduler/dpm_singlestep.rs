@@ -10,9 +10,9 @@ use super::field::{self};
 use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::Mix;
-use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::sigmas::{End, SigmaGrid, SolverRules, solver_grid};
 use super::words::SigmaSchedule;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -21,6 +21,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "DPMSolverSinglestepScheduler",
     about: "DPM++ 2S: deterministic, second order, single steps",
+    training: Training::Diffusion,
     presets: &[("algorithm_type", "dpmsolver++")],
     fields: &[
         &field::BETAS,
@@ -34,8 +35,12 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     build: |config, steps| Ok(Box::new(Singlestep::new(config, steps)?)),
 };
 
-pub(super) const SDE_ENTRY: SchedulerEntry =
-    dpm_solver::sde(&ENTRY, ["dpmpp-2s-sde", "DPM++ SDE"], "DPM++ 2S SDE: single steps with fresh noise");
+pub(super) const SDE_ENTRY: SchedulerEntry = dpm_solver::sde(
+    &ENTRY,
+    ["dpmpp-2s-sde", "DPM++ 2S SDE"],
+    &[],
+    "DPM++ 2S SDE: single steps with fresh noise",
+);
 
 struct Singlestep {
     grid: SigmaGrid,
@@ -55,7 +60,7 @@ impl Singlestep {
         let ends_at_zero = !config.ends_at_sigma_min();
         // diffusers' class rounds the timesteps of this sigma schedule alone.
         let rounds = config.sigmas()? == SigmaSchedule::Karras;
-        let rules = SolverRules { clips_log_snr: true, rounds, repeats_last: false };
+        let rules = SolverRules { clips_log_snr: true, rounds, end: End::of(config, false) };
         Ok(Singlestep {
             grid: solver_grid(config, &schedule, rules, steps)?,
             orders: orders(steps, solver.order, config.bool("lower_order_final"), ends_at_zero),

@@ -71,7 +71,7 @@ pub(super) struct Solver {
     pub heun: bool,
     pub order: usize,
     prediction: Prediction,
-    limit: Limit,
+    pub limit: Limit,
 }
 
 impl Solver {
@@ -116,7 +116,11 @@ impl Solver {
 
     /// The weights of a step from the level of `base` to that of `target`, of order 1, 2 or 3.
     pub(super) fn weights(&self, base: f32, target: f32, order: usize) -> Weights {
-        let (base, target) = (Mix::of_level(base), Mix::of_level(target));
+        self.weights_between(Mix::of_level(base), Mix::of_level(target), order)
+    }
+
+    /// The weights of a step from one mix of signal and noise to another.
+    pub(super) fn weights_between(&self, base: Mix, target: Mix, order: usize) -> Weights {
         let h = target.lambda() - base.lambda();
         let midpoint = order == 2 && !self.heun;
         match self.algorithm {
@@ -217,18 +221,20 @@ pub(super) fn difference(scale: f32, a: &[f32], b: &[f32]) -> Vec<f32> {
     zip_map(a, b, |a, b| scale * (a - b))
 }
 
-/// A table row for a class with its SDE solver: name, label and help line.
+/// A table row for a class with its SDE solver: name, label, aliases and help line.
 pub(super) const fn sde(
     base: &SchedulerEntry,
     [name, label]: [&'static str; 2],
+    aliases: &'static [&'static str],
     about: &'static str,
 ) -> SchedulerEntry {
     SchedulerEntry {
         name,
         label,
-        aliases: &[],
+        aliases,
         class: base.class,
         about,
+        training: base.training,
         presets: &[("algorithm_type", "sde-dpmsolver++")],
         fields: base.fields,
         build: base.build,

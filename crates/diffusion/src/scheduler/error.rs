@@ -9,13 +9,40 @@ pub enum SchedulerError {
     /// The configuration has no `_class_name`.
     #[error("the scheduler configuration has no `_class_name`")]
     NoClass,
-    /// The class or command-line name is not in the table.
-    #[error("unknown scheduler `{name}`; the known ones are {known}")]
+    /// The requested name is not in the table.
+    #[error("unknown scheduler `{name}`{}; the known ones are {known}", suggestion(*nearest))]
     UnknownScheduler {
         /// The requested name.
         name: String,
-        /// The known names of that kind, separated by commas.
+        /// The known name that is written most like it.
+        nearest: Option<&'static str>,
+        /// The known names, separated by commas.
         known: String,
+    },
+    /// The class in a model's files is not in the table.
+    #[error(
+        "the model's scheduler {class} is not among those that mixbit has; draw with another (--scheduler): {known}"
+    )]
+    UnknownClass {
+        /// The class.
+        class: String,
+        /// The known names, separated by commas.
+        known: String,
+    },
+    /// A scheduler for models that are trained in another way.
+    #[error(
+        "the model is trained with {training} (its scheduler is {class}), which `{name}` does not follow; take one of \
+         {fitting}"
+    )]
+    OtherTraining {
+        /// The model's own class.
+        class: &'static str,
+        /// Its training.
+        training: &'static str,
+        /// The requested scheduler.
+        name: &'static str,
+        /// The names that fit, separated by commas.
+        fitting: String,
     },
     /// A field that belongs to no known class.
     #[error("the scheduler field `{field}` = {value} is not known for {class}")]
@@ -57,4 +84,8 @@ pub enum SchedulerError {
         /// The reason.
         reason: String,
     },
+}
+
+fn suggestion(nearest: Option<&str>) -> String {
+    nearest.map(|name| format!(", nearest to `{name}`")).unwrap_or_default()
 }

@@ -10,7 +10,7 @@ use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
 use super::words::Prediction;
 use super::words::TimestepSpacing;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -19,6 +19,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "EulerDiscreteScheduler",
     about: "Euler: deterministic, first order; XL's default",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::BETAS,

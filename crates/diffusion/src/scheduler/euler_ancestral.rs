@@ -10,7 +10,7 @@ use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
 use super::words::Prediction;
 use super::words::TimestepSpacing;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -19,6 +19,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &["euler-a"],
     class: "EulerAncestralDiscreteScheduler",
     about: "Euler with fresh noise at every step",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::BETAS,

@@ -11,7 +11,7 @@ use super::prediction::{Limit, original_at_level};
 use super::sigmas::{self, SigmaGrid, continuous_grid};
 use super::words::Prediction;
 use super::words::TimestepSpacing;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -20,6 +20,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "HeunDiscreteScheduler",
     about: "Heun: deterministic, second order, two evaluations a step",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::betas(0.00085, 0.012, "linear", &["linear", "scaled_linear", "squaredcos_cap_v2", "exp"]),

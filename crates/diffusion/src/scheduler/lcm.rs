@@ -11,7 +11,7 @@ use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::{Limit, Mix};
 use super::words::Prediction;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -20,6 +20,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "LCMScheduler",
     about: "LCM: a few steps, for latent consistency models",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::betas(0.00085, 0.012, "scaled_linear", field::BETA_SCHEDULES),
@@ -48,23 +49,10 @@ struct Lcm {
 impl Lcm {
     fn new(config: &SchedulerConfig, steps: usize) -> Result<Lcm, SchedulerError> {
         let schedule = NoiseSchedule::of(config)?;
-        let distilled = config.integer("original_inference_steps");
-        if distilled > schedule.len() {
-            let reason = format!("is more than the {} timesteps of training", schedule.len());
-            return Err(config.bad_value("original_inference_steps", reason));
-        }
-        if steps > distilled {
-            return Err(config.bad_steps(steps, format!("`original_inference_steps` is {distilled}")));
-        }
-        let ratio = schedule.len() / distilled;
-        let spread = distilled as f64 / steps as f64;
-        let timestep = |index: usize| {
-            let skipped = (index as f64 * spread).floor() as usize;
-            ((distilled - skipped) * ratio - 1) as f64
-        };
+        let timesteps = distilled_timesteps(config, steps)?;
         Ok(Lcm {
             schedule,
-            timesteps: (0..steps).map(timestep).collect(),
+            timesteps,
             timestep_scaling: config.number("timestep_scaling") as f32,
             prediction: config.prediction()?,
             limit: Limit::of(config)?,
@@ -102,4 +90,30 @@ impl Scheduler for Lcm {
     fn add_noise(&self, original: &[f32], noise: &[f32], index: usize) -> Vec<f32> {
         self.schedule.add_noise(original, noise, self.timesteps[index] as usize)
     }
+}
+
+/// The timesteps of `steps` steps among those of distillation, which both LCM and TCD take.
+///
+/// # Errors
+///
+/// If distillation had fewer steps, or more than training.
+pub(super) fn distilled_timesteps(
+    config: &SchedulerConfig,
+    steps: usize,
+) -> Result<Vec<f64>, SchedulerError> {
+    let (train, distilled) = (config.training_steps(), config.integer("original_inference_steps"));
+    if distilled > train {
+        let reason = format!("is more than the {train} timesteps of training");
+        return Err(config.bad_value("original_inference_steps", reason));
+    }
+    if steps > distilled {
+        return Err(config.bad_steps(steps, format!("`original_inference_steps` is {distilled}")));
+    }
+    let ratio = train / distilled;
+    let spread = distilled as f64 / steps as f64;
+    let timestep = |index: usize| {
+        let skipped = (index as f64 * spread).floor() as usize;
+        ((distilled - skipped) * ratio - 1) as f64
+    };
+    Ok((0..steps).map(timestep).collect())
 }

@@ -10,7 +10,7 @@ use super::prediction::original_at_level;
 use super::sigmas::{self, SigmaGrid, continuous_grid};
 use super::words::Prediction;
 use super::words::TimestepSpacing;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -19,6 +19,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &[],
     class: "LMSDiscreteScheduler",
     about: "LMS: deterministic, linear multistep of order 4",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[&field::BETAS, &field::SIGMAS, &field::PREDICTION, &field::spacing("linspace")],
     build: |config, steps| Ok(Box::new(Lms::new(config, steps)?)),

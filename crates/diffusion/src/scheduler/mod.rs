@@ -28,34 +28,44 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Limits: flow matching, learned variances and custom lists of timesteps or sigmas are refused by name. So
-//! are the few combinations of fields for which diffusers ends at NaN.
+//! Limits: learned variances, custom lists of timesteps or sigmas, and flow matching other than Euler's are
+//! refused by name. So are the few combinations of fields for which diffusers ends at NaN.
 //!
-//! Three differences from diffusers are intentional. Trailing spacing gives exactly the requested number of
+//! Four differences from diffusers are intentional. Trailing spacing gives exactly the requested number of
 //! timesteps; for 62 of the counts up to 1000, a rounding in diffusers adds one at -1. UniPC's `bh1` ends
 //! finite; diffusers ends at NaN. A run starts at its first timestep even if the second is equal; diffusers
-//! without a begin index skips one.
+//! without a begin index skips one. DPM++ SDE draws its Brownian path from the run's noise, not from a
+//! generator of its own.
 
 mod beta_quantile;
 mod config;
 mod ddim;
 mod ddpm;
+mod deis;
+mod dpm2;
 mod dpm_multistep;
 mod dpm_singlestep;
 mod dpm_solver;
+mod dpmpp_sde;
+mod edm;
 mod error;
 mod euler;
 mod euler_ancestral;
 mod field;
 mod float;
+mod flow_euler;
 mod heun;
+mod ipndm;
 mod lcm;
 mod lms;
+mod names;
 mod noise_schedule;
 mod pndm;
 mod prediction;
+mod sa_solver;
 mod sigmas;
 mod spacing;
+mod tcd;
 mod unipc;
 mod words;
 
@@ -65,6 +75,8 @@ mod tests;
 pub use config::SchedulerConfig;
 pub use error::SchedulerError;
 pub use field::{Field, Kind};
+pub(crate) use names::names_where;
+pub use names::{NamedScheduler, SchedulerVariant, VARIANTS, scheduler_of_name};
 pub use words::{SigmaSchedule, TimestepSpacing};
 
 use crate::random::{NoiseSource, TorchSource};
@@ -73,7 +85,7 @@ use crate::random::{NoiseSource, TorchSource};
 pub trait Scheduler: Send {
     /// The timesteps of the model evaluations, in order; fractional for some schedulers.
     ///
-    /// The count may exceed the number of steps: Heun evaluates most timesteps twice, PNDM some.
+    /// The count may exceed the number of steps: methods of order 2 evaluate most steps twice, PNDM some.
     fn timesteps(&self) -> &[f64];
 
     /// The factor that turns unit Gaussian noise into the first sample.
@@ -105,7 +117,7 @@ pub trait Scheduler: Send {
     /// If `index` is not less than the number of timesteps.
     fn add_noise(&self, original: &[f32], noise: &[f32], index: usize) -> Vec<f32>;
 
-    /// Model evaluations per step: 2 for Heun, 1 for the others.
+    /// Model evaluations per step: 2 for Heun, DPM2 and DPM++ SDE, 1 for the others.
     fn order(&self) -> usize {
         1
     }
@@ -133,6 +145,31 @@ pub struct StepOutput {
     pub original: Vec<f32>,
 }
 
+/// The relation of noise and sample that a model is trained with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Training {
+    /// `alpha x0 + sigma noise` with `alpha^2 + sigma^2 = 1`, on discrete timesteps: Stable Diffusion.
+    Diffusion,
+    /// Noise levels and preconditioning of Karras et al. (arXiv 2206.00364): Playground 2.5.
+    Edm,
+    /// Straight lines from noise to sample: flow matching (arXiv 2210.02747).
+    Flow,
+    /// A continuous angle from noise to sample: Dance Diffusion.
+    Angle,
+}
+
+impl Training {
+    /// The name, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Training::Diffusion => "discrete timesteps",
+            Training::Edm => "EDM preconditioning",
+            Training::Flow => "flow matching",
+            Training::Angle => "continuous angles",
+        }
+    }
+}
+
 /// Builds a scheduler run from a configuration and a number of steps.
 type Build = fn(&SchedulerConfig, usize) -> Result<Box<dyn Scheduler>, SchedulerError>;
 
@@ -152,6 +189,8 @@ pub struct SchedulerEntry {
     pub class: &'static str,
     /// One line of help.
     pub about: &'static str,
+    /// The training that it fits.
+    pub training: Training,
     /// Preset fields, for names that share a class.
     presets: &'static [(&'static str, &'static str)],
     fields: &'static [&'static [Field]],
@@ -168,18 +207,30 @@ impl SchedulerEntry {
 /// Every scheduler. If rows share a class, a file's `_class_name` selects the first.
 pub static SCHEDULERS: &[SchedulerEntry] = &[
     ddim::ENTRY,
+    ddim::PARALLEL_ENTRY,
     ddpm::ENTRY,
+    ddpm::PARALLEL_ENTRY,
     pndm::ENTRY,
     lms::ENTRY,
     euler::ENTRY,
     euler_ancestral::ENTRY,
     heun::ENTRY,
+    dpm2::ENTRY,
+    dpm2::ANCESTRAL_ENTRY,
     dpm_multistep::ENTRY,
     dpm_multistep::SDE_ENTRY,
     dpm_singlestep::ENTRY,
     dpm_singlestep::SDE_ENTRY,
+    dpmpp_sde::ENTRY,
     unipc::ENTRY,
+    deis::ENTRY,
+    sa_solver::ENTRY,
     lcm::ENTRY,
+    tcd::ENTRY,
+    flow_euler::ENTRY,
+    edm::EULER_ENTRY,
+    edm::MULTISTEP_ENTRY,
+    ipndm::ENTRY,
 ];
 
 impl SchedulerConfig {

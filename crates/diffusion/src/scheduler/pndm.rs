@@ -13,7 +13,7 @@ use super::float::zip_map;
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::Mix;
 use super::words::Prediction;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
@@ -22,6 +22,7 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     aliases: &["plms"],
     class: "PNDMScheduler",
     about: "PNDM (PLMS): deterministic, linear multistep of order 4",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::BETAS,

@@ -86,9 +86,30 @@ pub(super) struct SolverRules {
     pub clips_log_snr: bool,
     /// Rounds the timesteps of a sigma schedule instead of truncating them.
     pub rounds: bool,
-    /// Ends a `sigma_min` run of a sigma schedule with its own last sigma again, instead of the first
-    /// training sigma.
-    pub repeats_last: bool,
+    /// The last noise level.
+    pub end: End,
+}
+
+/// The last noise level of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// No noise.
+    Zero,
+    /// The smallest level of training.
+    SmallestTrained,
+    /// A sigma schedule's own last level again, else the smallest of training.
+    Repeated,
+}
+
+impl End {
+    /// The end that `final_sigmas_type` chooses. `repeats` is the class's meaning of `sigma_min`.
+    pub(super) fn of(config: &SchedulerConfig, repeats: bool) -> End {
+        match (config.ends_at_sigma_min(), repeats) {
+            (false, _) => End::Zero,
+            (true, false) => End::SmallestTrained,
+            (true, true) => End::Repeated,
+        }
+    }
 }
 
 /// The sigma grid of the DPM-Solver family. Timesteps are integers; a sigma schedule spans all training
@@ -130,12 +151,10 @@ pub(super) fn solver_grid(
         let reason = format!("steps {repeated} and {} have the same noise level", repeated + 1);
         return Err(config.bad_steps(steps, reason));
     }
-    let last = match config.ends_at_sigma_min() {
-        false => 0.0,
-        true if rules.repeats_last && sigma_schedule != SigmaSchedule::Trained => {
-            sigmas[sigmas.len() - 1] as f32
-        }
-        true => trained.sigmas[0],
+    let last = match rules.end {
+        End::Zero => 0.0,
+        End::Repeated if sigma_schedule != SigmaSchedule::Trained => sigmas[sigmas.len() - 1] as f32,
+        End::Repeated | End::SmallestTrained => trained.sigmas[0],
     };
     let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect();
     Ok(SigmaGrid { timesteps, sigmas })
@@ -173,13 +192,18 @@ fn levels(
     count: usize,
     trained: &TrainedSigmas,
 ) -> Option<Vec<f64>> {
+    if schedule == SigmaSchedule::Lu {
+        let (min, max) = (f64::from(trained.logs[0]), f64::from(trained.logs[trained.logs.len() - 1]));
+        return Some(numpy_linspace(0.0, 1.0, count).iter().map(|r| (max + r * (min - max)).exp()).collect());
+    }
+    levels_between(schedule, min, max, count)
+}
+
+/// `count` noise levels from `max` down to `min`; `None` for schedules that depend on training.
+pub(super) fn levels_between(schedule: SigmaSchedule, min: f64, max: f64, count: usize) -> Option<Vec<f64>> {
     let ramp = numpy_linspace(0.0, 1.0, count);
     match schedule {
-        SigmaSchedule::Trained => None,
-        SigmaSchedule::Lu => {
-            let (min, max) = (f64::from(trained.logs[0]), f64::from(trained.logs[trained.logs.len() - 1]));
-            Some(ramp.iter().map(|r| (max + r * (min - max)).exp()).collect())
-        }
+        SigmaSchedule::Trained | SigmaSchedule::Lu => None,
         SigmaSchedule::Karras => {
             const RHO: f64 = 7.0;
             let (min, max) = (min.powf(1.0 / RHO), max.powf(1.0 / RHO));
@@ -195,14 +219,15 @@ fn levels(
 }
 
 /// The training noise levels, for interpolation.
-struct TrainedSigmas {
+pub(super) struct TrainedSigmas {
     /// Ascending, by timestep.
     sigmas: Vec<f32>,
     logs: Vec<f32>,
 }
 
 impl TrainedSigmas {
-    fn new(schedule: &NoiseSchedule) -> TrainedSigmas {
+    /// The levels of a schedule.
+    pub(super) fn new(schedule: &NoiseSchedule) -> TrainedSigmas {
         let sigmas = schedule.sigmas();
         let logs = sigmas.iter().map(|&sigma| numpy_ln(sigma)).collect();
         TrainedSigmas { sigmas, logs }
@@ -229,7 +254,7 @@ impl TrainedSigmas {
     }
 
     /// The timestep of a level, interpolated in its logarithm and held at the ends.
-    fn timestep(&self, sigma: f64) -> f64 {
+    pub(super) fn timestep(&self, sigma: f64) -> f64 {
         let log = sigma.max(1e-10).ln();
         let below = self.logs.partition_point(|&other| f64::from(other) <= log);
         let low = below.saturating_sub(1).min(self.logs.len().saturating_sub(2));

@@ -148,10 +148,12 @@ fn refusals_name_the_field_and_the_value() {
 
 #[test]
 fn unknown_classes_and_names_list_the_known_ones() {
-    let message = refusal(json!({"_class_name": "FlowMatchEulerDiscreteScheduler"}));
+    let message = refusal(json!({"_class_name": "SCMScheduler"}));
     assert!(
-        message
-            .starts_with("unknown scheduler `FlowMatchEulerDiscreteScheduler`; the known ones are DDIMSch")
+        message.starts_with("the model's scheduler SCMScheduler is not among those that mixbit has")
+            && message.contains("--scheduler")
+            && message.contains("euler, "),
+        "{message}"
     );
     let config = SchedulerConfig::new(&SCHEDULERS[0]);
     for name in ["warp", "euler-warp", "warp-karras", "-karras"] {
@@ -169,6 +171,41 @@ fn fields_of_other_classes_and_switched_off_ones_are_ignored() {
         "sample_max_value": 1.0, "sigma_data": 0.5, "an_option_of_tomorrow": false, "another": null,
     });
     assert!(SchedulerConfig::from_json(&file).is_ok());
+}
+
+#[test]
+fn predict_epsilon_is_the_prediction_type_of_early_versions() {
+    let prediction = |more: Value| {
+        let mut file = json!({"_class_name": "DDIMScheduler"});
+        file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let config = SchedulerConfig::from_json(&file);
+        config.map(|config| config.prediction_type().to_owned()).map_err(|error| error.to_string())
+    };
+    assert_eq!(prediction(json!({"predict_epsilon": true})), Ok("epsilon".to_owned()));
+    assert_eq!(prediction(json!({"predict_epsilon": false})), Ok("sample".to_owned()));
+    assert_eq!(prediction(json!({"predict_epsilon": null})), Ok("epsilon".to_owned()));
+    let both = json!({"predict_epsilon": true, "prediction_type": "v_prediction"});
+    assert_eq!(prediction(both), Ok("v_prediction".to_owned()));
+    assert!(
+        prediction(json!({"predict_epsilon": "yes"})).is_err_and(|error| error.contains("predict_epsilon"))
+    );
+}
+
+#[test]
+fn what_another_class_refuses_does_not_matter() {
+    for file in [
+        json!({"_class_name": "MagicScheduler", "wand": "long", "beta_start": 0.00085}),
+        json!({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": true}),
+        json!({"_class_name": "DDPMScheduler", "variance_type": "learned"}),
+        json!({"beta_start": 0.00085}),
+    ] {
+        assert!(SchedulerConfig::from_json(&file).is_err(), "{file}");
+        let config = SchedulerConfig::from_json_with(&file, "Euler a").expect("the override counts");
+        assert_eq!(config.entry().name, "euler-ancestral");
+    }
+    let own = json!({"_class_name": "EulerDiscreteScheduler", "wand": "long"});
+    let error = SchedulerConfig::from_json_with(&own, "euler").expect_err("its own field").to_string();
+    assert!(error.contains("wand"), "{error}");
 }
 
 #[test]

@@ -10,18 +10,19 @@ use super::field::{self, Field, Kind, field, flag, solver_order};
 use super::float::{exp_m1, zip_map};
 use super::noise_schedule::NoiseSchedule;
 use super::prediction::{Limit, Mix};
-use super::sigmas::{SigmaGrid, SolverRules, solver_grid};
+use super::sigmas::{End, SigmaGrid, SolverRules, solver_grid};
 use super::words::Prediction;
 use super::words::SigmaSchedule;
-use super::{Scheduler, SchedulerEntry, StepInput, StepOutput};
+use super::{Scheduler, SchedulerEntry, StepInput, StepOutput, Training};
 use crate::random::NoiseSource;
 
 pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
     name: "unipc",
     label: "UniPC",
-    aliases: &[],
+    aliases: &["uni-pc-bh2"],
     class: "UniPCMultistepScheduler",
     about: "UniPC: deterministic predictor-corrector; good at 10 steps",
+    training: Training::Diffusion,
     presets: &[],
     fields: &[
         &field::BETAS,
@@ -90,7 +91,7 @@ impl UniPc {
         }
         // diffusers' class rounds the timesteps of this sigma schedule only.
         let rounds = config.sigmas()? == SigmaSchedule::Karras;
-        let rules = SolverRules { clips_log_snr: false, rounds, repeats_last: true };
+        let rules = SolverRules { clips_log_snr: false, rounds, end: End::of(config, true) };
         let uncorrected = config.numbers("disable_corrector").unwrap_or_default();
         Ok(UniPc {
             grid: solver_grid(config, &schedule, rules, steps)?,

@@ -122,7 +122,7 @@ impl SigmaSchedule {
     ];
 
     /// The name on the command line.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             SigmaSchedule::Trained => "trained",
             SigmaSchedule::Karras => "karras",

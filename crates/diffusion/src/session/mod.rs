@@ -10,7 +10,7 @@
 //! use mixbit_diffusion::{model::DiffusionModel, random::random_source};
 //!
 //! let model = Arc::new(DiffusionModel::from_files(&*files())?);
-//! let request = Request::new(&model, Text::new("a red circle"));
+//! let request = Request::new(&model, Text::new("a red circle"))?;
 //! let mut session = Session::new(model, Placement::new(backend()));
 //! let mut noise = random_source("torch")?.seeded(93)?;
 //! let image = session.generate(&request, &mut *noise, &Cancel::default(), &mut |event| {

@@ -8,7 +8,7 @@ use super::text::{MicroConditioning, Text};
 use super::tiles::Tiling;
 use crate::arch::GraphOptions;
 use crate::model::DiffusionModel;
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{SchedulerConfig, SchedulerError};
 
 /// The largest width and height in pixels.
 pub const MAX_SIZE: usize = 8192;
@@ -72,7 +72,15 @@ pub struct Request {
 
 impl Request {
     /// A request with the model's own defaults.
-    pub fn new(model: &DiffusionModel, text: Text) -> Self {
+    ///
+    /// # Errors
+    /// If the model's own scheduler is not supported; [`with_scheduler`](Self::with_scheduler) takes another.
+    pub fn new(model: &DiffusionModel, text: Text) -> Result<Self, SchedulerError> {
+        Ok(Self::with_scheduler(model, text, model.scheduler.config()?))
+    }
+
+    /// A request with the model's own defaults and a scheduler.
+    pub fn with_scheduler(model: &DiffusionModel, text: Text, scheduler: SchedulerConfig) -> Self {
         Request {
             role: Role::default(),
             text,
@@ -80,7 +88,7 @@ impl Request {
             steps: model.defaults.steps,
             guidance_scale: model.defaults.guidance_scale,
             guidance_rescale: 0.0,
-            scheduler: model.scheduler.clone(),
+            scheduler,
             micro: MicroConditioning::default(),
             precision: Precision::default(),
             tiling: Tiling::default(),

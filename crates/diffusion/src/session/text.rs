@@ -5,12 +5,12 @@
 pub struct Text {
     /// The description of the image.
     pub prompt: String,
-    /// The second text encoder's prompt, if it differs.
+    /// The second text encoder's prompt, if it differs; an empty one does not, as in diffusers.
     pub prompt_2: Option<String>,
     /// The description of what the image is not to show. An absent one is not the same as an empty one: see
     /// [`zeros_for_absent_negative`](crate::model::DiffusionModel::zeros_for_absent_negative).
     pub negative_prompt: Option<String>,
-    /// The second text encoder's negative prompt, if it differs.
+    /// The second text encoder's negative prompt, if it differs; an empty one does not.
     pub negative_prompt_2: Option<String>,
 }
 
@@ -23,7 +23,7 @@ impl Text {
     /// The prompt for a text encoder's folder.
     pub(super) fn positive(&self, component: &str) -> &str {
         match (&self.prompt_2, component) {
-            (Some(prompt), SECOND) => prompt,
+            (Some(prompt), SECOND) if !prompt.is_empty() => prompt,
             _ => &self.prompt,
         }
     }
@@ -31,7 +31,7 @@ impl Text {
     /// The negative prompt for a text encoder's folder.
     pub(super) fn negative(&self, component: &str) -> &str {
         match (&self.negative_prompt_2, component) {
-            (Some(prompt), SECOND) => prompt,
+            (Some(prompt), SECOND) if !prompt.is_empty() => prompt,
             _ => self.negative_prompt.as_deref().unwrap_or_default(),
         }
     }

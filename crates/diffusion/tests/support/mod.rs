@@ -37,7 +37,12 @@ impl ModelFiles for Directory {
     }
 }
 
+/// The files of the model in a directory.
+pub(crate) fn open(path: &Path) -> Result<impl ModelFiles + use<>, Box<dyn std::error::Error>> {
+    Ok(Directory(Diffusers::open(path)?))
+}
+
 /// The model in a directory.
 pub(crate) fn model(path: &Path) -> Result<Arc<DiffusionModel>, Box<dyn std::error::Error>> {
-    Ok(Arc::new(DiffusionModel::from_files(&Directory(Diffusers::open(path)?))?))
+    Ok(Arc::new(DiffusionModel::from_files(&open(path)?)?))
 }

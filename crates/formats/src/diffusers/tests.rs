@@ -63,6 +63,19 @@ fn a_model_is_read_from_disk_and_from_memory() {
 }
 
 #[test]
+fn the_class_of_a_community_pipeline_is_the_second_of_two_names() {
+    let class = |index: &str| {
+        let file = (INDEX.to_string(), Bytes::new(index.as_bytes().to_vec()));
+        Diffusers::from_files("embedded", [file]).map(|model| model.class().to_string())
+    };
+    let community = r#"{"_class_name": ["lpw_stable_diffusion", "LongPromptWeightingPipeline"]}"#;
+    assert_eq!(class(community).unwrap(), "LongPromptWeightingPipeline");
+    for none in ["{}", r#"{"_class_name": []}"#, r#"{"_class_name": ["a", 1]}"#] {
+        assert!(class(none).unwrap_err().to_string().contains("_class_name"), "{none}");
+    }
+}
+
+#[test]
 fn files_are_chosen_as_diffusers_does() {
     struct Case {
         present: &'static [&'static str],

@@ -257,7 +257,7 @@ impl Arguments {
             let request = Request {
                 size: options.setting.size,
                 guidance_scale: options.setting.guidance_scale,
-                ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })
+                ..Request::new(&model, Text { negative_prompt, ..Text::new(point.prompt.as_str()) })?
             };
             let drawing = progress.phase("drawing");
             let pictures = report::pictures(model, backend, analysis, &request, point.seed, cancel, &drawing)

@@ -225,7 +225,7 @@ impl Arguments {
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt.as_str()) };
-            let mut request = Request { size, ..Request::new(&model, text) };
+            let mut request = Request { size, ..Request::new(&model, text)? };
             request.steps = self.steps.unwrap_or(request.steps);
             request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
             let progress = OneOf { progress: &progress, index, count: self.prompts.len() };

@@ -181,6 +181,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let prompts = arguments.prompts()?;
     let request_of = |prompt: &str| arguments.request(prompt, &*backend).request(&model, Start::Noise);
     let requests = prompts.iter().map(|prompt| request_of(prompt)).collect::<Result<Vec<_>, _>>()?;
+    for note in requests.first().into_iter().flat_map(|request| request.scheduler.notes()) {
+        progress.say(format_args!("note: {note}"));
+    }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let (first_seed, last_seed) = (*seeds.start(), *seeds.end());

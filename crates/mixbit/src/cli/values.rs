@@ -1,5 +1,6 @@
 //! Parsers of command-line values.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::bail;
@@ -7,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::random::RANDOM_SOURCES;
-use mixbit_diffusion::scheduler::{PREDICTION_TYPES, SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::scheduler::{PREDICTION_TYPES, SCHEDULERS, TimestepSpacing, scheduler_of_name};
 use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
@@ -36,22 +37,31 @@ pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
     parse_size(text).ok_or_else(|| "a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string())
 }
 
-/// Every scheduler by name, alone or with a sigma schedule; also diffusers' class names.
-pub(super) fn schedulers() -> PossibleValuesParser {
-    let mut values: Vec<PossibleValue> = Vec::new();
-    for entry in SCHEDULERS {
-        values.push(PossibleValue::new(entry.name).help(entry.about));
+/// A scheduler by any of its names, alone or with a sigma schedule.
+pub(super) fn schedulers() -> impl TypedValueParser<Value = String> {
+    SchedulerNames
+}
+
+/// The parser of [`schedulers`]: completions offer the command line's own names.
+#[derive(Clone)]
+struct SchedulerNames;
+
+impl TypedValueParser for SchedulerNames {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        let parse = |name: &str| scheduler_of_name(name).map(|_| name.to_string());
+        parse.parse_ref(command, argument, value)
     }
-    let hidden = |name: String| PossibleValue::new(name).hide(true);
-    let names = || SCHEDULERS.iter().flat_map(|entry| entry.aliases.iter().copied().chain([entry.name]));
-    values.extend(SCHEDULERS.iter().flat_map(|entry| entry.aliases).map(|alias| hidden(alias.to_string())));
-    for sigmas in SigmaSchedule::ALL.iter().filter(|sigmas| **sigmas != SigmaSchedule::Trained) {
-        values.extend(names().map(|name| hidden(format!("{name}-{}", sigmas.name()))));
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(SCHEDULERS.iter().map(|entry| PossibleValue::new(entry.name).help(entry.about))))
     }
-    let mut classes: Vec<&str> = SCHEDULERS.iter().map(|entry| entry.class).collect();
-    classes.dedup();
-    values.extend(classes.into_iter().map(|class| hidden(class.to_string())));
-    values.into()
 }
 
 /// The long help of the scheduler option: every scheduler with its help line.
@@ -61,8 +71,9 @@ pub(super) fn scheduler_help() -> String {
     for entry in SCHEDULERS {
         text += &format!("  {:width$}  {}\n", entry.name, entry.about);
     }
-    text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras. Names of diffusers' \
-            classes are understood too."
+    text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras; -trailing \
+            spaces timesteps from the last one down. The names of diffusers, AUTOMATIC1111 and ComfyUI are \
+            understood too, as in \"DPM++ 2M Karras\" or euler_ancestral."
 }
 
 /// Every prediction type.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use mixbit_diffusion::arch::{ArchError, Config, GraphOptions, io};
 use mixbit_diffusion::family::{Family, FamilyFiles, UnetTraits};
 use mixbit_diffusion::model::{
-    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, Network, TEXT_ENCODERS,
-    TextEncoder, TextStatesLayout, Unet, component_config, zeros_for_absent_negative,
+    Autoencoder, Defaults, DiffusionModel, LatentFormat, ModelError, ModelFiles, ModelScheduler, Network,
+    TEXT_ENCODERS, TextEncoder, TextStatesLayout, Unet, component_config, zeros_for_absent_negative,
 };
-use mixbit_diffusion::scheduler::SchedulerConfig;
+use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::tokenizer::{Tokenizer, TokenizerFiles};
 use mixbit_mil::{Function, TensorType};
 use serde_json::{Value, json};
@@ -23,6 +23,9 @@ const CONFIG: &str = "tokenizer_config.json";
 
 /// Steps of a network that takes the guidance scale as an input.
 const DISTILLED_STEPS: usize = 4;
+
+/// The scheduler of a distilled network.
+const DISTILLED_SCHEDULER: &str = "LCMScheduler";
 
 /// Image pixels along each side of a latent pixel, for every published model.
 const SCALE: usize = 8;
@@ -45,14 +48,12 @@ pub(super) fn model(bundle: &Bundle) -> Result<DiffusionModel, OpenError> {
     }
     // A distilled network, whose guidance is an input, is for few steps of one scheduler.
     let takes_guidance = input(unet, io::TIMESTEP_COND).is_ok();
-    let scheduler = scheduler(bundle, unet, &family)?;
-    let (scheduler, steps) = match takes_guidance {
-        true => {
-            let distilled = scheduler.with_scheduler("lcm");
-            (distilled.map_err(|source| bundle.unusable(source))?, DISTILLED_STEPS)
-        }
-        false => (scheduler, Defaults::STEPS),
-    };
+    let mut file = scheduler(bundle, unet, &family)?;
+    if takes_guidance {
+        file["_class_name"] = DISTILLED_SCHEDULER.into();
+    }
+    let scheduler = ModelScheduler::new(file);
+    let steps = if takes_guidance { DISTILLED_STEPS } else { Defaults::STEPS };
     Ok(DiffusionModel {
         text_encoders,
         unet: Unet { network: fixed("unet", unet, io::SAMPLE, 1), time_ids, takes_guidance },
@@ -86,7 +87,8 @@ pub(super) fn assumptions(bundle: &Bundle) -> Result<Vec<Assumption>, OpenError>
         return Ok(Vec::new());
     }
     let family = family(bundle)?;
-    let assumed = scheduler(bundle, unet, &family.files())?.prediction_type().to_string();
+    let scheduler = ModelScheduler::new(scheduler(bundle, unet, &family.files())?);
+    let assumed = scheduler.config().map_err(|source| bundle.unusable(source))?.prediction_type().to_string();
     Ok(vec![Assumption::PredictionType { assumed, family: family.name }])
 }
 
@@ -132,14 +134,17 @@ fn family(bundle: &Bundle) -> Result<&'static Family, OpenError> {
 }
 
 /// The scheduler that a UNet's package says, else its family's.
-fn scheduler(bundle: &Bundle, unet: &Packaged, family: &FamilyFiles) -> Result<SchedulerConfig, OpenError> {
+fn scheduler(bundle: &Bundle, unet: &Packaged, family: &FamilyFiles) -> Result<Value, OpenError> {
     let config = match unet.says(keys::SCHEDULER) {
         Some(_) => unet.parsed(keys::SCHEDULER),
         None => family.json("scheduler", "scheduler_config.json"),
     };
     config
         .map_err(ModelError::File)
-        .and_then(|config| Ok(SchedulerConfig::from_json(&config)?))
+        .and_then(|config| match config {
+            Value::Object(_) => Ok(config),
+            _ => Err(SchedulerError::NotAnObject.into()),
+        })
         .map_err(|source| bundle.unusable(source))
 }
 

@@ -7,8 +7,8 @@ use mixbit_diffusion::arch::{
     ArchError, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
 };
 use mixbit_diffusion::model::{
-    FileError, ModelError, ModelFiles, TEXT_ENCODERS, component_config, merged_tokenizer_config,
-    pooled_channels,
+    FileError, ModelError, ModelFiles, ModelScheduler, TEXT_ENCODERS, check_pipeline, component_config,
+    merged_tokenizer_config, pooled_channels,
 };
 use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
@@ -71,6 +71,7 @@ impl<'a> ConversionSource<'a> {
 /// # Errors
 /// [`PlanError`], if the model can't be used or lacks a part that is asked for.
 pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Result<Vec<Package>, PlanError> {
+    check_pipeline(source.model)?;
     let mut planner = Planner { options, source, packages: Vec::new() };
     let Config::Unet(unet) = component_config(source.model, "unet")? else {
         return Err(wrong_class(source.model, "unet"));
@@ -221,10 +222,10 @@ impl<'a> Planner<'a> {
             let weights = weights(files, "unet")?;
             let built = weights.clone();
             let graph: Graph = Arc::new(move |options| unet::build(&config, &*built, options));
-            let scheduler = files.json("scheduler", "scheduler_config.json").map_err(ModelError::File)?;
+            let scheduler = ModelScheduler::from_files(files)?;
             let more = vec![
                 (keys::APPLE_VERSION, APPLE_VERSION.to_string()),
-                (keys::SCHEDULER, scheduler.to_string()),
+                (keys::SCHEDULER, scheduler.file().to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
             let asked = self.unet_options(size);

@@ -24,6 +24,57 @@ fn small() -> GraphOptions {
     GraphOptions { height: 8, width: 8, tokens: 7, ..GraphOptions::default() }
 }
 
+/// `EMAModel.save_pretrained` of diffusers adds these to any network's configuration.
+#[test]
+fn fields_of_averaging_change_nothing() {
+    let averaging = json!({
+        "decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.1, "optimization_step": 37000, "power": 0.667,
+        "update_after_step": 5, "use_ema_warmup": true
+    });
+    let control = ("ControlNetModel", Part::Unet, unet_sd15());
+    for (class, _, base) in bases().into_iter().chain([control]) {
+        let mut config = base.clone();
+        config.as_object_mut().unwrap().extend(averaging.as_object().unwrap().clone());
+        let read = |config: &Value| format!("{:?}", lookup(class).unwrap().config(config));
+        let expected = read(&base);
+        assert!(expected.starts_with("Ok"), "{class}: {expected}");
+        assert_eq!(read(&config), expected, "{class}");
+    }
+}
+
+#[test]
+fn a_whole_clip_holds_the_text_encoder_in_text_config() {
+    for class in ["CLIPTextModel", "CLIPTextModelWithProjection"] {
+        let text = text_encoder("gelu", 999, 80);
+        let whole = json!({
+            "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 7, "text_config": text,
+            "logit_scale_init_value": 2.6592, "vision_config": { "hidden_size": 32 }
+        });
+        let read = |config: &Value| format!("{:?}", lookup(class).unwrap().config(config));
+        let expected = read(&text);
+        assert!(expected.starts_with("Ok"), "{class}: {expected}");
+        assert_eq!(read(&whole), expected, "{class}");
+    }
+}
+
+#[test]
+fn transformers_of_depth_zero_are_their_projections() {
+    let mut config = unet_sdxl();
+    config["transformer_layers_per_block"] = json!([0, 0, 3]);
+    let config = lookup("UNet2DConditionModel").unwrap().config(&config).unwrap();
+    let Config::Unet(config) = config else { panic!("a UNet") };
+    let depths = |stage: &unet::Stage| stage.attention.as_ref().map(|attention| attention.depths.clone());
+    assert_eq!(
+        config.down.iter().map(depths).collect::<Vec<_>>(),
+        [None, Some(vec![0, 0]), Some(vec![3, 3])]
+    );
+    let tensors = required_tensors(|weights| unet::build(&config, weights, &small())).unwrap();
+    let has = |part: &str| tensors.keys().any(|name| name.contains(part));
+    assert!(
+        has("down_blocks.1.attentions.0.proj_in") && !has("down_blocks.1.attentions.0.transformer_blocks")
+    );
+}
+
 #[test]
 fn unsupported_values_are_refused_by_name() {
     let [text, unet, xl, vae, checker] = bases();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::ArchError;
-use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, as_flag, as_list, short};
+use super::super::fields::{Fields, MAX_EXTENT, MAX_LAYERS, as_count, as_flag, as_list, as_whole, short};
 use super::super::layers::Activation;
 use super::super::text_encoder::Outputs;
 
@@ -283,7 +283,7 @@ struct Levels {
     up_depths: Vec<Depth>,
 }
 
-/// Transformer blocks after each residual block of a level.
+/// Transformer blocks after each residual block of a level; 0 leaves only the transformer's projections.
 #[derive(Clone)]
 enum Depth {
     All(usize),
@@ -294,10 +294,10 @@ impl Depth {
     fn read(name: &'static str, value: &Value) -> Result<Self, ArchError> {
         match value {
             Value::Array(_) => {
-                let each = as_list(name, value)?.iter().map(|value| as_count(name, value, MAX_LAYERS));
+                let each = as_list(name, value)?.iter().map(|value| as_whole(name, value, 0, MAX_LAYERS));
                 each.collect::<Result<_, _>>().map(Depth::Each)
             }
-            value => as_count(name, value, MAX_LAYERS).map(Depth::All),
+            value => as_whole(name, value, 0, MAX_LAYERS).map(Depth::All),
         }
     }
 

@@ -121,7 +121,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let load_time = begin.elapsed();
     let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;
-    let request = request(arguments, &model, &*machine.backend);
+    let request = request(arguments, &model, &*machine.backend)?;
     let mut session = Session::new(model.clone(), machine.backend.clone());
     let mut noise = random_source("torch")?.seeded(SEED)?;
     let runs = arguments.runs as usize;
@@ -162,14 +162,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> Request {
-    let request = Request::new(model, Text::new(PROMPT));
-    Request {
+fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> anyhow::Result<Request> {
+    let request = Request::new(model, Text::new(PROMPT))?;
+    Ok(Request {
         size: arguments.size.unwrap_or(request.size),
         steps: arguments.steps.unwrap_or(request.steps),
         precision: values::precision(&arguments.precision, backend),
         ..request
-    }
+    })
 }
 
 /// The time for one image, from opening the model to its pixels.
