@@ -12,7 +12,7 @@ use mixbit_engine_cpu::Cpu;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = PathBuf::from(std::env::args().nth(1).ok_or("the path of the picture is missing")?);
-    let (model, _) = source::load(None, None)?;
+    let model = source::load(None, &Default::default())?.model;
     let request = Request::new(&model, Text::new("a large red circle on a white background"))?;
     let mut session = Session::new(Arc::new(model), Placement::new(Arc::new(Cpu::new(None)?)));
     let mut noise = random_source("torch")?.seeded(1)?;

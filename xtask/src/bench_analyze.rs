@@ -150,7 +150,7 @@ struct Entry {
 
 impl<'a> Bench<'a> {
     fn new(arguments: &'a Arguments) -> anyhow::Result<Self> {
-        let (model, _) = source::load(Some(&repository().join("crates/app/demo")), None)?;
+        let model = source::load(Some(&repository().join("crates/app/demo")), &Default::default())?.model;
         let setting = Setting {
             negative_prompt: None,
             size: model.defaults.size,

@@ -105,7 +105,7 @@ pub fn read_parameters(path: &Path) -> Result<String, PictureError> {
     let unreadable = |cause| PictureError::Read { path: path.to_path_buf(), cause };
     let (mut file, _) = open_file(path)?;
     let mut head = Vec::new();
-    file.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
+    (&mut file).take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
     match exif::user_comment(&head) {
         Ok(Some(text)) => return Ok(text),
         // The Exif data of WebP stands behind the pixels.

@@ -127,7 +127,8 @@ fn the_class_of_model_index_counts() -> Result<(), Error> {
     let model = changed.model()?;
     let own = request(&model, Text::new("a red circle"))?;
     assert_eq!(own.scheduler.entry().name, "euler");
-    let mut file = ModelFiles::json(&changed, "scheduler", "scheduler_config.json").map_err(|error| error.to_string())?;
+    let mut file = ModelFiles::json(&changed, "scheduler", "scheduler_config.json")
+        .map_err(|error| error.to_string())?;
     file["_class_name"] = json!("EulerDiscreteScheduler");
     let scheduler = SchedulerConfig::from_json(&file)?;
     assert!(draw(&model, &own)? == draw(&model, &Request { scheduler, ..own.clone() })?);

@@ -315,7 +315,7 @@ mod tests {
             ".user.short.mixbit-partial",
             "c.mlpackage/new",
         ];
-        names.map(|name| scratch.file(name, b""));
+        let _ = names.map(|name| scratch.file(name, b""));
         let busy = Claim::try_new(&scratch.path().join("busy")).unwrap();
         remove_leftovers(scratch.path());
         drop(busy);

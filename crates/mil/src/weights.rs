@@ -202,7 +202,7 @@ impl Encoding {
     }
 
     /// The operands that it is decoded from.
-    fn operands(&self) -> impl Iterator<Item = &WeightRef> {
+    pub fn operands(&self) -> impl Iterator<Item = &WeightRef> {
         let operands = match self {
             Encoding::Lut { indices, lut, .. } => [Some(indices), Some(lut), None, None],
             Encoding::ShiftScale { data, scale, offset } => [Some(data), Some(scale), offset.as_ref(), None],

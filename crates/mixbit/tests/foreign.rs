@@ -151,7 +151,7 @@ fn integer_ids(function: Function) -> Result<Function, mixbit_mil::Error> {
 
 fn draw(model: DiffusionModel, like: &DiffusionModel) -> Result<Vec<f32>, Error> {
     let model = DiffusionModel { scheduler: like.scheduler.clone(), ..model };
-    let mut request = Request::new(&model, Text::new("a small red circle above a large blue square"));
+    let mut request = Request::new(&model, Text::new("a small red circle above a large blue square"))?;
     request.steps = 3;
     let mut session = Session::new(Arc::new(model), Arc::new(Cpu::new(None)?));
     let mut noise = random_source("torch")?.seeded(93)?;
@@ -191,9 +191,10 @@ fn the_prediction_type_is_asked_for_or_assumed_aloud() -> Result<(), Error> {
     let scratch = Scratch::new();
     let files = foreign("sd21", scratch.path(), |_, function| Ok(function))?;
     let checkpoint = DiffusionModel::from_files(&files)?;
-    assert_eq!(checkpoint.scheduler.prediction_type(), "v_prediction");
+    assert_eq!(checkpoint.scheduler.config()?.prediction_type(), "v_prediction");
     let (model, assumptions) = opened(scratch.path(), &OpenOptions::default())?;
-    let assumed = model.scheduler.prediction_type();
+    let config = model.scheduler.config()?;
+    let assumed = config.prediction_type();
     assert!(
         matches!(&assumptions[..], [Assumption::PredictionType { assumed: said, .. }] if said == assumed)
     );
@@ -201,7 +202,7 @@ fn the_prediction_type_is_asked_for_or_assumed_aloud() -> Result<(), Error> {
     for name in ["epsilon", "v_prediction", "sample"] {
         let options = OpenOptions { prediction_type: Some(name.to_string()), ..OpenOptions::default() };
         let (model, assumptions) = opened(scratch.path(), &options)?;
-        assert_eq!((model.scheduler.prediction_type(), assumptions), (name, vec![]));
+        assert_eq!((model.scheduler.config()?.prediction_type(), assumptions), (name, vec![]));
     }
     // A package that says its scheduler needs no assumption.
     let path = scratch.path().join("Stable_Diffusion_version_m_unet.mlpackage");
@@ -210,7 +211,7 @@ fn the_prediction_type_is_asked_for_or_assumed_aloud() -> Result<(), Error> {
     unet.metadata.user_defined.insert(keys::SCHEDULER.to_string(), scheduler.to_string());
     coreml::write_package(&path, &unet, &())?;
     let (model, assumptions) = opened(scratch.path(), &OpenOptions::default())?;
-    assert_eq!((model.scheduler.prediction_type(), assumptions), ("v_prediction", vec![]));
+    assert_eq!((model.scheduler.config()?.prediction_type(), assumptions), ("v_prediction", vec![]));
     Ok(())
 }
 
@@ -231,7 +232,7 @@ fn a_distilled_unet_takes_the_guidance_scale() -> Result<(), Error> {
     })?;
     let (model, _) = opened(scratch.path(), &OpenOptions::default())?;
     assert!(model.unet.takes_guidance);
-    assert_eq!((model.scheduler.entry().name, model.defaults.steps), ("lcm", 4));
+    assert_eq!((model.scheduler.config()?.entry().name, model.defaults.steps), ("lcm", 4));
     let like = model.clone();
     let planes = draw(model, &like)?;
     assert!(planes.iter().all(|value| value.is_finite()));

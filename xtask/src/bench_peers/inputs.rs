@@ -37,7 +37,7 @@ pub(super) fn graph(arguments: &Arguments, model: &DiffusionModel) -> anyhow::Re
 
 /// Writes the network's inputs in the layout of diffusers.
 pub(super) fn write(arguments: &Arguments) -> anyhow::Result<()> {
-    let (model, _) = source::load(Some(&arguments.model), None)?;
+    let model = source::load(Some(&arguments.model), &Default::default())?.model;
     let graph = graph(arguments, &model)?;
     let mut noise = TorchSource::new(SEED);
     let (mut specs, mut values) = (Vec::new(), Vec::new());

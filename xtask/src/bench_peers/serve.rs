@@ -16,7 +16,7 @@ use super::options::{Arguments, Precision, name_of};
 /// # Errors
 /// If the network can't be run, or a request is unknown.
 pub(super) fn serve(arguments: &Arguments, precision: Precision) -> anyhow::Result<()> {
-    let (model, _) = source::load(Some(&arguments.model), None)?;
+    let model = source::load(Some(&arguments.model), &Default::default())?.model;
     let (network, output) = arguments.part.of(&model)?;
     let graph = inputs::graph(arguments, &model)?;
     let inputs = inputs::read(arguments, &graph)?;

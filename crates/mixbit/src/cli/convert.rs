@@ -19,7 +19,7 @@ use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
 use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
 
 use super::backends::Machine;
-use super::palettize::Shown;
+use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
 use super::{interrupt, memory, print_line, values};
 
@@ -137,7 +137,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let options = arguments.options(model.name())?;
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
-    palettize::say_limits(model.files(), options.parts.is_empty(), &progress)?;
+    say_limits(model.files(), options.parts.is_empty(), &progress)?;
     let plans = arguments
         .quantize_nbits
         .map_or(PlanSource::Unchanged, |width| PlanSource::uniform(Scheme::palette(width)));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mixbit_formats::sha256;
-use mixbit_mil::{Arg, Constant, Def, Encoding, Function, WeightRef, Weights};
+use mixbit_mil::{Arg, Constant, Def, Function, WeightRef, Weights};
 use serde_json::{Map, Value};
 
 use super::keys;
@@ -52,15 +52,8 @@ pub(crate) fn of_function(function: &Function) -> String {
 }
 
 fn of_weight(weight: &WeightRef) -> String {
-    let operands = |operands: &[Option<&WeightRef>]| -> String {
-        operands.iter().flatten().map(|operand| of_weight(operand) + " ").collect()
-    };
-    let content = match weight.encoding() {
-        Some(Encoding::Lut { indices, lut, .. }) => operands(&[Some(indices), Some(lut)]),
-        Some(Encoding::ShiftScale { data, scale, offset }) => {
-            operands(&[Some(data), Some(scale), offset.as_ref()])
-        }
-        Some(Encoding::Sparse { values, mask, .. }) => operands(&[Some(values), Some(mask)]),
+    let content: String = match weight.encoding() {
+        Some(encoding) => encoding.operands().map(|operand| of_weight(operand) + " ").collect(),
         None => of_bytes(&weight.read_stored()),
     };
     format!("{} {:?} {content}", weight.stored_dtype(), weight.ty().shape)
