@@ -3,10 +3,10 @@
     python tools/reference/coreml_forms.py
 
 Needs the environment of `coreml.py` (coremltools 9.0). Writes `fixtures/coreml/forms/`: packages with flexible
-shapes, several functions, an image input, specification 10, another default function, jointly compressed weights,
-a pipeline; and `cases.json`, with the input shapes of each function of a package as coremltools reads them,
-`<package>.npz` with an input and the output of a 1x1 convolution by NumPy in float64, `decoded.npz` with the weights
-that jointly compressed packages decode to, by coremltools.
+shapes, several functions, an image input, specification 10, another default function, jointly compressed
+weights, a pipeline; and `cases.json`, with the input shapes of each function of a package as coremltools reads
+them, `<package>.npz` with an input and the output of a 1x1 convolution by NumPy in float64, `decoded.npz` with
+the weights that jointly compressed packages decode to, by coremltools.
 """
 
 import json
@@ -132,7 +132,8 @@ def shapes(path):
 
 
 def convolved(x):
-    return np.einsum("bihw,oi->bohw", x.astype(np.float64), WEIGHT[:, :, 0, 0].astype(np.float64)).astype(np.float32)
+    weight = WEIGHT[:, :, 0, 0].astype(np.float64)
+    return np.einsum("bihw,oi->bohw", x.astype(np.float64), weight).astype(np.float32)
 
 
 def decoded(path):
@@ -147,8 +148,12 @@ def main():
     ROOT.mkdir(parents=True)
     networks = {
         "fixed": lambda: network(),
-        "range": lambda: flexible(ct.Shape((1, IN, ct.RangeDim(4, 16, default=4), ct.RangeDim(4, 32, default=4)))),
-        "enumerated": lambda: flexible(ct.EnumeratedShapes([(1, IN, 4, 4), (1, IN, 6, 6)], default=(1, IN, 4, 4))),
+        "range": lambda: flexible(
+            ct.Shape((1, IN, ct.RangeDim(4, 16, default=4), ct.RangeDim(4, 32, default=4)))
+        ),
+        "enumerated": lambda: flexible(
+            ct.EnumeratedShapes([(1, IN, 4, 4), (1, IN, 6, 6)], default=(1, IN, 4, 4))
+        ),
         "image": image,
         "ios26": lambda: network(target=ct.target.iOS26),
         "sparse_palette": lambda: sparse_palette(network()),
@@ -160,7 +165,9 @@ def main():
         functions(default)
     tail = RANDOM.standard_normal((2, OUT, 1, 1)).astype(np.float16)
 
-    @mb.program(input_specs=[mb.TensorSpec(shape=(1, OUT, 4, 4), dtype=types.fp16)], opset_version=ct.target.iOS18)
+    spec = mb.TensorSpec(shape=(1, OUT, 4, 4), dtype=types.fp16)
+
+    @mb.program(input_specs=[spec], opset_version=ct.target.iOS18)
     def second(y):
         return mb.conv(x=y, weight=tail, name="z")
 
@@ -175,7 +182,8 @@ def main():
     for name, size in [("fixed", 4), ("large", 6)]:
         x = RANDOM.standard_normal((1, IN, size, size)).astype(np.float16)
         np.savez(ROOT / f"{name}.npz", x=x, y=convolved(x))
-    np.savez(ROOT / "decoded.npz", **{name: decoded(ROOT / f"{name}.mlpackage") for name in ["sparse_palette", "sparse_int8"]})
+    sparse = ["sparse_palette", "sparse_int8"]
+    np.savez(ROOT / "decoded.npz", **{name: decoded(ROOT / f"{name}.mlpackage") for name in sparse})
     meta = {
         "script": "tools/reference/coreml_forms.py",
         "seed": SEED,

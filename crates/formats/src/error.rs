@@ -52,7 +52,10 @@ pub enum Error {
         hint: String,
     },
     /// The placeholder that Git leaves where a large file was not downloaded.
-    #[error("{} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository", path.display())]
+    #[error(
+        "{} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository",
+        path.display()
+    )]
     LfsPointer {
         /// The file.
         path: PathBuf,

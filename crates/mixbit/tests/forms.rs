@@ -1,5 +1,5 @@
-//! Packages with more than one function of fixed shapes, made by coremltools (`tools/reference/coreml_forms.py`):
-//! read, palettized, shown and run.
+//! Packages with more than one function of fixed shapes, made by coremltools
+//! (`tools/reference/coreml_forms.py`): read, palettized, shown and run.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

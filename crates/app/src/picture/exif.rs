@@ -1,8 +1,8 @@
 //! The user comment in the Exif data of JPEG and WebP files, where web UIs keep generation parameters.
 //!
-//! Follows Exif 3.0 (CIPA DC-008), sections 4.5 and 4.6, the JPEG standard's marker segments (ITU-T T.81, annex
-//! B) and the WebP container (RFC 9649). Every offset of the file is checked; nothing is allocated by what a
-//! file says.
+//! Follows Exif 3.0 (CIPA DC-008), sections 4.5 and 4.6, the JPEG standard's marker segments (ITU-T T.81,
+//! annex B) and the WebP container (RFC 9649). Every offset of the file is checked; nothing is allocated by
+//! what a file says.
 
 /// The tag of the pointer to the directory of Exif's own tags.
 const EXIF_DIRECTORY: u16 = 0x8769;

@@ -230,3 +230,72 @@ fn a_vocabulary_without_the_unknown_token_says_what_it_lacks() {
     assert_eq!(tokenizer.encode("a").unwrap().used, 3);
     assert!(matches!(tokenizer.encode("b"), Err(TokenizerError::Prompt(_))));
 }
+
+/// The tokenizer of files, and the one of the vocabulary with the merged configuration.
+fn both(files: TokenizerFiles<'_>) -> [Tokenizer; 2] {
+    let config = files.merged_config().unwrap();
+    let merged = TokenizerFiles {
+        config: Some(&config),
+        tokenizer: None,
+        special_tokens_map: None,
+        added_tokens: None,
+        ..files
+    };
+    [files, merged].map(|files| Tokenizer::new(&files).unwrap())
+}
+
+#[test]
+fn a_merged_configuration_makes_the_same_tokenizer() {
+    let vocab = vocabulary().to_string();
+    let added = json!({"<toy>": 1002, "<toy>_1": 1003, "sks": 1004}).to_string();
+    let map = json!({"pad_token": "!", "bos_token": {"content": "<|startoftext|>", "normalized": true}});
+    let config = json!({"model_max_length": 12}).to_string();
+    let whole = json!({
+        "model": {"vocab": vocabulary(), "merges": ["c a", "ca t</w>", "ca t", "cat s</w>"]},
+        "added_tokens": [{"id": 1002, "content": "<toy>", "special": false, "normalized": true}],
+    });
+    let (map, whole) = (map.to_string(), whole.to_string());
+    let plain = TokenizerFiles {
+        vocab: Some(&vocab),
+        merges: Some(MERGES),
+        config: Some(&config),
+        ..TokenizerFiles::default()
+    };
+    let cases = [
+        ("plain", plain),
+        ("added", TokenizerFiles { added_tokens: Some(&added), ..plain }),
+        ("map", TokenizerFiles { special_tokens_map: Some(&map), added_tokens: Some(&added), ..plain }),
+        ("whole", TokenizerFiles { tokenizer: Some(&whole), ..plain }),
+    ];
+    let mut failures = Failures::new("merged configurations");
+    for (name, files) in cases {
+        failures.case(name, || {
+            let [own, merged] = both(files);
+            for prompt in ["a cat <toy> cats", "<toy>_1 sks <TOY>", "!", ""] {
+                let [own, merged] = [&own, &merged].map(|tokenizer| ids(tokenizer, prompt));
+                if own != merged {
+                    return Err(format!("{prompt}: {merged:?}, not {own:?}"));
+                }
+            }
+            Ok(())
+        });
+    }
+    failures.finish();
+}
+
+#[test]
+fn a_token_of_several_vectors_calls_for_all_of_them() {
+    let config = json!({"added_tokens_decoder": {
+        "1002": {"content": "<toy>", "normalized": true},
+        "1003": {"content": "<toy>_1", "normalized": true},
+        "1005": {"content": "<toy>_3", "normalized": true},
+    }});
+    let tokenizer = tokenizer(&config).unwrap();
+    let added: Vec<(u32, String)> = tokenizer.added_tokens().into_iter().collect();
+    assert_eq!(added.len(), 3);
+    let [first, second] = [added[0].0, added[1].0];
+    let found = ids(&tokenizer, "a <toy> cat");
+    let place = found.iter().position(|&id| id == first).unwrap();
+    assert_eq!(found[place..place + 3], [first, second, CAT]);
+    assert_eq!(ids(&tokenizer, "cats").iter().filter(|&&id| id == CATS).count(), 1);
+}

@@ -154,7 +154,14 @@ messages! {
     /// `FeatureType`.
     feature_type { IMAGE = 4, ARRAY = 5, LAST_KIND = 999, IS_OPTIONAL = 1000 }
     /// `ArrayFeatureType`.
-    array { SHAPE = 1, DATA_TYPE = 2, ENUMERATED_SHAPES = 21, SHAPE_RANGE = 31, FIRST_DEFAULT = 41, LAST_DEFAULT = 61 }
+    array {
+        SHAPE = 1,
+        DATA_TYPE = 2,
+        ENUMERATED_SHAPES = 21,
+        SHAPE_RANGE = 31,
+        FIRST_DEFAULT = 41,
+        LAST_DEFAULT = 61,
+    }
     /// `ArrayFeatureType.EnumeratedShapes`.
     enumerated_shapes { SHAPES = 1 }
     /// `ArrayFeatureType.Shape`.

@@ -261,3 +261,36 @@ fn a_hugging_face_cache_is_a_model() {
     cache.file("refs/main", b"../../..");
     assert!(open().unwrap_err().to_string().contains("several snapshots"));
 }
+
+#[test]
+fn a_variant_that_no_component_has_is_refused_with_those_that_are_there() {
+    let scratch = model();
+    let open = || Diffusers::open(scratch.path()).unwrap();
+    let error = open().require_variant("pf16").unwrap_err().to_string();
+    assert!(error.ends_with("of the variant `pf16`: there are weights without a variant"), "{error}");
+    scratch.file("unet/diffusion_pytorch_model.fp16.safetensors", &weights("w"));
+    scratch.file("text_encoder/model.safetensors.index.bf16.json", b"{}");
+    // One component is enough: the others have no such weights in many models.
+    for variant in ["fp16", "bf16"] {
+        open().require_variant(variant).unwrap();
+    }
+    let error = open().require_variant("pf16").unwrap_err().to_string();
+    assert!(error.contains("the variants `bf16`, `fp16`, and weights without a variant"), "{error}");
+}
+
+#[test]
+fn pointers_and_folders_that_can_not_be_read_are_named() {
+    let scratch = model();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    scratch.file("unet/config.json", pointer);
+    scratch.file("unet/diffusion_pytorch_model.safetensors", pointer);
+    let model = Diffusers::open(scratch.path()).unwrap();
+    for error in [model.config("unet").unwrap_err(), model.weights("unet", None).unwrap_err()] {
+        assert!(matches!(&error, Error::LfsPointer { .. }), "{error}");
+        assert!(error.to_string().contains("git lfs pull"), "{error}");
+    }
+    // The system refuses to look, as it does without permission: that is no absence.
+    let error = model.optional_text("unet", &"x".repeat(5000)).unwrap_err();
+    assert!(matches!(error, Error::Read { .. }), "{error}");
+    assert!(matches!(model.weights(&"x".repeat(5000), None), Err(Error::Read { .. })));
+}

@@ -1,8 +1,8 @@
 //! 8-bit floats, which half-precision floats hold exactly.
 //!
-//! The formats are those of Micikevicius et al., "FP8 formats for deep learning" (arXiv 2209.05433), as PyTorch
-//! and safetensors have them: E4M3 without infinities, and E5M2, which is the upper byte of a half-precision
-//! float.
+//! The formats are those of Micikevicius et al., "FP8 formats for deep learning" (arXiv 2209.05433), as
+//! PyTorch and safetensors have them: E4M3 without infinities, and E5M2, which is the upper byte of a
+//! half-precision float.
 
 use std::sync::Arc;
 

@@ -57,8 +57,8 @@ pub(super) static OPS: &[OpDef] = &[
         Work::Elements,
     )
     .since(Opset::Ios16),
-    // The nonzero elements of a sparse tensor by index: the blocks of `lut` are those of the whole tensor. The
-    // results are the mask and the elements, for constexpr_sparse_to_dense or another op of sparse tensors.
+    // The nonzero elements of a sparse tensor by index: the blocks of `lut` are those of the whole tensor.
+    // The results are the mask and the elements, for constexpr_sparse_to_dense or another op of its kind.
     OpDef::new(
         "constexpr_lut_to_sparse",
         &[

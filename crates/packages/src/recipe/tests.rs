@@ -276,3 +276,15 @@ fn fine_tunes_are_the_same_model() {
     let more = mixbit_compress::layers(&graph(&[names[0], names[1], ("extra.weight", TO_Q)]));
     assert_eq!(assign(&file, recipe, &more).unwrap().is_same, Some(false));
 }
+
+#[test]
+fn measurements_that_are_no_numbers_do_not_matter() {
+    // What Python writes of the PSNR of equal outputs, and what other writers make of it.
+    let text =
+        APPLES.replace("82.2", "Infinity").replace("60.1, 61.0", "NaN, null").replace("75.8", "-Infinity");
+    let file = RecipeFile::parse(&text).unwrap();
+    assert_eq!(file.baselines["original"], f64::INFINITY);
+    assert!(file.single_layer[&1].iter().any(|(_, values)| values.iter().all(|value| value.is_nan())));
+    assert_eq!(file.recipes, RecipeFile::parse(APPLES).unwrap().recipes);
+    assert!(RecipeFile::parse(&APPLES.replace("82.2", "\"high\"")).is_err());
+}
