@@ -200,18 +200,10 @@ impl<'a> Planner<'a> {
                 (keys::SCHEDULER, scheduler.to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
-            let asked = self.unet_options(size);
-            components.push(Component {
-                kind,
-                files,
-                name: "unet",
-                version,
-                weights,
-                graph,
-                graph_options,
-                asked,
-                more,
-            });
+            let (name, asked) = ("unet", self.unet_options(size));
+            let component =
+                Component { kind, files, name, version, weights, graph, graph_options, asked, more };
+            components.push(component);
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
