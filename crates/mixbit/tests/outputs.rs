@@ -201,7 +201,7 @@ fn what_is_there_is_kept_only_if_it_is_the_same() -> Outcome {
     let mut failures = Failures::new("differences");
     for (more, expected) in [
         (&["--attention-implementation", "ORIGINAL"][..], "--attention-implementation was SPLIT_EINSUM"),
-        (&["--latent-h", "8", "--latent-w", "16"], "--latent-h and -w was 8x8, and is 8x16"),
+        (&["--latent-h", "8", "--latent-w", "16"], "--latent-w was 8, and is 16"),
         (&["--unet-batch-one"], "--unet-batch-one was false, and is true"),
         (&["--min-deployment-target", "macOS15"], "--min-deployment-target was macOS13, and is macOS15"),
         (&["--quantize-nbits", "4"], "it is not palettized, and would be palettized by palette-4"),

@@ -75,7 +75,11 @@ fn is_damage(error: &mixbit_formats::Error) -> bool {
     match error {
         Error::NotFound { .. } | Error::Text { .. } => true,
         Error::Read { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
-        Error::CoreMl { problem, .. } => !matches!(problem, CoreMlError::Unsupported { .. }),
+        // Not what only this reader does not know: the program of another tool is no damage.
+        Error::CoreMl { problem, .. } => matches!(
+            problem,
+            CoreMlError::Malformed { .. } | CoreMlError::Inconsistent { .. } | CoreMlError::Blob { .. }
+        ),
         _ => false,
     }
 }

@@ -30,8 +30,8 @@ pub enum AnalyzeError {
     PastTheEnd { evaluation: usize, steps: usize },
     /// A conflict: a recipe of an earlier analysis is of another model.
     #[error(
-        "the recipe `{recipe}` of the earlier analysis has a layer `{layer}`, which is not among the analyzed: give \
-         another --output"
+        "the recipe `{recipe}` of the earlier analysis has a layer `{layer}`, which is not among the analyzed: \
+         give another --output"
     )]
     Earlier { recipe: String, layer: String },
     /// Unsupported: a layer of the model is compressed.
@@ -99,7 +99,10 @@ pub enum JournalError {
     )]
     OtherAnalysis { path: PathBuf, found: String, expected: String },
     /// A conflict: another process makes the same measurements.
-    #[error("{} is being written by another run: wait for it, or give another --shard or --output", path.display())]
+    #[error(
+        "{} is being written by another run: wait for it, or give another --shard or --output",
+        path.display()
+    )]
     Busy { path: PathBuf },
     /// The first line of a file is no header.
     #[error("{}: its first line does not say what was measured: {source}", path.display())]

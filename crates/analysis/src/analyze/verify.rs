@@ -120,8 +120,8 @@ pub(super) fn choose(
     (chosen, unreached)
 }
 
-/// Runs the recipes of an earlier analysis and the chosen ones, and names the latter. A chosen recipe that the
-/// earlier analysis has is not repeated.
+/// Runs the recipes of an earlier analysis and the chosen ones, and names the latter. A chosen recipe that
+/// the earlier analysis has is not repeated.
 ///
 /// # Errors
 /// As for [`baselines`].

@@ -278,9 +278,9 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 }
 
 /// Writes a `.mlpackage` directory, whole or not at all. An existing one is replaced, in one step where the
-/// file system can exchange two names. A link of that name is replaced too. Weights are read, cast and written
-/// one after the other; `progress` counts their bytes. If another process writes the same path, this one waits
-/// for it.
+/// file system can exchange two names. A link of that name is replaced too. Weights are read, cast and
+/// written one after the other; `progress` counts their bytes. If another process writes the same path, this
+/// one waits for it.
 ///
 /// The same model always gives the same bytes, and so does a model that was read from what was written.
 ///

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::session::{
-    DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
+    DroppedWords, GenerateError, Image, Request, Role, Run, Session, SessionOptions, Start,
 };
 use mixbit_engine::Backend;
 use mixbit_mil::Unit;
@@ -229,14 +229,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if index + 1 == count {
             session.unload_unet(&run);
         }
-        let image = {
-            let _waiting = progress.wait("decoding the image");
-            let begin = Instant::now();
-            let image =
-                session.decode(&run, run.latents(), &mut |_| {}).map_err(|error| explained(error, &run))?;
-            times.decode += begin.elapsed();
-            image
-        };
+        let image = decode(&mut session, &run, &progress, &mut times)?;
         let path = place.write(&image, &parameters)?;
         if let Some(path) = path.as_ref().filter(|_| !arguments.json) {
             print_line(path.display())?;
@@ -342,6 +335,15 @@ fn denoise(
             counter.say(path.display());
         }
     }
+}
+
+/// Decodes the image of a run.
+fn decode(session: &mut Session, run: &Run, progress: &Progress, times: &mut Times) -> anyhow::Result<Image> {
+    let _waiting = progress.wait("decoding the image");
+    let begin = Instant::now();
+    let image = session.decode(run, run.latents(), &mut |_| {}).map_err(|error| explained(error, run))?;
+    times.decode += begin.elapsed();
+    Ok(image)
 }
 
 /// The error of a run, with its progress if it was cancelled.

@@ -228,18 +228,10 @@ impl<'a> Planner<'a> {
                 (keys::SCHEDULER, scheduler.file().to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
-            let asked = self.unet_options(size);
-            components.push(Component {
-                kind,
-                files,
-                name: "unet",
-                version,
-                weights,
-                graph,
-                graph_options,
-                asked,
-                more,
-            });
+            let (name, asked) = ("unet", self.unet_options(size));
+            let component =
+                Component { kind, files, name, version, weights, graph, graph_options, asked, more };
+            components.push(component);
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
@@ -288,7 +280,7 @@ impl<'a> Planner<'a> {
         for (kind, graph, dtype) in parts {
             let graph_options = GraphOptions { height, width, ..self.graph_options(dtype) };
             let (version, weights) = (&self.options.model_version, weights.clone());
-            let (name, asked, more) = ("vae", vec![size_option([height, width])], Vec::new());
+            let (name, asked, more) = ("vae", size_options([height, width]).into(), Vec::new());
             let component =
                 Component { kind, files, name, version, weights, graph, graph_options, asked, more };
             self.add(component, false)?;
@@ -318,18 +310,18 @@ impl<'a> Planner<'a> {
         let graph: Graph = Arc::new(move |options| safety_checker::build(&config, &*built, options, image));
         let graph_options = self.graph_options(DType::F16);
         let (kind, version) = (&SAFETY_CHECKER, &self.options.model_version);
-        let (asked, more) = (vec![size_option(size)], Vec::new());
+        let (asked, more) = (size_options(size).into(), Vec::new());
         let component = Component { kind, files, name, version, weights, graph, graph_options, asked, more };
         self.add(component, false)
     }
 
     /// The options that UNets and ControlNets depend on.
     fn unet_options(&self, size: [usize; 2]) -> Vec<(&'static str, String)> {
-        vec![
+        let form = [
             ("attention-implementation", self.options.attention.name().to_string()),
             ("unet-batch-one", self.options.batch_one.to_string()),
-            size_option(size),
-        ]
+        ];
+        form.into_iter().chain(size_options(size)).collect()
     }
 
     fn size(&self, unet: &unet::Config) -> [usize; 2] {
@@ -404,9 +396,9 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The latents' size as an option.
-fn size_option([height, width]: [usize; 2]) -> (&'static str, String) {
-    ("latent-h and -w", format!("{height}x{width}"))
+/// The latents' size as options.
+fn size_options([height, width]: [usize; 2]) -> [(&'static str, String); 2] {
+    [("latent-h", height.to_string()), ("latent-w", width.to_string())]
 }
 
 fn name_of(kind: &PackageKind) -> String {

@@ -115,8 +115,8 @@ pub enum JobError {
     Exists(#[from] ExistsError),
     /// A package of palettes where one without is to be bundled.
     #[error(
-        "{cause} (a bundle of palettized packages is made by `mixbit palettize` with the options that made them, and \
-         --bundle-resources-for-swift-cli)"
+        "{cause} (a bundle of palettized packages is made by `mixbit palettize` with the options that made \
+         them, and --bundle-resources-for-swift-cli)"
     )]
     Bundle {
         /// The package that is there.
@@ -124,7 +124,8 @@ pub enum JobError {
     },
     /// A package that has no name in a bundle.
     #[error(
-        "{package} can't be bundled: its name does not say which part of a model it is, as `..._unet.mlpackage` does"
+        "{package} can't be bundled: its name does not say which part of a model it is, as \
+         `..._unet.mlpackage` does"
     )]
     NoCompiledName {
         /// The package.

@@ -10,7 +10,7 @@ use mixbit_diffusion::family::Family;
 use mixbit_engine::Cancel;
 use mixbit_mil::DType;
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
-use mixbit_packages::palettize::{Job, PlanSource, Targets};
+use mixbit_packages::palettize::{Job, JobError, PlanSource, Targets};
 use mixbit_packages::source::OpenOptions;
 
 use super::super::interrupt::Stoppable;
@@ -87,10 +87,17 @@ impl<'a> Cache<'a> {
             ..ConversionOptions::default()
         };
         let (job, _) = Job::new(Targets::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
-        job.begin(false)?;
+        // The cache is mixbit's own: what another version left there is replaced.
+        let is_other = match job.begin(false) {
+            Err(JobError::Exists(_)) => true,
+            begun => begun.map(|()| false)?,
+        };
+        if is_other {
+            job.begin(true)?;
+        }
         let shown = Shown { progress: self.progress, cancel: self.cancel };
         for (index, target) in job.targets().iter().enumerate() {
-            let written = job.write(index, false, &|phase| shown.phase(phase, target));
+            let written = job.write(index, is_other, &|phase| shown.phase(phase, target));
             self.check_cancelled()?;
             written?;
         }
