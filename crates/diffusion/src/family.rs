@@ -117,7 +117,7 @@ impl Family {
     /// prompt embeddings, then latents of the nearest size (2.1 at 512x512 and at 768x768 differ in what they
     /// predict).
     pub fn nearest(traits: UnetTraits) -> &'static Family {
-        let distance = |family: &&Family| {
+        let distance = |family: &&'static Family| {
             let own = family.unet_traits();
             let other_text = own.text_channels != traits.text_channels;
             let other_size = own.latent_height.abs_diff(traits.latent_height);
