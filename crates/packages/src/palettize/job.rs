@@ -186,6 +186,23 @@ impl PlanSource {
         needed.and_then(DeploymentTarget::of_opset).unwrap_or(asked)
     }
 
+    /// The schemes of the layers, each once.
+    pub fn schemes(&self) -> Vec<Scheme> {
+        match self {
+            PlanSource::Uniform { scheme, .. } => vec![*scheme],
+            PlanSource::Recipe { file, name, .. } => {
+                let recipe = file.recipes.get(name).map(|recipe| recipe.layers.values());
+                let mut schemes: Vec<Scheme> = Vec::new();
+                for scheme in recipe.into_iter().flatten().flatten() {
+                    if !schemes.contains(scheme) {
+                        schemes.push(*scheme);
+                    }
+                }
+                schemes
+            }
+        }
+    }
+
     /// The opset that has all schemes.
     fn since(&self) -> Option<Opset> {
         match self {
@@ -273,6 +290,17 @@ impl Job {
     /// The packages, in the order in which they are written.
     pub fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    /// The number of weights that are stored in fewer bits.
+    pub fn weights(&self) -> u64 {
+        let planned = self.targets.iter().zip(&self.plans);
+        let of = |(target, plan): (&Target, &Option<Plan>)| -> u64 {
+            let Some(plan) = plan else { return 0 };
+            let layers = target.layers.iter().filter(|layer| plan.contains_key(&layer.name));
+            layers.map(|layer| layer.count() as u64).sum()
+        };
+        planned.map(of).sum()
     }
 
     /// Writes one package and verifies it. A package that is there stays, unless `force` writes it again and
