@@ -21,10 +21,16 @@ use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedMode
 
 use super::backends::Machine;
 use super::progress::Progress;
-use super::{interrupt, memory, palettize, print_line, values};
+use super::{interrupt, memory, next, palettize, print_line, values};
+
+/// Writes a model to a path.
+type Writer = fn(&Path, &coreml::Model, &dyn mixbit_mil::Progress) -> Result<(), mixbit_formats::Error>;
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
 const LEAST_PSNR: f64 = 35.0;
+
+/// Pixels of an image for one of its latents, in every direction.
+const SCALE: usize = 8;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -76,11 +82,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", help_heading = "Parts")]
     custom_vae_version: Option<PathBuf>,
 
+    #[command(flatten, next_help_heading = "Form")]
+    size: values::Size,
     /// Height of the latents, an eighth of the image's [default: the model's]
-    #[arg(long, value_name = "N", requires = "latent_w", help_heading = "Form")]
+    #[arg(long, value_name = "N", requires = "latent_w", conflicts_with = "size", help_heading = "Form")]
     latent_h: Option<usize>,
     /// Width of the latents, an eighth of the image's [default: the model's]
-    #[arg(long, value_name = "N", requires = "latent_h", help_heading = "Form")]
+    #[arg(long, value_name = "N", requires = "latent_h", conflicts_with = "size", help_heading = "Form")]
     latent_w: Option<usize>,
     /// How attention is written: for the Neural Engine split, for the GPU original
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
@@ -145,11 +153,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         write_vocabulary(model.files(), resources)?;
     }
     let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
-    for package in &packages {
-        bytes += arguments.write(package, resources.as_deref(), &progress)?;
+    for (index, package) in packages.iter().enumerate() {
+        let place = palettize::place(index, packages.len(), package.kind.name);
+        bytes += arguments.write(package, &place, resources.as_deref(), &progress)?;
         if let Some(machine) = &checker {
             let path = package.path(&arguments.output);
-            let _waiting = progress.wait("checking the package's output");
+            let _waiting = progress.wait(format!("{place}, checking its output"));
             let psnr = check_output(package, &path, &*machine.backend, &cancel)?;
             // Palettes of few bits lower the PSNR; that is no conversion error.
             if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
@@ -171,12 +180,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
+    if arguments.are_all_parts() {
+        progress.say(next::drawing(&arguments.output));
+    }
+    resources.iter().for_each(|resources| progress.say(next::app(resources)));
     Ok(())
 }
 
 /// Writes a package unless it exists, and returns the number of bytes written.
 fn write(
     path: &Path,
+    place: &str,
     force: bool,
     progress: &Progress,
     write: impl FnOnce(&Path, &dyn mixbit_mil::Progress) -> anyhow::Result<()>,
@@ -185,8 +199,7 @@ fn write(
     if path.exists() && !force {
         progress.say(palettize::kept(path));
     } else {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let counter = progress.bytes(name);
+        let counter = progress.bytes(place);
         write(path, &counter)?;
         written = counter.total();
     }
@@ -196,7 +209,13 @@ fn write(
 
 impl Arguments {
     /// Writes a package, and the compiled model if `resources` is given. Returns the number of bytes written.
-    fn write(&self, package: &Package, resources: Option<&Path>, progress: &Progress) -> anyhow::Result<u64> {
+    fn write(
+        &self,
+        package: &Package,
+        place: &str,
+        resources: Option<&Path>,
+        progress: &Progress,
+    ) -> anyhow::Result<u64> {
         let path = package.path(&self.output);
         let compiled = resources.map(|resources| package.compiled_path(resources));
         let is_needed = self.force || !path.exists() || compiled.as_ref().is_some_and(|path| !path.exists());
@@ -205,8 +224,7 @@ impl Arguments {
         let choices = scheme.map(|scheme| uniform_plan(package.kind, &model, scheme)).transpose()?.flatten();
         let palettized = match (scheme, choices) {
             (Some(scheme), Some(choices)) => {
-                let counter =
-                    progress.count(format!("{}, palettes", package.name), Unit::Layers, choices.len());
+                let counter = progress.count(format!("{place}, palettes"), Unit::Layers, choices.len());
                 let provenance = PlanSource::uniform(scheme).provenance();
                 Some(provenance.palettize(&model, &choices, false, &counter)?)
             }
@@ -214,18 +232,19 @@ impl Arguments {
         };
         let model = palettized.as_ref().map_or(&model, |palettized| &palettized.model);
         let targets = [
-            (Some(path), coreml::write_package as fn(&Path, &_, &dyn mixbit_mil::Progress) -> Result<(), _>),
-            (compiled, coreml::write_compiled),
+            (Some(path), "writing", coreml::write_package as Writer),
+            (compiled, "compiling", coreml::write_compiled),
         ];
         let mut bytes = 0;
-        for (path, write_model) in targets {
+        for (path, phase, write_model) in targets {
             let Some(path) = path else { continue };
-            let written = write(&path, self.force, progress, |path, progress| {
-                Ok::<_, anyhow::Error>(write_model(path, model, progress)?)
-            })?;
+            let written =
+                write(&path, &format!("{place}, {phase}"), self.force, progress, |path, progress| {
+                    Ok::<_, anyhow::Error>(write_model(path, model, progress)?)
+                })?;
             if let (Some(palettized), true) = (&palettized, written > 0) {
-                let _waiting = progress.wait("checking the weights");
-                let report = palettized.check(&path, &()).with_context(|| path.display().to_string())?;
+                let counter = progress.count(format!("{place}, checking"), Unit::Layers, 0);
+                let report = palettized.check(&path, &counter).with_context(|| path.display().to_string())?;
                 progress.say(format_args!(
                     "{}: {} of {} layers palettized, {:.2} bits per weight of all layers",
                     package.name,
@@ -237,6 +256,32 @@ impl Arguments {
             bytes += written;
         }
         Ok(bytes)
+    }
+
+    /// True if the packages are a whole model.
+    fn are_all_parts(&self) -> bool {
+        let asked = [
+            self.convert_text_encoder,
+            self.convert_unet,
+            self.convert_vae_decoder,
+            self.convert_vae_encoder,
+            self.convert_safety_checker,
+        ];
+        !asked.contains(&true)
+    }
+
+    /// Height and width of the latents; `None` for the model's own.
+    fn latent(&self) -> anyhow::Result<Option<[usize; 2]>> {
+        let latent = self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]);
+        let [width, height] = match self.size.given() {
+            [None, None] => return Ok(latent),
+            [Some(width), Some(height)] => [width, height],
+            _ => bail!("a size has both --width and --height"),
+        };
+        if let Some(wrong) = [width, height].into_iter().find(|extent| *extent == 0 || extent % SCALE > 0) {
+            bail!("{wrong} pixels are no multiple of {SCALE}; try {}", (wrong / SCALE).max(1) * SCALE);
+        }
+        Ok(Some([height / SCALE, width / SCALE]))
     }
 
     fn options(&self, model: &str) -> anyhow::Result<ConversionOptions> {
@@ -265,7 +310,7 @@ impl Arguments {
         Ok(ConversionOptions {
             parts,
             model_version: self.model_version.clone().unwrap_or_else(|| model.to_string()),
-            latent: self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]),
+            latent: self.latent()?,
             batch_one: self.unet_batch_one,
             attention: self.attention_implementation,
             chunk_unet: self.chunk_unet,

@@ -1,27 +1,27 @@
 //! `mixbit generate`.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{Write, stderr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
+use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::{
     DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
 };
 use mixbit_engine::Backend;
-use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::backends::Machine;
 use super::output::{Output, preview};
-use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::phases::Phases;
+use super::progress::{Counter, Progress};
+use super::{advice, interrupt, memory, print_line, values};
+use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::load;
@@ -73,14 +73,7 @@ pub(super) struct Arguments {
     threads: Option<u16>,
 
     /// Inference steps [default: the model's, mostly 25]
-    #[arg(
-        short,
-        long,
-        alias = "num-inference-steps",
-        alias = "step-count",
-        value_name = "N",
-        help_heading = "Drawing"
-    )]
+    #[arg(short, long, value_name = "N", help_heading = "Drawing")]
     steps: Option<usize>,
     /// How strongly the prompt counts; from 1 down, the negative prompt is not used
     /// [default: the model's, mostly 7.5]
@@ -89,11 +82,10 @@ pub(super) struct Arguments {
     /// Keep strong guidance from overexposing, 0 to 1; for v-prediction models, 0.7 is usual
     #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Drawing")]
     guidance_rescale: f32,
-    /// Width and height in pixels, multiples of 8 [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Drawing")]
+    size: values::Size,
     /// The scheduler; -karras, -exponential, -beta or -lu may follow the name [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::schedulers(), hide_possible_values = true,
+    #[arg(long, value_name = "NAME", value_parser = values::SchedulerName, hide_possible_values = true,
         long_help = values::scheduler_help(), help_heading = "Drawing")]
     scheduler: Option<String>,
     /// How the scheduler spaces its timesteps [default: the model's]
@@ -110,7 +102,6 @@ pub(super) struct Arguments {
     #[arg(
         short = 'i',
         long,
-        alias = "image-count",
         value_name = "N",
         default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..),
@@ -119,17 +110,10 @@ pub(super) struct Arguments {
     images: u32,
 
     /// A file that ends in .png, or a directory for files named after the prompt
-    #[arg(
-        short,
-        long,
-        alias = "output-path",
-        value_name = "PATH",
-        default_value = ".",
-        help_heading = "Output"
-    )]
+    #[arg(short, long, value_name = "PATH", default_value = ".", help_heading = "Output")]
     output: PathBuf,
     /// Also write what the image looks like after every N steps
-    #[arg(long, alias = "save-every", value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
           help_heading = "Output")]
     preview_every: Option<u32>,
     /// Print only the files' names
@@ -166,6 +150,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     let request = arguments.request(&*backend).request(&model, Start::Noise)?;
+    if let Some(refusal) = advice::refused(&model, &request.text) {
+        bail!(refusal);
+    }
+    let of_demo = if model_name == demo::NAME { advice::of_demo(&model, &request) } else { Vec::new() };
+    for warnings in [advice::syntax(&request.text), advice::without_effect(&model, &request), of_demo] {
+        warnings.iter().for_each(|warning| progress.say(warning));
+    }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
@@ -190,25 +181,26 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
         let mut noise = source.seeded(seed)?;
         let mut run = {
-            let _waiting = (index == 0).then(|| progress.wait("loading the model"));
-            session.begin(&request, &mut *noise, &cancel, &mut |_| {})?
+            let mut phases = Phases::new(&progress, "loading the model");
+            session.begin(&request, &mut *noise, &cancel, &mut |event| phases.on(event))?
         };
         if index == 0 {
             times.load = begin.elapsed();
             dropped = run.dropped().to_vec();
             dropped_words(&dropped).into_iter().for_each(|words| progress.say(words));
         }
-        denoise(&mut session, &mut run, &mut *noise, &progress, name, &previews, &mut times)?;
+        let counter = progress.evaluations(name, request.steps, run.total());
+        denoise(&mut session, &mut run, &mut *noise, &counter, &previews, &mut times)?;
+        drop(counter);
         if seed == last_seed {
             session.unload_unet(&run);
         }
         let image = {
-            let _waiting = progress.wait("decoding the image");
+            let mut phases = Phases::new(&progress, "decoding the image");
             let begin = Instant::now();
-            let image =
-                session.decode(&run, run.latents(), &mut |_| {}).map_err(|error| explained(error, &run))?;
+            let image = session.decode(&run, run.latents(), &mut |event| phases.on(event));
             times.decode += begin.elapsed();
-            image
+            image.map_err(|error| explained(error, &run))?
         };
         picture::write(&path, &image, &parameters)?;
         if !arguments.json {
@@ -221,7 +213,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let _ = write!(stderr(), "{}", profile(&session));
     }
     if !arguments.json {
-        progress.say(summary(&request, &times, drawn.len(), total));
+        progress.say(summary(&request, &times, &drawn, total)?);
         return Ok(());
     }
     let summary = summary_json(&dropped, &request, &model_name, &drawn, &times, total);
@@ -245,10 +237,7 @@ fn profile(session: &Session) -> String {
 impl Arguments {
     /// The request with names resolved; absent options take the model's defaults.
     fn request(&self, backend: &dyn Backend) -> DrawRequest {
-        let [width, height] = match self.size {
-            Some(size) => size.map(Some),
-            None => [None, None],
-        };
+        let [width, height] = self.size.given();
         DrawRequest {
             prompt: self.prompt.clone(),
             prompt_2: self.prompt_2.clone(),
@@ -270,8 +259,7 @@ impl Arguments {
 
 /// One seed per image.
 fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u64>> {
-    // A random seed is short enough to type and valid for every random source.
-    let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
+    let first = arguments.seed.unwrap_or_else(values::random_seed);
     let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
         format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
@@ -291,12 +279,10 @@ fn denoise(
     session: &mut Session,
     run: &mut Run,
     noise: &mut dyn NoiseSource,
-    progress: &Progress,
-    name: String,
+    counter: &Counter,
     previews: &Previews,
     times: &mut Times,
 ) -> anyhow::Result<()> {
-    let counter = progress.count(name, Unit::Steps, run.total());
     loop {
         let begin = Instant::now();
         if !session.step(run, noise, &mut |_| {}).map_err(|error| explained(error, run))? {
@@ -358,20 +344,34 @@ fn shortened(words: &str) -> String {
     }
 }
 
-fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> String {
+/// The last line: size, seeds and scheduler, then the times.
+fn summary(
+    request: &Request,
+    times: &Times,
+    drawn: &[Drawn],
+    total: Duration,
+) -> Result<String, SchedulerError> {
     let [width, height] = request.size;
     let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
-    format!(
-        "{} of {width}x{height} in {}: load {}, {} of {}, decode {}{}",
-        counted(images, "image"),
+    let seeds = match drawn {
+        [only] => format!("seed {}", only.seed),
+        [first, .., last] => format!("seeds {} to {}", first.seed, last.seed),
+        [] => "no seed".to_string(),
+    };
+    let noun = if times.evaluations == request.steps * drawn.len() { "step" } else { "evaluation" };
+    Ok(format!(
+        "{} of {width}x{height}, {seeds}, {}, {}\nin {}: load {}, {} of {}, decode {}{}",
+        counted(drawn.len(), "image"),
+        values::scheduler_name(&request.scheduler)?,
+        counted(request.steps, "step"),
         seconds(total),
         seconds(times.load),
-        counted(times.evaluations, "step"),
+        counted(times.evaluations, noun),
         seconds(times.per_step()),
         seconds(times.decode),
         memory::in_summary()
-    )
+    ))
 }
 
 fn summary_json(

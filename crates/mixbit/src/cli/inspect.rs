@@ -10,13 +10,13 @@ use mixbit_packages::inspect::{InspectedNetwork, StoredTensor, bits_per_element,
 use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
-use super::print_line;
 use super::table::{Side, Table, byte_size, shortened, spelt_out};
+use super::{print_line, recipe};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
-    /// of them, or a safetensors file
+    /// of them, a safetensors file, or a recipe file
     path: PathBuf,
     /// List every weight with its encoding and bits, in the order of the graph
     #[arg(long, conflicts_with = "mil")]
@@ -30,6 +30,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.path.extension().is_some_and(|extension| extension == "json") {
+        return recipe::show(&arguments.path, arguments.json);
+    }
     let networks = open(&arguments.path, &ConversionOptions::default())?;
     if let [file] = &networks[..]
         && file.function.is_none()

@@ -1,30 +1,41 @@
 //! The command line.
 
+mod advice;
 mod analyze;
+mod arguments;
 mod backends;
 mod bench;
+mod colour;
 mod compare;
 mod convert;
 mod diff;
+mod estimate;
 mod generate;
 mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
+mod names;
+mod next;
 mod output;
 mod palettize;
+mod phases;
 mod progress;
+mod recipe;
 mod table;
 mod values;
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+
+use arguments::Understood;
 
 /// Stable Diffusion with mixed-bit palettization, on any machine.
 #[derive(Debug, Parser)]
@@ -69,18 +80,58 @@ enum Command {
     },
 }
 
+/// The exit code of invalid arguments.
+const USAGE: u8 = 2;
+
 /// Runs the command line. Exit codes are 0 for success, 1 for an error and 2 for invalid arguments. `diff`
 /// exits with 1 for a difference and 2 for an error.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parsed(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(line) => {
+            progress::print_line(format_args!("error: {line}"));
+            return ExitCode::from(USAGE);
+        }
+    };
     let failure = match cli.command {
         Command::Diff(_) => ExitCode::from(2),
         _ => ExitCode::FAILURE,
     };
+    interrupt::set_goes_on(matches!(
+        cli.command,
+        Command::Convert(_) | Command::Palettize(_) | Command::Analyze(_)
+    ));
     run(cli).unwrap_or_else(|error| {
-        let _ = writeln!(stderr(), "error: {}", one_line(&error));
+        let mut line = one_line(&error);
+        if interrupt::is_raised() {
+            if !interrupt::report_once() {
+                // The thread that reports ends the process.
+                loop {
+                    std::thread::park();
+                }
+            }
+            line = interrupt::message(&line);
+        }
+        progress::print_line(format_args!("error: {line}"));
         failure
     })
+}
+
+/// Parses arguments, with the names of other tools. Help and the version are printed, and end the process.
+///
+/// # Errors
+/// The line for arguments that can't be understood.
+fn parsed(typed: Vec<OsString>) -> Result<Cli, String> {
+    let mut commands = Cli::command();
+    commands.build();
+    let Understood { arguments, notes } = arguments::understood(&commands, typed)?;
+    let cli = Cli::try_parse_from(&arguments)
+        .map_err(|error| arguments::refusal(&commands, &arguments, &error).unwrap_or_else(|| error.exit()))?;
+    let is_quiet = arguments.iter().any(|argument| argument == "-q" || argument == "--quiet");
+    for note in notes.iter().filter(|_| !is_quiet) {
+        progress::print_line(format_args!("note: {note}"));
+    }
+    Ok(cli)
 }
 
 /// An error and its causes on one line. A cause that the text already ends with is not repeated.

@@ -13,12 +13,11 @@ use mixbit_packages::bundle::Bundle;
 use mixbit_packages::inspect::{is_checkpoint, is_package};
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget, PACKAGE_KINDS};
 use mixbit_packages::palettize::{Job, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target};
-use mixbit_packages::recipe::RecipeFile;
 use mixbit_packages::source::OpenOptions;
 
-use super::progress::Progress;
+use super::progress::{Counter, Progress};
 use super::table::{Side, Table, byte_size};
-use super::{interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, next, print_line, recipe, values};
 
 /// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
@@ -56,9 +55,10 @@ pub(super) struct Arguments {
           help_heading = "Bits")]
     scheme: Option<String>,
     /// The bits of each layer of the UNet from a recipe file, Apple's or one of `mixbit analyze`
-    #[arg(long, value_name = "FILE", requires = "select", help_heading = "Bits")]
+    #[arg(long, value_name = "FILE", help_heading = "Bits")]
     recipe: Option<PathBuf>,
-    /// Which recipe of the file: its name, or a part that no other has, such as 4.50
+    /// Which recipe of the file: its name, a part that no other has, or bits per weight, such as 4.5, for
+    /// the nearest [default: the only one]
     #[arg(long, value_name = "NAME", requires = "recipe", help_heading = "Bits")]
     select: Option<String>,
     /// A checkpoint with the configuration of a package that has lost the names of its layers: they are found
@@ -91,16 +91,27 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let source = arguments.plan_source()?;
+    if let PlanSource::Recipe { name, .. } = &source {
+        progress.say(format_args!("recipe {name}"));
+    }
     let (job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
     for warning in warnings {
         progress.say(warning);
     }
+    let scheme = source.schemes().into_iter().next();
+    if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, job.weights())) {
+        progress.say(format_args!(
+            "{:.0} million weights take {} on this machine",
+            job.weights() as f64 / 1e6,
+            estimate::about(seconds)
+        ));
+    }
     let (mut before, mut after) = (0, 0);
+    let count = job.targets().len();
     for (index, target) in job.targets().iter().enumerate() {
+        let place = place(index, count, target.kind.map_or(&target.source, |kind| kind.name));
         let name = target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match job
-            .write(index, arguments.force, &|phase| Box::new(counter(&progress, phase, target, &name)))?
-        {
+        match job.write(index, arguments.force, &|phase| Box::new(counter(&progress, phase, &place)))? {
             Outcome::Kept => progress.say(kept(&target.path)),
             Outcome::Copied => {}
             Outcome::Palettized(report) => {
@@ -124,6 +135,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
+    let is_whole = arguments.part.is_empty() && job.targets().len() > 1;
+    if is_whole {
+        progress.say(next::drawing(&arguments.output));
+    }
     Ok(())
 }
 
@@ -132,19 +147,26 @@ pub(super) fn kept(path: &Path) -> String {
     format!("{} is there already; --force writes it again", path.display())
 }
 
+/// A package among several, as the beginning of its phases' names.
+pub(super) fn place(index: usize, count: usize, name: &str) -> String {
+    place_of("package", index, count, name)
+}
+
+/// One thing among several.
+pub(super) fn place_of(what: &str, index: usize, count: usize, name: &str) -> String {
+    match count {
+        1 => name.to_string(),
+        _ => format!("{what} {} of {count}, {name}", index + 1),
+    }
+}
+
 /// The progress counter for a phase of one package.
-pub(super) fn counter(
-    progress: &Progress,
-    phase: Phase,
-    target: &Target,
-    file: &str,
-) -> super::progress::Counter {
-    let source = &target.source;
+pub(super) fn counter(progress: &Progress, phase: Phase, place: &str) -> Counter {
     match phase {
-        Phase::Palettes => progress.count(format!("{source}, palettes"), Unit::Layers, 0),
-        Phase::Writing => progress.bytes(format!("{source}, writing")),
-        Phase::Copying => progress.bytes(file),
-        Phase::Checking => progress.count(format!("{source}, checking"), Unit::Layers, 0),
+        Phase::Palettes => progress.count(format!("{place}, palettes"), Unit::Layers, 0),
+        Phase::Writing => progress.bytes(format!("{place}, writing")),
+        Phase::Copying => progress.bytes(format!("{place}, copying")),
+        Phase::Checking => progress.count(format!("{place}, checking"), Unit::Layers, 0),
     }
 }
 
@@ -178,10 +200,8 @@ impl Arguments {
             return Ok(uniform(scheme.parse()?));
         }
         let path = self.recipe.as_deref().context("say --nbits, --scheme or --recipe")?;
-        let file = RecipeFile::read(path)?;
-        let select = self.select.as_deref().unwrap_or_default();
-        let (name, _) = file.select(select).with_context(|| path.display().to_string())?;
-        Ok(PlanSource::Recipe { name: name.to_string(), file: Box::new(file), like: self.like.clone() })
+        let (file, name) = recipe::chosen(path, self.select.as_deref())?;
+        Ok(PlanSource::Recipe { name, file: Box::new(file), like: self.like.clone() })
     }
 
     /// The packages to write; no weight is read. Other files of a bundle are copied.

@@ -1,10 +1,17 @@
 //! Parsers of command-line values.
 
+use std::collections::hash_map::RandomState;
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher};
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Args, Command};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::random::RANDOM_SOURCES;
-use mixbit_diffusion::scheduler::{SCHEDULERS, SigmaSchedule, TimestepSpacing};
+use mixbit_diffusion::scheduler::{
+    SCHEDULERS, SchedulerConfig, SchedulerError, SigmaSchedule, TimestepSpacing,
+};
 use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
@@ -18,22 +25,72 @@ pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
     parse_size(text).ok_or_else(|| "a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string())
 }
 
-/// Every scheduler by name, alone or with a sigma schedule; also diffusers' class names.
-pub(super) fn schedulers() -> PossibleValuesParser {
-    let mut values: Vec<PossibleValue> = Vec::new();
-    for entry in SCHEDULERS {
-        values.push(PossibleValue::new(entry.name).help(entry.about));
+/// The size of images: both extents at once, or each by itself.
+#[derive(Debug, Default, Args)]
+pub(super) struct Size {
+    /// Width and height in pixels, multiples of 8 [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = size, conflicts_with_all = ["width", "height"])]
+    size: Option<[usize; 2]>,
+    /// Width in pixels
+    #[arg(short = 'W', long, value_name = "N", hide = true)]
+    width: Option<usize>,
+    /// Height in pixels
+    #[arg(short = 'H', long, value_name = "N", hide = true)]
+    height: Option<usize>,
+}
+
+impl Size {
+    /// Width and height in pixels, as far as they are given.
+    pub(super) fn given(&self) -> [Option<usize>; 2] {
+        self.size.map_or([self.width, self.height], |size| size.map(Some))
     }
-    let hidden = |name: String| PossibleValue::new(name).hide(true);
-    let names = || SCHEDULERS.iter().flat_map(|entry| entry.aliases.iter().copied().chain([entry.name]));
-    values.extend(SCHEDULERS.iter().flat_map(|entry| entry.aliases).map(|alias| hidden(alias.to_string())));
-    for sigmas in SigmaSchedule::ALL.iter().filter(|sigmas| **sigmas != SigmaSchedule::Trained) {
-        values.extend(names().map(|name| hidden(format!("{name}-{}", sigmas.name()))));
+
+    /// Width and height in pixels, each by default the model's.
+    pub(super) fn or(&self, [width, height]: [usize; 2]) -> [usize; 2] {
+        let given = self.given();
+        [given[0].unwrap_or(width), given[1].unwrap_or(height)]
     }
-    let mut classes: Vec<&str> = SCHEDULERS.iter().map(|entry| entry.class).collect();
-    classes.dedup();
-    values.extend(classes.into_iter().map(|class| hidden(class.to_string())));
-    values.into()
+}
+
+/// A random seed: short enough to type, and valid for every random source.
+pub(super) fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 32
+}
+
+/// The parser of schedulers: any name that one has, alone or with a sigma schedule.
+#[derive(Clone)]
+pub(super) struct SchedulerName;
+
+impl TypedValueParser for SchedulerName {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        scheduler.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(SCHEDULERS.iter().map(|entry| PossibleValue::new(entry.name).help(entry.about))))
+    }
+}
+
+/// Checks a scheduler's name. What else a scheduler needs depends on the model.
+fn scheduler(name: &str) -> Result<String, String> {
+    match SchedulerConfig::new(&SCHEDULERS[0]).with_scheduler(name) {
+        Err(error @ SchedulerError::UnknownScheduler { .. }) => Err(error.to_string()),
+        _ => Ok(name.to_string()),
+    }
+}
+
+/// A scheduler's name with its sigma schedule, as the option takes it.
+///
+/// # Errors
+/// If the configuration is contradictory.
+pub(super) fn scheduler_name(config: &SchedulerConfig) -> Result<String, SchedulerError> {
+    let name = config.entry().name;
+    Ok(match config.sigmas()? {
+        SigmaSchedule::Trained => name.to_string(),
+        sigmas => format!("{name}-{}", sigmas.name()),
+    })
 }
 
 /// The long help of the scheduler option: every scheduler with its help line.

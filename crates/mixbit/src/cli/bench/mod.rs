@@ -17,11 +17,11 @@ use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::session::{Cancel, Component, GenerateError, Request, Session, Text};
 use mixbit_engine::Backend;
-use mixbit_mil::Unit;
 
 use super::backends::Machine;
+use super::phases::Phases;
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
 use mixbit_app::source::load;
 use report::Report;
@@ -71,9 +71,8 @@ pub(super) struct Arguments {
           help_heading = "Model")]
     threads: Option<u16>,
 
-    /// Width and height in pixels, multiples of 8 [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Measuring")]
+    size: values::Size,
     /// How often each part is run and timed, after one run that is timed by itself
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Measuring")]
@@ -126,6 +125,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runs = arguments.runs as usize;
     let stages = session.stages(&request, &arguments.components(), runs + 1, &mut *noise)?;
     let mut peaks = Peaks::default();
+    let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
+    if let Some(seconds) = estimate::computing(&machine, request.precision, work) {
+        progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
+    }
     let measured = stages.into_iter().map(|stage| {
         peaks.measure(&machine, stage.precision);
         measure(&mut session, stage, runs, &cancel, &progress)
@@ -164,7 +167,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> Request {
     let request = Request::new(model, Text::new(PROMPT));
     Request {
-        size: arguments.size.unwrap_or(request.size),
+        size: arguments.size.or(request.size),
         steps: arguments.steps.unwrap_or(request.steps),
         precision: values::precision(&arguments.precision, backend),
         ..request
@@ -181,13 +184,18 @@ fn draw(
 ) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     let mut noise = random_source("torch")?.seeded(SEED)?;
-    let mut run = session.begin(request, &mut *noise, cancel, &mut |_| {}).map_err(explained)?;
-    let counter = progress.count("drawing", Unit::Steps, run.total());
+    let mut run = {
+        let mut phases = Phases::new(progress, "loading the model");
+        session.begin(request, &mut *noise, cancel, &mut |event| phases.on(event)).map_err(explained)?
+    };
+    let counter = progress.evaluations("drawing", request.steps, run.total());
     while session.step(&mut run, &mut *noise, &mut |_| {}).map_err(explained)? {
         counter.steps(run.done(), run.total());
     }
+    drop(counter);
     session.unload_unet(&run);
-    session.decode(&run, run.latents(), &mut |_| {}).map_err(explained)?;
+    let mut phases = Phases::new(progress, "decoding the image");
+    session.decode(&run, run.latents(), &mut |event| phases.on(event)).map_err(explained)?;
     Ok(load + begin.elapsed())
 }
 

@@ -13,7 +13,7 @@ use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
 use mixbit_packages::palettize::{Job, PlanSource, Target};
 use mixbit_packages::source::OpenOptions;
 
-use super::super::palettize::counter;
+use super::super::palettize::{counter, place};
 use super::super::progress::{Counter, Progress};
 use super::super::table::byte_size;
 
@@ -101,8 +101,8 @@ impl<'a> Cache<'a> {
         let (job, _) = Job::new(Target::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
         for (index, target) in job.targets().iter().enumerate() {
             self.check_cancelled()?;
-            let file = &target.source;
-            job.write(index, false, &|phase| Box::new(counter(self.progress, phase, target, file)))?;
+            let place = place(index, job.targets().len(), &target.source);
+            job.write(index, false, &|phase| Box::new(counter(self.progress, phase, &place)))?;
         }
         Ok(directory)
     }

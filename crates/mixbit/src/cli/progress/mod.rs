@@ -1,27 +1,35 @@
-//! Progress on standard error: a bar on a terminal, plain lines elsewhere, or nothing.
+//! Progress on standard error: one line on a terminal, plain lines elsewhere, or nothing.
+
+mod line;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write as _, stderr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mixbit_mil::{Stopped, Unit};
+
+use super::{colour, interrupt};
+use line::{Moment, Noun, TICK};
 
 /// The minimum interval between plain lines.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The template of a counting bar, as wide as the line.
-const COUNTS: &str = "{prefix} [{wide_bar}] {pos}/{len}, {msg}{left} left";
+/// The columns of a terminal that does not say how many it has.
+const USUAL_COLUMNS: usize = 80;
 
-/// The template of a byte bar.
-const BYTES: &str = "{prefix} [{wide_bar}] {bytes}/{total_bytes}, {bytes_per_sec}, {left} left";
+/// The lines on the terminal, the last of which is live.
+static LINES: Mutex<Vec<(u64, ProgressBar)>> = Mutex::new(Vec::new());
 
 /// The progress display.
 pub(super) struct Progress {
     shown: Shown,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
     Nothing,
     Lines,
@@ -29,7 +37,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Shows nothing if `quiet`, else a bar on a terminal or plain lines elsewhere.
+    /// Shows nothing if `quiet`, else a line on a terminal or plain lines elsewhere.
     pub(super) fn new(quiet: bool) -> Self {
         let shown = match (quiet, stderr().is_terminal()) {
             (true, _) => Shown::Nothing,
@@ -41,22 +49,14 @@ impl Progress {
 
     /// Prints a message unless quiet.
     pub(super) fn say(&self, message: impl Display) {
-        if !matches!(self.shown, Shown::Nothing) {
+        if self.shown != Shown::Nothing {
             print_line(message);
         }
     }
 
-    /// Shows a spinner on a terminal until the result is dropped.
-    pub(super) fn wait(&self, message: &'static str) -> Waiting {
-        let bar = match self.shown {
-            Shown::Bar => {
-                let bar = ProgressBar::new_spinner().with_message(message);
-                bar.enable_steady_tick(Duration::from_millis(100));
-                Some(bar)
-            }
-            _ => None,
-        };
-        Waiting { bar }
+    /// Shows the name of a phase of unknown length, with its seconds, until the result is dropped.
+    pub(super) fn wait(&self, name: impl Into<String>) -> Counter {
+        self.begin(name, Noun::Counted(""), 0, 0)
     }
 
     /// A phase of `total` units of work.
@@ -66,24 +66,17 @@ impl Progress {
 
     /// A phase resumed at `done` units, which do not count for the estimate of the remaining time.
     pub(super) fn count_on(&self, name: impl Into<String>, unit: Unit, done: usize, total: usize) -> Counter {
-        let name = name.into();
-        let bar = matches!(self.shown, Shown::Bar).then(|| {
-            let bar = ProgressBar::new(total as u64).with_prefix(name.clone());
-            bar.set_style(style(if unit == Unit::Bytes { BYTES } else { COUNTS }));
-            bar.set_position(done as u64);
-            bar.reset_eta();
-            bar.enable_steady_tick(Duration::from_millis(100));
-            bar
-        });
-        let lines = matches!(self.shown, Shown::Lines);
-        Counter {
-            name,
-            before: done as u64,
-            bar,
-            lines,
-            start: Instant::now(),
-            state: Mutex::new(State { total: total as u64, last_line: None }),
-        }
+        self.begin(name, noun(unit), done, total)
+    }
+
+    /// A phase of units with a name of their own, such as runs.
+    pub(super) fn count_as(&self, name: impl Into<String>, noun: &'static str, total: usize) -> Counter {
+        self.begin(name, Noun::Counted(noun), 0, total)
+    }
+
+    /// The evaluations of a network in a number of steps: counted as steps if each takes one.
+    pub(super) fn evaluations(&self, name: impl Into<String>, steps: usize, evaluations: usize) -> Counter {
+        self.count_as(name, if steps == evaluations { "steps" } else { "evaluations" }, evaluations)
     }
 
     /// A phase of reading or writing; its first report sets the number of bytes.
@@ -94,6 +87,72 @@ impl Progress {
     /// A count whose first report sets the total. It is shown until it is complete or dropped.
     pub(super) fn phase(&self, name: impl Into<String>) -> Phase<'_> {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
+    }
+
+    fn begin(&self, name: impl Into<String>, noun: Noun, done: usize, total: usize) -> Counter {
+        let work = Arc::new(Work {
+            name: name.into(),
+            noun,
+            before: done as u64,
+            start: Instant::now(),
+            state: Mutex::new(State { done: done as u64, total: total as u64, ..State::default() }),
+        });
+        Counter {
+            line: (self.shown == Shown::Bar).then(|| Line::new(work.clone())),
+            lines: self.shown == Shown::Lines,
+            _writing: (noun == Noun::Bytes).then(interrupt::writing),
+            work,
+        }
+    }
+}
+
+/// Prints a line above the live one. Output errors are ignored.
+pub(super) fn print_line(line: impl Display) {
+    let line = colour::of_message(&line.to_string());
+    match lines().last() {
+        Some((_, bar)) => bar.println(line),
+        None => drop(writeln!(stderr(), "{line}")),
+    }
+}
+
+/// Takes the lines off the terminal, before the process ends.
+pub(super) fn clear() {
+    lines().drain(..).for_each(|(_, bar)| bar.finish_and_clear());
+}
+
+/// The lines. Poisoning is ignored: they are whole between operations.
+fn lines() -> MutexGuard<'static, Vec<(u64, ProgressBar)>> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A line on the terminal. It is cleared when it is dropped.
+struct Line {
+    number: u64,
+    bar: ProgressBar,
+}
+
+impl Line {
+    fn new(work: Arc<Work>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let bar = ProgressBar::new_spinner();
+        let text = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let columns = Term::stderr().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| columns.into());
+            let _ = out.write_str(&work.moment(|moment| moment.line(columns)));
+        };
+        // The template is a constant; indicatif's own style replaces an invalid one.
+        let style = ProgressStyle::with_template("{text}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.with_key("text", text));
+        bar.enable_steady_tick(TICK);
+        lines().push((number, bar.clone()));
+        Line { number, bar }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        lines().retain(|(number, _)| *number != self.number);
+        self.bar.finish_and_clear();
     }
 }
 
@@ -116,182 +175,104 @@ impl mixbit_mil::Progress for Phase<'_> {
     }
 }
 
-/// Prints a line. Output errors are ignored.
-fn print_line(line: impl Display) {
-    let _ = writeln!(stderr(), "{line}");
-}
-
-/// The style of a template. The templates are constants; indicatif's own style replaces an invalid one.
-fn style(template: &str) -> ProgressStyle {
-    let fallback = ProgressStyle::default_bar();
-    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = write!(out, "{}", clock(state.eta().as_secs_f64()));
-    };
-    ProgressStyle::with_template(template).unwrap_or(fallback).progress_chars("=> ").with_key("left", left)
-}
-
-/// A spinner for an operation of unknown length.
-pub(super) struct Waiting {
-    bar: Option<ProgressBar>,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// A running phase.
-pub(super) struct Counter {
+/// The work of a phase.
+struct Work {
     name: String,
+    noun: Noun,
     /// Units done before the phase began.
     before: u64,
-    bar: Option<ProgressBar>,
-    lines: bool,
     start: Instant,
     state: Mutex<State>,
 }
 
 /// The mutable state of a phase.
+#[derive(Default)]
 struct State {
+    done: u64,
     total: u64,
+    /// The time from the beginning to the last report.
+    measured: Duration,
     last_line: Option<Instant>,
 }
 
-impl mixbit_mil::Progress for Counter {
-    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
-        let own = done.saturating_sub(self.before);
-        let seconds = self.start.elapsed().as_secs_f64() / own.max(1) as f64;
-        if let Some(bar) = &self.bar {
-            if own > 0 && unit != Unit::Bytes {
-                bar.set_message(format!("{}, ", rate(seconds, unit)));
-            }
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-        self.state().total = total;
-        if self.lines && own > 0 && self.is_due(unit, done == total) {
-            print_line(match unit {
-                Unit::Bytes => {
-                    let [done, total] = [done, total].map(|bytes| bytes as f64 / 1e6);
-                    format!("{}: {done:.0} of {total:.0} MB", self.name)
-                }
-                _ => {
-                    let left = clock(seconds * total.saturating_sub(done) as f64);
-                    let (name, units, rate) = (&self.name, units(unit), rate(seconds, unit));
-                    format!("{name}: {done}/{total} {units}, {rate}, {left} left")
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-impl Counter {
-    /// True if a line is due. Counts show their first and last; bytes show only slow phases.
-    fn is_due(&self, unit: Unit, is_last: bool) -> bool {
-        let last_line = &mut self.state().last_line;
-        let is_due = match unit {
-            Unit::Bytes => last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL,
-            _ => is_last || last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL),
-        };
-        if is_due {
-            *last_line = Some(Instant::now());
-        }
-        is_due
-    }
-
-    /// The units of the whole phase; 0 until known.
-    pub(super) fn total(&self) -> u64 {
-        self.state().total
-    }
-
+impl Work {
     /// Ignores poisoning: a panic in one reporting thread must not stop another.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn moment<T>(&self, of: impl FnOnce(&Moment<'_>) -> T) -> T {
+        let (done, total, measured) = {
+            let state = self.state();
+            (state.done, state.total, state.measured)
+        };
+        let (name, noun, before) = (self.name.as_str(), self.noun, self.before);
+        of(&Moment { name, noun, before, done, total, measured, elapsed: self.start.elapsed() })
+    }
+
+    /// True if a plain line is due. Counts show their first and last; bytes show only slow phases.
+    fn is_due(&self) -> bool {
+        let mut state = self.state();
+        let is_last = state.done >= state.total;
+        let is_due = match self.noun {
+            Noun::Bytes => state.last_line.unwrap_or(self.start).elapsed() >= LINE_INTERVAL,
+            _ => is_last || state.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL),
+        };
+        if is_due {
+            state.last_line = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// A running phase.
+pub(super) struct Counter {
+    work: Arc<Work>,
+    line: Option<Line>,
+    lines: bool,
+    /// Files that are written keep the process from ending before they are removed.
+    _writing: Option<interrupt::Writing>,
+}
+
+impl mixbit_mil::Progress for Counter {
+    fn advance(&self, done: u64, total: u64, _: Unit) -> Result<(), Stopped> {
+        {
+            let mut state = self.work.state();
+            (state.done, state.total) = (done, total);
+            state.measured = self.work.start.elapsed();
+        }
+        if self.lines && done > self.work.before && self.work.is_due() {
+            print_line(self.work.moment(|moment| moment.plain()));
+        }
+        if interrupt::is_raised() { Err(Stopped) } else { Ok(()) }
+    }
+}
+
+impl Counter {
+    /// The units of the whole phase; 0 until known.
+    pub(super) fn total(&self) -> u64 {
+        self.work.state().total
+    }
+
     /// Shows that `done` of `total` steps are done.
     pub(super) fn steps(&self, done: usize, total: usize) {
-        self.show(done as u64, total as u64, Unit::Steps);
+        let _ = mixbit_mil::Progress::advance(self, done as u64, total as u64, Unit::Steps);
     }
 
-    /// Shows progress; a terminal display never stops the work.
-    pub(super) fn show(&self, done: u64, total: u64, unit: Unit) {
-        let _ = mixbit_mil::Progress::advance(self, done, total, unit);
-    }
-
-    /// Prints a message above the bar.
+    /// Prints a message above the line, unless quiet.
     pub(super) fn say(&self, message: impl Display) {
-        match (&self.bar, self.lines) {
-            (Some(bar), _) => bar.println(message.to_string()),
-            (None, true) => print_line(message),
-            (None, false) => {}
+        if self.line.is_some() || self.lines {
+            print_line(message);
         }
     }
 }
 
-impl Drop for Counter {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// The plural name of a unit.
-fn units(unit: Unit) -> &'static str {
+/// The noun of a unit.
+fn noun(unit: Unit) -> Noun {
     match unit {
-        Unit::Steps => "steps",
-        Unit::Bytes => "bytes",
-        Unit::Layers => "layers",
-        Unit::Measurements => "measurements",
-    }
-}
-
-/// The duration of one unit as a rate, in the more readable form.
-fn rate(seconds: f64, unit: Unit) -> String {
-    let units = units(unit);
-    if seconds > 1.0 {
-        format!("{seconds:.2} s/{}", units.trim_end_matches('s'))
-    } else {
-        format!("{:.2} {units}/s", 1.0 / seconds.max(1e-9))
-    }
-}
-
-/// A duration in clock format: minutes and seconds, with hours if not zero.
-fn clock(seconds: f64) -> String {
-    let seconds = seconds.round() as u64;
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match hours {
-        0 => format!("{minutes}:{seconds:02}"),
-        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_shown_as_on_a_clock() {
-        for (seconds, shown) in [
-            (0.4, "0:00"),
-            (59.4, "0:59"),
-            (59.6, "1:00"),
-            (600.0, "10:00"),
-            (3600.0, "1:00:00"),
-            (86399.0, "23:59:59"),
-        ] {
-            assert_eq!(clock(seconds), shown);
-        }
-    }
-
-    #[test]
-    fn rates_are_what_reads_better() {
-        assert_eq!(rate(2.5, Unit::Steps), "2.50 s/step");
-        assert_eq!(rate(0.08, Unit::Layers), "12.50 layers/s");
+        Unit::Steps => Noun::Counted("steps"),
+        Unit::Bytes => Noun::Bytes,
+        Unit::Layers => Noun::Counted("layers"),
+        Unit::Measurements => Noun::Counted("measurements"),
     }
 }
