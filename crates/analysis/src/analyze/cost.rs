@@ -16,7 +16,9 @@ use super::{states, strategy, verify};
 pub struct Cost {
     /// Steps of an image: runs of the whole network for all predictions that guidance takes.
     pub steps: f64,
-    /// Weights that are compressed, counted once for every scheme.
+    /// Layers that are compressed, counted once for every scheme.
+    pub layers: usize,
+    /// Weights of these.
     pub weights: u64,
     /// Measurements of layers.
     pub measurements: usize,
@@ -61,7 +63,8 @@ pub fn expected(graph: &Function, options: &Options) -> Result<Cost, AnalyzeErro
     let steps = points.len() as f64 * each + (runs * verified.len()) as f64;
     Ok(Cost {
         steps: steps + drawn(&points) + drawn(&verified),
-        weights: weights * (options.schemes.len() + runs) as u64,
+        layers: shares.len() * options.schemes.len(),
+        weights: weights * options.schemes.len() as u64,
         measurements: measured.len() * shares.len() + together,
     })
 }

@@ -47,8 +47,14 @@ fn breaks(prompt: &str) -> Option<String> {
     prompt.split_whitespace().find(|word| *word == "BREAK").map(str::to_string)
 }
 
+/// The warnings about a request.
+pub(super) fn all(model: &DiffusionModel, request: &Request, is_demo: bool) -> Vec<String> {
+    let of_demo = if is_demo { of_demo(model, request) } else { Vec::new() };
+    [of_demo, syntax(&request.text), without_effect(model, request)].concat()
+}
+
 /// The warnings about the syntax of prompts.
-pub(super) fn syntax(text: &Text) -> Vec<String> {
+fn syntax(text: &Text) -> Vec<String> {
     let optional = [&text.prompt_2, &text.negative_prompt, &text.negative_prompt_2];
     let prompts = || std::iter::once(&text.prompt).chain(optional.into_iter().flatten());
     let one = |syntax: &Syntax| {
@@ -59,7 +65,7 @@ pub(super) fn syntax(text: &Text) -> Vec<String> {
 }
 
 /// The warnings about what the demo model was not made for.
-pub(super) fn of_demo(model: &DiffusionModel, request: &Request) -> Vec<String> {
+fn of_demo(model: &DiffusionModel, request: &Request) -> Vec<String> {
     let mut warnings = Vec::new();
     let unknown = match model.text_encoders.first() {
         Some(encoder) => unknown_words(&encoder.tokenizer, &request.text.prompt),
@@ -117,7 +123,7 @@ pub(super) fn refused(model: &DiffusionModel, text: &Text) -> Option<String> {
 }
 
 /// The warnings about options without an effect.
-pub(super) fn without_effect(model: &DiffusionModel, request: &Request) -> Vec<String> {
+fn without_effect(model: &DiffusionModel, request: &Request) -> Vec<String> {
     let has_negative = request.text.negative_prompt.is_some() || request.text.negative_prompt_2.is_some();
     let is_guided = request.guidance_scale > 1.0 && !model.unet.takes_guidance;
     let mut warnings = Vec::new();

@@ -15,7 +15,7 @@ use mixbit_diffusion::session::{Cancel, Component, Request, Session, Text};
 use mixbit_engine::Backend;
 
 use super::backends::Machine;
-use super::progress::Progress;
+use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
 use super::{estimate, interrupt, next, print_line, values};
 use mixbit_analysis::analyze::{
@@ -138,10 +138,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         progress.say(expected(&model, &machine, &options)?);
     }
     let backend = machine.backend;
-    let (measuring, verifying) = (progress.phase("measuring"), progress.phase("verifying"));
+    let wait = Wait::default();
+    wait.set(Some(progress.wait("drawing the images to measure on")));
+    let measuring =
+        progress.phase_after("measuring", &wait, Some("choosing recipes, drawing to verify them"));
+    let verifying = progress.phase_after("verifying", &wait, None);
     let phases = Phases { measuring: &measuring, verifying: &verifying };
-    let outcome = analyze(&model, &backend, &options, &cancel, phases)?;
+    let outcome = analyze(&model, &backend, &options, &cancel, phases);
     drop((measuring, verifying));
+    wait.set(None);
+    let outcome = outcome?;
     let analysis = match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
@@ -185,9 +191,9 @@ fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -
     )?;
     let stage = stages.first().context("the model has no UNet")?;
     let graph = stage.graph().context("the model has no UNet")?;
-    let Cost { steps, weights, measurements } = analyze::expected(graph, options)?;
+    let Cost { steps, layers, weights, measurements } = analyze::expected(graph, options)?;
     let computing = estimate::computing(machine, request.precision, steps * estimate::of_stage(stage));
-    let encoding = options.schemes.first().and_then(|scheme| estimate::encoding(*scheme, weights));
+    let encoding = options.schemes.first().and_then(|scheme| estimate::encoding(*scheme, layers, weights));
     let seconds = (computing.unwrap_or_default() + encoding.unwrap_or_default())
         / options.shard.map_or(1, |shard| shard.count) as f64;
     Ok(format!(

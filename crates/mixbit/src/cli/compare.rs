@@ -14,7 +14,7 @@ use mixbit_mil::{Constant, Def, Function, WeightRef, constexpr};
 use serde_json::json;
 
 use super::backends::Machine;
-use super::progress::Progress;
+use super::progress::{Progress, Wait};
 use super::table::{Side, Table, shortened};
 use super::{estimate, interrupt, palettize, print_line, values};
 use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
@@ -288,11 +288,13 @@ impl Arguments {
         progress: &Progress,
     ) -> anyhow::Result<Vec<Picture>> {
         session.set_model(Role::Base, model.clone());
-        let progress = progress.phase(phase);
+        let wait = Wait::default();
+        let progress_of_all = progress.phase_after(phase, &wait, None);
+        wait.set(Some(progress.wait(format!("{phase}, preparing"))));
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let request = self.request(&model, prompt, size);
-            let progress = OneOf { progress: &progress, index, count: self.prompts.len() };
+            let progress = OneOf { progress: &progress_of_all, index, count: self.prompts.len() };
             pictures.push(draw(session, &request, self.seed, cancel, &progress)?);
         }
         Ok(pictures)

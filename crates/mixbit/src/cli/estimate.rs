@@ -11,9 +11,6 @@ use super::backends::Machine;
 /// The part of the CPU's peak that whole networks reach.
 const OF_PEAK: f64 = 0.5;
 
-/// The side of the matrix whose palettes are fitted to measure how fast that goes.
-const SIDE: usize = 512;
-
 /// Seconds for multiply-adds in a precision; `None` if the machine's peak is not known. Measuring it takes a
 /// quarter of a second.
 pub(super) fn computing(machine: &Machine, precision: Precision, multiply_adds: f64) -> Option<f64> {
@@ -31,30 +28,32 @@ pub(super) fn of_stage(stage: &PipelineStage) -> f64 {
     stage.graph().map_or(0.0, work) * stage.evaluations() as f64
 }
 
-/// Seconds to store weights in a scheme on all threads, from a trial on random weights; `None` if the trial
-/// fails.
-pub(super) fn encoding(scheme: Scheme, weights: u64) -> Option<f64> {
-    let layer = random_layer()?;
+/// Seconds to store layers in a scheme on all threads, from a trial on random weights of the layers' mean
+/// size; `None` if there are none, or the trial fails.
+pub(super) fn encoding(scheme: Scheme, layers: usize, weights: u64) -> Option<f64> {
+    let side = (weights as f64 / layers.max(1) as f64).sqrt() as usize;
+    let layer = random_layer(side.clamp(32, 1024)).filter(|_| layers > 0)?;
     let begin = Instant::now();
     scheme.encode(&layer.weight, LayerPlan::from(scheme).calibration.as_ref()).ok()?;
-    let each = begin.elapsed().as_secs_f64() / layer.count() as f64;
+    let each = begin.elapsed().as_secs_f64();
+    let larger = weights as f64 / (layers * layer.count()) as f64;
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    Some(each * weights as f64 / threads)
+    Some(each * larger.max(1.0) * layers as f64 / threads)
 }
 
-/// A layer of random f16 weights.
-fn random_layer() -> Option<Layer> {
+/// A square layer of random f16 weights.
+fn random_layer(side: usize) -> Option<Layer> {
     // A linear congruential generator (Knuth's MMIX); four bits of exponent vary.
     let mut state = 93u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 48) as u16 & 0b1000_1111_1111_1111 | 0b0010_0000_0000_0000
     };
-    let bytes: Vec<u8> = (0..SIDE * SIDE).flat_map(|_| next().to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..side * side).flat_map(|_| next().to_le_bytes()).collect();
     let weight =
-        WeightRef::new("w.weight", TensorType::new(DType::F16, [SIDE, SIDE]), Bytes::new(bytes)).ok()?;
+        WeightRef::new("w.weight", TensorType::new(DType::F16, [side, side]), Bytes::new(bytes)).ok()?;
     let mut b = Builder::new("main", Opset::Ios16);
-    let x = b.input("x", TensorType::new(DType::F16, [1, SIDE])).ok()?;
+    let x = b.input("x", TensorType::new(DType::F16, [1, side])).ok()?;
     let w = b.weight(weight);
     let y = b.op("linear").arg("x", x).arg("weight", w).add().ok()?;
     mixbit_compress::layers(&b.finish(&[y]).ok()?).into_iter().next()
@@ -94,8 +93,10 @@ mod tests {
     #[test]
     fn more_work_takes_longer() {
         let scheme = Scheme::palette(Width::Four);
-        let [few, many] = [1_000_000, 1_000_000_000].map(|weights| encoding(scheme, weights).unwrap());
+        let [few, many] =
+            [10, 10_000].map(|layers| encoding(scheme, layers, 100_000 * layers as u64).unwrap());
         assert!(few > 0.0 && many > 20.0 * few, "{few} {many}");
+        assert_eq!(encoding(scheme, 0, 0), None);
         let machine = Machine::new(Some(1)).unwrap();
         if let Some(seconds) = computing(&machine, Precision::F32, 1e9) {
             assert!(seconds > 0.0 && seconds < 100.0, "{seconds}");

@@ -153,10 +153,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(refusal) = advice::refused(&model, &request.text) {
         bail!(refusal);
     }
-    let of_demo = if model_name == demo::NAME { advice::of_demo(&model, &request) } else { Vec::new() };
-    for warnings in [advice::syntax(&request.text), advice::without_effect(&model, &request), of_demo] {
-        warnings.iter().for_each(|warning| progress.say(warning));
-    }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
@@ -187,7 +183,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if index == 0 {
             times.load = begin.elapsed();
             dropped = run.dropped().to_vec();
-            dropped_words(&dropped).into_iter().for_each(|words| progress.say(words));
+            let of_demo = model_name == demo::NAME;
+            let warnings = advice::all(session.model(Role::Base)?, &request, of_demo);
+            warnings.into_iter().chain(dropped_words(&dropped)).for_each(|warning| progress.say(warning));
         }
         let counter = progress.evaluations(name, request.steps, run.total());
         denoise(&mut session, &mut run, &mut *noise, &counter, &previews, &mut times)?;

@@ -11,7 +11,7 @@ use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
 use super::table::{Side, Table, byte_size, shortened, spelt_out};
-use super::{print_line, recipe};
+use super::{print_line, recipe, summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -49,6 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let parts: Vec<Value> = networks.iter().map(to_json).collect();
         return print_line(format_args!("{:#}", json!({"parts": parts})));
     }
+    print_line(summary::of(&networks))?;
     for network in &networks {
         print_line(to_text(network))?;
         if arguments.layers {

@@ -9,6 +9,7 @@ mod colour;
 mod compare;
 mod convert;
 mod diff;
+mod doctor;
 mod estimate;
 mod generate;
 mod inspect;
@@ -22,13 +23,16 @@ mod palettize;
 mod phases;
 mod progress;
 mod recipe;
+mod summary;
 mod table;
 mod values;
+mod verify;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stdout};
-use std::path::PathBuf;
+use std::fs;
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -63,21 +67,57 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Compare two models, Core ML packages or weight files
     Diff(diff::Arguments),
-    /// Show the generation parameters that an image file holds
+    /// Show the generation parameters that image files hold
     Metadata(metadata::Arguments),
-    /// Print the completions of a shell
-    ///
-    /// For bash: mixbit completions bash > ~/.local/share/bash-completion/completions/mixbit
+    /// Show what this CPU computes in, the memory, versions and caches
+    Doctor(doctor::Arguments),
+    /// Print the completions of a shell, to be put where it looks for them
+    #[command(after_help = completions_help())]
     Completions {
         /// The shell
         shell: Shell,
     },
     /// Write the manual pages into a directory
-    #[command(hide = true)]
+    #[command(after_help = "For `man mixbit`: mixbit man ~/.local/share/man/man1")]
     Man {
-        /// Where `mixbit.1` and a page for each command are written
+        /// Where `mixbit.1` and a page for each command are written; made if it is not there
         directory: PathBuf,
     },
+}
+
+/// The shells with the places of their completions.
+const COMPLETIONS: [(Shell, &str); 5] = [
+    (Shell::Bash, "mixbit completions bash > ~/.local/share/bash-completion/completions/mixbit"),
+    (Shell::Zsh, "mixbit completions zsh > DIR/_mixbit, where DIR is one of those in $fpath"),
+    (Shell::Fish, "mixbit completions fish > ~/.config/fish/completions/mixbit.fish"),
+    (Shell::PowerShell, "mixbit completions powershell >> $PROFILE"),
+    (Shell::Elvish, "mixbit completions elvish >> ~/.config/elvish/rc.elv"),
+];
+
+/// The command for each shell.
+fn completions_help() -> String {
+    COMPLETIONS.map(|(shell, command)| format!("  {shell}: {command}")).join("\n")
+}
+
+/// Prints the completions of a shell; on a terminal also where they go.
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
+    print_line(String::from_utf8_lossy(&script).trim_end())?;
+    let place = COMPLETIONS.iter().find(|(other, _)| *other == shell).filter(|_| stdout().is_terminal());
+    place.into_iter().for_each(|(_, command)| progress::print_line(format_args!("note: {command}")));
+    Ok(())
+}
+
+/// Writes the manual pages, and says how they are read.
+fn manual(directory: &Path) -> anyhow::Result<()> {
+    let unwritable = || format!("the manual pages can't be written to {}", directory.display());
+    fs::create_dir_all(directory).with_context(unwritable)?;
+    clap_mangen::generate_to(Cli::command(), directory).with_context(unwritable)?;
+    let page = directory.join("mixbit.1");
+    print_line(page.display())?;
+    progress::print_line(format_args!("read it: man {}", page.display()));
+    Ok(())
 }
 
 /// The exit code of invalid arguments.
@@ -165,13 +205,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => return diff::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
-            print_line(String::from_utf8_lossy(&script).trim_end())
-        }
-        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
-            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { directory } => manual(&directory),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -228,4 +228,6 @@ pub(super) static COMMANDS: &[(&str, &str)] = &[
     ("show", "inspect"),
     ("analyse", "analyze"),
     ("export", "convert"),
+    ("about", "doctor"),
+    ("env", "doctor"),
 ];

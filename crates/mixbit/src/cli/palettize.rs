@@ -17,7 +17,7 @@ use mixbit_packages::source::OpenOptions;
 
 use super::progress::{Counter, Progress};
 use super::table::{Side, Table, byte_size};
-use super::{estimate, interrupt, memory, next, print_line, recipe, values};
+use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
@@ -40,6 +40,9 @@ pub(super) struct Arguments {
     /// Only these parts of the model, such as unet [default: all that it has]
     #[arg(long, value_name = "NAME", value_parser = values::parts(), num_args = 1..)]
     part: Vec<String>,
+    /// Then measure the PSNR of the UNet on images of this model, as after an analysis
+    #[arg(long)]
+    verify: bool,
     /// Overwrite packages, and compress layers again that are compressed already
     #[arg(long)]
     force: bool,
@@ -98,13 +101,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for warning in warnings {
         progress.say(warning);
     }
+    let (layers, weights) = job.work();
     let scheme = source.schemes().into_iter().next();
-    if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, job.weights())) {
-        progress.say(format_args!(
-            "{:.0} million weights take {} on this machine",
-            job.weights() as f64 / 1e6,
-            estimate::about(seconds)
-        ));
+    if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
+        progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
     }
     let (mut before, mut after) = (0, 0);
     let count = job.targets().len();
@@ -135,6 +135,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
+    if arguments.verify {
+        print_line(verify::verify(arguments.model.as_deref(), &source, &cancel, &progress)?)?;
+    }
     let is_whole = arguments.part.is_empty() && job.targets().len() > 1;
     if is_whole {
         progress.say(next::drawing(&arguments.output));

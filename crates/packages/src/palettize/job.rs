@@ -292,15 +292,14 @@ impl Job {
         &self.targets
     }
 
-    /// The number of weights that are stored in fewer bits.
-    pub fn weights(&self) -> u64 {
-        let planned = self.targets.iter().zip(&self.plans);
-        let of = |(target, plan): (&Target, &Option<Plan>)| -> u64 {
-            let Some(plan) = plan else { return 0 };
-            let layers = target.layers.iter().filter(|layer| plan.contains_key(&layer.name));
-            layers.map(|layer| layer.count() as u64).sum()
-        };
-        planned.map(of).sum()
+    /// The numbers of layers that are stored in fewer bits, and of their weights.
+    pub fn work(&self) -> (usize, u64) {
+        let planned =
+            self.targets.iter().zip(&self.plans).filter_map(|(target, plan)| Some((target, plan.as_ref()?)));
+        let layers = planned.flat_map(|(target, plan)| {
+            target.layers.iter().filter(|layer| plan.contains_key(&layer.name)).map(Layer::count)
+        });
+        layers.fold((0, 0), |(layers, weights), count| (layers + 1, weights + count as u64))
     }
 
     /// Writes one package and verifies it. A package that is there stays, unless `force` writes it again and

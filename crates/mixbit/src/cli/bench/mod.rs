@@ -25,6 +25,8 @@ use super::{estimate, interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
 use mixbit_app::source::load;
 use report::Report;
+pub(super) use report::device;
+pub(super) use synthetic::default_directory as cache_directory;
 
 /// The prompt of all measurements. Prompts of any length take the same time.
 const PROMPT: &str = "a high quality photo of an astronaut riding a horse";

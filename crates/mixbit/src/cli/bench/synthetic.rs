@@ -39,6 +39,11 @@ impl mixbit_mil::Progress for Stoppable<'_> {
     }
 }
 
+/// The cache's directory where none is named.
+pub(in crate::cli) fn default_directory() -> PathBuf {
+    std::env::temp_dir().join("mixbit-bench")
+}
+
 /// A directory of synthetic models for benchmarks.
 pub(super) struct Cache<'a> {
     directory: PathBuf,
@@ -49,8 +54,7 @@ pub(super) struct Cache<'a> {
 impl<'a> Cache<'a> {
     /// The cache in a directory, by default in the system's temporary one.
     pub(super) fn new(directory: Option<&Path>, cancel: &'a Cancel, progress: &'a Progress) -> Self {
-        let default = || std::env::temp_dir().join("mixbit-bench");
-        Cache { directory: directory.map_or_else(default, Path::to_path_buf), cancel, progress }
+        Cache { directory: directory.map_or_else(default_directory, Path::to_path_buf), cancel, progress }
     }
 
     /// The directory of a model, written if absent.

@@ -71,7 +71,7 @@ impl Moment<'_> {
     fn rate(&self) -> Option<String> {
         let pace = self.pace()?;
         Some(match self.noun {
-            Noun::Bytes => format!("{:.0} MB/s", 1e-6 / pace.max(1e-12)),
+            Noun::Bytes => format!("{} MB/s", rounded(1e-6 / pace.max(1e-12))),
             Noun::Counted(noun) if pace >= 1.0 => {
                 format!("{} s/{}", rounded(pace), noun.trim_end_matches('s'))
             }
@@ -111,7 +111,7 @@ impl Moment<'_> {
             if bar >= LEAST_BAR {
                 return format!("{spinner} {} [{}] {rest}", self.name, self.bar(bar));
             }
-            if others <= room + " []".len() {
+            if others <= room + 2 {
                 return format!("{spinner} {}: {rest}", shortened(self.name, rest.len() + 2));
             }
         }
@@ -204,7 +204,7 @@ mod tests {
         }
         assert_eq!(
             bytes.line(80),
-            "⠋ package 3 of 5, unet [======>   ] 1200 of 1720 MB, 300 MB/s, 0:02 left"
+            "⠋ package 3 of 5, unet [==========>      ] 1200 of 1720 MB, 300 MB/s, 0:02 left"
         );
         assert_eq!(bytes.line(40), "⠋ package 3…: 1200 of 1720 MB, 0:02 left");
     }

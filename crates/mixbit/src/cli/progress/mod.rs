@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use console::Term;
+use console::{Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mixbit_mil::{Stopped, Unit};
 
@@ -89,6 +89,16 @@ impl Progress {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
     }
 
+    /// A [`phase`](Self::phase) whose first report ends the wait that is shown, and whose last begins another.
+    pub(super) fn phase_after<'p>(
+        &'p self,
+        name: impl Into<String>,
+        wait: &'p Wait,
+        then: Option<&'static str>,
+    ) -> PhaseAfter<'p> {
+        PhaseAfter { phase: self.phase(name), wait, then }
+    }
+
     fn begin(&self, name: impl Into<String>, noun: Noun, done: usize, total: usize) -> Counter {
         let work = Arc::new(Work {
             name: name.into(),
@@ -108,11 +118,44 @@ impl Progress {
 
 /// Prints a line above the live one. Output errors are ignored.
 pub(super) fn print_line(line: impl Display) {
-    let line = colour::of_message(&line.to_string());
+    let line = colour::of_message(&on_terminal(line.to_string()));
     match lines().last() {
         Some((_, bar)) => bar.println(line),
         None => drop(writeln!(stderr(), "{line}")),
     }
+}
+
+/// A message with its lines broken between words, on a terminal. Commands and paths stay whole, so that they
+/// can be copied.
+fn on_terminal(message: String) -> String {
+    let is_prose = ["warning:", "note:"].iter().any(|beginning| message.starts_with(beginning));
+    match is_prose && stderr().is_terminal() {
+        true => wrapped(&message, columns()),
+        false => message,
+    }
+}
+
+/// A text with line breaks in place of spaces, so that no line that can be broken is wider.
+fn wrapped(text: &str, columns: usize) -> String {
+    let (mut out, mut width) = (String::new(), 0);
+    for word in text.split(' ') {
+        let own = measure_text_width(word);
+        if width > 0 && width + 1 + own > columns {
+            out.push('\n');
+            width = 0;
+        } else if !out.is_empty() {
+            out.push(' ');
+            width += 1;
+        }
+        out += word;
+        width += own;
+    }
+    out
+}
+
+/// The terminal's columns.
+fn columns() -> usize {
+    Term::stderr().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| columns.into())
 }
 
 /// Takes the lines off the terminal, before the process ends.
@@ -137,8 +180,7 @@ impl Line {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let bar = ProgressBar::new_spinner();
         let text = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
-            let columns = Term::stderr().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| columns.into());
-            let _ = out.write_str(&work.moment(|moment| moment.line(columns)));
+            let _ = out.write_str(&work.moment(|moment| moment.line(columns())));
         };
         // The template is a constant; indicatif's own style replaces an invalid one.
         let style = ProgressStyle::with_template("{text}").unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -170,6 +212,38 @@ impl mixbit_mil::Progress for Phase<'_> {
         mixbit_mil::Progress::advance(shown.get_or_insert_with(begin), done, total, unit)?;
         if done >= total {
             *shown = None;
+        }
+        Ok(())
+    }
+}
+
+/// A wait that ends when a phase begins.
+#[derive(Default)]
+pub(super) struct Wait(Mutex<Option<Counter>>);
+
+impl Wait {
+    /// Shows a counter, or nothing, in place of what is shown.
+    pub(super) fn set(&self, counter: Option<Counter>) {
+        // The old line goes before the new one comes.
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(shown.take());
+        *shown = counter;
+    }
+}
+
+/// A phase between waits.
+pub(super) struct PhaseAfter<'p> {
+    phase: Phase<'p>,
+    wait: &'p Wait,
+    then: Option<&'static str>,
+}
+
+impl mixbit_mil::Progress for PhaseAfter<'_> {
+    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
+        self.wait.set(None);
+        self.phase.advance(done, total, unit)?;
+        if done >= total {
+            self.wait.set(self.then.map(|then| self.phase.progress.wait(then)));
         }
         Ok(())
     }
@@ -274,5 +348,18 @@ fn noun(unit: Unit) -> Noun {
         Unit::Bytes => Noun::Bytes,
         Unit::Layers => Noun::Counted("layers"),
         Unit::Measurements => Noun::Counted("measurements"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prose_is_broken_between_words() {
+        let text = "warning: the demo model does not know `lighthouse`";
+        assert_eq!(wrapped(text, 20), "warning: the demo\nmodel does not know\n`lighthouse`");
+        assert_eq!(wrapped(text, 200), text);
+        assert_eq!(wrapped("a verylongword b", 5), "a\nverylongword\nb");
     }
 }
