@@ -289,7 +289,7 @@ impl Arguments {
     ) -> anyhow::Result<Vec<Picture>> {
         session.set_model(Role::Base, model.clone());
         let wait = Wait::default();
-        let progress_of_all = progress.phase_after(phase, &wait, None);
+        let progress_of_all = progress.phase_after(phase, &wait, Some("decoding the image"));
         wait.set(Some(progress.wait(format!("{phase}, preparing"))));
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
@@ -382,7 +382,7 @@ fn table(prompts: &[String], columns: &[Column]) -> String {
             table.row([megabytes, latents, pixels, column.name.clone()]);
         }
         let blank = if index > 0 { "\n" } else { "" };
-        text += &format!("{blank}{}\n{table}", shortened(prompt));
+        text += &format!("{blank}{}\n{}", shortened(prompt), table.whole());
     }
     text
 }

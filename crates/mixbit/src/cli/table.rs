@@ -53,6 +53,11 @@ impl<const N: usize> fmt::Display for Table<N> {
 }
 
 impl<const N: usize> Table<N> {
+    /// The table with every cell whole.
+    pub(super) fn whole(&self) -> String {
+        self.within(usize::MAX)
+    }
+
     /// The table in so many columns of the terminal, as far as that shortens the last column only.
     fn within(&self, columns: usize) -> String {
         let width =
@@ -127,7 +132,7 @@ mod tests {
     fn a_long_name_loses_its_middle() {
         let mut table = Table::new([("dB", Side::Right), ("layer", Side::Left)]);
         table.row(["43.6".into(), "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0".into()]);
-        assert_eq!(table.within(40), "    dB   layer\n  43.6   down_blocks.1.a…s.0.attn1.to_out.0");
+        assert_eq!(table.within(40), "    dB   layer\n  43.6   down_blocks.1.a….attn1.to_out.0");
         assert!(table.within(40).lines().all(|line| line.chars().count() <= 40));
         assert!(table.within(usize::MAX).contains("transformer_blocks"));
     }

@@ -11,7 +11,7 @@ const LEAST_BAR: usize = 10;
 const MOST_BAR: usize = 40;
 
 /// The fewest columns of a name; a line shortens it no further.
-const LEAST_NAME: usize = 8;
+const LEAST_NAME: usize = 4;
 
 /// Nothing is estimated from less time.
 const LEAST_MEASURED: Duration = Duration::from_millis(300);
@@ -206,7 +206,7 @@ mod tests {
             bytes.line(80),
             "⠋ package 3 of 5, unet [==========>      ] 1200 of 1720 MB, 300 MB/s, 0:02 left"
         );
-        assert_eq!(bytes.line(40), "⠋ package 3…: 1200 of 1720 MB, 0:02 left");
+        assert_eq!(bytes.line(40), "⠋ package …: 1200 of 1720 MB, 0:02 left");
     }
 
     #[test]
