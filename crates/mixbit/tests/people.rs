@@ -139,7 +139,7 @@ fn a_model_may_stand_by_itself_and_a_size_is_in_pixels() -> Result<(), Error> {
     let output = run(scratch.path(), &["convert", &sd15, "--size", "100x64", "-o", "out"])?;
     assert!(stderr(&output).contains("try 96"), "{}", stderr(&output));
     let [all, said] = success(scratch.path(), &["convert", &sd15, "-o", "a model"])?;
-    assert!(all.lines().count() > 2 && said.contains("package 1 of"), "{said}");
+    assert!(all.lines().count() > 2, "{all}");
     assert!(said.contains("draw with it: mixbit generate \"a red circle\" --model 'a model'"), "{said}");
     Ok(())
 }
@@ -299,7 +299,8 @@ fn manual_pages_and_completions_say_where_they_go() -> Result<(), Error> {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(help.contains(&format!("  {shell}: mixbit completions {shell}")), "{help}");
         let [script, _] = success(scratch.path(), &["completions", shell])?;
-        assert!(script.contains("generate") && script.contains("dpmpp-2m"), "{shell}");
+        let has_values = !["powershell", "elvish"].contains(&shell);
+        assert!(script.contains("generate") && script.contains("dpmpp-2m") == has_values, "{shell}");
     }
     Ok(())
 }

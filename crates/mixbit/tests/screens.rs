@@ -1,5 +1,5 @@
-//! The screens that commands leave on a terminal of 80 and of 50 columns, in `tests/screens/`. Times, rates and
-//! sizes are masked. `UPDATE_SCREENS=1 cargo test --test screens` writes them again.
+//! The screens that commands leave on a terminal of 80 and of 50 columns, in `tests/screens/`. Times, rates
+//! and sizes are masked. `UPDATE_SCREENS=1 cargo test --test screens` writes them again.
 //!
 //! The terminal is tmux; without it, as on other systems than Linux, nothing is tested.
 #![cfg(target_os = "linux")]
@@ -82,32 +82,34 @@ impl Drop for Terminal {
     }
 }
 
-/// A screen without what differs from run to run: numbers with decimals, counts of seconds and MB, the CPU.
+/// A screen without what differs from run to run: times, rates and memory, digits after a point, the CPU.
 fn masked(screen: &str) -> String {
-    let line = |line: &str| {
-        if line.trim_start().starts_with("device ") {
-            return "  device      #".to_string();
+    let lines: Vec<String> = screen.lines().map(masked_line).collect();
+    lines.join("\n").replace("about a second", "about # s").replace("about # min", "about # s") + "\n"
+}
+
+fn masked_line(line: &str) -> String {
+    if line.trim_start().starts_with("device ") {
+        return "  device      #".to_string();
+    }
+    let words: Vec<&str> = line.split(' ').collect();
+    let units = ["s", "s,", "s:", "ms", "min", "MB", "MB,", "GFLOP/s", "iterations/s"];
+    let has_unit = |index: usize| words.get(index + 1).is_some_and(|next| units.contains(next));
+    let is_number = |word: &str| word.trim_end_matches([',', ':']).parse::<f64>().is_ok();
+    let is_timed = (0..words.len()).any(|index| is_number(words[index]) && has_unit(index));
+    let mask = |(index, word): (usize, &&str)| match is_number(word) {
+        true if has_unit(index) => "#".to_string(),
+        true if word.contains('.') => {
+            word.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect()
         }
-        let words: Vec<&str> = line.split(' ').collect();
-        let units = ["s", "ms", "min", "MB", "MB,", "GFLOP/s", "threads"];
-        let mask = |(index, word): (usize, &&str)| {
-            let bare = word.trim_end_matches([',', ':']);
-            let is_number = bare.parse::<f64>().is_ok();
-            let has_unit = words.get(index + 1).is_some_and(|next| units.contains(next));
-            match is_number && (has_unit || bare.contains('.')) {
-                true => word.replace(bare, "#"),
-                false => word.to_string(),
-            }
-        };
-        let text: Vec<String> = words.iter().enumerate().map(mask).collect();
-        // Numbers of other widths move the columns.
-        match text.iter().any(|word| word.contains('#')) {
-            true => text.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
-            false => text.join(" "),
-        }
+        _ => word.to_string(),
     };
-    let text: Vec<String> = screen.lines().map(line).collect();
-    text.join("\n").replace("about a second", "about # s") + "\n"
+    let text: Vec<String> = words.iter().enumerate().map(mask).collect();
+    match is_timed || line.ends_with('%') {
+        // Numbers of other widths move the columns.
+        true => text.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
+        false => text.join(" "),
+    }
 }
 
 #[test]

@@ -90,9 +90,13 @@ fn of_demo(model: &DiffusionModel, request: &Request) -> Vec<String> {
 /// The words of a prompt that the vocabulary does not have whole, each once.
 fn unknown_words(tokenizer: &Tokenizer, prompt: &str) -> Vec<String> {
     let mut unknown: Vec<String> = Vec::new();
+    let has_weights = weight(prompt).is_some();
     for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
         let tokens = tokenizer.encode(word).map_or(0, |encoding| encoding.used.saturating_sub(2));
         // Every letter is a token, but no training caption has one as a word, except the article.
+        if has_weights && word.chars().all(|c| c.is_ascii_digit()) {
+            continue;
+        }
         let is_letter = word.chars().count() == 1 && !word.eq_ignore_ascii_case("a");
         if (tokens != 1 || is_letter) && !unknown.iter().any(|other| other.eq_ignore_ascii_case(word)) {
             unknown.push(word.to_string());

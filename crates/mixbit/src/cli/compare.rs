@@ -89,6 +89,8 @@ struct Candidate {
     bytes: u64,
     /// Multiply-adds of one image.
     work: f64,
+    /// Seconds to store its layers in fewer bits, roughly.
+    encoding: f64,
 }
 
 /// A model and its images by prompt.
@@ -116,7 +118,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let images = candidates.len() * arguments.prompts.len();
     let work =
         candidates.iter().map(|candidate| candidate.work).sum::<f64>() * arguments.prompts.len() as f64;
+    let encoding: f64 = candidates.iter().map(|candidate| candidate.encoding).sum();
     if let Some(seconds) = estimate::computing(&machine, Precision::F32, work) {
+        let seconds = seconds + encoding;
         progress.say(format_args!("{images} images take {} on this machine", estimate::about(seconds)));
     }
     let mut columns: Vec<Column> = Vec::new();
@@ -161,6 +165,15 @@ fn names(opened: &[(DiffusionModel, String)], paths: &[Option<&Path>]) -> Vec<St
         _ => name.clone(),
     };
     opened.iter().zip(paths).map(one).collect()
+}
+
+/// Seconds to store layers as planned, roughly.
+fn encoding(graph: &Function, plan: &Plan) -> f64 {
+    let planned: Vec<Layer> =
+        layers(graph).into_iter().filter(|layer| plan.contains_key(&layer.name)).collect();
+    let weights = planned.iter().map(|layer| layer.count() as u64).sum();
+    let scheme = plan.values().next().map(|plan| plan.scheme);
+    scheme.and_then(|scheme| estimate::encoding(scheme, planned.len(), weights)).unwrap_or_default()
 }
 
 /// The bytes of a UNet's weights in packages, with layers stored by a plan.
@@ -213,7 +226,14 @@ impl Arguments {
                     }
                     None => (recoded.original(), Plan::default()),
                 };
-                candidates.push(Candidate { name: full, model, bytes: stored(&graph, &plan), work });
+                let encoding = encoding(&graph, &plan);
+                candidates.push(Candidate {
+                    name: full,
+                    model,
+                    bytes: stored(&graph, &plan),
+                    work,
+                    encoding,
+                });
             }
         }
         Ok((candidates, size))

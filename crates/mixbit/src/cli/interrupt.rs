@@ -5,15 +5,14 @@
 //! portion, and removes what it began.
 
 use std::process::exit;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
 use mixbit_engine::Cancel;
 
-use super::progress;
+use super::{progress, stop};
 
 /// The exit code of a process that a second Ctrl-C ended.
 const KILLED: i32 = 130;
@@ -24,14 +23,8 @@ const STOPPED: i32 = 1;
 /// The time that work has to stop by itself.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// The flag, once a command handles Ctrl-C.
-static RAISED: OnceLock<Cancel> = OnceLock::new();
-
 /// True if the same command goes on where it was stopped.
 static GOES_ON: AtomicBool = AtomicBool::new(false);
-
-/// The number of files that are being written.
-static WRITING: AtomicUsize = AtomicUsize::new(0);
 
 /// True once the end is reported: one thread does it.
 static REPORTED: AtomicBool = AtomicBool::new(false);
@@ -43,7 +36,7 @@ pub(super) fn set_goes_on(goes_on: bool) {
 
 /// The cancellation flag that the first Ctrl-C sets; the second ends the process at once.
 pub(super) fn cancel() -> anyhow::Result<Cancel> {
-    let cancel = RAISED.get_or_init(Cancel::new).clone();
+    let cancel = stop::flag();
     let raised = cancel.clone();
     ctrlc::set_handler(move || {
         if raised.is_cancelled() {
@@ -58,15 +51,10 @@ pub(super) fn cancel() -> anyhow::Result<Cancel> {
     Ok(cancel)
 }
 
-/// True if Ctrl-C was pressed.
-pub(super) fn is_raised() -> bool {
-    RAISED.get().is_some_and(Cancel::is_cancelled)
-}
-
 /// Ends the process if its work does not.
 fn end_if_deaf() {
     thread::sleep(PATIENCE);
-    while WRITING.load(Ordering::SeqCst) > 0 {
+    while stop::is_writing() {
         thread::sleep(Duration::from_millis(20));
     }
     if report_once() {
@@ -88,20 +76,5 @@ pub(super) fn message(cause: &str) -> String {
     match GOES_ON.load(Ordering::Relaxed) && !stopped.contains("run it again") {
         true => format!("{stopped}; run it again to go on"),
         false => stopped.to_string(),
-    }
-}
-
-/// A file that is being written. While one is, the process does not end by itself.
-pub(super) struct Writing(());
-
-/// Begins to write a file.
-pub(super) fn writing() -> Writing {
-    WRITING.fetch_add(1, Ordering::SeqCst);
-    Writing(())
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        WRITING.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -23,6 +23,7 @@ mod palettize;
 mod phases;
 mod progress;
 mod recipe;
+mod stop;
 mod summary;
 mod table;
 mod values;
@@ -143,7 +144,7 @@ pub(crate) fn main() -> ExitCode {
     ));
     run(cli).unwrap_or_else(|error| {
         let mut line = one_line(&error);
-        if interrupt::is_raised() {
+        if stop::is_raised() {
             if !interrupt::report_once() {
                 // The thread that reports ends the process.
                 loop {
@@ -188,7 +189,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 /// Prints a line of results. A closed pipe, as with `head`, is no error.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
-    match writeln!(stdout(), "{line}") {
+    match progress::beside(|| writeln!(stdout(), "{line}")) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("standard output can't be written to"),
     }

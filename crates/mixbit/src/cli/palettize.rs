@@ -116,7 +116,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             Outcome::Copied => {}
             Outcome::Palettized(report) => {
                 if !arguments.quiet {
-                    print_report(&name, &report)?;
+                    print_report(target.kind.map_or(&name, |kind| kind.name), &report)?;
                 }
                 before += report.before;
                 after += report.after;
@@ -177,7 +177,7 @@ pub(super) fn counter(progress: &Progress, phase: Phase, place: &str) -> Counter
 fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
     let bits = |bytes: u64| 8.0 * bytes as f64 / report.weights.max(1) as f64;
     print_line(format_args!(
-        "{name}: layers {} at {:.2} bits, now {} at {:.2} bits; {} of them palettized, each decoded again and right",
+        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} layers palettized, each decoded again and right",
         byte_size(report.before as usize),
         bits(report.before),
         byte_size(report.after as usize),

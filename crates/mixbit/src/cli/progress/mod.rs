@@ -12,7 +12,7 @@ use console::{Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use mixbit_mil::{Stopped, Unit};
 
-use super::{colour, interrupt};
+use super::{colour, stop};
 use line::{Moment, Noun, TICK};
 
 /// The minimum interval between plain lines.
@@ -89,7 +89,8 @@ impl Progress {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
     }
 
-    /// A [`phase`](Self::phase) whose first report ends the wait that is shown, and whose last begins another.
+    /// A [`phase`](Self::phase) whose first report ends the wait that is shown, and whose last begins
+    /// another.
     pub(super) fn phase_after<'p>(
         &'p self,
         name: impl Into<String>,
@@ -110,7 +111,7 @@ impl Progress {
         Counter {
             line: (self.shown == Shown::Bar).then(|| Line::new(work.clone())),
             lines: self.shown == Shown::Lines,
-            _writing: (noun == Noun::Bytes).then(interrupt::writing),
+            _writing: (noun == Noun::Bytes).then(stop::writing),
             work,
         }
     }
@@ -122,6 +123,15 @@ pub(super) fn print_line(line: impl Display) {
     match lines().last() {
         Some((_, bar)) => bar.println(line),
         None => drop(writeln!(stderr(), "{line}")),
+    }
+}
+
+/// Writes to standard output while the live line is off the terminal.
+pub(super) fn beside<T>(write: impl FnOnce() -> T) -> T {
+    let live = lines().last().map(|(_, bar)| bar.clone());
+    match live {
+        Some(bar) => bar.suspend(write),
+        None => write(),
     }
 }
 
@@ -305,7 +315,7 @@ pub(super) struct Counter {
     line: Option<Line>,
     lines: bool,
     /// Files that are written keep the process from ending before they are removed.
-    _writing: Option<interrupt::Writing>,
+    _writing: Option<stop::Writing>,
 }
 
 impl mixbit_mil::Progress for Counter {
@@ -318,7 +328,7 @@ impl mixbit_mil::Progress for Counter {
         if self.lines && done > self.work.before && self.work.is_due() {
             print_line(self.work.moment(|moment| moment.plain()));
         }
-        if interrupt::is_raised() { Err(Stopped) } else { Ok(()) }
+        if stop::is_raised() { Err(Stopped) } else { Ok(()) }
     }
 }
 
