@@ -20,7 +20,7 @@ const COMMANDS: [(&str, &str); 7] = [
     ("palettize", "palettize demo --nbits 6 --part text_encoder -o out"),
     ("analyze", "analyze sd15 --effort low --steps 2 --target-bits 4 --no-images -o out"),
     ("compare", "compare --models demo --schemes palette-2 --steps 1 'a red circle' 'a blue square'"),
-    ("bench", "bench demo --runs 1 --only text,vae"),
+    ("bench", "bench demo --runs 1 --precision f32 --only text,vae"),
     ("mistake", "generate 'a red circle' --smapler euler"),
 ];
 
@@ -89,23 +89,24 @@ fn masked(screen: &str) -> String {
 }
 
 fn masked_line(line: &str) -> String {
-    if line.trim_start().starts_with("device ") {
-        return "  device      #".to_string();
+    if let Some(name) = ["device", "threads"].into_iter().find(|name| line.trim_start().starts_with(name)) {
+        return format!("  {name:<12}#");
     }
     let words: Vec<&str> = line.split(' ').collect();
     let units = ["s", "s,", "s:", "ms", "min", "MB", "MB,", "GFLOP/s", "iterations/s"];
     let has_unit = |index: usize| words.get(index + 1).is_some_and(|next| units.contains(next));
     let is_number = |word: &str| word.trim_end_matches([',', ':']).parse::<f64>().is_ok();
     let is_timed = (0..words.len()).any(|index| is_number(words[index]) && has_unit(index));
+    let is_timed = is_timed || line.ends_with('%');
     let mask = |(index, word): (usize, &&str)| match is_number(word) {
-        true if has_unit(index) => "#".to_string(),
+        true if has_unit(index) || is_timed => "#".to_string(),
         true if word.contains('.') => {
             word.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect()
         }
         _ => word.to_string(),
     };
     let text: Vec<String> = words.iter().enumerate().map(mask).collect();
-    match is_timed || line.ends_with('%') {
+    match is_timed {
         // Numbers of other widths move the columns.
         true => text.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
         false => text.join(" "),

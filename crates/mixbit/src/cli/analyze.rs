@@ -134,7 +134,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = Arc::new(model);
     let options = arguments.options(&model.defaults)?;
     let machine = Machine::new(arguments.threads)?;
-    if arguments.step.is_none() {
+    if arguments.step.is_none() && !arguments.quiet {
         progress.say(expected(&model, &machine, &options)?);
     }
     let backend = machine.backend;

@@ -119,9 +119,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let work =
         candidates.iter().map(|candidate| candidate.work).sum::<f64>() * arguments.prompts.len() as f64;
     let encoding: f64 = candidates.iter().map(|candidate| candidate.encoding).sum();
-    if let Some(seconds) = estimate::computing(&machine, Precision::F32, work) {
-        let seconds = seconds + encoding;
-        progress.say(format_args!("{images} images take {} on this machine", estimate::about(seconds)));
+    let computing = || estimate::computing(&machine, Precision::F32, work);
+    if let Some(computing) = (!arguments.quiet).then(computing).flatten() {
+        let about = estimate::about(computing + encoding);
+        progress.say(format_args!("{images} images take {about} on this machine"));
     }
     let mut columns: Vec<Column> = Vec::new();
     let mut session: Option<Session> = None;

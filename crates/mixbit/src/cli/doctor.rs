@@ -54,7 +54,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let machine = Machine::new(None)?;
     let rates: Vec<(Precision, Option<f64>)> = {
         let _measuring = Progress::new(arguments.json).wait("measuring the CPU");
-        Precision::ALL.iter().map(|&precision| (precision, machine.peak(precision.arithmetic()))).collect()
+        let measured = |&precision: &Precision| (precision, machine.peak(precision.arithmetic()));
+        // f16 is f32 that is rounded.
+        Precision::ALL.iter().filter(|precision| **precision != Precision::F16).map(measured).collect()
     };
     match arguments.json {
         true => print_line(format_args!("{:#}", to_json(&machine, &rates))),
@@ -68,7 +70,7 @@ fn to_text(machine: &Machine, rates: &[(Precision, Option<f64>)]) -> String {
     let mut heading = |name: &str, lines: Vec<(String, String)>| {
         text += &format!("{}\n", colour::on_stdout(Style::Strong, name));
         for (name, value) in lines {
-            text += &format!("  {name:<12}{value}\n");
+            text += &format!("  {name:<14}{value}\n");
         }
     };
     let line = |name: &str, value: String| (name.to_string(), value);
@@ -94,8 +96,9 @@ fn to_text(machine: &Machine, rates: &[(Precision, Option<f64>)]) -> String {
         ],
     );
     let rate = |(precision, rate): &(Precision, Option<f64>)| {
-        let rate =
-            rate.map_or("not known".to_string(), |rate| format!("{:.0} billion operations/s", rate / 1e9));
+        let rate = rate.map_or("no instructions of its own".to_string(), |rate| {
+            format!("{:.0} billion operations/s", rate / 1e9)
+        });
         line(precision.name(), rate)
     };
     heading("peak by precision", rates.iter().map(rate).collect());
@@ -105,7 +108,7 @@ fn to_text(machine: &Machine, rates: &[(Precision, Option<f64>)]) -> String {
     let [total, free] = memory::of_system();
     heading("memory", vec![memory("total", total), memory("free", free)]);
     let model = env::var("MIXBIT_MODEL").unwrap_or_else(|_| "not set".to_string());
-    heading("settings", vec![line("MIXBIT_MODEL", format!(" {model}"))]);
+    heading("settings", vec![line("MIXBIT_MODEL", model)]);
     let cache = |cache: Cache| {
         let bytes = size(&cache.directory);
         let state = if bytes == 0 { "empty".to_string() } else { byte_size(bytes as usize) };

@@ -55,14 +55,20 @@ enum Command {
     /// Draw images from a prompt
     Generate(Box<generate::Arguments>),
     /// Measure how far each layer of a model can be compressed, and make recipes
+    #[command(override_usage = "mixbit analyze [OPTIONS] --output DIR MODEL\n       \
+                                mixbit analyze merge [OPTIONS] --output DIR MODEL")]
     Analyze(Box<analyze::Arguments>),
     /// Draw the same images with several models or recipes, beside each other
     Compare(Box<compare::Arguments>),
     /// Measure how fast a model runs on this machine
+    #[command(override_usage = "mixbit bench [OPTIONS] [MODEL]")]
     Bench(Box<bench::Arguments>),
     /// Convert a model to Core ML packages
+    #[command(override_usage = "mixbit convert [OPTIONS] MODEL")]
     Convert(Box<convert::Arguments>),
     /// Store a model's weights in fewer bits, as Core ML packages
+    #[command(override_usage = "mixbit palettize [OPTIONS] --output PATH \
+                                <--nbits N|--scheme NAME|--recipe FILE> MODEL")]
     Palettize(Box<palettize::Arguments>),
     /// Show what a model, a Core ML package or a weight file consists of
     Inspect(inspect::Arguments),

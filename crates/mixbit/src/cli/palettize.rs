@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         progress.say(warning);
     }
     let (layers, weights) = job.work();
-    let scheme = source.schemes().into_iter().next();
+    let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
     if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
         progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
     }

@@ -127,8 +127,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runs = arguments.runs as usize;
     let stages = session.stages(&request, &arguments.components(), runs + 1, &mut *noise)?;
     let mut peaks = Peaks::default();
+    let estimated = !arguments.quiet && !arguments.json;
     let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
-    if let Some(seconds) = estimate::computing(&machine, request.precision, work) {
+    let seconds = estimated.then(|| estimate::computing(&machine, request.precision, work)).flatten();
+    if let Some(seconds) = seconds {
         progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
     }
     let measured = stages.into_iter().map(|stage| {

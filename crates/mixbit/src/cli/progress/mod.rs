@@ -354,7 +354,7 @@ impl Counter {
 /// The noun of a unit.
 fn noun(unit: Unit) -> Noun {
     match unit {
-        Unit::Steps => Noun::Counted("steps"),
+        Unit::Steps => Noun::Counted("evaluations"),
         Unit::Bytes => Noun::Bytes,
         Unit::Layers => Noun::Counted("layers"),
         Unit::Measurements => Noun::Counted("measurements"),
