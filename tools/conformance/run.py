@@ -76,7 +76,7 @@ class Model:
 
 
 def convert(mixbit, model, flags, output):
-    command = [mixbit, "convert", "--quiet", "--model", model, "--model-version", "tiny", "--output", output, *flags]
+    command = [mixbit, "convert", "--quiet", "--model", model, "--name", "tiny", "--output", output, *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"`{' '.join(map(str, command))}`: {done.stderr.strip()}")

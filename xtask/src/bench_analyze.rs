@@ -179,6 +179,7 @@ impl<'a> Bench<'a> {
             schemes: schemes_of_recipes(),
             min_size: MIN_SIZE,
             goals: BITS.map(Goal::Bits).into(),
+            earlier: Vec::new(),
             prompts: MEASURED.map(str::to_string).into(),
             seed: 93,
             setting: self.setting.clone(),

@@ -24,6 +24,7 @@
 //!     schemes: schemes_of_recipes(),
 //!     min_size: 100_000,
 //!     goals: vec![Goal::Bits(4.5)],
+//!     earlier: Vec::new(),
 //!     int8: None,
 //!     prompts: PROMPTS.map(String::from).into(),
 //!     seed: 93,

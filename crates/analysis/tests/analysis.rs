@@ -40,6 +40,7 @@ fn options(
         schemes: schemes_of_recipes(),
         min_size: MIN_SIZE,
         goals: vec![Goal::Bits(3.0), Goal::Bits(4.5), Goal::Psnr(30.0), Goal::Psnr(500.0)],
+        earlier: Vec::new(),
         int8: Some(45.0),
         prompts: ["a red circle", "a blue square", "a dog"].map(str::to_string).into(),
         seed: 7,

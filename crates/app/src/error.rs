@@ -8,12 +8,12 @@ use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::GenerateError;
 use mixbit_diffusion::tokenizer::TokenizerError;
 use mixbit_mil::WeightError;
-use mixbit_packages::OpenError;
 use mixbit_packages::diff::DiffError;
 use mixbit_packages::inspect::InspectError;
 use mixbit_packages::package::{OutputError, PackageError, PlanError, VocabularyError};
 use mixbit_packages::palettize::{CheckError, JobError, PalettizeError, TargetError};
 use mixbit_packages::recipe::{MatchError, RecipeError};
+use mixbit_packages::{ExistsError, OpenError};
 
 use crate::picture::PictureError;
 use crate::request::RequestError;
@@ -114,6 +114,7 @@ impl Kind for mixbit_compress::Error {
             Self::Stopped(_) => ErrorKind::Cancelled,
             Self::Layer { source, .. } => source.kind(),
             Self::Mil(error) => error.kind(),
+            Self::Threads { .. } => ErrorKind::Io,
             _ => ErrorKind::Invalid,
         }
     }
@@ -248,8 +249,13 @@ impl Kind for VocabularyError {
             Self::Model(error) => error.kind(),
             Self::Absent => ErrorKind::NotFound,
             Self::Malformed { .. } => ErrorKind::Invalid,
-            Self::Format(error) => error.kind(),
         }
+    }
+}
+
+impl Kind for ExistsError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Conflict
     }
 }
 
@@ -298,7 +304,8 @@ impl Kind for JobError {
             Self::Mismatch { cause, .. } => cause.kind(),
             Self::NoUnet | Self::Chunks { .. } => ErrorKind::Invalid,
             Self::Like(error) => error.kind(),
-            Self::Exists { .. } | Self::Unreadable { .. } => ErrorKind::Conflict,
+            Self::Exists(error) | Self::Bundle { cause: error } => error.kind(),
+            Self::NoCompiledName { .. } | Self::Compiled { .. } => ErrorKind::Invalid,
             Self::Palettize { cause, .. } => cause.kind(),
             Self::Check { cause, .. } => cause.kind(),
             Self::Format(error) => error.kind(),
@@ -333,7 +340,7 @@ impl Kind for AnalyzeError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Compressed { .. } => ErrorKind::Conflict,
+            Self::Compressed { .. } | Self::Earlier { .. } => ErrorKind::Conflict,
             Self::Journal(error) => error.kind(),
             Self::Generate(error) => error.kind(),
             Self::Engine(error) => error.kind(),
@@ -349,7 +356,8 @@ impl Kind for JournalError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => Kind::kind(source),
-            Self::OtherAnalysis { .. } => ErrorKind::Conflict,
+            Self::OtherAnalysis { .. } | Self::Busy { .. } => ErrorKind::Conflict,
+            Self::Format(error) => error.kind(),
             Self::Header { .. } | Self::Line { .. } => ErrorKind::Invalid,
         }
     }

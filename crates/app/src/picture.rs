@@ -1,7 +1,7 @@
 //! PNG files with generation parameters.
 
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::session::Image;
@@ -58,27 +58,33 @@ fn other_texts(keywords: &[String]) -> String {
     }
 }
 
-/// Writes an image whole or not at all; `parameters` becomes its text.
+/// Writes an image whole or not at all, as [`encode`] does. A link at `path` is replaced.
 ///
 /// # Errors
 /// If the file can't be written, with its path.
 pub fn write(path: &Path, image: &Image, parameters: &str) -> Result<(), mixbit_formats::Error> {
+    write_atomically(path, |file| encode(file, image, parameters))
+}
+
+/// Writes an image as PNG; `parameters` becomes its text.
+///
+/// # Errors
+/// The writer's.
+pub fn encode(writer: impl Write, image: &Image, parameters: &str) -> io::Result<()> {
     let pixels = image.to_rgb8();
     let side = |extent: usize| u32::try_from(extent).map_err(io::Error::other);
-    write_atomically(path, |file| {
-        let mut encoder = png::Encoder::new(file, side(image.width)?, side(image.height)?);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        // Every reader knows the older chunk, which holds Latin-1 only.
-        let is_latin1 = parameters.chars().all(|c| u32::from(c) < 256);
-        match is_latin1 {
-            true => encoder.add_text_chunk(KEYWORD.to_string(), parameters.to_string())?,
-            false => encoder.add_itxt_chunk(KEYWORD.to_string(), parameters.to_string())?,
-        }
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&pixels)?;
-        Ok(writer.finish()?)
-    })
+    let mut encoder = png::Encoder::new(writer, side(image.width)?, side(image.height)?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // Every reader knows the older chunk, which holds Latin-1 only.
+    let is_latin1 = parameters.chars().all(|c| u32::from(c) < 256);
+    match is_latin1 {
+        true => encoder.add_text_chunk(KEYWORD.to_string(), parameters.to_string())?,
+        false => encoder.add_itxt_chunk(KEYWORD.to_string(), parameters.to_string())?,
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&pixels)?;
+    Ok(writer.finish()?)
 }
 
 /// The generation parameters of a PNG file, as text.

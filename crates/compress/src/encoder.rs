@@ -1,12 +1,27 @@
 //! Encoding of layers by a plan.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::error::Error as _;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mixbit_mil::{Function, Progress, Tally, Unit, ValueId, WeightRef};
 use rayon::prelude::*;
 
 use crate::{Calibration, Error, Layer, LayerPlan, Plan, layers};
+
+/// Starts the threads that layers are fitted on, unless they run already.
+///
+/// # Errors
+/// [`Error::Threads`] if the system refuses them: what runs on them would panic.
+pub fn start_threads() -> Result<(), Error> {
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    let start = || match rayon::ThreadPoolBuilder::new().build_global() {
+        // Without a cause, somebody else has started them.
+        Err(error) => error.source().map_or(Ok(()), |cause| Err(cause.to_string())),
+        Ok(()) => Ok(()),
+    };
+    STARTED.get_or_init(start).clone().map_err(|cause| Error::Threads { cause })
+}
 
 /// An encoder of one network's layers, with a cache: layers on which plans agree are fitted once.
 ///
@@ -58,13 +73,15 @@ impl Encoder {
     /// [`mixbit_mil::constexpr::encoded`] is applied.
     ///
     /// # Errors
-    /// [`Error::Layer`] for a weight that can't be compressed, [`Error::Stopped`] if `progress` stops it.
+    /// [`Error::Layer`] for a weight that can't be compressed, [`Error::Stopped`] if `progress` stops it,
+    /// [`Error::Threads`].
     pub fn apply(
         &self,
         function: &Function,
         plan: &Plan,
         progress: &dyn Progress,
     ) -> Result<Function, Error> {
+        start_threads()?;
         let layers = layers(function);
         let planned: Vec<(&Layer, &LayerPlan)> =
             layers.iter().filter_map(|layer| Some((layer, plan.get(&layer.name)?))).collect();

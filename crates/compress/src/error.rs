@@ -33,6 +33,12 @@ pub enum Error {
         /// The weight's shape.
         shape: Vec<usize>,
     },
+    /// The system refuses the threads that layers are fitted on.
+    #[error("can't start threads to fit palettes on: {cause}; the limit of processes may be too low")]
+    Threads {
+        /// The system's reason.
+        cause: String,
+    },
     /// An unknown scheme.
     #[error("there is no scheme `{asked}`; known are {known}")]
     UnknownScheme {

@@ -43,7 +43,7 @@ mod plan;
 
 pub use allocate::{Candidate, Target, allocate, predicted_psnr};
 pub use calibration::{Calibration, Gram, Needs};
-pub use encoder::Encoder;
+pub use encoder::{Encoder, start_threads};
 pub use error::Error;
 pub use kmeans::{Histogram, Palette, Width};
 pub use layer::{Layer, layers};

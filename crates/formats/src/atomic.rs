@@ -1,17 +1,21 @@
 //! Atomic writing of files.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Error;
+use crate::claim::{Claim, directory_of, remove_leftovers};
+use crate::disk::{self, NewFile};
+
+/// A writer of a new file.
+pub type Writer = BufWriter<NewFile>;
 
 /// Writes a file whole or not at all: `path` has either its former content or all that `write` wrote.
 ///
 /// The content goes to a temporary in the same directory, is synchronised to the disk and renamed. If
-/// anything fails, even by a panic in `write`, the temporary is removed. A symbolic link at `path` stays, and
-/// its target is replaced. Pipes and devices such as `/dev/stdout` are written directly.
+/// anything fails, even by a panic in `write`, the temporary is removed. A symbolic link at `path` is
+/// replaced, not followed: a name that mixbit chooses never leads out of its directory.
 ///
 /// # Errors
 /// [`Error::Write`] with `path` and the reason: the system's, or the error of `write`. [`Error::Stopped`] if
@@ -27,90 +31,151 @@ use crate::Error;
 /// ```
 pub fn write_atomically<T>(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>,
+    write: impl FnOnce(&mut Writer) -> io::Result<T>,
 ) -> Result<T, Error> {
-    replace(path, write).map_err(|cause| Error::of_write(path, cause))
+    refuse_directory(path).map_err(|cause| Error::of_write(path, cause))?;
+    Claim::new(path, &mut || Ok(()))?.write(write)
 }
 
-/// Makes a directory with its parents, unless it is there. The empty path is the current directory.
+/// Writes a file that the user named, else as [`write_atomically`] does: a symbolic link stays, and its
+/// target is replaced; pipes and devices such as `/dev/stdout` are written directly.
+///
+/// # Errors
+/// Those of [`write_atomically`].
+pub fn write_where_asked<T>(
+    path: &Path,
+    write: impl FnOnce(&mut Writer) -> io::Result<T>,
+) -> Result<T, Error> {
+    // A link is followed if its target exists. A dangling one is replaced.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let of_write = |cause| Error::of_write(path, cause);
+    match fs::metadata(&target) {
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => {
+            let written = || {
+                let mut writer = BufWriter::new(NewFile::device(&target)?);
+                let value = write(&mut writer)?;
+                writer.flush()?;
+                Ok(value)
+            };
+            written().map_err(of_write)
+        }
+        _ => write_atomically(&target, write),
+    }
+}
+
+/// Makes a directory for outputs with its parents, unless it is there, and removes what killed processes left
+/// in it. The empty path is the current directory. Links are followed: the user named it.
 ///
 /// # Errors
 /// [`Error::Make`].
 pub fn make_directory(path: &Path) -> Result<(), Error> {
-    if path.as_os_str().is_empty() {
-        return Ok(());
+    if !path.as_os_str().is_empty() {
+        fs::create_dir_all(path).map_err(|cause| Error::Make { path: path.to_path_buf(), cause })?;
     }
-    fs::create_dir_all(path).map_err(|cause| Error::Make { path: path.to_path_buf(), cause })
+    remove_leftovers(path);
+    Ok(())
 }
 
-fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> io::Result<T> {
-    // A link is followed if its target exists. A dangling one is replaced.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    match fs::metadata(&target) {
-        Ok(metadata) if metadata.is_dir() => {
-            return Err(io::Error::other("a directory has that name: choose another"));
+/// Makes a directory that mixbit names in one that is there, else as [`make_directory`] does.
+///
+/// # Errors
+/// [`Error::Make`], also if there is a link of that name, which would lead elsewhere.
+pub fn make_subdirectory(path: &Path) -> Result<(), Error> {
+    let make = || match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(io::Error::other("a link has that name, which is not followed: remove it"))
         }
-        Ok(metadata) if !metadata.is_file() => {
-            let mut writer = BufWriter::new(OpenOptions::new().write(true).open(&target)?);
-            let value = write(&mut writer)?;
-            writer.flush()?;
-            return Ok(value);
-        }
-        _ => {}
-    }
-    if target.file_name().is_none() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file name"));
-    }
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(io::Error::other("a file has that name")),
+        Err(_) => match disk::create_directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            made => made,
+        },
     };
-    let (temporary, file) = Temporary::create(directory)?;
-    let mut writer = BufWriter::new(file);
-    let value = write(&mut writer)?;
-    let file = writer.into_inner().map_err(|error| error.into_error())?;
-    file.sync_all()?;
-    drop(file);
-    temporary.rename(&target)?;
-    // Makes the rename durable. Not every system can synchronise a directory, and the file is whole anyway.
-    if let Ok(directory) = File::open(directory) {
-        let _ = directory.sync_all();
-    }
-    Ok(value)
+    make().map_err(|cause| Error::Make { path: path.to_path_buf(), cause })?;
+    remove_leftovers(path);
+    Ok(())
 }
 
-/// A file that is removed when this is dropped, unless it was renamed.
-struct Temporary(Option<PathBuf>);
+impl Claim {
+    /// Writes the claimed file whole or not at all, as [`write_atomically`] does.
+    ///
+    /// # Errors
+    /// Those of [`write_atomically`].
+    pub fn write<T>(&self, write: impl FnOnce(&mut Writer) -> io::Result<T>) -> Result<T, Error> {
+        let written = || {
+            refuse_directory(self.path())?;
+            let (temporary, value) = Temporary::write(self, write)?;
+            disk::rename(&temporary.0, self.path())?;
+            temporary.keep();
+            disk::sync_directory(self.directory())?;
+            Ok(value)
+        };
+        written().map_err(|cause| Error::of_write(self.path(), cause))
+    }
 
-impl Temporary {
-    fn create(directory: &Path) -> io::Result<(Self, File)> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = directory.join(format!(".mixbit-{}-{count}.partial", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok((Temporary(Some(path)), file)),
-                // Left by a killed process of the same number.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+    /// Writes the claimed file if there is none of its name, else nothing: returns `None` then. Programs that
+    /// make no claims are taken into account, too.
+    ///
+    /// # Errors
+    /// Those of [`write_atomically`].
+    pub fn write_new<T>(&self, write: impl FnOnce(&mut Writer) -> io::Result<T>) -> Result<Option<T>, Error> {
+        let written = || {
+            let (temporary, value) = Temporary::write(self, write)?;
+            match disk::link(&temporary.0, self.path()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+                // File systems without links: FAT, some network shares.
+                Err(_) if !disk::is_there(self.path()) => {
+                    disk::rename(&temporary.0, self.path())?;
+                    temporary.keep();
+                }
                 Err(error) => return Err(error),
             }
+            disk::sync_directory(self.directory())?;
+            Ok(Some(value))
+        };
+        written().map_err(|cause| Error::of_write(self.path(), cause))
+    }
+}
+
+fn refuse_directory(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            Err(io::Error::other("a directory has that name: choose another"))
         }
+        _ if !directory_of(path).is_dir() => {
+            let directory = directory_of(path).display();
+            Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no directory {directory}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file that is removed when this is dropped, unless it is kept.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Writes the new content of a claimed file, which is on the disk when this returns.
+    fn write<T>(claim: &Claim, write: impl FnOnce(&mut Writer) -> io::Result<T>) -> io::Result<(Self, T)> {
+        let path = claim.partial();
+        let file = NewFile::create(&path)?;
+        let temporary = Temporary(path);
+        let mut writer = BufWriter::new(file);
+        let value = write(&mut writer)?;
+        let file = writer.into_inner().map_err(|error| error.into_error())?;
+        file.sync()?;
+        Ok((temporary, value))
     }
 
-    fn rename(mut self, target: &Path) -> io::Result<()> {
-        if let Some(path) = &self.0 {
-            fs::rename(path, target)?;
-        }
-        self.0 = None;
-        Ok(())
+    fn keep(self) {
+        std::mem::forget(self);
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_file(path);
-        }
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -146,23 +211,44 @@ mod tests {
     fn directories_and_absent_directories_are_refused() {
         let scratch = Scratch::new();
         for path in [scratch.path().to_path_buf(), scratch.path().join("no/such"), PathBuf::new()] {
-            let error = write_atomically(&path, |_| Ok(())).unwrap_err();
-            assert!(matches!(error, Error::Write { .. }), "{error}");
+            for written in [write_atomically(&path, |_| Ok(())), write_where_asked(&path, |_| Ok(()))] {
+                let error = written.unwrap_err();
+                assert!(matches!(error, Error::Write { .. }), "{error}");
+            }
         }
         assert!(scratch.names().is_empty());
     }
 
+    #[test]
+    fn a_new_file_replaces_none() {
+        let scratch = Scratch::new();
+        let claim = Claim::try_new(&scratch.path().join("out")).unwrap().unwrap();
+        assert_eq!(claim.write_new(|file| file.write_all(b"first")).unwrap(), Some(()));
+        assert_eq!(claim.write_new(|file| file.write_all(b"second")).unwrap(), None);
+        drop(claim);
+        assert_eq!(fs::read(scratch.path().join("out")).unwrap(), b"first");
+        assert_eq!(scratch.names(), ["out"]);
+    }
+
     #[cfg(unix)]
     #[test]
-    fn links_stay_and_devices_are_written_to() {
+    fn only_paths_of_the_user_are_followed() {
         let scratch = Scratch::new();
         let path = scratch.file("real", b"old");
         let link = scratch.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        write_atomically(&link, |file| file.write_all(b"new")).unwrap();
+        write_where_asked(&link, |file| file.write_all(b"new")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        write_atomically(Path::new("/dev/null"), |file| file.write_all(b"gone")).unwrap();
+        write_atomically(&link, |file| file.write_all(b"newer")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+        write_where_asked(Path::new("/dev/null"), |file| file.write_all(b"gone")).unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
+
+        let inside = scratch.path().join("inside");
+        std::os::unix::fs::symlink(scratch.path(), &inside).unwrap();
+        assert!(matches!(make_subdirectory(&inside), Err(Error::Make { .. })));
+        make_directory(&inside).unwrap();
     }
 }

@@ -9,7 +9,8 @@
 //! - [`coreml::Model`]: a Core ML package or compiled model.
 //!
 //! The first two are [`mixbit_mil::Weights`]. [`npy`] reads NumPy's files. [`write_atomically`] writes any
-//! file whole or not at all. [`sha256`](sha256()) and [`base64`] are here for whoever stores them in files.
+//! file whole or not at all; a [`Claim`] keeps other processes from an output. [`sha256`](sha256()) and
+//! [`base64`] are here for whoever stores them in files.
 //!
 //! ```
 //! use mixbit_formats::{SafeTensors, safetensors::{self, TensorSpec}};
@@ -33,9 +34,13 @@
 mod atomic;
 pub mod base64;
 mod checkpoint;
+mod claim;
 pub mod coreml;
 pub mod diffusers;
+mod disk;
 mod error;
+#[cfg(feature = "fault-injection")]
+mod fault;
 mod files;
 mod json;
 mod map;
@@ -44,9 +49,11 @@ pub mod safetensors;
 mod sha256;
 mod shown;
 
-pub use atomic::{make_directory, write_atomically};
+pub use atomic::{Writer, make_directory, make_subdirectory, write_atomically, write_where_asked};
 pub use checkpoint::Checkpoint;
+pub use claim::{Claim, remove_leftovers};
 pub use diffusers::Diffusers;
+pub use disk::NewFile;
 pub use error::Error;
 pub use map::map_file;
 pub use safetensors::SafeTensors;

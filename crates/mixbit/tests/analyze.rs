@@ -15,16 +15,17 @@ fn layers_that_integers_harm_stay_in_floats_in_the_package_too() -> Result<(), E
     let scratch = Scratch::new();
     let recipe = scratch.path().join("mixbit-demo_palettization_recipe.json");
     let output = |name: &str| scratch.path().join(name).to_string_lossy().into_owned();
-    let analyzed = mixbit(&["analyze", "--quiet", "--no-images", "--effort", "low", "--target-bits", "6"])
-        .args(["--steps", "4", "--int8", "47", "--min-size", "100000", "--output", &output("")])
-        .output()?;
+    let analyzed =
+        mixbit(&["analyze", "--demo", "--quiet", "--no-images", "--effort", "low", "--target-bits", "6"])
+            .args(["--steps", "4", "--int8", "47", "--min-size", "100000", "--output", &output("")])
+            .output()?;
     assert!(analyzed.status.success(), "{}", text(&analyzed));
     let file = RecipeFile::parse(&fs::read_to_string(&recipe)?)?;
     let int8 = file.details.and_then(|details| details.int8).ok_or("the recipe says nothing of integers")?;
     assert!(int8.measured_psnr >= 47.0, "{}", int8.measured_psnr);
     let (kept, all) = (int8.full_precision.len(), int8.single_layer.len());
     assert!((1..all).contains(&kept), "{kept} of {all} layers stay in floats");
-    let palettized = mixbit(&["palettize", "--quiet", "--part", "unet", "--select", "recipe"])
+    let palettized = mixbit(&["palettize", "--demo", "--quiet", "--part", "unet", "--select", "recipe"])
         .args(["--recipe", &recipe.to_string_lossy(), "--output", &output("small")])
         .output()?;
     assert!(palettized.status.success(), "{}", text(&palettized));

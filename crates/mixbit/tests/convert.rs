@@ -52,7 +52,7 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     for (name, options) in cases {
         failures.case(name, || {
             let scratch = Scratch::new();
-            convert(scratch.path(), options)?;
+            convert(scratch.path(), &[&["--demo"], options].concat())?;
             let (model, _) = load(Some(scratch.path()), None)?;
             ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
             let resized = draw(&model, |request| request.size = [160, 72])?;
@@ -64,7 +64,7 @@ fn a_converted_demo_model_draws_the_same_picture() -> Result<(), Error> {
     }
     failures.case("compiled", || {
         let scratch = Scratch::new();
-        convert(scratch.path(), &["--bundle-resources-for-swift-cli", "--chunk-unet"])?;
+        convert(scratch.path(), &["--demo", "--bundle-resources-for-swift-cli", "--chunk-unet"])?;
         let (model, _) = load(Some(&scratch.path().join("Resources")), None)?;
         ErrorStats::compare(&draw(&model, |_| {})?, &expected).within(1e-4)?;
         Ok::<(), Error>(())
@@ -126,7 +126,7 @@ fn a_converted_safety_checker_judges_as_its_checkpoint_does() -> Result<(), Erro
     let output = scratch.path().join("output");
     // Latents of 2 by 3: the fixture's images are no larger.
     let size = ["--latent-h", "2", "--latent-w", "3"];
-    let arguments = ["--model", model, "--model-version", "m", "--bundle-resources-for-swift-cli"];
+    let arguments = ["--model", model, "--name", "m", "--bundle-resources-for-swift-cli"];
     convert(
         &output,
         &[&arguments[..], &size, &["--convert-safety-checker", "--check-output-correctness"]].concat(),

@@ -72,7 +72,6 @@ fn what_is_not_there_is_answered_on_one_line() {
         (&["generate", "a", "red", "circle"], "quotation marks"),
         (&["generate", "x", "--seed", "many"], "whole number"),
         (&["generate", "x", "--threads", "0"], "1 to 1024"),
-        (&["generate", "x", "--model-version", "runwayml/stable-diffusion-v1-5"], "--model DIR"),
         (&["convert", "--merge-chunks-in-pipeline-model"], "leave"),
         (&["a lighthouse"], "mixbit generate \"a lighthouse\""),
         (&["txt2img", "x"], "mixbit generate"),

@@ -20,6 +20,7 @@
 pub mod bundle;
 pub mod diff;
 mod error;
+mod existing;
 pub mod inspect;
 pub mod package;
 pub mod palettize;
@@ -28,3 +29,4 @@ pub mod recipe;
 pub mod source;
 
 pub use error::OpenError;
+pub use existing::ExistsError;

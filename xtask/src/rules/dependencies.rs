@@ -65,6 +65,8 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("proc-macro2", &["xtask"]),
     ("rten-simd", &["mixbit-kernels"]),
     ("rten-vecmath", &["mixbit-kernels"]),
+    ("rustix", &["mixbit-formats"]),
+    ("signal-hook", &["mixbit"]),
     ("tokenizers", &["mixbit-diffusion"]),
 ];
 

@@ -28,6 +28,12 @@ pub enum AnalyzeError {
     /// Invalid option: a state after the end of its run.
     #[error("evaluation {evaluation} is past the last of {steps} steps")]
     PastTheEnd { evaluation: usize, steps: usize },
+    /// A conflict: a recipe of an earlier analysis is of another model.
+    #[error(
+        "the recipe `{recipe}` of the earlier analysis has a layer `{layer}`, which is not among the analyzed: give \
+         another --output"
+    )]
+    Earlier { recipe: String, layer: String },
     /// Unsupported: a layer of the model is compressed.
     #[error("layer `{layer}` is compressed already: analyze the model that it was made from")]
     Compressed { layer: String },
@@ -79,6 +85,9 @@ impl From<mixbit_mil::Stopped> for AnalyzeError {
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the message names each field")]
 pub enum JournalError {
+    /// The directory can't be made.
+    #[error(transparent)]
+    Format(#[from] mixbit_formats::Error),
     /// The system refuses a directory or a file.
     #[error("{} can't be {what}: {source}", path.display())]
     Io { path: PathBuf, what: &'static str, source: io::Error },
@@ -89,6 +98,9 @@ pub enum JournalError {
         path.display()
     )]
     OtherAnalysis { path: PathBuf, found: String, expected: String },
+    /// A conflict: another process makes the same measurements.
+    #[error("{} is being written by another run: wait for it, or give another --shard or --output", path.display())]
+    Busy { path: PathBuf },
     /// The first line of a file is no header.
     #[error("{}: its first line does not say what was measured: {source}", path.display())]
     Header { path: PathBuf, source: serde_json::Error },

@@ -13,6 +13,13 @@ pub(super) fn fingerprint(subject: &Subject<'_>, text: &str) -> u64 {
     hash.0
 }
 
+/// The checksum of a text.
+pub(super) fn of_text(text: &str) -> u64 {
+    let mut hash = Fnv::new();
+    hash.text(text);
+    hash.0
+}
+
 /// FNV-1a.
 struct Fnv(u64);
 

@@ -5,11 +5,12 @@
 //! that is killed may leave an incomplete last line, which is ignored.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use mixbit_compress::Scheme;
+use mixbit_formats::make_directory;
 use serde::{Deserialize, Serialize};
 
 use super::distortion::Distortion;
@@ -26,6 +27,8 @@ pub(super) enum Key {
     Cumulative { layer: String, scheme: String },
     /// One layer in 8-bit integers.
     Int8 { layer: String },
+    /// Layers compressed as in a recipe, on the states of the verification. The number stands for both.
+    Verified { network: String },
 }
 
 impl Key {
@@ -35,6 +38,10 @@ impl Key {
 
     pub(super) fn cumulative(layer: &str, scheme: &Scheme) -> Self {
         Key::Cumulative { layer: layer.to_string(), scheme: scheme.to_string() }
+    }
+
+    pub(super) fn verified(network: u64) -> Self {
+        Key::Verified { network: format!("{network:016x}") }
     }
 
     pub(super) fn int8(layer: &str) -> Self {
@@ -60,7 +67,7 @@ pub(super) struct Journal {
     /// The description of the analysis, in the header of every file.
     measured: String,
     measurements: HashMap<Key, Vec<Distortion>>,
-    /// The file of this process; `None` if it only reads.
+    /// The file of this process, locked; `None` until it is opened.
     own: Option<File>,
 }
 
@@ -68,12 +75,13 @@ pub(super) struct Journal {
 const EXTENSION: &str = "measurements.jsonl";
 
 impl Journal {
-    /// Reads the measurements in a directory, and opens the file of a shard.
+    /// Reads the measurements in a directory, and opens the file of a shard, or without one that of merges.
     ///
     /// # Errors
-    /// If the directory or a file can't be used, or a file belongs to another analysis.
+    /// If the directory or a file can't be used, a file belongs to another analysis, or another process
+    /// writes this one's file.
     pub(super) fn open(directory: &Path, shard: Option<Shard>, measured: &str) -> Result<Self, JournalError> {
-        fs::create_dir_all(directory).map_err(|source| io_error(directory, "made", source))?;
+        make_directory(directory)?;
         let mut journal = Journal {
             directory: directory.to_path_buf(),
             measured: measured.to_string(),
@@ -81,16 +89,18 @@ impl Journal {
             own: None,
         };
         journal.reload()?;
-        if let Some(shard) = shard {
-            let name = format!("{}-of-{}.{EXTENSION}", shard.index + 1, shard.count);
-            journal.begin(&directory.join(name))?;
-        }
+        let name = match shard {
+            Some(shard) => format!("{}-of-{}.{EXTENSION}", shard.index + 1, shard.count),
+            None => format!("merge.{EXTENSION}"),
+        };
+        journal.begin(&directory.join(name))?;
         Ok(journal)
     }
 
     /// Opens the own file, cuts off an incomplete last line, and writes the header if the file is empty.
     fn begin(&mut self, path: &Path) -> Result<(), JournalError> {
-        let (file, len) = open_own(path).map_err(|source| io_error(path, "written", source))?;
+        let own = open_own(path).map_err(|source| io_error(path, "written", source))?;
+        let Some((file, len)) = own else { return Err(JournalError::Busy { path: path.to_path_buf() }) };
         self.own = Some(file);
         if len == 0 {
             self.append(&Header { measured: self.measured.clone() })?;
@@ -115,11 +125,12 @@ impl Journal {
     }
 
     fn read(&mut self, path: &Path) -> Result<(), JournalError> {
-        let text = fs::read_to_string(path).map_err(|source| io_error(path, "read", source))?;
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-        let mut lines = complete.lines();
+        let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
+        // A cut may go through a character.
+        let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return Ok(()) };
+        let mut lines = bytes[..end].split(|&byte| byte == b'\n');
         let Some(first) = lines.next() else { return Ok(()) };
-        let header: Header = serde_json::from_str(first)
+        let header: Header = serde_json::from_slice(first)
             .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
         if header.measured != self.measured {
             return Err(JournalError::OtherAnalysis {
@@ -129,7 +140,7 @@ impl Journal {
             });
         }
         for (index, line) in lines.enumerate() {
-            let line: Line = serde_json::from_str(line).map_err(|source| JournalError::Line {
+            let line: Line = serde_json::from_slice(line).map_err(|source| JournalError::Line {
                 path: path.to_path_buf(),
                 line: index + 2,
                 source,
@@ -169,14 +180,23 @@ impl Journal {
     }
 }
 
-/// Opens a file to append to, cuts off an incomplete last line, and returns the length that is left.
-fn open_own(path: &Path) -> io::Result<(File, u64)> {
+/// Opens a file to append to, cuts off an incomplete last line, and returns the length that is left. Returns
+/// `None` if another process has the file. A link of its name is refused.
+fn open_own(path: &Path) -> io::Result<Option<(File, u64)>> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other("it is a link, or no file: remove it, or give another --output"));
+    }
     let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        // A file system without locks: the shards' files are apart anyway.
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let complete = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at as u64 + 1);
     file.set_len(complete)?;
-    Ok((file, complete))
+    Ok(Some((file, complete)))
 }
 
 fn io_error(path: &Path, what: &'static str, source: io::Error) -> JournalError {
@@ -206,6 +226,8 @@ mod tests {
         other.insert(key("b"), vec![ONE, ONE]).unwrap();
         journal.reload().unwrap();
         assert_eq!(journal.get(&key("b")), Some(&[ONE, ONE][..]));
+        let error = Journal::open(scratch.path(), HALF, "model a").err().unwrap();
+        assert!(matches!(error, JournalError::Busy { .. }), "{error}");
         let error = Journal::open(scratch.path(), HALF, "model b").err().unwrap();
         assert!(error.to_string().contains("another model"), "{error}");
     }
@@ -215,14 +237,15 @@ mod tests {
         let scratch = Scratch::new();
         let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
         journal.insert(key("a"), vec![ONE]).unwrap();
-        journal.insert(key("b"), vec![ONE]).unwrap();
+        journal.insert(key("層.é"), vec![ONE]).unwrap();
         drop(journal);
         let path = scratch.path().join("1-of-1.measurements.jsonl");
         let bytes = fs::read(&path).unwrap();
-        for len in (0..bytes.len()).rev().step_by(7) {
+        for len in (0..bytes.len()).rev() {
             fs::write(&path, &bytes[..len]).unwrap();
             let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
             journal.insert(key("c"), vec![ONE]).unwrap();
+            drop(journal);
             let journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
             assert_eq!(journal.get(&key("c")), Some(&[ONE][..]), "cut at {len}");
         }

@@ -48,7 +48,9 @@ use mixbit_packages::recipe::ModelIdentity;
 
 pub use cost::{Cost, expected};
 pub use error::{AnalyzeError, JournalError};
-pub use options::{AnalysisMethod, EFFORTS, Effort, Goal, METHODS, Options, Shard, schemes_of_recipes};
+pub use options::{
+    AnalysisMethod, EFFORTS, EarlierRecipe, Effort, Goal, METHODS, Options, Shard, schemes_of_recipes,
+};
 pub(crate) use outcome::mean;
 pub use outcome::{Analysis, Candidate, Curve, Int8, Outcome, Verified};
 pub use point::{PROMPTS, Point, Setting};
@@ -60,7 +62,7 @@ use measurements::{Measurements, Order};
 use network::SegmentedNetwork;
 use strategy::{Chooser, Strategy};
 use subject::Subject;
-use verify::Verification;
+use verify::{Verification, Verifier};
 
 /// The receivers of an analysis' progress, one for each phase.
 #[derive(Clone, Copy)]
@@ -119,7 +121,8 @@ struct Prepared<'b> {
 impl Work<'_> {
     fn run(&self) -> Result<Outcome, AnalyzeError> {
         let mut prepared = self.prepare()?;
-        let measurements = self.measure(&mut prepared)?;
+        self.check_earlier(&prepared.subject)?;
+        let mut measurements = self.measure(&mut prepared)?;
         if !measurements.are_complete() {
             return Ok(Outcome::Partial { done: measurements.done, total: measurements.total });
         }
@@ -128,7 +131,9 @@ impl Work<'_> {
         let verified_points = states::verified_points(self.options, &points);
         let chooser = self.strategy.chooser(&subject, &measurements)?;
         subject.evaluator.set_samples(self.samples(&self.options.setting, &verified_points)?.samples)?;
-        let Verification { baselines, recipes, unreached } = self.verify(&mut subject, &*chooser)?;
+        let states = format!("{verified_points:?} {:?}", self.options.setting);
+        let mut verifier = Verifier { subject: &mut subject, journal: &mut measurements.journal, states };
+        let Verification { baselines, recipes, unreached } = self.verify(&mut verifier, &*chooser)?;
         let verifying = self.progress.verifying;
         let int8 = self
             .options
@@ -195,19 +200,34 @@ impl Work<'_> {
         format!("{name} of {} on {} states, {hash:016x}", schemes.join(" "), points.len())
     }
 
+    /// Refuses recipes of an earlier analysis that are not of this model.
+    fn check_earlier(&self, subject: &Subject<'_>) -> Result<(), AnalyzeError> {
+        for recipe in &self.options.earlier {
+            let is_known = |name: &&String| subject.layers.iter().any(|layer| layer.name == **name);
+            if let Some(layer) = recipe.layers.keys().find(|name| !is_known(name)) {
+                return Err(AnalyzeError::Earlier { recipe: recipe.name.clone(), layer: layer.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// Runs the baselines, and chooses and runs the recipes.
-    fn verify(&self, subject: &mut Subject<'_>, chooser: &dyn Chooser) -> Result<Verification, AnalyzeError> {
-        let Options { schemes, goals, .. } = self.options;
+    fn verify(
+        &self,
+        verifier: &mut Verifier<'_, '_>,
+        chooser: &dyn Chooser,
+    ) -> Result<Verification, AnalyzeError> {
+        let Options { schemes, goals, earlier, .. } = self.options;
         let anchors = self.strategy.anchors().iter();
         let anchors: Vec<_> = anchors.filter_map(|&bits| chooser.choose(Goal::Bits(bits))).collect();
-        let total = verify::uniform(schemes).count() + anchors.len() + goals.len();
+        let total = verify::uniform(schemes).count() + anchors.len() + goals.len() + earlier.len();
         let tally = Tally::new(self.progress.verifying, total as u64, Unit::Measurements);
         tally.add(0)?;
-        let baselines = verify::baselines(subject, schemes, &tally)?;
-        let correction = verify::correction(subject, anchors, &tally)?;
+        let baselines = verify::baselines(verifier, schemes, &tally)?;
+        let correction = verify::correction(verifier, anchors, &tally)?;
         let (chosen, unreached) = verify::choose(goals, chooser, &correction);
         tally.add(unreached.len() as u64)?;
-        let recipes = verify::verify(subject, chosen, &tally)?;
+        let recipes = verify::verify(verifier, earlier, chosen, &tally)?;
         Ok(Verification { baselines, recipes, unreached })
     }
 

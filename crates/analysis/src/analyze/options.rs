@@ -1,5 +1,6 @@
 //! The options of an analysis.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -97,6 +98,17 @@ impl Shard {
     }
 }
 
+/// A recipe of an earlier analysis of the same model with the same options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EarlierRecipe {
+    /// The name.
+    pub name: String,
+    /// The scheme of each compressed layer.
+    pub layers: BTreeMap<String, Scheme>,
+    /// The predicted mean PSNR in dB.
+    pub predicted: Option<f64>,
+}
+
 /// The options of an analysis.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -110,6 +122,8 @@ pub struct Options {
     pub min_size: usize,
     /// The goals, one recipe each.
     pub goals: Vec<Goal>,
+    /// The recipes of an earlier analysis, which are kept.
+    pub earlier: Vec<EarlierRecipe>,
     /// The least mean PSNR in dB of the network in 8-bit integers. Layers that would lower it keep floats.
     /// `None` skips the measurements in integers.
     pub int8: Option<f64>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mixbit_compress::{Layer, Scheme};
 
-use super::distortion::psnrs;
+use super::distortion::{Distortion, psnrs};
 use super::encoder::CalibratedEncoder;
 use super::error::AnalyzeError;
 use super::evaluator::Evaluator;
@@ -39,22 +39,48 @@ impl Subject<'_> {
         schemes: BTreeMap<String, Scheme>,
         predicted: Option<f64>,
     ) -> Result<Verified, AnalyzeError> {
+        let distortion = self.distortion(&schemes)?;
+        Ok(self.verified(name, schemes, predicted, &distortion))
+    }
+
+    /// The errors of the network with layers compressed, sample by sample.
+    ///
+    /// # Errors
+    /// Those of [`verify`](Self::verify).
+    pub(super) fn distortion(
+        &mut self,
+        schemes: &BTreeMap<String, Scheme>,
+    ) -> Result<Vec<Distortion>, AnalyzeError> {
         let mut replaced = Replaced::new();
+        for layer in &self.layers {
+            if let Some(scheme) = schemes.get(&layer.name) {
+                replaced.insert(&layer.name, self.encoder.encode(layer, *scheme)?);
+            }
+        }
+        self.evaluator.distortion(&Change::Weights(&replaced))
+    }
+
+    /// A network with layers compressed, of which the errors are known.
+    pub(super) fn verified(
+        &self,
+        name: String,
+        schemes: BTreeMap<String, Scheme>,
+        predicted: Option<f64>,
+        distortion: &[Distortion],
+    ) -> Verified {
         let mut bytes = 2 * self.count() as u64;
         for layer in &self.layers {
             let Some(scheme) = schemes.get(&layer.name) else { continue };
-            replaced.insert(&layer.name, self.encoder.encode(layer, *scheme)?);
             bytes = bytes - 2 * layer.count() as u64 + scheme.stored_len(layer.ty()) as u64;
         }
-        let distortion = self.evaluator.distortion(&Change::Weights(&replaced))?;
-        Ok(Verified {
+        Verified {
             name,
             layers: schemes,
             bytes: self.fixed_bytes() + bytes,
             bits: 8.0 * bytes as f64 / self.count() as f64,
             predicted,
-            measured: psnrs(&distortion),
-        })
+            measured: psnrs(distortion),
+        }
     }
 }
 

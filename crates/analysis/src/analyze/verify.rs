@@ -7,7 +7,9 @@ use mixbit_mil::Tally;
 
 use super::correction::Correction;
 use super::error::AnalyzeError;
-use super::options::Goal;
+use super::fingerprint;
+use super::journal::{Journal, Key};
+use super::options::{EarlierRecipe, Goal};
 use super::outcome::Verified;
 use super::strategy::{Chooser, ChosenRecipe};
 use super::subject::Subject;
@@ -22,20 +24,49 @@ pub(super) struct Verification {
     pub(super) unreached: Vec<Goal>,
 }
 
+/// Runs networks on the states of the verification, and keeps the measurements in the journal: none is made
+/// twice.
+pub(super) struct Verifier<'v, 'b> {
+    pub(super) subject: &'v mut Subject<'b>,
+    pub(super) journal: &'v mut Journal,
+    /// The states and their setting, in words.
+    pub(super) states: String,
+}
+
+impl Verifier<'_, '_> {
+    fn verify(
+        &mut self,
+        name: String,
+        schemes: BTreeMap<String, Scheme>,
+        predicted: Option<f64>,
+    ) -> Result<Verified, AnalyzeError> {
+        let layers: String = schemes.iter().map(|(layer, scheme)| format!("{layer} {scheme}\n")).collect();
+        let key = Key::verified(fingerprint::of_text(&format!("{layers}{}", self.states)));
+        if let Some(distortion) = self.journal.get(&key) {
+            return Ok(self.subject.verified(name, schemes, predicted, distortion));
+        }
+        let distortion = self.subject.distortion(&schemes)?;
+        let verified = self.subject.verified(name, schemes, predicted, &distortion);
+        self.journal.insert(key, distortion)?;
+        Ok(verified)
+    }
+}
+
 /// Runs the network unchanged, with all layers in each scheme, and in linear 8-bit.
 ///
 /// # Errors
 /// If a layer's weights can't be compressed, the network can't be run, or the work was cancelled.
 pub(super) fn baselines(
-    subject: &mut Subject<'_>,
+    verifier: &mut Verifier<'_, '_>,
     schemes: &[Scheme],
     tally: &Tally<'_>,
 ) -> Result<Vec<Verified>, AnalyzeError> {
     let mut baselines = Vec::new();
     for scheme in uniform(schemes) {
         let name = scheme.map_or("original".to_string(), |scheme| scheme.to_string());
-        let layers = subject.layers.iter().filter_map(|layer| Some((layer.name.clone(), scheme?))).collect();
-        baselines.push(subject.verify(name, layers, None)?);
+        let layers = verifier.subject.layers.iter();
+        let layers = layers.filter_map(|layer| Some((layer.name.clone(), scheme?))).collect();
+        baselines.push(verifier.verify(name, layers, None)?);
         tally.add(1)?;
     }
     Ok(baselines)
@@ -52,13 +83,13 @@ pub(super) fn uniform(schemes: &[Scheme]) -> impl Iterator<Item = Option<Scheme>
 /// # Errors
 /// As for [`baselines`].
 pub(super) fn correction(
-    subject: &mut Subject<'_>,
+    verifier: &mut Verifier<'_, '_>,
     anchors: Vec<ChosenRecipe>,
     tally: &Tally<'_>,
 ) -> Result<Correction, AnalyzeError> {
     let mut pairs = Vec::new();
     for ChosenRecipe { layers, predicted } in anchors {
-        let verified = subject.verify(String::new(), layers, None)?;
+        let verified = verifier.verify(String::new(), layers, None)?;
         pairs.extend(predicted.map(|predicted| (predicted, verified.mean_psnr())));
         tally.add(1)?;
     }
@@ -89,20 +120,28 @@ pub(super) fn choose(
     (chosen, unreached)
 }
 
-/// Runs recipes and names them.
+/// Runs the recipes of an earlier analysis and the chosen ones, and names the latter. A chosen recipe that the
+/// earlier analysis has is not repeated.
 ///
 /// # Errors
 /// As for [`baselines`].
 pub(super) fn verify(
-    subject: &mut Subject<'_>,
+    verifier: &mut Verifier<'_, '_>,
+    earlier: &[EarlierRecipe],
     chosen: Vec<ChosenRecipe>,
     tally: &Tally<'_>,
 ) -> Result<Vec<Verified>, AnalyzeError> {
     let mut recipes: Vec<Verified> = Vec::new();
+    for EarlierRecipe { name, layers, predicted } in earlier {
+        recipes.push(verifier.verify(name.clone(), layers.clone(), *predicted)?);
+        tally.add(1)?;
+    }
     for ChosenRecipe { layers, predicted } in chosen {
-        let verified = subject.verify(String::new(), layers, predicted)?;
-        let name = unused_name(&recipes, verified.bits, &verified.layers);
-        recipes.push(Verified { name, ..verified });
+        if !earlier.iter().any(|recipe| recipe.layers == layers) {
+            let verified = verifier.verify(String::new(), layers, predicted)?;
+            let name = unused_name(&recipes, verified.bits, &verified.layers);
+            recipes.push(Verified { name, ..verified });
+        }
         tally.add(1)?;
     }
     Ok(recipes)

@@ -76,6 +76,7 @@ pub(super) fn write(writer: &mut dyn Write, dtype: DType, fill: &Fill, count: us
         DType::F32 => encode_f32,
         _ => return Err(io::ErrorKind::Unsupported.into()),
     };
+    mixbit_compress::start_threads().map_err(io::Error::other)?;
     let size = dtype.bits() / 8;
     let mut bytes = vec![0; BLOCK.min(count) * size];
     for first in (0..count).step_by(BLOCK) {

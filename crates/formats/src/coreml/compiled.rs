@@ -7,8 +7,6 @@
 //! analytics/       strings, each after its u64 length: a group, the number of pairs, keys and values
 //! ```
 
-use std::path::Path;
-
 use mixbit_mil::text::{Blob, Dialect, Style};
 use mixbit_mil::{Function, Progress, ValueId, WeightRef};
 use serde_json::Value;
@@ -23,7 +21,7 @@ use super::schema::{IOS_18, WEIGHT_FILE};
 use super::wire::Message;
 use super::{CoreMlError, Model, WeightFiles, build_info, metadata, specification};
 use crate::files::Files;
-use crate::{Error, base64, sha256};
+use crate::{Claim, Error, base64, sha256};
 
 const DESCRIPTION: usize = 0x53;
 
@@ -78,8 +76,8 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 }
 
 /// Writes a compiled model; see [`super::write_compiled`].
-pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    let in_model = |problem| Error::CoreMl { path: path.to_path_buf(), problem };
+pub(super) fn write(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+    let in_model = |problem| Error::CoreMl { path: claim.path().to_path_buf(), problem };
     let placement = Placement::plan(&model.program, model.specification_version);
     let names = placement.names(model).to_text();
     let build_info = build_info(names.as_deref());
@@ -94,7 +92,7 @@ pub(super) fn write(path: &Path, model: &Model, progress: &dyn Progress) -> Resu
         .position(|function| model.program.main().is_some_and(|main| main.name == function.name));
     let stored = |id: ValueId| main.is_some_and(|main| placement.offset(main, id).is_some());
 
-    let directory = NewDirectory::create(path)?;
+    let mut directory = NewDirectory::create(claim)?;
     directory.bytes("model.mil", text.as_bytes())?;
     directory.bytes("metadata.json", metadata::write(model, &stored).as_bytes())?;
     directory.bytes("coremldata.bin", &data(model))?;

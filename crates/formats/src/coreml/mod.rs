@@ -67,8 +67,9 @@ pub use error::CoreMlError;
 use directory::NewDirectory;
 use placement::Placement;
 
-use crate::Error;
+use crate::claim::directory_of;
 use crate::files::{Files, is_plain};
+use crate::{Claim, Error, make_directory};
 
 /// A Core ML model.
 #[derive(Clone, Debug)]
@@ -138,8 +139,10 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
     read_files(&files, label.to_string())
 }
 
-/// Writes a `.mlpackage` directory, whole or not at all. An existing one is replaced. Weights are read, cast
-/// and written one after the other; `progress` counts their bytes.
+/// Writes a `.mlpackage` directory, whole or not at all. An existing one is replaced, in one step where the
+/// file system can exchange two names. A link of that name is replaced too. Weights are read, cast and written
+/// one after the other; `progress` counts their bytes. If another process writes the same path, this one waits
+/// for it.
 ///
 /// The same model always gives the same bytes, and so does a model that was read from what was written.
 ///
@@ -147,13 +150,41 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 /// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the
 /// system's reason, [`Error::Stopped`] if `progress` stops it.
 pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+    write_package_as(&claimed(path)?, model, progress)
+}
+
+/// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
+///
+/// # Errors
+/// Those of [`write_package`].
+pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+    compiled::write(&claimed(path)?, model, progress)
+}
+
+/// Writes a claimed path: a compiled model if it ends in `.mlmodelc`, else a package.
+///
+/// # Errors
+/// Those of [`write_package`].
+pub fn write_claimed(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+    match claim.path().extension().is_some_and(|extension| extension == "mlmodelc") {
+        true => compiled::write(claim, model, progress),
+        false => write_package_as(claim, model, progress),
+    }
+}
+
+fn claimed(path: &Path) -> Result<Claim, Error> {
+    make_directory(directory_of(path))?;
+    Claim::new(path, &mut || Ok(()))
+}
+
+fn write_package_as(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
     let placement = Placement::plan(&model.program, model.specification_version);
     let names = placement.names(model).to_text();
     let specification = specification::check(model)
         .and_then(|()| encode::specification(model, &placement, &build_info(names.as_deref())));
     let specification =
-        specification.map_err(|problem| Error::CoreMl { path: path.to_path_buf(), problem })?;
-    let directory = NewDirectory::create(path)?;
+        specification.map_err(|problem| Error::CoreMl { path: claim.path().to_path_buf(), problem })?;
+    let mut directory = NewDirectory::create(claim)?;
     let has_weights = !placement.is_empty();
     directory.bytes("Manifest.json", manifest::write(&specification, has_weights).as_bytes())?;
     directory.bytes("Data/com.apple.CoreML/model.mlmodel", &specification)?;
@@ -162,14 +193,6 @@ pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Res
             .file("Data/com.apple.CoreML/weights/weight.bin", |writer| placement.write(writer, progress))?;
     }
     directory.finish()
-}
-
-/// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
-///
-/// # Errors
-/// Those of [`write_package`].
-pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    compiled::write(path, model, progress)
 }
 
 /// The build information of a program: the version of this crate and the names of weights.

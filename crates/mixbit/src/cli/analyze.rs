@@ -1,8 +1,7 @@
 //! `mixbit analyze`.
 
 use std::env;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -17,14 +16,15 @@ use mixbit_engine::Backend;
 use super::backends::Machine;
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
-use super::{estimate, interrupt, next, print_line, values};
+use super::{estimate, input, interrupt, next, print_line, values};
 use mixbit_analysis::analyze::{
-    self, Analysis, Cost, EFFORTS, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting, Shard, analyze,
-    schemes_of_recipes,
+    self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
+    Shard, analyze, schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
 use mixbit_app::source;
 use mixbit_packages::palettize::MIN_SIZE;
+use mixbit_packages::recipe::{Recipe, RecipeFile};
 
 /// The default bits per weight of the recipes.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
@@ -41,16 +41,18 @@ pub(super) struct Arguments {
     /// `merge` measures nothing: it makes the recipes of what shards have measured
     #[arg(value_name = "STEP")]
     step: Option<Step>,
-    /// A model's directory in the diffusers layout, or one of Core ML packages; without it, the demo model in
-    /// the binary
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model's directory in the diffusers layout, or one of Core ML packages
+    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
+    /// The demo model in the binary
+    #[arg(long)]
+    demo: bool,
     /// The directory for measurements, recipes and the report; an interrupted analysis continues there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// The model's name in the recipe file [default: the directory's]
     #[arg(long, value_name = "NAME")]
-    model_version: Option<String>,
+    name: Option<String>,
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model")]
     variant: Option<String>,
@@ -71,7 +73,7 @@ pub(super) struct Arguments {
     /// Leave layers of at most N weights unchanged; 100000 as Apple's script
     #[arg(long, value_name = "N", default_value_t = MIN_SIZE, help_heading = "Measuring")]
     min_size: usize,
-    /// A text file with prompts, one on each line, to measure on and to verify with by turns [default: 16 in
+    /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with by turns [default: 16 in
     /// the binary]
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     prompts: Option<PathBuf>,
@@ -130,9 +132,15 @@ enum Step {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let (model, name) = source::load(arguments.model.as_deref(), arguments.variant.as_deref())?;
+    let (model, name) = source::load(
+        values::model(arguments.model.as_deref(), arguments.demo)?,
+        arguments.variant.as_deref(),
+    )?;
     let model = Arc::new(model);
-    let options = arguments.options(&model.defaults)?;
+    let name = arguments.name.clone().unwrap_or(name);
+    let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
+    let earlier = earlier_file(&path)?;
+    let options = Options { earlier: earlier_recipes(&earlier), ..arguments.options(&model.defaults)? };
     let machine = Machine::new(arguments.threads)?;
     if arguments.step.is_none() && !arguments.quiet {
         progress.say(expected(&model, &machine, &options)?);
@@ -164,18 +172,54 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let name = arguments.model_version.clone().unwrap_or(name);
-    let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
-    analysis.recipe_file(&name, &options.setting).write(&path)?;
+    let mut file = analysis.recipe_file(&name, &options.setting);
+    if let (Some(details), Some(earlier)) = (&mut file.details, earlier.and_then(|file| file.details)) {
+        details.int8 = details.int8.take().or(earlier.int8);
+    }
+    file.write(&path)?;
     summarize(&analysis, &progress);
     print_line(path.display())?;
     let shown = arguments.report(model, &name, &analysis, &options, &backend, &cancel, &progress)?;
     print_line(shown.display())?;
     if let Some(recipe) = analysis.recipes.first() {
         let select = format!("{:.2}", recipe.bits);
-        progress.say(next::palettizing(arguments.model.as_deref(), &path, &select));
+        progress.say(next::palettizing(
+            arguments.model.as_deref().filter(|_| !arguments.demo),
+            &path,
+            &select,
+        ));
     }
     Ok(())
+}
+
+/// The recipe file that an earlier analysis made, if it is there.
+///
+/// # Errors
+/// If it can't be read, or was made otherwise: it is not replaced.
+fn earlier_file(path: &Path) -> anyhow::Result<Option<RecipeFile>> {
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let file =
+        RecipeFile::read(path).context("it is there already: move it away, or give another --output")?;
+    if file.details.is_none() {
+        bail!("{} was not made by mixbit: move it away, or give another --output", path.display());
+    }
+    Ok(Some(file))
+}
+
+/// The recipes of a file, which are kept.
+fn earlier_recipes(file: &Option<RecipeFile>) -> Vec<EarlierRecipe> {
+    let recipe = |(name, recipe): (&String, &Recipe)| EarlierRecipe {
+        name: name.clone(),
+        layers: recipe
+            .layers
+            .iter()
+            .filter_map(|(layer, scheme)| Some((layer.clone(), (*scheme)?)))
+            .collect(),
+        predicted: recipe.predicted_psnr,
+    };
+    file.iter().flat_map(|file| &file.recipes).map(recipe).collect()
 }
 
 /// The measurements of an analysis, and how long they take on this machine.
@@ -280,11 +324,7 @@ impl Arguments {
             goals = TARGET_BITS.map(Goal::Bits).into();
         }
         let prompts = match &self.prompts {
-            Some(path) => {
-                let text =
-                    fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect()
-            }
+            Some(path) => input::lines(path)?,
             None => PROMPTS.map(str::to_string).into(),
         };
         let shard = match (self.step, self.shard) {
@@ -298,6 +338,7 @@ impl Arguments {
             schemes: if self.schemes.is_empty() { schemes_of_recipes() } else { self.schemes.clone() },
             min_size: self.min_size,
             goals,
+            earlier: Vec::new(),
             int8: self.int8,
             prompts,
             seed: self.seed,

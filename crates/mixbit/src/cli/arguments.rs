@@ -383,6 +383,8 @@ mod tests {
             ("generate x --guidance_scale 7", "generate x --guidance-scale 7"),
             ("generate x --sampler euler", "generate x --scheduler euler"),
             ("generate x --ckpt d", "generate x --model d"),
+            ("generate x --model-version d", "generate x --model d"),
+            ("convert --model-version d", "convert --model-version d"),
             ("compare x --model d", "compare x --models d"),
             ("generate -p x --steps 2", "generate --steps 2 -- x"),
             ("generate --prompt=x", "generate -- x"),
@@ -429,7 +431,6 @@ mod tests {
         for (typed, answer) in [
             ("convert --merge-chunks-in-pipeline-model", "leave"),
             ("generate --lora", "fuse_lora"),
-            ("generate --model-version", "--model DIR"),
             ("generate --fp16", "--precision"),
             ("convert a b", "one model"),
         ] {

@@ -9,11 +9,12 @@ use mixbit_compress::{Layer, Plan, Scheme, layers, uniform};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::session::{Cancel, Component, PipelineStage, Precision, Request, Role, Session, Text};
-use mixbit_formats::write_atomically;
+use mixbit_formats::{remove_leftovers, write_atomically, write_where_asked};
 use mixbit_mil::{Constant, Def, Function, WeightRef, constexpr};
 use serde_json::json;
 
 use super::backends::Machine;
+use super::output::{check_format, directory_of};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table, shortened};
 use super::{estimate, interrupt, palettize, print_line, values};
@@ -69,9 +70,9 @@ pub(super) struct Arguments {
           help_heading = "Drawing")]
     threads: Option<u16>,
 
-    /// The image file
-    #[arg(short, long, value_name = "FILE", default_value = "grid.png", help_heading = "Output")]
-    output: PathBuf,
+    /// The image file, PNG [default: grid.png]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: Option<PathBuf>,
     /// Print only the file's name
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
@@ -109,7 +110,7 @@ const DRAWING: [Component; 3] = [Component::TextEncoder, Component::Unet, Compon
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    check_output(&arguments.output)?;
+    arguments.check_output()?;
     let machine = Machine::new(arguments.threads.map(usize::from))?;
     let (candidates, size) = {
         let _reading = progress.wait("reading the models");
@@ -140,22 +141,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if !arguments.quiet {
         print_line(table(&arguments.prompts, &columns))?;
     }
-    print_line(arguments.output.display())?;
+    print_line(arguments.path().display())?;
     progress.say(format_args!("{images} images of {}x{}, seed {}", size[0], size[1], arguments.seed));
     Ok(())
-}
-
-/// Refuses a file that is no PNG, or in no directory.
-fn check_output(path: &Path) -> anyhow::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    match path.extension() {
-        Some(extension) if extension.eq_ignore_ascii_case("png") => {}
-        _ => bail!("{}: the picture is a PNG; give a name that ends in .png", path.display()),
-    }
-    match parent {
-        Some(parent) if !parent.is_dir() => bail!("there is no directory {}", parent.display()),
-        _ => Ok(()),
-    }
 }
 
 /// The names of models; the paths, where two have one name.
@@ -199,6 +187,26 @@ fn stored(graph: &Function, plan: &Plan) -> u64 {
 }
 
 impl Arguments {
+    /// The file of the grid.
+    fn path(&self) -> &Path {
+        self.output.as_deref().unwrap_or(Path::new("grid.png"))
+    }
+
+    /// Refuses an output that is no image file of PNG, or in no directory that can be written to.
+    fn check_output(&self) -> anyhow::Result<()> {
+        let path = self.path();
+        check_format(path)?;
+        if path.is_dir() {
+            bail!("{} is a directory: name a file for the grid", path.display());
+        }
+        let directory = directory_of(path);
+        if !directory.is_dir() {
+            bail!("{} is no directory to write the grid to", directory.display());
+        }
+        remove_leftovers(&directory);
+        Ok(())
+    }
+
     /// Every model in every form, checked, and the size of the images. Nothing is drawn.
     fn candidates(&self, machine: &Machine) -> anyhow::Result<(Vec<Candidate>, [usize; 2])> {
         let paths: Vec<Option<&Path>> = match self.models[..] {
@@ -342,7 +350,11 @@ impl Arguments {
         }
         let grid = Grid { columns: heads.iter().map(String::as_str).collect(), rows };
         let parameters = self.parameters(columns, size).to_string();
-        Ok(write_atomically(&self.output, |file| grid.write_png(file, &parameters))?)
+        match &self.output {
+            Some(path) => write_where_asked(path, |file| grid.write_png(file, &parameters))?,
+            None => write_atomically(self.path(), |file| grid.write_png(file, &parameters))?,
+        }
+        Ok(())
     }
 
     /// The parameters of the picture, as text in its file.
@@ -425,7 +437,7 @@ fn summary(arguments: &Arguments, columns: &[Column]) -> serde_json::Value {
         .map(|(at, column, prompt)| image(at, column, prompt))
         .collect();
     json!({
-        "grid": arguments.output.to_string_lossy(),
+        "grid": arguments.path().to_string_lossy(),
         "seed": arguments.seed,
         "models": columns.iter().map(|column| &column.name).collect::<Vec<_>>(),
         "images": images,

@@ -10,21 +10,18 @@ use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_formats::coreml;
-use mixbit_mil::Unit;
+use mixbit_engine::Cancel;
 use mixbit_packages::inspect::bits_per_element;
 use mixbit_packages::package::{
-    ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan, write_vocabulary,
+    ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan,
 };
-use mixbit_packages::palettize::{PlanSource, uniform_plan};
+use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
 use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
 
 use super::backends::Machine;
+use super::palettize::Shown;
 use super::progress::Progress;
-use super::{interrupt, memory, next, palettize, print_line, values};
-
-/// Writes a model to a path.
-type Writer = fn(&Path, &coreml::Model, &dyn mixbit_mil::Progress) -> Result<(), mixbit_formats::Error>;
+use super::{interrupt, memory, next, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
 const LEAST_PSNR: f64 = 35.0;
@@ -36,21 +33,24 @@ const SCALE: usize = 8;
 #[command(after_help = "Examples:
   mixbit convert --model stable-diffusion-v1-5 --output converted
   mixbit convert --model sdxl --convert-unet --latent-h 96 --latent-w 128
-  mixbit convert --output converted                       (the demo model)")]
+  mixbit convert --demo --output converted")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout; without it, the demo model in the binary
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model's directory in the diffusers layout
+    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
+    /// The demo model in the binary
+    #[arg(long)]
+    demo: bool,
     /// The directory for the packages, made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     output: PathBuf,
     /// The model's name in file names and metadata [default: the directory's]
     #[arg(long, value_name = "NAME")]
-    model_version: Option<String>,
+    name: Option<String>,
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model")]
     variant: Option<String>,
-    /// Write packages again that are there
+    /// Replace packages that are there
     #[arg(long)]
     force: bool,
 
@@ -128,7 +128,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let options = OpenOptions { variant: arguments.variant.clone() };
-    let model = open_checkpoint(arguments.model.as_deref(), &options)?;
+    let model = open_checkpoint(values::model(arguments.model.as_deref(), arguments.demo)?, &options)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
     let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;
@@ -142,36 +142,34 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let options = arguments.options(model.name())?;
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
-    fs::create_dir_all(&arguments.output)
-        .with_context(|| format!("the directory {} can't be made", arguments.output.display()))?;
-    write_vocabulary(model.files(), &arguments.output)?;
-    let mut bytes = 0;
-    let resources = arguments.bundle_resources_for_swift_cli.then(|| arguments.output.join("Resources"));
-    if let Some(resources) = &resources {
-        fs::create_dir_all(resources.join("controlnet"))
-            .with_context(|| format!("the directory {} can't be made", resources.display()))?;
-        write_vocabulary(model.files(), resources)?;
+    let plans = arguments
+        .quantize_nbits
+        .map_or(PlanSource::Unchanged, |width| PlanSource::uniform(Scheme::palette(width)));
+    let targets = Targets::of_plan(&packages, model.files(), &arguments.output)?;
+    let (mut job, _) = Job::new(targets, &plans)?;
+    if arguments.bundle_resources_for_swift_cli {
+        job = job.with_bundle()?;
     }
+    job.begin(arguments.force)?;
+    let shown = Shown { progress: &progress, cancel: &cancel };
     let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
+    let mut bytes = 0;
     for (index, package) in packages.iter().enumerate() {
-        let place = palettize::place(index, packages.len(), package.kind.name);
-        bytes += arguments.write(package, &place, resources.as_deref(), &progress)?;
+        let path = &job.targets()[index].path;
+        let outcome = shown.write(&job, index, arguments.force)?;
+        if !matches!(outcome, Outcome::Kept) {
+            bytes += size(path);
+        }
+        if let Outcome::Palettized(report) = outcome {
+            progress.say(palettized(&package.name, &report));
+        }
+        print_line(path.display())?;
+        shown.bundle(&job, index, arguments.force)?;
         if let Some(machine) = &checker {
-            let path = package.path(&arguments.output);
-            let _waiting = progress.wait(format!("{place}, checking its output"));
-            let psnr = check_output(package, &path, &*machine.backend, &cancel)?;
-            // Palettes of few bits lower the PSNR; that is no conversion error.
-            if psnr.is_nan() || (psnr < LEAST_PSNR && arguments.quantize_nbits.is_none()) {
-                bail!(
-                    "{}: its output has a PSNR of {psnr:.1} dB beside the checkpoint's, less than {LEAST_PSNR} dB",
-                    path.display()
-                );
-            }
+            let psnr = arguments.checked(package, path, machine, &cancel, &progress)?;
             progress.say(format_args!("{}: PSNR {psnr:.1} dB", package.name));
         }
-        if cancel.is_cancelled() {
-            bail!("stopped after {}; run it again to go on from there", package.name);
-        }
+        shown.check_stopped(&package.name)?;
     }
     progress.say(format_args!(
         "{} packages, {:.1} MB, in {:.1} s{}",
@@ -183,79 +181,56 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.are_all_parts() {
         progress.say(next::drawing(&arguments.output));
     }
-    resources.iter().for_each(|resources| progress.say(next::app(resources)));
+    if arguments.bundle_resources_for_swift_cli {
+        progress.say(next::app(&arguments.output.join("Resources")));
+    }
     Ok(())
 }
 
-/// Writes a package unless it exists, and returns the number of bytes written.
-fn write(
-    path: &Path,
-    place: &str,
-    force: bool,
-    progress: &Progress,
-    write: impl FnOnce(&Path, &dyn mixbit_mil::Progress) -> anyhow::Result<()>,
-) -> anyhow::Result<u64> {
-    let mut written = 0;
-    if path.exists() && !force {
-        progress.say(palettize::kept(path));
-    } else {
-        let counter = progress.bytes(place);
-        write(path, &counter)?;
-        written = counter.total();
-    }
-    print_line(path.display())?;
-    Ok(written)
+/// A package's layers in fewer bits, in words.
+fn palettized(name: &str, report: &Report) -> String {
+    format!(
+        "{name}: {} layers palettized, {:.2} bits per weight of all layers",
+        report.layers.len(),
+        bits_per_element(report.weights as usize, report.after as usize)
+    )
+}
+
+/// The bytes of the files in a directory.
+fn size(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 impl Arguments {
-    /// Writes a package, and the compiled model if `resources` is given. Returns the number of bytes written.
-    fn write(
+    /// The PSNR in dB of a package's output beside the checkpoint's.
+    ///
+    /// # Errors
+    /// If it is too low.
+    fn checked(
         &self,
         package: &Package,
-        place: &str,
-        resources: Option<&Path>,
+        path: &Path,
+        machine: &Machine,
+        cancel: &Cancel,
         progress: &Progress,
-    ) -> anyhow::Result<u64> {
-        let path = package.path(&self.output);
-        let compiled = resources.map(|resources| package.compiled_path(resources));
-        let is_needed = self.force || !path.exists() || compiled.as_ref().is_some_and(|path| !path.exists());
-        let model = package.model()?;
-        let scheme = self.quantize_nbits.filter(|_| is_needed).map(Scheme::palette);
-        let choices = scheme.map(|scheme| uniform_plan(package.kind, &model, scheme)).transpose()?.flatten();
-        let palettized = match (scheme, choices) {
-            (Some(scheme), Some(choices)) => {
-                let counter = progress.count(format!("{place}, palettes"), Unit::Layers, choices.len());
-                let provenance = PlanSource::uniform(scheme).provenance();
-                Some(provenance.palettize(&model, &choices, false, &counter)?)
-            }
-            _ => None,
-        };
-        let model = palettized.as_ref().map_or(&model, |palettized| &palettized.model);
-        let targets = [
-            (Some(path), "writing", coreml::write_package as Writer),
-            (compiled, "compiling", coreml::write_compiled),
-        ];
-        let mut bytes = 0;
-        for (path, phase, write_model) in targets {
-            let Some(path) = path else { continue };
-            let written =
-                write(&path, &format!("{place}, {phase}"), self.force, progress, |path, progress| {
-                    Ok::<_, anyhow::Error>(write_model(path, model, progress)?)
-                })?;
-            if let (Some(palettized), true) = (&palettized, written > 0) {
-                let counter = progress.count(format!("{place}, checking"), Unit::Layers, 0);
-                let report = palettized.check(&path, &counter).with_context(|| path.display().to_string())?;
-                progress.say(format_args!(
-                    "{}: {} of {} layers palettized, {:.2} bits per weight of all layers",
-                    package.name,
-                    report.layers.len(),
-                    palettized.layer_count(),
-                    bits_per_element(report.weights as usize, report.after as usize)
-                ));
-            }
-            bytes += written;
+    ) -> anyhow::Result<f64> {
+        let _waiting = progress.wait("checking the package's output");
+        let psnr = check_output(package, path, &*machine.backend, cancel)?;
+        // Palettes of few bits lower the PSNR; that is no conversion error.
+        if psnr.is_nan() || (psnr < LEAST_PSNR && self.quantize_nbits.is_none()) {
+            bail!(
+                "{}: its output has a PSNR of {psnr:.1} dB beside the checkpoint's, less than {LEAST_PSNR} dB",
+                path.display()
+            );
         }
-        Ok(bytes)
+        Ok(psnr)
     }
 
     /// True if the packages are a whole model.
@@ -309,7 +284,7 @@ impl Arguments {
         }
         Ok(ConversionOptions {
             parts,
-            model_version: self.model_version.clone().unwrap_or_else(|| model.to_string()),
+            model_version: self.name.clone().unwrap_or_else(|| model.to_string()),
             latent: self.latent()?,
             batch_one: self.unet_batch_one,
             attention: self.attention_implementation,

@@ -17,10 +17,10 @@ use mixbit_engine::Backend;
 use serde_json::json;
 
 use super::backends::Machine;
-use super::output::{Output, preview};
+use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
-use super::{advice, interrupt, memory, print_line, values};
+use super::{advice, input, interrupt, memory, print_line, values};
 use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
@@ -35,8 +35,12 @@ const LONGEST_DROPPED: usize = 400;
   mixbit generate \"a lighthouse\" --model sdxl --size 1024x1024 --seed 7
   mixbit generate \"a lighthouse\" --model sd21 --scheduler dpmpp-2m-karras")]
 pub(super) struct Arguments {
-    /// What to draw
-    prompt: String,
+    /// What to draw; - reads it from standard input
+    #[arg(required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
+    prompt: Option<String>,
+    /// Draw each line of this file; - reads the lines from standard input
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     /// What not to draw
     #[arg(short, long, value_name = "PROMPT")]
     negative_prompt: Option<String>,
@@ -109,7 +113,7 @@ pub(super) struct Arguments {
     )]
     images: u32,
 
-    /// A file that ends in .png, or a directory for files named after the prompt
+    /// A file that ends in .png, a directory for files named after the prompt, or - for standard output
     #[arg(short, long, value_name = "PATH", default_value = ".", help_heading = "Output")]
     output: PathBuf,
     /// Also write what the image looks like after every N steps
@@ -149,48 +153,59 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (model, model_name) = load(arguments.model.as_deref(), arguments.variant.as_deref())?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    let request = arguments.request(&*backend).request(&model, Start::Noise)?;
-    if let Some(refusal) = advice::refused(&model, &request.text) {
+    let prompts = arguments.prompts()?;
+    let request_of = |prompt: &str| arguments.request(prompt, &*backend).request(&model, Start::Noise);
+    let requests = prompts.iter().map(|prompt| request_of(prompt)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(refusal) = requests.iter().find_map(|request| advice::refused(&model, &request.text)) {
         bail!(refusal);
     }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
-    let output = Output::new(&arguments.output, &arguments.prompt, &seeds)?;
+    let (first_seed, last_seed) = (*seeds.start(), *seeds.end());
+    let output = Output::new(&arguments.output, &Images { prompts: &prompts, first_seed, last_seed })?;
+    let count = prompts.len() * arguments.images as usize;
     let options = SessionOptions {
         reduce_memory: arguments.reduce_memory,
-        planned_images: arguments.images as usize,
+        planned_images: count,
         ..SessionOptions::default()
     };
     let mut session = Session::with_options(model, backend, options);
     let mut times = Times::default();
     let mut dropped = Vec::new();
     let mut drawn = Vec::new();
-    let last_seed = *seeds.end();
-    for (index, seed) in seeds.enumerate() {
-        let path = output.image(seed);
+    let images = (0..prompts.len()).flat_map(|prompt| seeds.clone().map(move |seed| (prompt, seed)));
+    for (index, (prompt, seed)) in images.enumerate() {
+        let request = &requests[prompt];
+        let place = output.place(prompt, &prompts[prompt], seed)?;
         let origin = Origin { model: &model_name, source, seed, start: None };
-        let parameters = parameters(&request, &origin)?.to_string();
-        let name = match arguments.images {
+        let parameters = parameters(request, &origin)?.to_string();
+        let name = match count {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),
         };
-        let previews = Previews { every: arguments.preview_every, path: &path, parameters: &parameters };
+        let previews = Previews {
+            every: arguments.preview_every.filter(|_| place.path().is_some()),
+            path: place.path().unwrap_or(Path::new("")),
+            parameters: &parameters,
+        };
         let mut noise = source.seeded(seed)?;
         let mut run = {
             let mut phases = Phases::new(&progress, "loading the model");
-            session.begin(&request, &mut *noise, &cancel, &mut |event| phases.on(event))?
+            session.begin(request, &mut *noise, &cancel, &mut |event| phases.on(event))?
         };
         if index == 0 {
             times.load = begin.elapsed();
-            dropped = run.dropped().to_vec();
-            let of_demo = model_name == demo::NAME;
-            let warnings = advice::all(session.model(Role::Base)?, &request, of_demo);
-            warnings.into_iter().chain(dropped_words(&dropped)).for_each(|warning| progress.say(warning));
+        }
+        if seed == first_seed {
+            let warnings = advice::all(session.model(Role::Base)?, request, model_name == demo::NAME);
+            let dropped_words = dropped_words(run.dropped());
+            warnings.into_iter().chain(dropped_words).for_each(|warning| progress.say(warning));
+            dropped.extend(run.dropped().to_vec());
         }
         let counter = progress.evaluations(name, request.steps, run.total());
         denoise(&mut session, &mut run, &mut *noise, &counter, &previews, &mut times)?;
         drop(counter);
-        if seed == last_seed {
+        if index + 1 == count {
             session.unload_unet(&run);
         }
         let image = {
@@ -200,21 +215,21 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             times.decode += begin.elapsed();
             image.map_err(|error| explained(error, &run))?
         };
-        picture::write(&path, &image, &parameters)?;
-        if !arguments.json {
+        let path = place.write(&image, &parameters)?;
+        if let Some(path) = path.as_ref().filter(|_| !arguments.json) {
             print_line(path.display())?;
         }
-        drawn.push(Drawn { path, seed });
+        drawn.extend(path.map(|path| Drawn { path, seed }));
     }
     let total = begin.elapsed();
     if arguments.profile {
         let _ = write!(stderr(), "{}", profile(&session));
     }
     if !arguments.json {
-        progress.say(summary(&request, &times, &drawn, total)?);
+        progress.say(summary(&requests[0], &times, [first_seed, last_seed], count, total)?);
         return Ok(());
     }
-    let summary = summary_json(&dropped, &request, &model_name, &drawn, &times, total);
+    let summary = summary_json(&dropped, &requests[0], &model_name, &drawn, &times, total);
     print_line(format_args!("{summary:#}"))
 }
 
@@ -233,11 +248,25 @@ fn profile(session: &Session) -> String {
 }
 
 impl Arguments {
+    /// What to draw: the prompt, or the lines of a file that are not empty.
+    fn prompts(&self) -> anyhow::Result<Vec<String>> {
+        if self.output == Path::new("-") && (self.json || self.preview_every.is_some()) {
+            bail!("standard output takes the image alone: leave out --json and --preview-every");
+        }
+        match (&self.prompt, &self.prompts_file) {
+            (Some(prompt), _) if prompt == "-" => {
+                Ok(vec![input::text(Path::new("-"))?.trim_end_matches(['\r', '\n']).to_string()])
+            }
+            (Some(prompt), _) => Ok(vec![prompt.clone()]),
+            (None, path) => input::lines(path.as_deref().unwrap_or(Path::new("-"))),
+        }
+    }
+
     /// The request with names resolved; absent options take the model's defaults.
-    fn request(&self, backend: &dyn Backend) -> DrawRequest {
+    fn request(&self, prompt: &str, backend: &dyn Backend) -> DrawRequest {
         let [width, height] = self.size.given();
         DrawRequest {
-            prompt: self.prompt.clone(),
+            prompt: prompt.to_string(),
             prompt_2: self.prompt_2.clone(),
             negative_prompt: self.negative_prompt.clone(),
             negative_prompt_2: self.negative_prompt_2.clone(),
@@ -346,21 +375,21 @@ fn shortened(words: &str) -> String {
 fn summary(
     request: &Request,
     times: &Times,
-    drawn: &[Drawn],
+    [first, last]: [u64; 2],
+    images: usize,
     total: Duration,
 ) -> Result<String, SchedulerError> {
     let [width, height] = request.size;
     let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
-    let seeds = match drawn {
-        [only] => format!("seed {}", only.seed),
-        [first, .., last] => format!("seeds {} to {}", first.seed, last.seed),
-        [] => "no seed".to_string(),
+    let seeds = match first == last {
+        true => format!("seed {first}"),
+        false => format!("seeds {first} to {last}"),
     };
-    let noun = if times.evaluations == request.steps * drawn.len() { "step" } else { "evaluation" };
+    let noun = if times.evaluations == request.steps * images { "step" } else { "evaluation" };
     Ok(format!(
         "{} of {width}x{height}, {seeds}, {}, {}\nin {}: load {}, {} of {}, decode {}{}",
-        counted(drawn.len(), "image"),
+        counted(images, "image"),
         values::scheduler_name(&request.scheduler)?,
         counted(request.steps, "step"),
         seconds(total),

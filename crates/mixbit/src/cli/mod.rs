@@ -12,6 +12,7 @@ mod diff;
 mod doctor;
 mod estimate;
 mod generate;
+mod input;
 mod inspect;
 mod interrupt;
 mod memory;

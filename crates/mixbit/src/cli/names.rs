@@ -87,6 +87,7 @@ pub(super) static NAMES: &[Row] = &[
         &["--out", "--outdir", "--out-dir", "--output-dir", "--output-path", "--output-file", "--outfile"],
         Option("--output"),
     ),
+    row(&["--from-file", "--prompt-file", "--prompts"], Option("--prompts-file")),
     row(&["--save-every"], Option("--preview-every")),
     row(&["--dtype", "--torch-dtype", "--compute-precision"], Option("--precision")),
     row(&["--num-threads", "--n-threads", "-t", "--jobs", "-j"], Option("--threads")),
@@ -126,12 +127,6 @@ pub(super) static NAMES: &[Row] = &[
         Answer(
             "mixbit writes the two chunks as packages of their own, which apps load one after the other; leave \
              --merge-chunks-in-pipeline-model out",
-        ),
-    ),
-    row(
-        &["--model-version"],
-        Answer(
-            "--model-version is a name for packages that are written; the model is given with --model DIR",
         ),
     ),
     row(
@@ -179,8 +174,8 @@ const MODEL: &[&str] = &[
     "--mlpackage-path",
     "--model-dir",
     "--model-id",
-    "--model-name",
     "--model-path",
+    "--model-version",
     "--pretrained-model-name-or-path",
     "--resource-path",
 ];

@@ -8,14 +8,17 @@ use clap::{ArgGroup, Args};
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
+use mixbit_engine::Cancel;
 use mixbit_mil::Unit;
 use mixbit_packages::bundle::Bundle;
 use mixbit_packages::inspect::{is_checkpoint, is_package};
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget, PACKAGE_KINDS};
-use mixbit_packages::palettize::{Job, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target};
+use mixbit_packages::palettize::{
+    Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
+};
 use mixbit_packages::source::OpenOptions;
 
-use super::progress::{Counter, Progress};
+use super::progress::Progress;
 use super::table::{Side, Table, byte_size};
 use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
 
@@ -30,10 +33,12 @@ const WORST: usize = 10;
   mixbit palettize --model Unet.mlpackage --recipe recipe.json --select 4.50 --like sdxl --output small
   mixbit palettize --model Unet.mlpackage --scheme linear-8 --output small/Unet.mlpackage")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package; without
-    /// it, the demo model in the binary
-    #[arg(short, long, value_name = "PATH", env = "MIXBIT_MODEL")]
+    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package
+    #[arg(short, long, alias = "model-version", value_name = "PATH", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
+    /// The demo model in the binary
+    #[arg(long)]
+    demo: bool,
     /// The directory for the packages, made if it is not there; for one package also its path
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
@@ -43,7 +48,10 @@ pub(super) struct Arguments {
     /// Then measure the PSNR of the UNet on images of this model, as after an analysis
     #[arg(long)]
     verify: bool,
-    /// Overwrite packages, and compress layers again that are compressed already
+    /// Also compile the packages into a Resources directory, as Apple's and other apps load them
+    #[arg(long)]
+    bundle_resources_for_swift_cli: bool,
+    /// Replace packages that are there, and compress layers again that are compressed already
     #[arg(long)]
     force: bool,
     /// Print only the packages' names
@@ -75,7 +83,7 @@ pub(super) struct Arguments {
 
     /// The model's name in file names and metadata [default: the directory's]
     #[arg(long, value_name = "NAME", help_heading = "Checkpoints")]
-    model_version: Option<String>,
+    name: Option<String>,
     /// How attention is written: for the Neural Engine split, for the GPU original
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
           default_value = "SPLIT_EINSUM", help_heading = "Checkpoints")]
@@ -97,23 +105,25 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let PlanSource::Recipe { name, .. } = &source {
         progress.say(format_args!("recipe {name}"));
     }
-    let (job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
+    let (mut job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
+    if arguments.bundle_resources_for_swift_cli {
+        job = job.with_bundle()?;
+    }
     for warning in warnings {
         progress.say(warning);
     }
+    job.begin(arguments.force)?;
     let (layers, weights) = job.work();
     let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
     if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
         progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
     }
     let (mut before, mut after) = (0, 0);
-    let count = job.targets().len();
+    let shown = Shown { progress: &progress, cancel: &cancel };
     for (index, target) in job.targets().iter().enumerate() {
-        let place = place(index, count, target.kind.map_or(&target.source, |kind| kind.name));
         let name = target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        match job.write(index, arguments.force, &|phase| Box::new(counter(&progress, phase, &place)))? {
-            Outcome::Kept => progress.say(kept(&target.path)),
-            Outcome::Copied => {}
+        match shown.write(&job, index, arguments.force)? {
+            Outcome::Kept | Outcome::Copied => {}
             Outcome::Palettized(report) => {
                 if !arguments.quiet {
                     print_report(target.kind.map_or(&name, |kind| kind.name), &report)?;
@@ -123,9 +133,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
         print_line(target.path.display())?;
-        if cancel.is_cancelled() {
-            bail!("stopped after {name}; run it again to go on from there");
-        }
+        shown.bundle(&job, index, arguments.force)?;
+        shown.check_stopped(&name)?;
     }
     progress.say(format_args!(
         "{} packages, layers {} before and {} after, in {:.1} s{}",
@@ -136,23 +145,32 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         memory::in_summary()
     ));
     if arguments.verify {
-        print_line(verify::verify(arguments.model.as_deref(), &source, &cancel, &progress)?)?;
+        print_line(verify::verify(
+            values::model(arguments.model.as_deref(), arguments.demo)?,
+            &source,
+            &cancel,
+            &progress,
+        )?)?;
     }
     let is_whole = arguments.part.is_empty() && job.targets().len() > 1;
     if is_whole {
         progress.say(next::drawing(&arguments.output));
     }
+    if arguments.bundle_resources_for_swift_cli {
+        progress.say(next::app(&arguments.output.join("Resources")));
+    }
     Ok(())
 }
 
-/// The message that an existing package is kept.
-pub(super) fn kept(path: &Path) -> String {
-    format!("{} is there already; --force writes it again", path.display())
+/// The display of a job, and the flag that stops it.
+pub(super) struct Shown<'a> {
+    pub(super) progress: &'a Progress,
+    pub(super) cancel: &'a Cancel,
 }
 
 /// A package among several, as the beginning of its phases' names.
-pub(super) fn place(index: usize, count: usize, name: &str) -> String {
-    place_of("package", index, count, name)
+pub(super) fn place(index: usize, count: usize, target: &Target) -> String {
+    place_of("package", index, count, target.kind.map_or(&target.source, |kind| kind.name))
 }
 
 /// One thing among several.
@@ -163,14 +181,74 @@ pub(super) fn place_of(what: &str, index: usize, count: usize, name: &str) -> St
     }
 }
 
-/// The progress counter for a phase of one package.
-pub(super) fn counter(progress: &Progress, phase: Phase, place: &str) -> Counter {
-    match phase {
-        Phase::Palettes => progress.count(format!("{place}, palettes"), Unit::Layers, 0),
-        Phase::Writing => progress.bytes(format!("{place}, writing")),
-        Phase::Copying => progress.bytes(format!("{place}, copying")),
-        Phase::Checking => progress.count(format!("{place}, checking"), Unit::Layers, 0),
+impl Shown<'_> {
+    /// Writes a package, and says so if it is kept.
+    pub(super) fn write(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<Outcome> {
+        let target = &job.targets()[index];
+        let place = place(index, job.targets().len(), target);
+        let written = job.write(index, force, &|phase| self.phase(phase, target, &place));
+        let outcome = written.or_else(|error| self.explained(error, target))?;
+        if let Outcome::Kept = outcome {
+            self.progress.say(kept(&target.path));
+        }
+        Ok(outcome)
     }
+
+    /// Compiles a package if the job does so, and prints the path.
+    pub(super) fn bundle(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<()> {
+        let target = &job.targets()[index];
+        let place = place(index, job.targets().len(), target);
+        let bundled = job.bundle(index, force, &|phase| self.phase(phase, target, &place));
+        let Some((path, is_new)) = bundled.or_else(|error| self.explained(error, target))? else {
+            return Ok(());
+        };
+        if !is_new {
+            self.progress.say(kept(&path));
+        }
+        print_line(path.display())
+    }
+
+    /// Fails if the user stopped the run.
+    pub(super) fn check_stopped(&self, name: &str) -> anyhow::Result<()> {
+        if self.cancel.is_cancelled() {
+            bail!("stopped after {name}; run it again to go on from there");
+        }
+        Ok(())
+    }
+
+    /// The receiver of a phase of one package at its place among all, which stops the work once the user asks
+    /// for it.
+    pub(super) fn phase(
+        &self,
+        phase: Phase,
+        target: &Target,
+        place: &str,
+    ) -> Box<dyn mixbit_mil::Progress + '_> {
+        let progress = self.progress;
+        Box::new(match phase {
+            Phase::Palettes => progress.count(format!("{place}, palettes"), Unit::Layers, 0),
+            Phase::Writing => progress.bytes(format!("{place}, writing")),
+            Phase::Copying => progress.bytes(format!("{place}, copying")),
+            Phase::Checking => progress.count(format!("{place}, checking"), Unit::Layers, 0),
+            Phase::Bundling => progress.bytes(format!("{place}, compiling")),
+            Phase::Waiting => {
+                progress.say(format_args!("{}: another run writes it; waiting for that", target.source));
+                progress.wait(format!("{place}, waiting for another run"))
+            }
+        })
+    }
+
+    fn explained<T>(&self, error: JobError, target: &Target) -> anyhow::Result<T> {
+        if self.cancel.is_cancelled() {
+            bail!("stopped before {} was complete; run it again to go on from there", target.source);
+        }
+        Err(error.into())
+    }
+}
+
+/// The message that an existing output is kept.
+fn kept(path: &Path) -> String {
+    format!("{} is there already; --force writes it again", path.display())
 }
 
 /// Prints the sizes of a package's layers, and the layers with the lowest PSNR by name.
@@ -195,7 +273,7 @@ fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
 
 impl Arguments {
     fn plan_source(&self) -> anyhow::Result<PlanSource> {
-        let uniform = |scheme| PlanSource::Uniform { scheme, min_size: self.min_size };
+        let uniform = |scheme| PlanSource::Uniform { scheme, min_size: self.min_size, any_kind: true };
         if let Some(width) = self.nbits {
             return Ok(uniform(Scheme::palette(width)));
         }
@@ -208,13 +286,13 @@ impl Arguments {
     }
 
     /// The packages to write; no weight is read. Other files of a bundle are copied.
-    fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Vec<Target>> {
-        match &self.model {
-            Some(path) if is_package(path) => Ok(vec![Target::of_package(path, &self.output)?]),
+    fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Targets> {
+        match values::model(self.model.as_deref(), self.demo)? {
+            Some(path) if is_package(path) => Ok(Targets::of_package(path, &self.output)?),
             Some(path) if path.is_dir() && !is_checkpoint(path) && Bundle::is_at(path) => {
-                Ok(Target::of_bundle(path, &self.output, &self.parts())?)
+                Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }
-            path => self.of_checkpoint(path.as_deref(), source, progress),
+            path => self.of_checkpoint(path, source, progress),
         }
     }
 
@@ -223,7 +301,7 @@ impl Arguments {
         path: Option<&Path>,
         source: &PlanSource,
         progress: &Progress,
-    ) -> anyhow::Result<Vec<Target>> {
+    ) -> anyhow::Result<Targets> {
         let model = open_checkpoint(path, &OpenOptions::default())?;
         let asked = self.min_deployment_target;
         let target = source.target(asked);
@@ -235,13 +313,13 @@ impl Arguments {
         }
         let options = ConversionOptions {
             parts: self.parts(),
-            model_version: self.model_version.clone().unwrap_or_else(|| model.name().to_string()),
+            model_version: self.name.clone().unwrap_or_else(|| model.name().to_string()),
             attention: self.attention_implementation,
             chunk_unet: self.chunk_unet,
             target,
             ..ConversionOptions::default()
         };
-        Ok(Target::of_checkpoint(model.name(), model.files(), &options, &self.output)?)
+        Ok(Targets::of_checkpoint(model.name(), model.files(), &options, &self.output)?)
     }
 
     /// The requested parts, in the order of the table.

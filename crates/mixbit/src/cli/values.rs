@@ -3,7 +3,9 @@
 use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
 
+use anyhow::bail;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Command};
 use mixbit_compress::{Scheme, Width};
@@ -19,6 +21,21 @@ use mixbit_analysis::analyze::{AnalysisMethod, EFFORTS, METHODS};
 use mixbit_app::request::parse_size;
 use mixbit_diffusion::family::FAMILIES;
 use mixbit_packages::package::{DEPLOYMENT_TARGETS, DeploymentTarget, PACKAGE_KINDS};
+
+/// The model that a command works on; `None` is the demo model, which `--demo` asks for by name.
+///
+/// # Errors
+/// If neither is given, or both are. A model of the environment gives way to `--demo`.
+pub(super) fn model(given: Option<&Path>, demo: bool) -> anyhow::Result<Option<&Path>> {
+    let of_environment =
+        || std::env::var_os("MIXBIT_MODEL").is_some_and(|path| given == Some(Path::new(&path)));
+    match (given, demo) {
+        (Some(_), true) if !of_environment() => bail!("--demo is a model by itself: leave out --model"),
+        (_, true) => Ok(None),
+        (Some(path), false) => Ok(Some(path)),
+        (None, false) => bail!("say which model: --model DIR, or --demo for the small one in the binary"),
+    }
+}
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.
 pub(super) fn size(text: &str) -> Result<[usize; 2], String> {

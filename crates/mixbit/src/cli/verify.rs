@@ -54,7 +54,8 @@ pub(super) fn verify(
                 recipe.layers.iter().filter_map(|(layer, scheme)| Some((layer.clone(), (*scheme)?)));
             (schemes.collect(), file.details.as_ref())
         }
-        PlanSource::Uniform { scheme, min_size } => (of_all(&model, &machine, *scheme, *min_size)?, None),
+        PlanSource::Unchanged => (BTreeMap::new(), None),
+        PlanSource::Uniform { scheme, min_size, .. } => (of_all(&model, &machine, *scheme, *min_size)?, None),
     };
     let importance = importance(details);
     let recipes = [FittedRecipe { layers: &schemes, importance: &importance }];

@@ -11,6 +11,7 @@
 mod check;
 mod error;
 mod plan;
+pub(crate) mod provenance;
 mod vocabulary;
 mod write;
 
@@ -19,7 +20,8 @@ use mixbit_mil::Opset;
 pub use check::{OutputError, check_output};
 pub use error::{PackageError, PlanError};
 pub use plan::{ConversionOptions, ConversionSource, plan};
-pub use vocabulary::{VocabularyError, write_vocabulary};
+pub(crate) use vocabulary::VOCABULARY;
+pub use vocabulary::{VocabularyError, vocabulary};
 pub use write::Package;
 
 /// A network of a model, as Apple's tools name it.
@@ -126,6 +128,9 @@ pub(crate) const SAFETY_CHECKER: PackageKind = PackageKind {
     is_palettized: false,
 };
 
+/// The start of the names of ControlNets' packages.
+const CONTROLNET_PREFIX: &str = "ControlNet_";
+
 /// The ends of a kind's names, in packages and compiled: of a whole network, and of the two halves of one
 /// that is cut.
 pub(crate) const WHOLE: [&str; 2] = ["", ""];
@@ -136,6 +141,17 @@ impl PackageKind {
     pub fn of_stem(stem: &str) -> Option<&'static PackageKind> {
         let ends = [WHOLE, CHUNKS[0], CHUNKS[1]];
         PACKAGE_KINDS.iter().find(|kind| ends.iter().any(|&ends| kind.has_stem(stem, ends)))
+    }
+
+    /// The name of a package in a `Resources` directory, without `.mlmodelc`, by its file name without
+    /// extension; `None` for a package under a name of its own.
+    pub(crate) fn compiled_name(stem: &str) -> Option<String> {
+        if let Some(net) = stem.strip_prefix(CONTROLNET_PREFIX) {
+            return Some(format!("controlnet/{}", title_case(net)));
+        }
+        let kind = Self::of_stem(stem)?;
+        let ends = [CHUNKS[0], CHUNKS[1], WHOLE].into_iter().find(|&ends| kind.has_stem(stem, ends))?;
+        Some(format!("{}{}", kind.compiled, ends[1]))
     }
 
     /// True if a file name without extension is this kind's with these ends.
@@ -167,6 +183,10 @@ pub mod keys {
     pub const FULL_PRECISION: &str = "mixbit.full_precision";
     /// A text encoder's `tokenizer_config.json`.
     pub const TOKENIZER: &str = "mixbit.tokenizer";
+    /// The checksum of the weights that the package was made of.
+    pub const SOURCE: &str = "mixbit.source";
+    /// The options that it was made with: a JSON object by their names on the command line.
+    pub const OPTIONS: &str = "mixbit.options";
 }
 
 /// The oldest system that a package must run on.

@@ -1,7 +1,7 @@
 //! The packages that a model becomes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mixbit_diffusion::arch::{
     ArchError, AttentionImplementation, Config, GraphOptions, safety_checker, text_encoder, unet, vae,
@@ -11,10 +11,10 @@ use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
 
 use super::error::PlanError;
-use super::write::{Build, Package};
+use super::write::{Build, ComponentWeights, Package};
 use super::{
-    CONTROL_UNET, CONTROLNET, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER, TEXT_ENCODER,
-    TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, title_case,
+    CONTROL_UNET, CONTROLNET, CONTROLNET_PREFIX, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER,
+    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, provenance, title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
@@ -119,8 +119,11 @@ struct Component<'a> {
     name: &'a str,
     /// The name of its model.
     version: &'a str,
+    weights: Arc<dyn Weights>,
     graph: Graph,
     graph_options: GraphOptions,
+    /// The options of the command line that the graph depends on, besides the target.
+    asked: Vec<(&'static str, String)>,
     /// Metadata besides the configuration.
     more: Vec<(&'static str, String)>,
 }
@@ -139,13 +142,17 @@ impl<'a> Planner<'a> {
             };
             let tokens = config.max_position_embeddings;
             let weights = weights(files, name)?;
+            let built = weights.clone();
             let graph: Graph =
-                Arc::new(move |options| text_encoder::build(&config, &*weights, options, outputs));
+                Arc::new(move |options| text_encoder::build(&config, &*built, options, outputs));
             let graph_options = GraphOptions { tokens, ..self.graph_options(DType::F16) };
             let tokenizer = files.text(tokenizer, "tokenizer_config.json").map_err(ModelError::File)?;
             let more = tokenizer.map(|text| (keys::TOKENIZER, compact(&text))).into_iter().collect();
             let version = &self.options.model_version;
-            self.add(Component { kind, files, name, version, graph, graph_options, more }, false)?;
+            let asked = Vec::new();
+            let component =
+                Component { kind, files, name, version, weights, graph, graph_options, asked, more };
+            self.add(component, false)?;
         }
         Ok(())
     }
@@ -185,14 +192,26 @@ impl<'a> Planner<'a> {
         for (kind, files, version, config, pooled, control) in unets {
             let graph_options = graph_options(&config, pooled, control)?;
             let weights = weights(files, "unet")?;
-            let graph: Graph = Arc::new(move |options| unet::build(&config, &*weights, options));
+            let built = weights.clone();
+            let graph: Graph = Arc::new(move |options| unet::build(&config, &*built, options));
             let scheduler = files.json("scheduler", "scheduler_config.json").map_err(ModelError::File)?;
             let more = vec![
                 (keys::APPLE_VERSION, APPLE_VERSION.to_string()),
                 (keys::SCHEDULER, scheduler.to_string()),
                 (keys::MODEL_INDEX, model_index(files)),
             ];
-            components.push(Component { kind, files, name: "unet", version, graph, graph_options, more });
+            let asked = self.unet_options(size);
+            components.push(Component {
+                kind,
+                files,
+                name: "unet",
+                version,
+                weights,
+                graph,
+                graph_options,
+                asked,
+                more,
+            });
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
@@ -200,14 +219,17 @@ impl<'a> Planner<'a> {
             };
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
-            let graph: Graph = Arc::new(move |options| unet::control::build(&config, &*weights, options));
+            let built = weights.clone();
+            let graph: Graph = Arc::new(move |options| unet::control::build(&config, &*built, options));
             components.push(Component {
                 kind: &CONTROLNET,
                 files: *files,
                 name,
                 version: name,
+                weights,
                 graph,
                 graph_options,
+                asked: self.unet_options(size),
                 more: Vec::new(),
             });
         }
@@ -226,20 +248,22 @@ impl<'a> Planner<'a> {
         // Apple's converter encodes for XL in fp32 whatever the autoencoder says.
         let decoder = full(unet.takes_sizes() && config.force_upcast);
         let encoder = full(unet.takes_sizes());
-        let (decoder_config, decoder_weights) = (config.clone(), weights.clone());
+        let (decoder_config, decoder_weights, built) = (config.clone(), weights.clone(), weights.clone());
         let parts: [(_, Graph, DType); 2] = [
             (
                 &VAE_DECODER,
                 Arc::new(move |options| vae::build_decoder(&decoder_config, &*decoder_weights, options)),
                 decoder,
             ),
-            (&VAE_ENCODER, Arc::new(move |options| vae::build_encoder(&config, &*weights, options)), encoder),
+            (&VAE_ENCODER, Arc::new(move |options| vae::build_encoder(&config, &*built, options)), encoder),
         ];
         for (kind, graph, dtype) in parts {
             let graph_options = GraphOptions { height, width, ..self.graph_options(dtype) };
-            let version = &self.options.model_version;
-            let more = Vec::new();
-            self.add(Component { kind, files, name: "vae", version, graph, graph_options, more }, false)?;
+            let (version, weights) = (&self.options.model_version, weights.clone());
+            let (name, asked, more) = ("vae", vec![size_option([height, width])], Vec::new());
+            let component =
+                Component { kind, files, name, version, weights, graph, graph_options, asked, more };
+            self.add(component, false)?;
         }
         Ok(())
     }
@@ -267,12 +291,25 @@ impl<'a> Planner<'a> {
             return Err(wrong_class(files, name));
         };
         let (_, vae) = self.vae()?;
-        let image = self.size(unet).map(|extent| extent.saturating_mul(vae.scale()));
+        let size = self.size(unet);
+        let image = size.map(|extent| extent.saturating_mul(vae.scale()));
         let weights = weights(files, name)?;
-        let graph: Graph = Arc::new(move |options| safety_checker::build(&config, &*weights, options, image));
+        let built = weights.clone();
+        let graph: Graph = Arc::new(move |options| safety_checker::build(&config, &*built, options, image));
         let graph_options = self.graph_options(DType::F16);
-        let (kind, version, more) = (&SAFETY_CHECKER, &self.options.model_version, Vec::new());
-        self.add(Component { kind, files, name, version, graph, graph_options, more }, false)
+        let (kind, version) = (&SAFETY_CHECKER, &self.options.model_version);
+        let (asked, more) = (vec![size_option(size)], Vec::new());
+        let component = Component { kind, files, name, version, weights, graph, graph_options, asked, more };
+        self.add(component, false)
+    }
+
+    /// The options that UNets and ControlNets depend on.
+    fn unet_options(&self, size: [usize; 2]) -> Vec<(&'static str, String)> {
+        vec![
+            ("attention-implementation", self.options.attention.name().to_string()),
+            ("unet-batch-one", self.options.batch_one.to_string()),
+            size_option(size),
+        ]
     }
 
     fn size(&self, unet: &unet::Config) -> [usize; 2] {
@@ -285,7 +322,10 @@ impl<'a> Planner<'a> {
 
     /// Adds a component as one package, or as two.
     fn add(&mut self, component: Component<'_>, is_cut: bool) -> Result<(), PlanError> {
-        let Component { kind, files, name, version, graph, graph_options, more } = component;
+        let Component { kind, files, name, version, weights, graph, graph_options, mut asked, more } =
+            component;
+        asked.push(("min-deployment-target", self.options.target.names[0].to_string()));
+        let source = Arc::new(ComponentWeights { weights, checksum: OnceLock::new() });
         let config = files.json(name, "config.json").map_err(ModelError::File)?;
         let mut user_defined: BTreeMap<String, String> =
             more.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
@@ -294,12 +334,16 @@ impl<'a> Planner<'a> {
             (keys::COMPONENT, name.to_string()),
             (keys::CLASS, files.component(name).unwrap_or_default().to_string()),
             (keys::CONFIG, config.to_string()),
+            (keys::OPTIONS, provenance::options_text(&asked)),
         ] {
             user_defined.insert(key.to_string(), value);
         }
         let model = &self.options.model_version;
         let (file, compiled) = match kind.name == CONTROLNET.name {
-            true => (format!("ControlNet_{}", file_name(name)), format!("controlnet/{}", title_case(name))),
+            true => (
+                format!("{CONTROLNET_PREFIX}{}", file_name(name)),
+                format!("controlnet/{}", title_case(name)),
+            ),
             false => (
                 format!("Stable_Diffusion_version_{}_{}", file_name(model), kind.name),
                 kind.compiled.to_string(),
@@ -313,6 +357,7 @@ impl<'a> Planner<'a> {
             model_version: version.to_string(),
             specification_version: self.options.target.specification_version,
             user_defined: user_defined.clone(),
+            source: source.clone(),
             build,
         };
         if !is_cut {
@@ -337,6 +382,11 @@ impl<'a> Planner<'a> {
         self.packages.extend(chunks);
         Ok(())
     }
+}
+
+/// The latents' size as an option.
+fn size_option([height, width]: [usize; 2]) -> (&'static str, String) {
+    ("latent-h and -w", format!("{height}x{width}"))
 }
 
 fn name_of(kind: &PackageKind) -> String {

@@ -1,14 +1,10 @@
 //! The tokenizer's files beside the packages, for Apple's tools.
 
-use std::io::Write;
-use std::path::Path;
-
 use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS};
-use mixbit_formats::write_atomically;
 use serde_json::Value;
 use thiserror::Error;
 
-/// A vocabulary that can't be written.
+/// A vocabulary that can't be given.
 #[derive(Debug, Error)]
 pub enum VocabularyError {
     /// A file of the model that can't be read.
@@ -25,26 +21,21 @@ pub enum VocabularyError {
         /// The defect.
         what: String,
     },
-    /// Files that can't be written.
-    #[error(transparent)]
-    Format(#[from] mixbit_formats::Error),
 }
 
-/// Writes `vocab.json` and `merges.txt` of a model's first tokenizer into a directory; XL's two have the
-/// same.
+/// The names of the files that [`vocabulary`] gives.
+pub(crate) const VOCABULARY: [&str; 2] = ["vocab.json", "merges.txt"];
+
+/// `vocab.json` and `merges.txt` of a model's first tokenizer, by name; XL's two have the same.
 ///
 /// # Errors
 /// [`VocabularyError`].
-pub fn write_vocabulary(model: &dyn ModelFiles, directory: &Path) -> Result<(), VocabularyError> {
-    let [vocab, merges] = vocabulary(model)?;
-    for (name, text) in [("vocab.json", vocab), ("merges.txt", merges)] {
-        write_atomically(&directory.join(name), |file| file.write_all(text.as_bytes()))?;
-    }
-    Ok(())
+pub fn vocabulary(model: &dyn ModelFiles) -> Result<[(&'static str, String); 2], VocabularyError> {
+    let [vocab, merges] = contents(model)?;
+    Ok([(VOCABULARY[0], vocab), (VOCABULARY[1], merges)])
 }
 
-/// The contents of `vocab.json` and `merges.txt`.
-fn vocabulary(model: &dyn ModelFiles) -> Result<[String; 2], VocabularyError> {
+fn contents(model: &dyn ModelFiles) -> Result<[String; 2], VocabularyError> {
     let read = |component, file| model.text(component, file).map_err(ModelError::File);
     for (_, tokenizer) in TEXT_ENCODERS {
         if let (Some(vocab), Some(merges)) = (read(tokenizer, "vocab.json")?, read(tokenizer, "merges.txt")?)

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use mixbit_diffusion::arch::io;
 use mixbit_formats::coreml::{self, Feature, Metadata};
-use mixbit_mil::{Function, Program, Progress, ValueId};
+use mixbit_mil::{Function, Program, ValueId, Weights};
 
-use super::PackageKind;
 use super::error::{PackageError, PlanError};
+use super::{PackageKind, keys, provenance};
 
 pub(super) type Build = Box<dyn Fn() -> Result<Function, PlanError> + Send + Sync>;
 
@@ -23,7 +24,14 @@ pub struct Package {
     pub(super) model_version: String,
     pub(super) specification_version: u32,
     pub(super) user_defined: BTreeMap<String, String>,
+    pub(super) source: Arc<ComponentWeights>,
     pub(super) build: Build,
+}
+
+/// The weights of a component, and their checksum once somebody asked for it.
+pub(super) struct ComponentWeights {
+    pub(super) weights: Arc<dyn Weights>,
+    pub(super) checksum: OnceLock<String>,
 }
 
 impl Package {
@@ -45,24 +53,7 @@ impl Package {
         (self.build)()
     }
 
-    /// Writes the package, whole or not at all: weights are read, cast and written one after the other.
-    /// `progress` counts their bytes.
-    ///
-    /// # Errors
-    /// [`PackageError`].
-    pub fn write(&self, path: &Path, progress: &dyn Progress) -> Result<(), PackageError> {
-        Ok(coreml::write_package(path, &self.model()?, progress)?)
-    }
-
-    /// Writes the compiled model, as Apple's compiler would; else as [`write`](Self::write).
-    ///
-    /// # Errors
-    /// [`PackageError`].
-    pub fn write_compiled(&self, path: &Path, progress: &dyn Progress) -> Result<(), PackageError> {
-        Ok(coreml::write_compiled(path, &self.model()?, progress)?)
-    }
-
-    /// The model, for a file. No weight is read.
+    /// The model, for a file, with its source and options in its metadata. Samples of the weights are read.
     ///
     /// # Errors
     /// [`PackageError`].
@@ -70,6 +61,9 @@ impl Package {
         let function = mixbit_mil::passes::DEAD_CODE.run(&self.function()?);
         mixbit_mil::verify(&function)
             .map_err(|source| PackageError::Graph { package: self.name.clone(), source })?;
+        let checksum = || provenance::of_weights(&*self.source.weights);
+        let source = self.source.checksum.get_or_init(checksum).clone();
+        let source = [(keys::SOURCE.to_string(), source)];
         let features = |ids: &[ValueId]| ids.iter().map(|&id| feature(&function, id)).collect();
         Ok(coreml::Model {
             specification_version: self.specification_version,
@@ -81,7 +75,7 @@ impl Package {
                 version: self.model_version.clone(),
                 author: format!("See the model card of {}", self.model_version),
                 license: format!("See the model card of {}", self.model_version),
-                user_defined: self.user_defined.clone(),
+                user_defined: self.user_defined.clone().into_iter().chain(source).collect(),
             },
             program: Program::new(function),
         })

@@ -1,4 +1,5 @@
-//! Palettizing the packages of a model: plans for all of them, then each written and verified.
+//! Writing the packages of a model, palettized or unchanged: plans for all of them, then each written and
+//! verified.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,19 +7,22 @@ use std::path::{Path, PathBuf};
 
 use mixbit_compress::{Layer, Plan, Scheme, uniform};
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_formats::coreml;
-use mixbit_mil::{Function, Opset, Progress, constexpr};
+use mixbit_formats::{Claim, coreml, make_directory, make_subdirectory};
+use mixbit_mil::{Function, Opset, Progress, Unit, constexpr};
 use thiserror::Error;
 
 use super::check::{CheckError, Report};
-use super::target::{Target, TargetError};
-use super::{MIN_SIZE, PalettizeError, Palettized, by_recipe, by_structure, palettize};
+use super::target::{Target, TargetError, Targets};
+use super::{MIN_SIZE, PalettizeError, by_recipe, by_structure, palettize};
+use crate::existing::{self, ExistsError, SideFile};
 use crate::inspect::{InspectError, open};
-use crate::package::{ConversionOptions, DeploymentTarget, PackageKind, keys};
+use crate::package::{ConversionOptions, DeploymentTarget, PackageKind, VOCABULARY, keys, provenance};
 use crate::recipe::{MatchError, Recipe, RecipeFile};
 
 /// The source of the plan of each package.
 pub enum PlanSource {
+    /// No layer changes.
+    Unchanged,
     /// One scheme for every layer of more than `min_size` weights. Of several packages, those of the kinds
     /// that are not palettized with a model stay unchanged.
     Uniform {
@@ -26,6 +30,8 @@ pub enum PlanSource {
         scheme: Scheme,
         /// The most weights of a layer that stays unchanged.
         min_size: usize,
+        /// True if a package that is the only one is palettized whatever its kind.
+        any_kind: bool,
     },
     /// A recipe for the UNets; other packages stay unchanged.
     Recipe {
@@ -38,13 +44,15 @@ pub enum PlanSource {
     },
 }
 
-/// The plan of a palettized package, as its metadata keeps it.
+/// The plan of palettized packages, as their metadata keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Provenance {
+struct Provenance {
     /// The scheme, or the recipe's name and checksum.
-    pub recipe: String,
+    recipe: String,
     /// Layers that are not computed in 8-bit integers.
-    pub full_precision: Vec<String>,
+    full_precision: Vec<String>,
+    /// The most weights of a layer that stays unchanged, if it was chosen.
+    min_size: Option<usize>,
 }
 
 /// Packages that are not palettized as asked, though the others are.
@@ -102,21 +110,31 @@ pub enum JobError {
         /// The checkpoint.
         path: PathBuf,
     },
-    /// A package that is there and was made by another plan.
-    #[error("{} is there already, {found}: choose another directory, or --force", path.display())]
-    Exists {
-        /// The package.
-        path: PathBuf,
-        /// Its own plan, in words.
-        found: String,
+    /// An output that is there, and is another.
+    #[error(transparent)]
+    Exists(#[from] ExistsError),
+    /// A package of palettes where one without is to be bundled.
+    #[error(
+        "{cause} (a bundle of palettized packages is made by `mixbit palettize` with the options that made them, and \
+         --bundle-resources-for-swift-cli)"
+    )]
+    Bundle {
+        /// The package that is there.
+        cause: ExistsError,
     },
-    /// A package that is there and can't be read.
-    #[error("{} is there already; --force writes it again: {cause}", path.display())]
-    Unreadable {
+    /// A package that has no name in a bundle.
+    #[error(
+        "{package} can't be bundled: its name does not say which part of a model it is, as `..._unet.mlpackage` does"
+    )]
+    NoCompiledName {
         /// The package.
-        path: PathBuf,
-        /// The defect.
-        cause: Box<mixbit_formats::Error>,
+        package: String,
+    },
+    /// A compiled model that can't be bundled.
+    #[error("{package} is compiled already: leave out --bundle-resources-for-swift-cli")]
+    Compiled {
+        /// The compiled model.
+        package: String,
     },
     /// A package whose layers can't be palettized.
     #[error("{package}: {cause}")]
@@ -150,6 +168,10 @@ pub enum Phase {
     Copying,
     /// Every layer is read again: counts layers.
     Checking,
+    /// The compiled model is written: counts bytes.
+    Bundling,
+    /// Another process writes the package: reports ten times a second that nothing is done.
+    Waiting,
 }
 
 /// Makes the receiver of a phase's progress.
@@ -158,7 +180,7 @@ pub type Phases<'p> = &'p dyn Fn(Phase) -> Box<dyn Progress + 'p>;
 /// The result of one package.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The package was there, made by the same plan.
+    /// The package was there, made of the same source in the same way.
     Kept,
     /// The package was written unchanged.
     Copied,
@@ -166,18 +188,20 @@ pub enum Outcome {
     Palettized(Report),
 }
 
-/// Packages to be palettized, with a plan for each.
+/// Packages to be written, with a plan for each.
 pub struct Job {
-    targets: Vec<Target>,
-    /// For each target; `None` for one that stays unchanged.
+    targets: Targets,
+    /// For each package; `None` for one that stays unchanged.
     plans: Vec<Option<Plan>>,
     provenance: Provenance,
+    /// The directory of the compiled models, if they are written too.
+    resources: Option<PathBuf>,
 }
 
 impl PlanSource {
     /// One scheme for layers of more than [`MIN_SIZE`] weights.
     pub fn uniform(scheme: Scheme) -> Self {
-        PlanSource::Uniform { scheme, min_size: MIN_SIZE }
+        PlanSource::Uniform { scheme, min_size: MIN_SIZE, any_kind: false }
     }
 
     /// The oldest deployment target with all schemes, and not older than `asked`.
@@ -189,6 +213,7 @@ impl PlanSource {
     /// The schemes of the layers, each once.
     pub fn schemes(&self) -> Vec<Scheme> {
         match self {
+            PlanSource::Unchanged => Vec::new(),
             PlanSource::Uniform { scheme, .. } => vec![*scheme],
             PlanSource::Recipe { file, name, .. } => {
                 let recipe = file.recipes.get(name).map(|recipe| recipe.layers.values());
@@ -206,6 +231,7 @@ impl PlanSource {
     /// The opset that has all schemes.
     fn since(&self) -> Option<Opset> {
         match self {
+            PlanSource::Unchanged => None,
             PlanSource::Uniform { scheme, .. } => Some(scheme.since()),
             PlanSource::Recipe { file, name, .. } => {
                 let schemes = file.recipes.get(name)?.layers.values().flatten();
@@ -215,17 +241,20 @@ impl PlanSource {
     }
 
     /// The metadata of packages that are made by it.
-    pub fn provenance(&self) -> Provenance {
+    fn provenance(&self) -> Provenance {
         match self {
-            PlanSource::Uniform { scheme, .. } => {
-                Provenance { recipe: scheme.to_string(), full_precision: Vec::new() }
-            }
+            PlanSource::Unchanged => Provenance::default(),
+            PlanSource::Uniform { scheme, min_size, .. } => Provenance {
+                recipe: scheme.to_string(),
+                full_precision: Vec::new(),
+                min_size: Some(*min_size),
+            },
             PlanSource::Recipe { file, name, .. } => {
-                let checksum = file.recipes.get(name).map(Recipe::checksum).unwrap_or_default();
                 let int8 = file.details.as_ref().and_then(|details| details.int8.as_ref());
                 Provenance {
-                    recipe: format!("{name} {checksum}"),
+                    recipe: format!("{name} {}", file.checksum(name)),
                     full_precision: int8.map(|int8| int8.full_precision.clone()).unwrap_or_default(),
+                    min_size: None,
                 }
             }
         }
@@ -233,37 +262,15 @@ impl PlanSource {
 }
 
 impl Provenance {
-    /// Palettizes a model and notes the plan in its metadata. `again` allows layers that are compressed
-    /// already.
-    ///
-    /// # Errors
-    /// [`PalettizeError`].
-    pub fn palettize(
-        &self,
-        model: &coreml::Model,
-        choices: &Plan,
-        again: bool,
-        progress: &dyn Progress,
-    ) -> Result<Palettized, PalettizeError> {
-        let mut palettized = palettize(model, choices, again, progress)?;
-        let metadata = &mut palettized.model.metadata.user_defined;
+    /// Notes the plan in a palettized package's metadata.
+    fn note(&self, metadata: &mut BTreeMap<String, String>) {
         metadata.insert(keys::RECIPE.to_string(), self.recipe.clone());
         if !self.full_precision.is_empty() {
             metadata.insert(keys::FULL_PRECISION.to_string(), self.full_precision.join(" "));
         }
-        Ok(palettized)
-    }
-
-    /// Refuses a package that is there and was made by another plan: a directory must not mix two.
-    fn require_in(&self, path: &Path) -> Result<(), JobError> {
-        let found = coreml::read(path)
-            .map_err(|cause| JobError::Unreadable { path: path.to_path_buf(), cause: Box::new(cause) })?;
-        let found = found.metadata.user_defined.get(keys::RECIPE);
-        if found == Some(&self.recipe) {
-            return Ok(());
+        if let Some(min_size) = self.min_size {
+            provenance::add_option(metadata, "min-size", &min_size.to_string());
         }
-        let found = found.map_or("not palettized".to_string(), |found| format!("palettized by {found}"));
-        Err(JobError::Exists { path: path.to_path_buf(), found })
     }
 }
 
@@ -272,82 +279,197 @@ impl Job {
     ///
     /// # Errors
     /// [`JobError`], if a recipe fits none of them.
-    pub fn new(targets: Vec<Target>, source: &PlanSource) -> Result<(Self, Vec<Warning>), JobError> {
+    pub fn new(targets: Targets, source: &PlanSource) -> Result<(Self, Vec<Warning>), JobError> {
         let provenance = source.provenance();
+        let packages = &targets.packages;
         let (plans, warnings) = match source {
-            PlanSource::Uniform { scheme, min_size } => {
-                (uniform_plans(&targets, *scheme, *min_size), Vec::new())
+            PlanSource::Unchanged => (packages.iter().map(|_| None).collect(), Vec::new()),
+            PlanSource::Uniform { scheme, min_size, any_kind } => {
+                let all = *any_kind && packages.len() == 1;
+                (uniform_plans(packages, *scheme, *min_size, all), Vec::new())
             }
             PlanSource::Recipe { file, name, like } => {
                 let recipe =
                     file.recipes.get(name).ok_or_else(|| JobError::NoRecipe { name: name.clone() })?;
-                recipe_plans(&targets, file, recipe, like.as_deref())?
+                recipe_plans(packages, file, recipe, like.as_deref())?
             }
         };
-        Ok((Job { targets, plans, provenance }, warnings))
+        Ok((Job { targets, plans, provenance, resources: None }, warnings))
+    }
+
+    /// Also compiles the packages, into `Resources` beside them.
+    ///
+    /// # Errors
+    /// [`JobError::NoCompiledName`] or [`JobError::Compiled`] for a package that has no place there.
+    pub fn with_bundle(mut self) -> Result<Self, JobError> {
+        let resources = self.targets.output.join("Resources");
+        self.targets.folders.extend([resources.clone(), resources.join("controlnet")]);
+        for target in &self.targets.packages {
+            target.compiled_path(&resources)?;
+        }
+        let vocabulary = |file: &SideFile| -> Option<SideFile> {
+            let name = file.path.file_name()?.to_str().filter(|name| VOCABULARY.contains(name))?;
+            Some(SideFile { path: resources.join(name), content: file.content.clone() })
+        };
+        let copies: Vec<SideFile> = self.targets.files.iter().filter_map(vocabulary).collect();
+        self.targets.files.extend(copies);
+        self.resources = Some(resources);
+        Ok(self)
     }
 
     /// The packages, in the order in which they are written.
     pub fn targets(&self) -> &[Target] {
-        &self.targets
+        &self.targets.packages
     }
 
     /// The numbers of layers that are stored in fewer bits, and of their weights.
     pub fn work(&self) -> (usize, u64) {
-        let planned =
-            self.targets.iter().zip(&self.plans).filter_map(|(target, plan)| Some((target, plan.as_ref()?)));
+        let planned = self
+            .targets
+            .packages
+            .iter()
+            .zip(&self.plans)
+            .filter_map(|(target, plan)| Some((target, plan.as_ref()?)));
         let layers = planned.flat_map(|(target, plan)| {
             target.layers.iter().filter(|layer| plan.contains_key(&layer.name)).map(Layer::count)
         });
         layers.fold((0, 0), |(layers, weights), count| (layers + 1, weights + count as u64))
     }
 
-    /// Writes one package and verifies it. A package that is there stays, unless `force` writes it again and
-    /// compresses again what is compressed already.
+    /// Refuses outputs that are there and are others, unless `force` replaces them. Then makes the
+    /// directories, which removes what killed runs left in them, and writes the files beside the packages.
+    ///
+    /// # Errors
+    /// [`JobError`]; nothing is written then.
+    pub fn begin(&self, force: bool) -> Result<(), JobError> {
+        for index in (0..self.targets.packages.len()).filter(|_| !force) {
+            let planned = self.metadata(index);
+            self.is_there(&self.targets.packages[index].path, &planned)?;
+            if let Some(resources) = &self.resources {
+                existing::is_there(&self.targets.packages[index].compiled_path(resources)?, &planned)?;
+            }
+        }
+        let mut missing = Vec::new();
+        for file in &self.targets.files {
+            match file.is_there() {
+                Ok(true) => {}
+                Err(error) if !force => return Err(error.into()),
+                _ => missing.push(file),
+            }
+        }
+        make_directory(&self.targets.output)?;
+        for folder in &self.targets.folders {
+            make_subdirectory(folder)?;
+        }
+        missing.into_iter().try_for_each(SideFile::write)?;
+        Ok(())
+    }
+
+    /// Writes one package and verifies it. A package that is there, made of the same source in the same way,
+    /// stays, unless `force` writes it again and compresses again what is compressed already. While another
+    /// process writes the package, this one waits.
     ///
     /// # Errors
     /// [`JobError`]; no partial package is left.
     pub fn write(&self, index: usize, force: bool, phases: Phases<'_>) -> Result<Outcome, JobError> {
-        let (target, plan) = (&self.targets[index], &self.plans[index]);
-        if target.path.exists() && !force {
-            if plan.is_some() {
-                self.provenance.require_in(&target.path)?;
-            }
+        let (target, plan) = (&self.targets.packages[index], &self.plans[index]);
+        let claim = claim(&target.path, phases)?;
+        let metadata = self.metadata(index);
+        if !force && self.is_there(&target.path, &metadata)? {
             return Ok(Outcome::Kept);
         }
+        let class = target.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let model = coreml::Model { metadata, class, ..target.model.clone() };
         let Some(plan) = plan else {
-            write_model(&target.path, &target.model, &*phases(Phase::Copying))?;
+            coreml::write_claimed(&claim, &model, &*phases(Phase::Copying))?;
             return Ok(Outcome::Copied);
         };
         let package = || target.source.clone();
-        let mut palettized = self
-            .provenance
-            .palettize(&target.model, plan, force, &*phases(Phase::Palettes))
+        let palettized = palettize(&model, plan, force, &*phases(Phase::Palettes))
             .map_err(|cause| JobError::Palettize { package: package(), cause: Box::new(cause) })?;
-        palettized.model.class = target.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        write_model(&target.path, &palettized.model, &*phases(Phase::Writing))?;
+        coreml::write_claimed(&claim, &palettized.model, &*phases(Phase::Writing))?;
         let report = palettized
             .check(&target.path, &*phases(Phase::Checking))
             .map_err(|cause| JobError::Check { package: package(), cause: Box::new(cause) })?;
         Ok(Outcome::Palettized(report))
     }
-}
 
-/// Writes a package, or a compiled model if the path ends so.
-fn write_model(
-    path: &Path,
-    model: &coreml::Model,
-    progress: &dyn Progress,
-) -> Result<(), mixbit_formats::Error> {
-    match path.extension().is_some_and(|extension| extension == "mlmodelc") {
-        true => coreml::write_compiled(path, model, progress),
-        false => coreml::write_package(path, model, progress),
+    /// Compiles one package that is there, if compiled models are written too. Returns the path of the
+    /// compiled model, and false with it if it was there, of the same package.
+    ///
+    /// # Errors
+    /// [`JobError`]; no partial model is left.
+    pub fn bundle(
+        &self,
+        index: usize,
+        force: bool,
+        phases: Phases<'_>,
+    ) -> Result<Option<(PathBuf, bool)>, JobError> {
+        let Some(resources) = &self.resources else { return Ok(None) };
+        let target = &self.targets.packages[index];
+        let path = target.compiled_path(resources)?;
+        let claim = claim(&path, phases)?;
+        let model = coreml::read(&target.path)?;
+        if !force && existing::is_there(&path, &model.metadata)? {
+            return Ok(Some((path, false)));
+        }
+        coreml::write_claimed(&claim, &model, &*phases(Phase::Bundling))?;
+        Ok(Some((path, true)))
+    }
+
+    /// [`existing::is_there`], with advice for palettized packages where others are to be bundled.
+    fn is_there(&self, path: &Path, planned: &coreml::Metadata) -> Result<bool, JobError> {
+        let is_palettized = |path: &Path| {
+            coreml::read(path).is_ok_and(|model| model.metadata.user_defined.contains_key(keys::RECIPE))
+        };
+        existing::is_there(path, planned).map_err(|cause| {
+            let is_plain = !planned.user_defined.contains_key(keys::RECIPE);
+            match self.resources.is_some() && is_plain && is_palettized(path) {
+                true => JobError::Bundle { cause },
+                false => cause.into(),
+            }
+        })
+    }
+
+    /// The metadata of a package as it is written: its source, its options and its plan.
+    fn metadata(&self, index: usize) -> coreml::Metadata {
+        let (target, plan) = (&self.targets.packages[index], &self.plans[index]);
+        let mut metadata = target.model.metadata.clone();
+        let own = &mut metadata.user_defined;
+        // A copy of a package that says what it was made of stays what it is.
+        if target.is_of_package && (plan.is_some() || !own.contains_key(keys::SOURCE)) {
+            let source = target.model.program.main().map(provenance::of_function).unwrap_or_default();
+            own.insert(keys::SOURCE.to_string(), source);
+        }
+        if plan.is_some() {
+            self.provenance.note(own);
+        }
+        metadata
     }
 }
 
-fn uniform_plans(targets: &[Target], scheme: Scheme, min_size: usize) -> Vec<Option<Plan>> {
+/// Claims an output, with its progress while another process has it.
+fn claim(path: &Path, phases: Phases<'_>) -> Result<Claim, JobError> {
+    let mut waiting = None;
+    let mut wait = || waiting.get_or_insert_with(|| phases(Phase::Waiting)).advance(0, 0, Unit::Layers);
+    Ok(Claim::new(path, &mut wait)?)
+}
+
+impl Target {
+    /// The path of the compiled model in a `Resources` directory.
+    fn compiled_path(&self, resources: &Path) -> Result<PathBuf, JobError> {
+        if self.path.extension().is_some_and(|extension| extension == "mlmodelc") {
+            return Err(JobError::Compiled { package: self.source.clone() });
+        }
+        let name = PackageKind::compiled_name(&self.source);
+        let name = name.ok_or_else(|| JobError::NoCompiledName { package: self.source.clone() })?;
+        Ok(resources.join(format!("{name}.mlmodelc")))
+    }
+}
+
+fn uniform_plans(targets: &[Target], scheme: Scheme, min_size: usize, all: bool) -> Vec<Option<Plan>> {
     let plan = |target: &Target| {
-        let stays = targets.len() > 1 && target.kind.is_some_and(|kind| !kind.is_palettized);
+        let stays = !all && target.kind.is_some_and(|kind| !kind.is_palettized);
         (!stays).then(|| uniform(&target.layers, scheme, min_size))
     };
     targets.iter().map(plan).collect()
@@ -469,17 +591,4 @@ impl fmt::Display for Warning {
             Warning::Unchanged { part, cause } => write!(f, "{part} stays as it is: {cause}"),
         }
     }
-}
-
-/// Plans a scheme for one package of a kind that is palettized with a model; `None` for others.
-///
-/// # Errors
-/// If the model's layers can't be found.
-pub fn uniform_plan(
-    kind: &PackageKind,
-    model: &coreml::Model,
-    scheme: Scheme,
-) -> Result<Option<Plan>, PalettizeError> {
-    let plan = || Ok(uniform(&super::model_layers(model)?, scheme, MIN_SIZE));
-    kind.is_palettized.then(plan).transpose()
 }

@@ -18,8 +18,8 @@ use thiserror::Error;
 use crate::recipe::{Assignment, MatchError, RecipeFile, assign, assign_by_structure};
 
 pub use check::{CheckError, LayerReport, Report};
-pub use job::{Job, JobError, Outcome, Phase, Phases, PlanSource, Provenance, Warning, uniform_plan};
-pub use target::{Target, TargetError};
+pub use job::{Job, JobError, Outcome, Phase, Phases, PlanSource, Warning};
+pub use target::{Target, TargetError, Targets};
 
 /// The most weights of a layer that stays unchanged, as with Apple's `--quantize-nbits`.
 pub const MIN_SIZE: usize = 2048;

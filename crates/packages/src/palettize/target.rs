@@ -1,22 +1,31 @@
 //! Packages that are to be palettized: read from files, or made of a checkpoint.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use mixbit_compress::Layer;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_formats::{coreml, make_directory, write_atomically};
+use mixbit_formats::coreml;
 use thiserror::Error;
 
 use super::{PalettizeError, model_layers};
 use crate::bundle::entries;
 use crate::error::OpenError;
+use crate::existing::SideFile;
 use crate::inspect::is_package;
 use crate::package::{
-    ConversionOptions, ConversionSource, PackageError, PackageKind, PlanError, VocabularyError, plan,
-    write_vocabulary,
+    ConversionOptions, ConversionSource, Package, PackageError, PackageKind, PlanError, VocabularyError,
+    plan, vocabulary,
 };
+
+/// The packages to be written, and the files beside them.
+pub struct Targets {
+    pub(super) packages: Vec<Target>,
+    pub(super) files: Vec<SideFile>,
+    /// The directories to be made: the output, which the user named, and those inside it.
+    pub(super) output: PathBuf,
+    pub(super) folders: Vec<PathBuf>,
+}
 
 /// One package to be written.
 pub struct Target {
@@ -28,6 +37,8 @@ pub struct Target {
     pub kind: Option<&'static PackageKind>,
     pub(super) model: coreml::Model,
     pub(super) layers: Vec<Layer>,
+    /// True if it is made of a package, false if of a checkpoint.
+    pub(super) is_of_package: bool,
 }
 
 /// A package that can't be read or made.
@@ -58,27 +69,32 @@ pub enum TargetError {
     /// A package of a checkpoint that can't be made.
     #[error(transparent)]
     Package(#[from] PackageError),
-    /// A vocabulary that can't be written.
+    /// A model whose vocabulary can't be given.
     #[error(transparent)]
     Vocabulary(#[from] VocabularyError),
     /// A directory that can't be read.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A file that can't be read or written, or a directory that can't be made.
+    /// A file that can't be read.
     #[error(transparent)]
     Format(#[from] mixbit_formats::Error),
 }
 
-impl Target {
+impl Targets {
     /// Reads a package that is written to `output`, or into it if it is a directory. No weight is read.
     ///
     /// # Errors
     /// [`TargetError`], if the package can't be read or is the output.
     pub fn of_package(path: &Path, output: &Path) -> Result<Self, TargetError> {
         let name = path.file_name().unwrap_or_default();
-        let output = if is_package(output) { output.to_path_buf() } else { output.join(name) };
-        make_directory(output.parent().unwrap_or(Path::new("")))?;
-        Self::read(path, output)
+        let output = match is_package(output) {
+            // The user's own path: a link is followed.
+            true => output.canonicalize().unwrap_or_else(|_| output.to_path_buf()),
+            false => output.join(name),
+        };
+        let directory = output.parent().unwrap_or(Path::new("")).to_path_buf();
+        let packages = vec![Target::read(path, output)?];
+        Ok(Targets { packages, files: Vec::new(), output: directory, folders: Vec::new() })
     }
 
     /// Reads the packages of a directory, of the asked parts or all. The other files are copied. No weight is
@@ -86,32 +102,33 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn of_bundle(directory: &Path, output: &Path, parts: &[&str]) -> Result<Vec<Self>, TargetError> {
-        make_directory(output)?;
-        let mut targets = Vec::new();
+    pub fn of_bundle(directory: &Path, output: &Path, parts: &[&str]) -> Result<Self, TargetError> {
+        let (mut packages, mut files, mut folders) = (Vec::new(), Vec::new(), Vec::new());
         for folder in ["", "controlnet"] {
             let path = directory.join(folder);
             if !path.is_dir() {
                 continue;
+            }
+            if !folder.is_empty() {
+                folders.push(output.join(folder));
             }
             let mut paths = entries(&path)?;
             paths.sort();
             for path in paths.iter().filter(|path| !is_hidden(path)) {
                 let output = output.join(folder).join(path.file_name().unwrap_or_default());
                 if is_package(path) && is_asked(path, parts) {
-                    make_directory(output.parent().unwrap_or(Path::new("")))?;
-                    targets.push(Self::read(path, output)?);
+                    packages.push(Target::read(path, output)?);
                 } else if path.is_file() && !is_package(path) {
-                    let text = fs::read(path)
+                    let content = fs::read(path)
                         .map_err(|cause| OpenError::Read { path: path.to_path_buf(), cause })?;
-                    write_atomically(&output, |file| file.write_all(&text))?;
+                    files.push(SideFile { path: output, content });
                 }
             }
         }
-        Ok(targets)
+        Ok(Targets { packages, files, output: output.to_path_buf(), folders })
     }
 
-    /// Makes the packages of a checkpoint; its vocabulary is written. No weight is read.
+    /// Makes the packages of a checkpoint, and its vocabulary. Only samples of the weights are read.
     ///
     /// # Errors
     /// [`TargetError`], if the checkpoint can't be converted as asked.
@@ -120,28 +137,46 @@ impl Target {
         files: &dyn ModelFiles,
         options: &ConversionOptions,
         output: &Path,
-    ) -> Result<Vec<Self>, TargetError> {
+    ) -> Result<Self, TargetError> {
         let packages = plan(&ConversionSource::of(files), options)
             .map_err(|cause| TargetError::Plan { model: name.to_string(), cause: Box::new(cause) })?;
-        make_directory(output)?;
-        write_vocabulary(files, output)?;
-        packages.iter().map(|package| Self::of(package.path(output), package.model()?)).collect()
+        Self::of_plan(&packages, files, output)
     }
 
+    /// The packages of a plan, and the vocabulary of its model. Only samples of the weights are read.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn of_plan(packages: &[Package], files: &dyn ModelFiles, output: &Path) -> Result<Self, TargetError> {
+        let vocabulary = vocabulary(files)?;
+        let files = vocabulary
+            .into_iter()
+            .map(|(name, text)| SideFile { path: output.join(name), content: text.into_bytes() });
+        let target = |package: &Package| Target::of(package.path(output), package.model()?, false);
+        Ok(Targets {
+            packages: packages.iter().map(target).collect::<Result<_, _>>()?,
+            files: files.collect(),
+            output: output.to_path_buf(),
+            folders: Vec::new(),
+        })
+    }
+}
+
+impl Target {
     fn read(path: &Path, output: PathBuf) -> Result<Self, TargetError> {
         if let (Ok(source), Ok(target)) = (path.canonicalize(), output.canonicalize())
             && source == target
         {
             return Err(TargetError::Input { path: output });
         }
-        Self::of(output, coreml::read(path)?)
+        Self::of(output, coreml::read(path)?, true)
     }
 
-    fn of(path: PathBuf, model: coreml::Model) -> Result<Self, TargetError> {
+    fn of(path: PathBuf, model: coreml::Model, is_of_package: bool) -> Result<Self, TargetError> {
         let source = stem(&path);
         let layers = model_layers(&model)
             .map_err(|cause| TargetError::Layers { path: path.clone(), cause: Box::new(cause) })?;
-        Ok(Target { kind: PackageKind::of_stem(&source), source, path, layers, model })
+        Ok(Target { kind: PackageKind::of_stem(&source), source, path, layers, model, is_of_package })
     }
 }
 

@@ -223,6 +223,19 @@ impl RecipeFile {
         read::parse(text)
     }
 
+    /// A checksum of a recipe of the file and of the importance of the channels of its layers, for the
+    /// metadata of packages; empty if there is no such recipe.
+    pub fn checksum(&self, name: &str) -> String {
+        let Some(recipe) = self.recipes.get(name) else { return String::new() };
+        let importance = self.details.iter().flat_map(|details| &details.importance);
+        let of_layers: Vec<_> = importance.filter(|(layer, _)| recipe.layers.contains_key(*layer)).collect();
+        if of_layers.is_empty() {
+            return recipe.checksum();
+        }
+        let lines = of_layers.into_iter().map(|(layer, importance)| format!("{layer} {:?}\n", importance.0));
+        short(&(recipe.checksum() + "\n" + &lines.collect::<String>()))
+    }
+
     /// The file's text: the same for the same content.
     pub fn to_text(&self) -> String {
         write::text(self)
@@ -282,15 +295,19 @@ impl Recipe {
         self.bits_per_weight.or_else(named)
     }
 
-    /// A checksum of the layers and their schemes, for the metadata of packages.
-    pub fn checksum(&self) -> String {
+    /// A checksum of the layers and their schemes.
+    fn checksum(&self) -> String {
         let line = |(layer, scheme): (&String, &Option<Scheme>)| match scheme {
             Some(scheme) => format!("{layer} {scheme}\n"),
             None => format!("{layer} {UNTOUCHED}\n"),
         };
-        let digest = mixbit_formats::sha256(self.layers.iter().map(line).collect::<String>().as_bytes());
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        short(&self.layers.iter().map(line).collect::<String>())
     }
+}
+
+/// The first 8 bytes of the checksum of a text.
+fn short(text: &str) -> String {
+    mixbit_formats::sha256(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Bits of a weight, as Apple's recipes write them.

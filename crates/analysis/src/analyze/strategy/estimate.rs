@@ -73,6 +73,7 @@ impl Strategy for Estimate<'_> {
         let (schemes, measured) = (&self.options.schemes, self.schemes());
         let (encoder, journal) = (&subject.encoder, &measurements.journal);
         let of_layer = |layer| candidates(encoder, layer, schemes, &measured, journal);
+        mixbit_compress::start_threads()?;
         let candidates = subject.layers.par_iter().map(of_layer).collect::<Result<_, _>>()?;
         Ok(Box::new(Allocation {
             names: subject.layers.iter().map(|layer| layer.name.clone()).collect(),

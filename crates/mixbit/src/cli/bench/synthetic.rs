@@ -8,13 +8,13 @@ use mixbit_app::synthetic::Skeleton;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::family::Family;
 use mixbit_engine::Cancel;
-use mixbit_mil::{DType, Stopped, Unit};
+use mixbit_mil::DType;
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
-use mixbit_packages::palettize::{Job, PlanSource, Target};
+use mixbit_packages::palettize::{Job, PlanSource, Targets};
 use mixbit_packages::source::OpenOptions;
 
-use super::super::palettize::{counter, place};
-use super::super::progress::{Counter, Progress};
+use super::super::palettize::{Shown, place};
+use super::super::progress::Progress;
 use super::super::table::byte_size;
 
 /// The weight seed. Other seeds give other weights with the same run time.
@@ -25,19 +25,6 @@ const NOT_DRAWN_WITH: &str = "safety_checker";
 
 /// The components that image generation needs.
 const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
-
-/// A progress counter that the user can stop.
-struct Stoppable<'a> {
-    counter: Counter,
-    cancel: &'a Cancel,
-}
-
-impl mixbit_mil::Progress for Stoppable<'_> {
-    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
-        self.counter.advance(done, total, unit)?;
-        if self.cancel.is_cancelled() { Err(Stopped) } else { Ok(()) }
-    }
-}
 
 /// The cache's directory where none is named.
 pub(in crate::cli) fn default_directory() -> PathBuf {
@@ -82,7 +69,7 @@ impl<'a> Cache<'a> {
             byte_size(bytes),
             directory.display()
         ));
-        let counter = Stoppable { counter: self.progress.bytes(name), cancel: self.cancel };
+        let counter = self.progress.bytes(name);
         let written = skeleton.write(&directory, SEED, DType::F16, &counter);
         self.check_cancelled()?;
         written.with_context(|| {
@@ -102,11 +89,15 @@ impl<'a> Cache<'a> {
             target: source.target(<&DeploymentTarget>::default()),
             ..ConversionOptions::default()
         };
-        let (job, _) = Job::new(Target::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
+        let (job, _) = Job::new(Targets::of_checkpoint(name, model.files(), &options, &directory)?, &source)?;
+        job.begin(false)?;
+        let shown = Shown { progress: self.progress, cancel: self.cancel };
         for (index, target) in job.targets().iter().enumerate() {
+            let written = job.write(index, false, &|phase| {
+                shown.phase(phase, target, &place(index, job.targets().len(), target))
+            });
             self.check_cancelled()?;
-            let place = place(index, job.targets().len(), &target.source);
-            job.write(index, false, &|phase| Box::new(counter(self.progress, phase, &place)))?;
+            written?;
         }
         Ok(directory)
     }

@@ -24,7 +24,7 @@ pub(super) fn check(path: &Path) -> anyhow::Result<()> {
 /// If the file can't be written.
 pub(super) fn write(path: &Path, parts: &[Measured]) -> anyhow::Result<()> {
     let events = serde_json::to_vec(&events(parts))?;
-    Ok(mixbit_formats::write_atomically(path, |file| std::io::Write::write_all(file, &events))?)
+    Ok(mixbit_formats::write_where_asked(path, |file| std::io::Write::write_all(file, &events))?)
 }
 
 fn events(parts: &[Measured]) -> Vec<Value> {

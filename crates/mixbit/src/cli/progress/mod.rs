@@ -333,11 +333,6 @@ impl mixbit_mil::Progress for Counter {
 }
 
 impl Counter {
-    /// The units of the whole phase; 0 until known.
-    pub(super) fn total(&self) -> u64 {
-        self.work.state().total
-    }
-
     /// Shows that `done` of `total` steps are done.
     pub(super) fn steps(&self, done: usize, total: usize) {
         let _ = mixbit_mil::Progress::advance(self, done as u64, total as u64, Unit::Steps);
