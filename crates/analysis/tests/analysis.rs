@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mixbit_analysis::analyze::{
     Analysis, AnalysisMethod, AnalyzeError, EFFORTS, Goal, JournalError, METHODS, Options, Outcome, Phases,
-    Setting, Shard, analyze, schemes_of_recipes,
+    Setting, Shard, analyze, expected, schemes_of_recipes,
 };
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Component, Request, Session, Text};
 use mixbit_engine::{Backend, Cancel};
 use mixbit_engine_cpu::Cpu;
 use mixbit_mil::{Progress, Stopped, Unit};
@@ -88,6 +90,44 @@ fn done(outcome: Outcome) -> Analysis {
     match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } => panic!("only {done} of {total}"),
+    }
+}
+
+/// Keeps the number of measurements of a phase.
+struct Total(AtomicUsize);
+
+impl Progress for Total {
+    fn advance(&self, _: u64, total: u64, _: Unit) -> Result<(), Stopped> {
+        self.0.store(total as usize, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_cost_is_known_before_an_analysis_begins() {
+    let model = model("sd15");
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(Some(1)).unwrap());
+    let mut session = Session::new(model.clone(), backend.clone());
+    let request = Request::new(&model, Text::new("")).unwrap();
+    let mut noise = random_source("torch").unwrap().seeded(1).unwrap();
+    let stages = session.stages(&request, &[Component::Unet], 1, &mut *noise).unwrap();
+    for method in METHODS {
+        let scratch = Scratch::new();
+        let options = Options { int8: None, ..options(&model, method, Some(Shard::WHOLE), scratch.path()) };
+        let cost = expected(stages[0].graph().unwrap(), &options).unwrap();
+        let total = Total(AtomicUsize::new(0));
+        let phases = Phases { measuring: &total, verifying: &() };
+        let analysis = done(analyze(&model, &backend, &options, &Cancel::new(), phases).unwrap());
+        assert_eq!(cost.measurements, total.0.into_inner(), "{}", method.name);
+        // Two predictions a step; what is counted afterwards leaves out most of the verification.
+        let counted = analysis.evaluations / 2.0;
+        assert!(
+            (counted..counted + 400.0).contains(&cost.steps),
+            "{}: {} {counted}",
+            method.name,
+            cost.steps
+        );
+        assert_eq!(cost.layers, analysis.candidates.len() * options.schemes.len());
     }
 }
 

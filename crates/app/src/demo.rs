@@ -3,7 +3,7 @@
 use mixbit_packages::source::DiffusersModel;
 
 /// The model's name for people.
-pub(crate) const NAME: &str = "mixbit demo";
+pub const NAME: &str = "mixbit demo";
 
 /// Opens the model in the binary; `None` if it was built without.
 ///

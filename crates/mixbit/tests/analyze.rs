@@ -17,7 +17,7 @@ fn layers_that_integers_harm_stay_in_floats_in_the_package_too() -> Result<(), E
     let output = |name: &str| scratch.path().join(name).to_string_lossy().into_owned();
     let analyzed =
         mixbit(&["analyze", "--demo", "--quiet", "--no-images", "--effort", "low", "--target-bits", "6"])
-            .args(["--steps", "4", "--int8", "47", "--output", &output("")])
+            .args(["--steps", "4", "--int8", "47", "--min-size", "100000", "--output", &output("")])
             .output()?;
     assert!(analyzed.status.success(), "{}", text(&analyzed));
     let file = RecipeFile::parse(&fs::read_to_string(&recipe)?)?;

@@ -93,6 +93,12 @@ impl Bundle {
         }
     }
 
+    /// The model's name in the packages' metadata, where the converter wrote one.
+    pub(crate) fn model_version(&self) -> Option<&str> {
+        let versions = self.packages.values().map(|package| package.metadata.version.as_str());
+        versions.into_iter().find(|version| version.chars().any(char::is_alphabetic))
+    }
+
     /// True if the packages carry their configurations: mixbit's do.
     fn is_configured(&self) -> bool {
         self.packages.values().all(|package| package.metadata.user_defined.contains_key(keys::CONFIG))

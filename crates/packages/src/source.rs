@@ -80,7 +80,8 @@ impl OpenedModel {
         OpenedModel { name: name.into(), content, prediction_type: None }
     }
 
-    /// The name for people: the directory's.
+    /// The name for people: the directory's, or the model's own where that is one of a layout, such as
+    /// `Resources`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -215,10 +216,25 @@ fn bundles_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The name of a directory.
-pub(crate) fn directory_name(path: &Path) -> String {
+/// Names of directories in the layouts of packages, which say nothing of the model.
+const LAYOUT: [&str; 7] =
+    ["resources", "packages", "compiled", "original", "split_einsum", "split_einsum_v2", "snapshots"];
+
+/// The name of the model in a directory, for people: the Hub's, in the Hugging Face client's cache; else the
+/// directory's. Where that is only the place in a layout, `own` is the model's own name, and else that of the
+/// directory above it.
+fn model_name(path: &Path, own: impl FnOnce() -> Option<String>) -> String {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    canonical.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    let names: Vec<String> = canonical.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+    if let Some(name) = names.iter().rev().find_map(|name| name.strip_prefix("models--")) {
+        return name.replace("--", "/");
+    }
+    let is_place = |name: &&String| LAYOUT.contains(&name.to_ascii_lowercase().as_str());
+    let plain = |name: &&String| !is_place(name);
+    match names.last() {
+        Some(last) if plain(&last) => last.clone(),
+        _ => own().or_else(|| names.iter().rev().find(plain).cloned()).unwrap_or_default(),
+    }
 }
 
 fn probe_core_ml(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {
@@ -226,15 +242,35 @@ fn probe_core_ml(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenErro
     if !Bundle::is_at(path) {
         return Ok(Probe::Declined("it holds no .mlpackage and no .mlmodelc".to_string()));
     }
-    let content = Content::Packages(Bundle::open(path)?);
-    Ok(Probe::Found(OpenedModel::of(directory_name(path), content)))
+    let bundle = Bundle::open(path)?;
+    let name = model_name(path, || bundle.model_version().map(str::to_string));
+    Ok(Probe::Found(OpenedModel::of(name, Content::Packages(bundle))))
 }
 
 fn probe_diffusers(path: Option<&Path>, options: &OpenOptions) -> Result<Probe, OpenError> {
     let Some(path) = path else { return Ok(Probe::Skipped) };
     match DiffusersModel::open(path, options.variant.as_deref()) {
-        Ok(model) => Ok(Probe::Found(OpenedModel::new(directory_name(path), model))),
+        Ok(model) => Ok(Probe::Found(OpenedModel::new(model_name(path, || None), model))),
         Err(error) if DiffusersModel::is_at(path) => Err(error.into()),
         Err(error) => Ok(Probe::Declined(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_models_not_those_of_a_layout() {
+        let own = || Some("own/name".to_string());
+        for (path, name) in [
+            ("/x/sdxl-4.5-bit", "sdxl-4.5-bit"),
+            ("/x/sdxl/Resources", "own/name"),
+            ("/x/.cache/hub/models--org--name-1-5/snapshots/39593d56", "org/name-1-5"),
+            ("/x/.cache/hub/models--org--name-1-5/snapshots/39593d56/original/packages", "org/name-1-5"),
+        ] {
+            assert_eq!(model_name(Path::new(path), own), name, "{path}");
+        }
+        assert_eq!(model_name(Path::new("/x/sdxl/original/compiled"), || None), "sdxl");
     }
 }

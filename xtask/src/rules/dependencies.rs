@@ -58,6 +58,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("clap", &["mixbit", "xtask"]),
     ("clap_complete", &["mixbit"]),
     ("clap_mangen", &["mixbit"]),
+    ("console", &["mixbit"]),
     ("ctrlc", &["mixbit"]),
     ("indicatif", &["mixbit"]),
     ("memmap2", &["mixbit-formats", "mixbit-kernels"]),

@@ -17,6 +17,7 @@
 
 mod calibration;
 mod correction;
+mod cost;
 mod distortion;
 mod encoder;
 mod error;
@@ -45,6 +46,7 @@ use mixbit_engine::{Backend, Cancel};
 use mixbit_mil::{Progress, Tally, Unit};
 use mixbit_packages::recipe::ModelIdentity;
 
+pub use cost::{Cost, expected};
 pub use error::{AnalyzeError, JournalError};
 pub use options::{
     AnalysisMethod, EFFORTS, EarlierRecipe, Effort, Goal, METHODS, Options, Shard, schemes_of_recipes,

@@ -10,7 +10,7 @@ use mixbit_mil::{Constant, Def, Function, OpView, ValueId, WeightRef, multiply_a
 use super::error::AnalyzeError;
 
 /// The number of segments that a network is cut into.
-const SEGMENTS: usize = 32;
+pub(super) const SEGMENTS: usize = 32;
 
 /// The values that cross from segment to segment in one evaluation, by name.
 pub(super) type Values = HashMap<String, Arc<Tensor>>;

@@ -30,7 +30,7 @@ use mixbit_formats::write_atomically;
 use mixbit_mil::Progress;
 
 pub use drawing::{OneOf, Picture, draw};
-pub use grid::Grid;
+pub use grid::{Cell, Grid};
 pub use recoded::{Planner, Recoded};
 
 use crate::analyze::{Analysis, Verified};
@@ -70,7 +70,7 @@ pub fn write(directory: &Path, report: &Report<'_>) -> Result<Vec<PathBuf>, mixb
     let [page, svg, png] = &paths;
     write_atomically(page, |file| file.write_all(page::page(report, &plot)?.as_bytes()))?;
     write_atomically(svg, |file| file.write_all(plot.svg_file().as_bytes()))?;
-    write_atomically(png, |file| raster::Bitmap::of(&plot, 2.0).write_png(file))?;
+    write_atomically(png, |file| raster::Bitmap::of(&plot, 2.0).write_png(file, &[]))?;
     Ok(paths.into())
 }
 

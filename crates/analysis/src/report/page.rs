@@ -149,7 +149,7 @@ fn images(pictures: &Pictures) -> io::Result<String> {
         let mut bitmap = Bitmap::new(image.width, image.height);
         bitmap.put([0, 0], &image.to_rgb8(), image.width);
         let mut png = Vec::new();
-        bitmap.write_png(&mut png)?;
+        bitmap.write_png(&mut png, &[])?;
         let compared = match index {
             0 => String::new(),
             _ => format!(

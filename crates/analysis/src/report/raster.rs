@@ -151,12 +151,15 @@ impl Bitmap {
         }
     }
 
-    /// Writes a PNG file.
-    pub(super) fn write_png(&self, out: impl Write) -> io::Result<()> {
+    /// Writes a PNG file with texts by their keywords.
+    pub(super) fn write_png(&self, out: impl Write, texts: &[(&str, &str)]) -> io::Result<()> {
         let side = |extent: usize| u32::try_from(extent).map_err(io::Error::other);
         let mut encoder = png::Encoder::new(out, side(self.width)?, side(self.height)?);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, text) in texts {
+            encoder.add_itxt_chunk(keyword.to_string(), text.to_string())?;
+        }
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&self.pixels)?;
         Ok(writer.finish()?)

@@ -152,12 +152,17 @@ fn equal_images_have_no_error() {
 fn grids_have_room_for_all_images_and_names() {
     let pictures = [image(0.0), image(0.5)];
     let wide = Image { width: 160, height: 96, planes: vec![0.0; 3 * 160 * 96] };
+    let cell = |image, caption: &str| Cell { image, caption: caption.to_string() };
     let grid = Grid {
-        columns: vec!["a", "a name that is longer than the column is wide, and is cut at its end"],
-        rows: vec![("prompt", vec![&wide, &pictures[1].image]), ("猫", vec![&wide, &wide])],
+        columns: vec!["a", "a name that is longer than the column is wide, and is not cut at its end\n4 MB"],
+        rows: vec![
+            ("prompt", vec![cell(&wide, ""), cell(&pictures[1].image, "31.2 dB")]),
+            ("猫", vec![cell(&wide, ""), cell(&wide, "equal")]),
+        ],
     };
-    assert_eq!(grid.size(), [8 + 2 * 168, 8 + 3 * 16 + 2 * (16 + 4 + 96 + 8)]);
+    // 160 pixels hold 20 letters: the name takes four lines, and the size one.
+    assert_eq!(grid.size(), [8 + 2 * 168, 8 + 5 * 16 + 2 * (16 + 4 + 96 + 16 + 8)]);
     let mut png = Vec::new();
-    grid.write_png(&mut png).unwrap();
+    grid.write_png(&mut png, "a prompt").unwrap();
     assert!(png.len() > 100);
 }

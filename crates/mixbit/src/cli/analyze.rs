@@ -9,18 +9,21 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use mixbit_compress::Scheme;
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::session::{Cancel, Request, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Component, Request, Session, Text};
 use mixbit_engine::Backend;
 
 use super::backends::Machine;
-use super::progress::Progress;
-use super::{input, interrupt, print_line, values};
+use super::progress::{Progress, Wait};
+use super::table::{Side, Table};
+use super::{estimate, input, interrupt, next, print_line, values};
 use mixbit_analysis::analyze::{
-    Analysis, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting, Shard,
-    analyze, schemes_of_recipes,
+    self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
+    Shard, analyze, schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
 use mixbit_app::source::{self, LoadedModel};
+use mixbit_packages::palettize::MIN_SIZE;
 use mixbit_packages::recipe::{Recipe, RecipeFile};
 use mixbit_packages::source::OpenOptions;
 
@@ -71,8 +74,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = Scheme::from_str,
           help_heading = "Measuring")]
     schemes: Vec<Scheme>,
-    /// Leave layers of at most N weights unchanged
-    #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Measuring")]
+    /// Leave layers of at most N weights unchanged; 100000 as Apple's script
+    #[arg(long, value_name = "N", default_value_t = MIN_SIZE, help_heading = "Measuring")]
     min_size: usize,
     /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with by turns [default: 16 in
     /// the binary]
@@ -90,9 +93,8 @@ pub(super) struct Arguments {
     /// Guidance scale of the images [default: the model's]
     #[arg(long, value_name = "SCALE", help_heading = "Measuring")]
     guidance_scale: Option<f32>,
-    /// Width and height of the images in pixels [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Measuring")]
+    size: values::Size,
 
     /// Make recipes of at most N bits per weight [default: 3,3.5,4,4.5,5,6,8, if there is no other target]
     #[arg(long, value_name = "BITS", value_delimiter = ',', value_parser = positive,
@@ -146,11 +148,21 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
     let earlier = earlier_file(&path)?;
     let options = Options { earlier: earlier_recipes(&earlier), ..arguments.options(&model.defaults)? };
-    let backend = Machine::new(arguments.threads)?.backend;
-    let (measuring, verifying) = (progress.phase("measuring"), progress.phase("verifying"));
+    let machine = Machine::new(arguments.threads)?;
+    if arguments.step.is_none() && !arguments.quiet {
+        progress.say(expected(&model, &machine, &options)?);
+    }
+    let backend = machine.backend;
+    let wait = Wait::default();
+    wait.set(Some(progress.wait("drawing the images to measure on")));
+    let measuring =
+        progress.phase_after("measuring", &wait, Some("choosing recipes, drawing to verify them"));
+    let verifying = progress.phase_after("verifying", &wait, None);
     let phases = Phases { measuring: &measuring, verifying: &verifying };
-    let outcome = analyze(&model, &backend, &options, &cancel, phases)?;
+    let outcome = analyze(&model, &backend, &options, &cancel, phases);
     drop((measuring, verifying));
+    wait.set(None);
+    let outcome = outcome?;
     let analysis = match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
@@ -175,7 +187,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     summarize(&analysis, &progress);
     print_line(path.display())?;
     let shown = arguments.report(model, &name, &analysis, &options, &backend, &cancel, &progress)?;
-    print_line(shown.display())
+    print_line(shown.display())?;
+    if let Some(recipe) = analysis.recipes.first() {
+        let select = format!("{:.2}", recipe.bits);
+        progress.say(next::palettizing(
+            arguments.model.as_deref().filter(|_| !arguments.demo),
+            &path,
+            &select,
+        ));
+    }
+    Ok(())
 }
 
 /// The recipe file that an earlier analysis made, if it is there.
@@ -208,24 +229,54 @@ fn earlier_recipes(file: &Option<RecipeFile>) -> Vec<EarlierRecipe> {
     file.iter().flat_map(|file| &file.recipes).map(recipe).collect()
 }
 
+/// The measurements of an analysis, and how long they take on this machine.
+fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -> anyhow::Result<String> {
+    let Setting { size, guidance_scale, .. } = options.setting;
+    let request = Request { size, guidance_scale, ..Request::new(model, Text::new(""))? };
+    let mut session = Session::new(model.clone(), machine.backend.clone());
+    let stages = session.stages(
+        &request,
+        &[Component::Unet],
+        1,
+        &mut *random_source("torch")?.seeded(options.seed)?,
+    )?;
+    let stage = stages.first().context("the model has no UNet")?;
+    let graph = stage.graph().context("the model has no UNet")?;
+    let Cost { steps, layers, weights, measurements } = analyze::expected(graph, options)?;
+    let computing = estimate::computing(machine, request.precision, steps * estimate::of_stage(stage));
+    let encoding = options.schemes.first().and_then(|scheme| estimate::encoding(*scheme, layers, weights));
+    let seconds = (computing.unwrap_or_default() + encoding.unwrap_or_default())
+        / options.shard.map_or(1, |shard| shard.count) as f64;
+    Ok(format!(
+        "{measurements} measurements take {} on this machine; Ctrl-C stops, and the same command goes on",
+        estimate::about(seconds)
+    ))
+}
+
+/// The recipes and the networks beside them, as a table.
 fn summarize(analysis: &Analysis, progress: &Progress) {
-    progress.say(format_args!("{:<34}{:>10}{:>12}{:>12}{:>12}", "", "bits", "MB", "expected", "PSNR"));
     for goal in &analysis.unreached {
         progress.say(format_args!(
             "there is no recipe for {goal}: none of the forms is that small, or that close"
         ));
     }
+    let mut table = Table::new([
+        ("bits", Side::Right),
+        ("MB", Side::Right),
+        ("expected, dB", Side::Right),
+        ("PSNR, dB", Side::Right),
+        ("UNet", Side::Left),
+    ]);
     for verified in analysis.baselines.iter().chain(&analysis.recipes) {
-        let expected = verified.predicted.map(|psnr| format!("{psnr:.1} dB")).unwrap_or_default();
-        progress.say(format_args!(
-            "{:<34}{:>10.2}{:>12.1}{:>12}{:>9.1} dB",
-            verified.name,
-            verified.bits,
-            verified.bytes as f64 / 1e6,
-            expected,
-            verified.mean_psnr()
-        ));
+        table.row([
+            format!("{:.2}", verified.bits),
+            format!("{:.1}", verified.bytes as f64 / 1e6),
+            verified.predicted.map_or("-".to_string(), |psnr| format!("{psnr:.1}")),
+            format!("{:.1}", verified.mean_psnr()),
+            verified.name.clone(),
+        ]);
     }
+    progress.say(table);
     if let Some(int8) = &analysis.int8 {
         progress.say(format_args!(
             "in 8-bit integers: {:.1} dB with {} of {} layers in floats, {:.1} % of the multiply-adds in integers",
@@ -300,7 +351,7 @@ impl Arguments {
             seed: self.seed,
             setting: Setting {
                 negative_prompt: self.negative_prompt.clone(),
-                size: self.size.unwrap_or(defaults.size),
+                size: self.size.or(defaults.size),
                 steps: self.steps.unwrap_or(defaults.steps.min(MOST_STEPS)),
                 guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             },

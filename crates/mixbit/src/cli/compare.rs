@@ -5,18 +5,22 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use mixbit_compress::{Layer, Scheme, uniform};
+use mixbit_compress::{Layer, Plan, Scheme, layers, uniform};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_diffusion::session::{Cancel, Request, Role, Session, Text};
+use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::scheduler::SchedulerError;
+use mixbit_diffusion::session::{Cancel, Component, PipelineStage, Precision, Request, Role, Session, Text};
 use mixbit_formats::{remove_leftovers, write_atomically, write_where_asked};
+use mixbit_mil::{Constant, Def, Function, WeightRef, constexpr};
 use serde_json::json;
 
 use super::backends::Machine;
 use super::output::{check_format, directory_of};
-use super::progress::Progress;
+use super::progress::{Progress, Wait};
 use super::table::{Side, Table, shortened};
-use super::{interrupt, print_line, values};
-use mixbit_analysis::report::{Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
+use super::{estimate, interrupt, palettize, print_line, values};
+use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
+use mixbit_app::parameters::Parameters;
 use mixbit_app::source::{self, LoadedModel};
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe};
 use mixbit_packages::recipe::RecipeFile;
@@ -64,9 +68,8 @@ pub(super) struct Arguments {
     /// Guidance scale [default: each model's]
     #[arg(short, long, value_name = "X", allow_negative_numbers = true, help_heading = "Drawing")]
     guidance_scale: Option<f32>,
-    /// Width and height in pixels [default: the first model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Drawing")]
+    size: values::Size,
     /// Threads to compute with [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Drawing")]
@@ -84,61 +87,108 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+/// A model in one form, before it draws.
+struct Candidate {
+    name: String,
+    model: Arc<DiffusionModel>,
+    /// The UNet's weights in packages.
+    bytes: u64,
+    /// Multiply-adds of one image.
+    work: f64,
+    /// Seconds to store its layers in fewer bits, roughly.
+    encoding: f64,
+}
+
 /// A model and its images by prompt.
 struct Column {
     name: String,
+    bytes: u64,
     pictures: Vec<Picture>,
 }
 
 /// A name and its layer plan; without a plan, layers stay unchanged.
 type Form = (Option<String>, Option<Box<Planner>>);
 
+/// The networks that draw an image.
+const DRAWING: [Component; 3] = [Component::TextEncoder, Component::Unet, Component::Decoder];
+
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    // Checks the output and the recipe file before any work.
     arguments.check_output()?;
-    arguments.forms()?;
-    let models: Vec<Option<&Path>> = match arguments.models[..] {
-        [] => vec![None],
-        ref paths => paths.iter().map(|path| Some(path.as_path())).collect(),
+    let machine = Machine::new(arguments.threads.map(usize::from))?;
+    let (candidates, size) = {
+        let _reading = progress.wait("reading the models");
+        arguments.candidates(&machine, &progress)?
     };
-    let mut columns: Vec<Column> = Vec::new();
-    let mut size = arguments.size;
-    for &path in &models {
-        let options = OpenOptions {
-            variant: arguments.variant.clone(),
-            prediction_type: arguments.prediction_type.clone(),
-        };
-        let LoadedModel { model, name, assumptions } = source::load(path, &options)?;
-        assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));
-        let size = *size.get_or_insert(model.defaults.size);
-        let model = Arc::new(model);
-        let recoded = Recoded::new(model.clone());
-        let mut session = Session::new(model, backend.clone());
-        for (form, choose) in arguments.forms()? {
-            let name = match (&form, models.len()) {
-                (None, _) => name.clone(),
-                (Some(form), 1) => form.clone(),
-                (Some(form), _) => format!("{name} {form}"),
-            };
-            let model = match choose {
-                Some(choose) => recoded.with(choose),
-                None => recoded.original(),
-            };
-            let drawn = arguments.drawn(&mut session, model, &name, size, &cancel, &progress);
-            columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name });
-        }
+    let images = candidates.len() * arguments.prompts.len();
+    let work =
+        candidates.iter().map(|candidate| candidate.work).sum::<f64>() * arguments.prompts.len() as f64;
+    let encoding: f64 = candidates.iter().map(|candidate| candidate.encoding).sum();
+    let computing = || estimate::computing(&machine, Precision::F32, work);
+    if let Some(computing) = (!arguments.quiet).then(computing).flatten() {
+        let about = estimate::about(computing + encoding);
+        progress.say(format_args!("{images} images take {about} on this machine"));
     }
-    arguments.write_grid(&columns)?;
+    let mut columns: Vec<Column> = Vec::new();
+    let mut session: Option<Session> = None;
+    let count = candidates.len();
+    for (index, Candidate { name, model, bytes, .. }) in candidates.into_iter().enumerate() {
+        let session = session.get_or_insert_with(|| Session::new(model.clone(), machine.backend.clone()));
+        let phase = palettize::place_of("model", index, count, &name);
+        let drawn = arguments.drawn(session, model, &phase, size, &cancel, &progress);
+        columns.push(Column { pictures: drawn.with_context(|| name.clone())?, name, bytes });
+    }
+    arguments.write_grid(&columns, size)?;
     if arguments.json {
         return print_line(format_args!("{:#}", summary(arguments, &columns)));
     }
     if !arguments.quiet {
         print_line(table(&arguments.prompts, &columns))?;
     }
-    print_line(arguments.path().display())
+    print_line(arguments.path().display())?;
+    progress.say(format_args!("{images} images of {}x{}, seed {}", size[0], size[1], arguments.seed));
+    Ok(())
+}
+
+/// The names of models; the paths, where two have one name.
+fn names(opened: &[LoadedModel], paths: &[Option<&Path>]) -> Vec<String> {
+    let is_taken = |name: &str| opened.iter().filter(|other| other.name == name).count() > 1;
+    let one = |(LoadedModel { name, .. }, path): (&LoadedModel, &Option<&Path>)| match path {
+        Some(path) if is_taken(name) => path.display().to_string(),
+        _ => name.clone(),
+    };
+    opened.iter().zip(paths).map(one).collect()
+}
+
+/// Seconds to store layers as planned, roughly.
+fn encoding(graph: &Function, plan: &Plan) -> f64 {
+    let planned: Vec<Layer> =
+        layers(graph).into_iter().filter(|layer| plan.contains_key(&layer.name)).collect();
+    let weights = planned.iter().map(|layer| layer.count() as u64).sum();
+    let scheme = plan.values().next().map(|plan| plan.scheme);
+    scheme.and_then(|scheme| estimate::encoding(scheme, planned.len(), weights)).unwrap_or_default()
+}
+
+/// The bytes of a UNet's weights in packages, with layers stored by a plan.
+fn stored(graph: &Function, plan: &Plan) -> u64 {
+    let layers = layers(graph);
+    let planned = |layer: &&Layer| plan.contains_key(&layer.name);
+    let of_weight = |weight: &WeightRef| match weight.encoding() {
+        Some(_) => weight.stored_len() as u64,
+        None => 2 * weight.ty().count() as u64,
+    };
+    let all: u64 = graph
+        .values()
+        .iter()
+        .filter_map(|value| match &value.def {
+            Def::Const(Constant::Weight(weight)) => Some(of_weight(weight)),
+            _ => None,
+        })
+        .sum();
+    let before: u64 = layers.iter().filter(planned).map(|layer| of_weight(&layer.weight)).sum();
+    let after = layers.iter().filter_map(|layer| Some(plan.get(&layer.name)?.scheme.stored_len(layer.ty())));
+    all - before + after.sum::<usize>() as u64
 }
 
 impl Arguments {
@@ -162,22 +212,87 @@ impl Arguments {
         Ok(())
     }
 
-    /// Writes the images beside each other.
-    fn write_grid(&self, columns: &[Column]) -> anyhow::Result<()> {
-        let row = |(index, prompt): (usize, &'_ String)| {
-            let images = columns.iter().map(|column| &column.pictures[index].image);
-            (prompt.clone(), images.collect::<Vec<_>>())
+    /// Every model in every form, checked, and the size of the images. Nothing is drawn.
+    fn candidates(
+        &self,
+        machine: &Machine,
+        progress: &Progress,
+    ) -> anyhow::Result<(Vec<Candidate>, [usize; 2])> {
+        let paths: Vec<Option<&Path>> = match self.models[..] {
+            [] => vec![None],
+            ref paths => paths.iter().map(|path| Some(path.as_path())).collect(),
         };
-        let rows: Vec<_> = self.prompts.iter().enumerate().map(row).collect();
-        let grid = Grid {
-            columns: columns.iter().map(|column| column.name.as_str()).collect(),
-            rows: rows.iter().map(|(prompt, images)| (prompt.as_str(), images.clone())).collect(),
-        };
-        match &self.output {
-            Some(path) => write_where_asked(path, |file| grid.write_png(file))?,
-            None => write_atomically(self.path(), |file| grid.write_png(file))?,
+        let options =
+            OpenOptions { variant: self.variant.clone(), prediction_type: self.prediction_type.clone() };
+        let open = |path: &Option<&Path>| source::load(*path, &options);
+        let opened = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let names = names(&opened, &paths);
+        let size = self.size.or(opened.first().map_or([512, 512], |opened| opened.model.defaults.size));
+        let mut candidates = Vec::new();
+        for (LoadedModel { model, assumptions, .. }, name) in opened.into_iter().zip(names) {
+            assumptions
+                .iter()
+                .for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));
+            let model = Arc::new(model);
+            let (graph, work) = self.checked(&model, size, machine).with_context(|| name.clone())?;
+            let recoded = Recoded::new(model);
+            for (form, choose) in self.forms()? {
+                let full = match (&form, paths.len()) {
+                    (None, _) => name.clone(),
+                    (Some(form), 1) => form.clone(),
+                    (Some(form), _) => format!("{name} {form}"),
+                };
+                let (model, plan) = match choose {
+                    Some(choose) => {
+                        let plan = choose(&layers(&graph)).with_context(|| full.clone())?;
+                        (recoded.with(choose), plan)
+                    }
+                    None => (recoded.original(), Plan::default()),
+                };
+                let encoding = encoding(&graph, &plan);
+                candidates.push(Candidate {
+                    name: full,
+                    model,
+                    bytes: stored(&graph, &plan),
+                    work,
+                    encoding,
+                });
+            }
         }
-        Ok(())
+        Ok((candidates, size))
+    }
+
+    /// The UNet's graph and the multiply-adds of one image, if the model can draw it.
+    fn checked(
+        &self,
+        model: &Arc<DiffusionModel>,
+        size: [usize; 2],
+        machine: &Machine,
+    ) -> anyhow::Result<(Function, f64)> {
+        let mut session = Session::new(model.clone(), machine.backend.clone());
+        let mut noise = random_source("torch")?.seeded(self.seed)?;
+        let prompt = self.prompts.first().map_or("", String::as_str);
+        let request = self.request(model, prompt, size)?;
+        let evaluations = request.scheduler.build(request.steps)?.timesteps().len();
+        let stages = session.stages(&request, &DRAWING, 1, &mut *noise)?;
+        let runs = |stage: &PipelineStage| if stage.component == Component::Unet { evaluations } else { 1 };
+        let work = stages.iter().map(|stage| runs(stage) as f64 * estimate::of_stage(stage)).sum();
+        let unet = stages.iter().find(|stage| stage.component == Component::Unet);
+        let graph = unet.and_then(PipelineStage::graph).context("it has no UNet")?;
+        Ok((constexpr::decoded(graph)?, work))
+    }
+
+    fn request(
+        &self,
+        model: &DiffusionModel,
+        prompt: &str,
+        size: [usize; 2],
+    ) -> Result<Request, SchedulerError> {
+        let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt) };
+        let mut request = Request { size, ..Request::new(model, text)? };
+        request.steps = self.steps.unwrap_or(request.steps);
+        request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
+        Ok(request)
     }
 
     /// The generated variants of each model; the first is unchanged.
@@ -215,24 +330,77 @@ impl Arguments {
         &self,
         session: &mut Session,
         model: Arc<DiffusionModel>,
-        name: &str,
+        phase: &str,
         size: [usize; 2],
         cancel: &Cancel,
         progress: &Progress,
     ) -> anyhow::Result<Vec<Picture>> {
         session.set_model(Role::Base, model.clone());
-        let progress = progress.phase(name);
+        let wait = Wait::default();
+        let progress_of_all = progress.phase_after(phase, &wait, Some("decoding the image"));
+        wait.set(Some(progress.wait(format!("{phase}, preparing"))));
         let mut pictures = Vec::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
-            let text = Text { negative_prompt: self.negative_prompt.clone(), ..Text::new(prompt.as_str()) };
-            let mut request = Request { size, ..Request::new(&model, text)? };
-            request.steps = self.steps.unwrap_or(request.steps);
-            request.guidance_scale = self.guidance_scale.unwrap_or(request.guidance_scale);
-            let progress = OneOf { progress: &progress, index, count: self.prompts.len() };
+            let request = self.request(&model, prompt, size)?;
+            let progress = OneOf { progress: &progress_of_all, index, count: self.prompts.len() };
             pictures.push(draw(session, &request, self.seed, cancel, &progress)?);
         }
         Ok(pictures)
     }
+
+    /// Writes the picture: MB of the UNet below each name, PSNR below each image, and the parameters as text.
+    fn write_grid(&self, columns: &[Column], size: [usize; 2]) -> anyhow::Result<()> {
+        let heads: Vec<String> = columns
+            .iter()
+            .map(|column| format!("{}\nUNet {:.1} MB", column.name, column.bytes as f64 / 1e6))
+            .collect();
+        let mut rows = Vec::new();
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            let mut cells = Vec::new();
+            for (at, column) in columns.iter().enumerate() {
+                let caption = match compared(columns, at, index)[1] {
+                    Some(psnr) if at > 0 && psnr.is_finite() => format!("{} dB", shown(psnr)),
+                    Some(psnr) if at > 0 => shown(psnr),
+                    _ => String::new(),
+                };
+                cells.push(Cell { image: &column.pictures[index].image, caption });
+            }
+            rows.push((prompt.as_str(), cells));
+        }
+        let grid = Grid { columns: heads.iter().map(String::as_str).collect(), rows };
+        let parameters = self.parameters(columns, size).to_string();
+        match &self.output {
+            Some(path) => write_where_asked(path, |file| grid.write_png(file, &parameters))?,
+            None => write_atomically(self.path(), |file| grid.write_png(file, &parameters))?,
+        }
+        Ok(())
+    }
+
+    /// The parameters of the picture, as text in its file.
+    fn parameters(&self, columns: &[Column], [width, height]: [usize; 2]) -> Parameters {
+        let mut parameters = Parameters {
+            prompt: self.prompts.join("\n"),
+            negative_prompt: self.negative_prompt.clone().unwrap_or_default(),
+            settings: Vec::new(),
+        };
+        if let Some(steps) = self.steps {
+            parameters.set("Steps", steps);
+        }
+        if let Some(scale) = self.guidance_scale {
+            parameters.set("CFG scale", scale);
+        }
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        parameters.set("Seed", self.seed);
+        parameters.set("Size", format!("{width}x{height}"));
+        parameters.set("Models", names.join(", "));
+        parameters.set("Version", format!("mixbit {}", env!("CARGO_PKG_VERSION")));
+        parameters
+    }
+}
+
+/// A PSNR without its unit.
+fn shown(psnr: f64) -> String {
+    if psnr.is_infinite() { "equal".to_string() } else { format!("{psnr:.1}") }
 }
 
 /// PSNR in dB of latents and pixels against the first column; `None` for latents of another shape.
@@ -246,21 +414,29 @@ fn compared(columns: &[Column], column: usize, prompt: usize) -> [Option<f64>; 2
     ]
 }
 
-fn table(prompts: &[String], columns: &[Column]) -> Table<4> {
-    let sides = [Side::Left, Side::Right, Side::Right, Side::Left];
-    let names = ["model", "latents, dB", "pixels, dB", "prompt"];
-    let mut table = Table::new([0, 1, 2, 3].map(|index| (names[index], sides[index])));
+/// The PSNR of each model's images, by prompt.
+fn table(prompts: &[String], columns: &[Column]) -> String {
+    let mut text = String::new();
     for (index, prompt) in prompts.iter().enumerate() {
-        for (at, column) in columns.iter().enumerate().skip(1) {
+        let mut table = Table::new([
+            ("MB", Side::Right),
+            ("latents, dB", Side::Right),
+            ("pixels, dB", Side::Right),
+            ("model", Side::Left),
+        ]);
+        for (at, column) in columns.iter().enumerate() {
             let [latents, pixels] = compared(columns, at, index).map(|psnr| match psnr {
-                Some(psnr) if psnr.is_infinite() => "equal".to_string(),
-                Some(psnr) => format!("{psnr:.1}"),
+                _ if at == 0 => "-".to_string(),
+                Some(psnr) => shown(psnr),
                 None => "-".to_string(),
             });
-            table.row([column.name.clone(), latents, pixels, shortened(prompt)]);
+            let megabytes = format!("{:.1}", column.bytes as f64 / 1e6);
+            table.row([megabytes, latents, pixels, column.name.clone()]);
         }
+        let blank = if index > 0 { "\n" } else { "" };
+        text += &format!("{blank}{}\n{}", shortened(prompt), table.whole());
     }
-    table
+    text
 }
 
 fn summary(arguments: &Arguments, columns: &[Column]) -> serde_json::Value {

@@ -21,10 +21,13 @@ use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedMode
 use super::backends::Machine;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::{interrupt, memory, next, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
 const LEAST_PSNR: f64 = 35.0;
+
+/// Pixels of an image for one of its latents, in every direction.
+const SCALE: usize = 8;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -79,11 +82,13 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR", help_heading = "Parts")]
     custom_vae_version: Option<PathBuf>,
 
+    #[command(flatten, next_help_heading = "Form")]
+    size: values::Size,
     /// Height of the latents, an eighth of the image's [default: the model's]
-    #[arg(long, value_name = "N", requires = "latent_w", help_heading = "Form")]
+    #[arg(long, value_name = "N", requires = "latent_w", conflicts_with = "size", help_heading = "Form")]
     latent_h: Option<usize>,
     /// Width of the latents, an eighth of the image's [default: the model's]
-    #[arg(long, value_name = "N", requires = "latent_h", help_heading = "Form")]
+    #[arg(long, value_name = "N", requires = "latent_h", conflicts_with = "size", help_heading = "Form")]
     latent_w: Option<usize>,
     /// How attention is written: for the Neural Engine split, for the GPU original
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
@@ -174,6 +179,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
+    if arguments.are_all_parts() {
+        progress.say(next::drawing(&arguments.output));
+    }
+    if arguments.bundle_resources_for_swift_cli {
+        progress.say(next::app(&arguments.output.join("Resources")));
+    }
     Ok(())
 }
 
@@ -223,6 +234,32 @@ impl Arguments {
         Ok(psnr)
     }
 
+    /// True if the packages are a whole model.
+    fn are_all_parts(&self) -> bool {
+        let asked = [
+            self.convert_text_encoder,
+            self.convert_unet,
+            self.convert_vae_decoder,
+            self.convert_vae_encoder,
+            self.convert_safety_checker,
+        ];
+        !asked.contains(&true)
+    }
+
+    /// Height and width of the latents; `None` for the model's own.
+    fn latent(&self) -> anyhow::Result<Option<[usize; 2]>> {
+        let latent = self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]);
+        let [width, height] = match self.size.given() {
+            [None, None] => return Ok(latent),
+            [Some(width), Some(height)] => [width, height],
+            _ => bail!("a size has both --width and --height"),
+        };
+        if let Some(wrong) = [width, height].into_iter().find(|extent| *extent == 0 || extent % SCALE > 0) {
+            bail!("{wrong} pixels are no multiple of {SCALE}; try {}", (wrong / SCALE).max(1) * SCALE);
+        }
+        Ok(Some([height / SCALE, width / SCALE]))
+    }
+
     fn options(&self, model: &str) -> anyhow::Result<ConversionOptions> {
         let asked = |chosen: &[(bool, &'static str)]| -> Vec<&'static str> {
             chosen.iter().filter(|(is_asked, _)| *is_asked).map(|(_, part)| *part).collect()
@@ -249,7 +286,7 @@ impl Arguments {
         Ok(ConversionOptions {
             parts,
             model_version: self.name.clone().unwrap_or_else(|| model.to_string()),
-            latent: self.latent_h.zip(self.latent_w).map(|(height, width)| [height, width]),
+            latent: self.latent()?,
             batch_one: self.unet_batch_one,
             attention: self.attention_implementation,
             chunk_unet: self.chunk_unet,

@@ -1,7 +1,5 @@
 //! `mixbit generate`.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{Write, stderr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -11,17 +9,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
+use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::{
-    DroppedWords, GenerateError, Image, Request, Role, Run, Session, SessionOptions, Start,
+    DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
 };
 use mixbit_engine::Backend;
-use mixbit_mil::Unit;
 use serde_json::json;
 
 use super::backends::Machine;
 use super::output::{Images, Output, preview};
-use super::progress::Progress;
-use super::{input, interrupt, memory, print_line, profile, values};
+use super::phases::Phases;
+use super::progress::{Counter, Progress};
+use super::{advice, input, interrupt, memory, print_line, profile, values};
+use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::{LoadedModel, load};
@@ -81,14 +81,7 @@ pub(super) struct Arguments {
     threads: Option<u16>,
 
     /// Inference steps [default: the model's, mostly 25]
-    #[arg(
-        short,
-        long,
-        alias = "num-inference-steps",
-        alias = "step-count",
-        value_name = "N",
-        help_heading = "Drawing"
-    )]
+    #[arg(short, long, value_name = "N", help_heading = "Drawing")]
     steps: Option<usize>,
     /// How strongly the prompt counts; from 1 down, the negative prompt is not used
     /// [default: the model's, mostly 7.5]
@@ -97,11 +90,10 @@ pub(super) struct Arguments {
     /// Keep strong guidance from overexposing, 0 to 1; for v-prediction models, 0.7 is usual
     #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Drawing")]
     guidance_rescale: f32,
-    /// Width and height in pixels, multiples of 8 [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Drawing")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Drawing")]
+    size: values::Size,
     /// The scheduler; -karras, -exponential, -beta or -lu may follow the name [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::schedulers(), hide_possible_values = true,
+    #[arg(long, value_name = "NAME", value_parser = values::SchedulerName, hide_possible_values = true,
         long_help = values::scheduler_help(), help_heading = "Drawing")]
     scheduler: Option<String>,
     /// How the scheduler spaces its timesteps [default: the model's]
@@ -118,7 +110,6 @@ pub(super) struct Arguments {
     #[arg(
         short = 'i',
         long,
-        alias = "image-count",
         value_name = "N",
         default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..),
@@ -127,17 +118,10 @@ pub(super) struct Arguments {
     images: u32,
 
     /// A file that ends in .png, a directory for files named after the prompt, or - for standard output
-    #[arg(
-        short,
-        long,
-        alias = "output-path",
-        value_name = "PATH",
-        default_value = ".",
-        help_heading = "Output"
-    )]
+    #[arg(short, long, value_name = "PATH", default_value = ".", help_heading = "Output")]
     output: PathBuf,
     /// Also write what the image looks like after every N steps
-    #[arg(long, alias = "save-every", value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
           help_heading = "Output")]
     preview_every: Option<u32>,
     /// Print only the files' names
@@ -184,6 +168,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for note in requests.first().into_iter().flat_map(|request| request.scheduler.notes()) {
         progress.say(format_args!("note: {note}"));
     }
+    if let Some(refusal) = requests.iter().find_map(|request| advice::refused(&model, &request.text)) {
+        bail!(refusal);
+    }
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let (first_seed, last_seed) = (*seeds.start(), *seeds.end());
@@ -215,21 +202,31 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let mut noise = source.seeded(seed)?;
         let mut run = {
-            let _waiting = (index == 0).then(|| progress.wait("loading the model"));
-            session.begin(request, &mut *noise, &cancel, &mut |_| {})?
+            let mut phases = Phases::new(&progress, "loading the model");
+            session.begin(request, &mut *noise, &cancel, &mut |event| phases.on(event))?
         };
         if index == 0 {
             times.load = begin.elapsed();
         }
         if seed == first_seed {
-            dropped_words(run.dropped()).into_iter().for_each(|words| progress.say(words));
+            let warnings = advice::all(session.model(Role::Base)?, request, model_name == demo::NAME);
+            let dropped_words = dropped_words(run.dropped());
+            warnings.into_iter().chain(dropped_words).for_each(|warning| progress.say(warning));
             dropped.extend(run.dropped().to_vec());
         }
-        denoise(&mut session, &mut run, &mut *noise, &progress, name, &previews, &mut times)?;
+        let counter = progress.evaluations(name, request.steps, run.total());
+        denoise(&mut session, &mut run, &mut *noise, &counter, &previews, &mut times)?;
+        drop(counter);
         if index + 1 == count {
             session.unload_unet(&run);
         }
-        let image = decode(&mut session, &run, &progress, &mut times)?;
+        let image = {
+            let mut phases = Phases::new(&progress, "decoding the image");
+            let begin = Instant::now();
+            let image = session.decode(&run, run.latents(), &mut |event| phases.on(event));
+            times.decode += begin.elapsed();
+            image.map_err(|error| explained(error, &run))?
+        };
         let path = place.write(&image, &parameters)?;
         if let Some(path) = path.as_ref().filter(|_| !arguments.json) {
             print_line(path.display())?;
@@ -243,7 +240,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     if !arguments.json {
-        progress.say(summary(&requests[0], &times, count, total));
+        progress.say(summary(&requests[0], &times, [first_seed, last_seed], count, total)?);
         return Ok(());
     }
     let summary = summary_json(&dropped, &requests[0], &model_name, &drawn, &times, total);
@@ -267,10 +264,7 @@ impl Arguments {
 
     /// The request with names resolved; absent options take the model's defaults.
     fn request(&self, prompt: &str, backend: &dyn Backend) -> DrawRequest {
-        let [width, height] = match self.size {
-            Some(size) => size.map(Some),
-            None => [None, None],
-        };
+        let [width, height] = self.size.given();
         DrawRequest {
             prompt: prompt.to_string(),
             prompt_2: self.prompt_2.clone(),
@@ -292,8 +286,7 @@ impl Arguments {
 
 /// One seed per image.
 fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u64>> {
-    // A random seed is short enough to type and valid for every random source.
-    let first = arguments.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
+    let first = arguments.seed.unwrap_or_else(values::random_seed);
     let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
         format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
@@ -313,12 +306,10 @@ fn denoise(
     session: &mut Session,
     run: &mut Run,
     noise: &mut dyn NoiseSource,
-    progress: &Progress,
-    name: String,
+    counter: &Counter,
     previews: &Previews,
     times: &mut Times,
 ) -> anyhow::Result<()> {
-    let counter = progress.count(name, Unit::Steps, run.total());
     loop {
         let begin = Instant::now();
         if !session.step(run, noise, &mut |_| {}).map_err(|error| explained(error, run))? {
@@ -335,15 +326,6 @@ fn denoise(
             counter.say(path.display());
         }
     }
-}
-
-/// Decodes the image of a run.
-fn decode(session: &mut Session, run: &Run, progress: &Progress, times: &mut Times) -> anyhow::Result<Image> {
-    let _waiting = progress.wait("decoding the image");
-    let begin = Instant::now();
-    let image = session.decode(run, run.latents(), &mut |_| {}).map_err(|error| explained(error, run))?;
-    times.decode += begin.elapsed();
-    Ok(image)
 }
 
 /// The error of a run, with its progress if it was cancelled.
@@ -389,20 +371,34 @@ fn shortened(words: &str) -> String {
     }
 }
 
-fn summary(request: &Request, times: &Times, images: usize, total: Duration) -> String {
+/// The last line: size, seeds and scheduler, then the times.
+fn summary(
+    request: &Request,
+    times: &Times,
+    [first, last]: [u64; 2],
+    images: usize,
+    total: Duration,
+) -> Result<String, SchedulerError> {
     let [width, height] = request.size;
     let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
-    format!(
-        "{} of {width}x{height} in {}: load {}, {} of {}, decode {}{}",
+    let seeds = match first == last {
+        true => format!("seed {first}"),
+        false => format!("seeds {first} to {last}"),
+    };
+    let noun = if times.evaluations == request.steps * images { "step" } else { "evaluation" };
+    Ok(format!(
+        "{} of {width}x{height}, {seeds}, {}, {}\nin {}: load {}, {} of {}, decode {}{}",
         counted(images, "image"),
+        values::scheduler_name(&request.scheduler)?,
+        counted(request.steps, "step"),
         seconds(total),
         seconds(times.load),
-        counted(times.evaluations, "step"),
+        counted(times.evaluations, noun),
         seconds(times.per_step()),
         seconds(times.decode),
         memory::in_summary()
-    )
+    ))
 }
 
 fn summary_json(

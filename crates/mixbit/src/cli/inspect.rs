@@ -10,14 +10,14 @@ use mixbit_packages::inspect::{InspectedFeature, InspectedNetwork, StoredTensor,
 use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
-use super::print_line;
 use super::printable::visible_line;
 use super::table::{Side, Table, byte_size, shortened};
+use super::{print_line, recipe, summary};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
-    /// of them, or a safetensors file
+    /// of them, a safetensors file, or a recipe file
     path: PathBuf,
     /// List every weight with its encoding and bits, in the order of the graph
     #[arg(long, conflicts_with = "mil")]
@@ -31,6 +31,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.path.extension().is_some_and(|extension| extension == "json") {
+        return recipe::show(&arguments.path, arguments.json);
+    }
     let networks = open(&arguments.path, &ConversionOptions::default())?;
     if let [file] = &networks[..]
         && file.function.is_none()
@@ -47,6 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let parts: Vec<Value> = networks.iter().map(to_json).collect();
         return print_line(format_args!("{:#}", json!({"parts": parts})));
     }
+    print_line(summary::of(&networks))?;
     for network in &networks {
         print_line(to_text(network))?;
         if arguments.layers {

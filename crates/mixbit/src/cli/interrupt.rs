@@ -1,22 +1,52 @@
 //! Ctrl-C, and the other ways in which a system asks a process to end.
+//!
+//! The first Ctrl-C raises a flag that the work looks at, and says so. Work that does not look at it within a
+//! second is ended all the same, unless a file is being written: that work looks at the flag with every
+//! portion, and removes what it began.
+
+use std::process::exit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use mixbit_engine::Cancel;
-use mixbit_mil::{Progress, Stopped, Unit};
 
-/// The exit code of a process that the user stopped.
-const STOPPED: i32 = 130;
+use super::{progress, stop};
+
+/// The exit code of a process that a second Ctrl-C ended.
+const KILLED: i32 = 130;
+
+/// The exit code of a process that stopped.
+const STOPPED: i32 = 1;
+
+/// The time that work has to stop by itself.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// True if the same command goes on where it was stopped.
+static GOES_ON: AtomicBool = AtomicBool::new(false);
+
+/// True once the end is reported: one thread does it.
+static REPORTED: AtomicBool = AtomicBool::new(false);
+
+/// Says whether the command goes on where it was stopped, if it is run again.
+pub(super) fn set_goes_on(goes_on: bool) {
+    GOES_ON.store(goes_on, Ordering::Relaxed);
+}
 
 /// The cancellation flag that the first Ctrl-C sets, or SIGTERM or SIGHUP; the second ends the process at
 /// once.
 pub(super) fn cancel() -> anyhow::Result<Cancel> {
-    let cancel = Cancel::new();
+    let cancel = stop::flag();
     let raised = cancel.clone();
     on_request(move || {
         if raised.is_cancelled() {
-            std::process::exit(STOPPED);
+            progress::clear();
+            exit(KILLED);
         }
         raised.cancel();
+        progress::print_line("stopping");
+        thread::spawn(end_if_deaf);
     })?;
     Ok(cancel)
 }
@@ -58,15 +88,30 @@ fn on_request(stop: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     ctrlc::set_handler(stop).context("Ctrl-C can't be handled")
 }
 
-/// A progress receiver that stops the work once the user asks for it.
-pub(super) struct Stoppable<'c, P> {
-    pub(super) progress: P,
-    pub(super) cancel: &'c Cancel,
+/// Ends the process if its work does not.
+fn end_if_deaf() {
+    thread::sleep(PATIENCE);
+    while stop::is_writing() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    if report_once() {
+        progress::clear();
+        progress::print_line(format_args!("error: {}", message("")));
+        exit(STOPPED);
+    }
+    // The other thread that reports ends the process.
 }
 
-impl<P: Progress> Progress for Stoppable<'_, P> {
-    fn advance(&self, done: u64, total: u64, unit: Unit) -> Result<(), Stopped> {
-        self.progress.advance(done, total, unit)?;
-        if self.cancel.is_cancelled() { Err(Stopped) } else { Ok(()) }
+/// True for the first caller.
+pub(super) fn report_once() -> bool {
+    !REPORTED.swap(true, Ordering::SeqCst)
+}
+
+/// The message of a stopped command, from that of the library that stopped.
+pub(super) fn message(cause: &str) -> String {
+    let stopped = if cause.starts_with("stopped") { cause } else { "stopped" };
+    match GOES_ON.load(Ordering::Relaxed) && !stopped.contains("run it again") {
+        true => format!("{stopped}; run it again to go on"),
+        false => stopped.to_string(),
     }
 }

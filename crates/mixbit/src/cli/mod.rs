@@ -1,35 +1,50 @@
 //! The command line.
 
+mod advice;
 mod analyze;
+mod arguments;
 mod backends;
 mod bench;
+mod colour;
 mod compare;
 mod convert;
 mod diff;
+mod doctor;
+mod estimate;
 mod generate;
 mod input;
 mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
+mod names;
+mod next;
 mod output;
 mod palettize;
+mod phases;
 mod predict;
 mod printable;
 mod profile;
 mod progress;
+mod recipe;
+mod stop;
+mod summary;
 mod table;
 mod values;
+mod verify;
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stderr, stdout};
-use std::path::PathBuf;
+use std::fs;
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use arguments::Understood;
 use printable::one_line;
 
 /// Stable Diffusion with mixed-bit palettization, on any machine.
@@ -45,14 +60,20 @@ enum Command {
     /// Draw images from a prompt
     Generate(Box<generate::Arguments>),
     /// Measure how far each layer of a model can be compressed, and make recipes
+    #[command(override_usage = "mixbit analyze [OPTIONS] --output DIR MODEL\n       \
+                                mixbit analyze merge [OPTIONS] --output DIR MODEL")]
     Analyze(Box<analyze::Arguments>),
     /// Draw the same images with several models or recipes, beside each other
     Compare(Box<compare::Arguments>),
     /// Measure how fast a model runs on this machine
+    #[command(override_usage = "mixbit bench [OPTIONS] [MODEL]")]
     Bench(Box<bench::Arguments>),
     /// Convert a model to Core ML packages
+    #[command(override_usage = "mixbit convert [OPTIONS] MODEL")]
     Convert(Box<convert::Arguments>),
     /// Store a model's weights in fewer bits, as Core ML packages
+    #[command(override_usage = "mixbit palettize [OPTIONS] --output PATH \
+                                <--nbits N|--scheme NAME|--recipe FILE> MODEL")]
     Palettize(Box<palettize::Arguments>),
     /// Show what a model, a Core ML package or a weight file consists of
     Inspect(inspect::Arguments),
@@ -60,35 +81,111 @@ enum Command {
     Diff(diff::Arguments),
     /// Run a Core ML package on tensors of a NumPy archive
     Predict(predict::Arguments),
-    /// Show the generation parameters that an image file holds
+    /// Show the generation parameters that image files hold
     Metadata(metadata::Arguments),
-    /// Print the completions of a shell
-    ///
-    /// For bash: mixbit completions bash > ~/.local/share/bash-completion/completions/mixbit
+    /// Show what this CPU computes in, the memory, versions and caches
+    Doctor(doctor::Arguments),
+    /// Print the completions of a shell, to be put where it looks for them
+    #[command(after_help = completions_help())]
     Completions {
         /// The shell
         shell: Shell,
     },
     /// Write the manual pages into a directory
-    #[command(hide = true)]
+    #[command(after_help = "For `man mixbit`: mixbit man ~/.local/share/man/man1")]
     Man {
-        /// Where `mixbit.1` and a page for each command are written
+        /// Where `mixbit.1` and a page for each command are written; made if it is not there
         directory: PathBuf,
     },
 }
 
+/// The shells with the places of their completions.
+const COMPLETIONS: [(Shell, &str); 5] = [
+    (Shell::Bash, "mixbit completions bash > ~/.local/share/bash-completion/completions/mixbit"),
+    (Shell::Zsh, "mixbit completions zsh > DIR/_mixbit, where DIR is one of those in $fpath"),
+    (Shell::Fish, "mixbit completions fish > ~/.config/fish/completions/mixbit.fish"),
+    (Shell::PowerShell, "mixbit completions powershell >> $PROFILE"),
+    (Shell::Elvish, "mixbit completions elvish >> ~/.config/elvish/rc.elv"),
+];
+
+/// The command for each shell.
+fn completions_help() -> String {
+    COMPLETIONS.map(|(shell, command)| format!("  {shell}: {command}")).join("\n")
+}
+
+/// Prints the completions of a shell; on a terminal also where they go.
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
+    print_line(String::from_utf8_lossy(&script).trim_end())?;
+    let place = COMPLETIONS.iter().find(|(other, _)| *other == shell).filter(|_| stdout().is_terminal());
+    place.into_iter().for_each(|(_, command)| progress::print_line(format_args!("note: {command}")));
+    Ok(())
+}
+
+/// Writes the manual pages, and says how they are read.
+fn manual(directory: &Path) -> anyhow::Result<()> {
+    let unwritable = || format!("the manual pages can't be written to {}", directory.display());
+    fs::create_dir_all(directory).with_context(unwritable)?;
+    clap_mangen::generate_to(Cli::command(), directory).with_context(unwritable)?;
+    let page = directory.join("mixbit.1");
+    print_line(page.display())?;
+    progress::print_line(format_args!("read it: man {}", page.display()));
+    Ok(())
+}
+
+/// The exit code of invalid arguments.
+const USAGE: u8 = 2;
+
 /// Runs the command line. Exit codes are 0 for success, 1 for an error and 2 for invalid arguments. `diff`
 /// exits with 1 for a difference and 2 for an error.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parsed(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(line) => {
+            progress::print_line(format_args!("error: {line}"));
+            return ExitCode::from(USAGE);
+        }
+    };
     let failure = match cli.command {
         Command::Diff(_) => ExitCode::from(2),
         _ => ExitCode::FAILURE,
     };
+    interrupt::set_goes_on(matches!(
+        cli.command,
+        Command::Convert(_) | Command::Palettize(_) | Command::Analyze(_)
+    ));
     run(cli).unwrap_or_else(|error| {
-        let _ = writeln!(stderr(), "error: {}", message(&error));
+        let mut line = message(&error);
+        if stop::is_raised() {
+            if !interrupt::report_once() {
+                // The thread that reports ends the process.
+                loop {
+                    std::thread::park();
+                }
+            }
+            line = interrupt::message(&line);
+        }
+        progress::print_line(format_args!("error: {line}"));
         failure
     })
+}
+
+/// Parses arguments, with the names of other tools. Help and the version are printed, and end the process.
+///
+/// # Errors
+/// The line for arguments that can't be understood.
+fn parsed(typed: Vec<OsString>) -> Result<Cli, String> {
+    let mut commands = Cli::command();
+    commands.build();
+    let Understood { arguments, notes } = arguments::understood(&commands, typed)?;
+    let cli = Cli::try_parse_from(&arguments)
+        .map_err(|error| arguments::refusal(&commands, &arguments, &error).unwrap_or_else(|| error.exit()))?;
+    let is_quiet = arguments.iter().any(|argument| argument == "-q" || argument == "--quiet");
+    for note in notes.iter().filter(|_| !is_quiet) {
+        progress::print_line(format_args!("note: {note}"));
+    }
+    Ok(cli)
 }
 
 /// An error and its causes on one line. A cause that the text already ends with is not repeated.
@@ -105,7 +202,7 @@ fn message(error: &anyhow::Error) -> String {
 
 /// Prints a line of results. A closed pipe, as with `head`, is no error.
 fn print_line(line: impl Display) -> anyhow::Result<()> {
-    match writeln!(stdout(), "{line}") {
+    match progress::beside(|| writeln!(stdout(), "{line}")) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("standard output can't be written to"),
     }
@@ -123,13 +220,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Diff(arguments) => return diff::run(&arguments),
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "mixbit", &mut script);
-            print_line(String::from_utf8_lossy(&script).trim_end())
-        }
-        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
-            .with_context(|| format!("the manual pages can't be written to {}", directory.display())),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { directory } => manual(&directory),
     }?;
     Ok(ExitCode::SUCCESS)
 }

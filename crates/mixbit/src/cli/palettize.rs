@@ -19,13 +19,11 @@ use mixbit_packages::package::{
 use mixbit_packages::palettize::{
     Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
 };
-use mixbit_packages::recipe::RecipeFile;
 use mixbit_packages::source::OpenOptions;
 
-use super::interrupt::Stoppable;
 use super::progress::Progress;
 use super::table::{Side, Table, byte_size, shortened};
-use super::{interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
@@ -50,6 +48,9 @@ pub(super) struct Arguments {
     /// Only these parts of the model, such as unet [default: all that it has]
     #[arg(long, value_name = "NAME", value_parser = values::parts(), num_args = 1..)]
     part: Vec<String>,
+    /// Then measure the PSNR of the UNet on images of this model, as after an analysis
+    #[arg(long)]
+    verify: bool,
     /// Also compile the packages into a Resources directory, as Apple's and other apps load them
     #[arg(long)]
     bundle_resources_for_swift_cli: bool,
@@ -68,9 +69,10 @@ pub(super) struct Arguments {
           help_heading = "Bits")]
     scheme: Option<String>,
     /// The bits of each layer of the UNet from a recipe file, Apple's or one of `mixbit analyze`
-    #[arg(long, value_name = "FILE", requires = "select", help_heading = "Bits")]
+    #[arg(long, value_name = "FILE", help_heading = "Bits")]
     recipe: Option<PathBuf>,
-    /// Which recipe of the file: its name, or a part that no other has, such as 4.50
+    /// Which recipe of the file: its name, a part that no other has, or bits per weight, such as 4.5, for
+    /// the nearest [default: the only one]
     #[arg(long, value_name = "NAME", requires = "recipe", help_heading = "Bits")]
     select: Option<String>,
     /// A checkpoint with the configuration of a package that has lost the names of its layers: they are found
@@ -103,6 +105,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let source = arguments.plan_source()?;
+    if let PlanSource::Recipe { name, .. } = &source {
+        progress.say(format_args!("recipe {name}"));
+    }
     let (mut job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
     if arguments.bundle_resources_for_swift_cli {
         job = job.with_bundle()?;
@@ -111,6 +116,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         progress.say(warning);
     }
     job.begin(arguments.force)?;
+    let (layers, weights) = job.work();
+    let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
+    if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
+        progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
+    }
     let (mut before, mut after) = (0, 0);
     let shown = Shown { progress: &progress, cancel: &cancel };
     for (index, target) in job.targets().iter().enumerate() {
@@ -119,7 +129,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             Outcome::Kept | Outcome::Copied => {}
             Outcome::Palettized(report) => {
                 if !arguments.quiet {
-                    print_report(&name, &report)?;
+                    print_report(target.kind.map_or(&name, |kind| kind.name), &report)?;
                 }
                 before += report.before;
                 after += report.after;
@@ -137,6 +147,21 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
+    if arguments.verify {
+        print_line(verify::verify(
+            values::model(arguments.model.as_deref(), arguments.demo)?,
+            &source,
+            &cancel,
+            &progress,
+        )?)?;
+    }
+    let is_whole = arguments.part.is_empty() && job.targets().len() > 1;
+    if is_whole {
+        progress.say(next::drawing(&arguments.output));
+    }
+    if arguments.bundle_resources_for_swift_cli {
+        progress.say(next::app(&arguments.output.join("Resources")));
+    }
     Ok(())
 }
 
@@ -162,11 +187,25 @@ pub(super) fn say_limits(model: &dyn ModelFiles, is_whole: bool, progress: &Prog
     Ok(())
 }
 
+/// A package among several, as the beginning of its phases' names.
+pub(super) fn place(index: usize, count: usize, target: &Target) -> String {
+    place_of("package", index, count, target.kind.map_or(&target.source, |kind| kind.name))
+}
+
+/// One thing among several.
+pub(super) fn place_of(what: &str, index: usize, count: usize, name: &str) -> String {
+    match count {
+        1 => name.to_string(),
+        _ => format!("{what} {} of {count}, {name}", index + 1),
+    }
+}
+
 impl Shown<'_> {
     /// Writes a package, and says so if it is kept.
     pub(super) fn write(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<Outcome> {
         let target = &job.targets()[index];
-        let written = job.write(index, force, &|phase| self.phase(phase, target));
+        let place = place(index, job.targets().len(), target);
+        let written = job.write(index, force, &|phase| self.phase(phase, target, &place));
         let outcome = written.or_else(|error| self.explained(error, target))?;
         if let Outcome::Kept = outcome {
             self.progress.say(kept(&target.path));
@@ -177,7 +216,8 @@ impl Shown<'_> {
     /// Compiles a package if the job does so, and prints the path.
     pub(super) fn bundle(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<()> {
         let target = &job.targets()[index];
-        let bundled = job.bundle(index, force, &|phase| self.phase(phase, target));
+        let place = place(index, job.targets().len(), target);
+        let bundled = job.bundle(index, force, &|phase| self.phase(phase, target, &place));
         let Some((path, is_new)) = bundled.or_else(|error| self.explained(error, target))? else {
             return Ok(());
         };
@@ -195,21 +235,26 @@ impl Shown<'_> {
         Ok(())
     }
 
-    /// The receiver of a phase of one package.
-    pub(super) fn phase(&self, phase: Phase, target: &Target) -> Box<dyn mixbit_mil::Progress + '_> {
-        let (progress, cancel, source) = (self.progress, self.cancel, &target.source);
-        let counter = match phase {
-            Phase::Palettes => progress.count(format!("{source}, palettes"), Unit::Layers, 0),
-            Phase::Writing => progress.bytes(format!("{source}, writing")),
-            Phase::Copying => progress.bytes(source),
-            Phase::Checking => progress.count(format!("{source}, checking"), Unit::Layers, 0),
-            Phase::Bundling => progress.bytes(format!("{source}, compiling")),
+    /// The receiver of a phase of one package at its place among all, which stops the work once the user asks
+    /// for it.
+    pub(super) fn phase(
+        &self,
+        phase: Phase,
+        target: &Target,
+        place: &str,
+    ) -> Box<dyn mixbit_mil::Progress + '_> {
+        let progress = self.progress;
+        Box::new(match phase {
+            Phase::Palettes => progress.count(format!("{place}, palettes"), Unit::Layers, 0),
+            Phase::Writing => progress.bytes(format!("{place}, writing")),
+            Phase::Copying => progress.bytes(format!("{place}, copying")),
+            Phase::Checking => progress.count(format!("{place}, checking"), Unit::Layers, 0),
+            Phase::Bundling => progress.bytes(format!("{place}, compiling")),
             Phase::Waiting => {
-                progress.say(format_args!("{source}: another run writes it; waiting for that"));
-                return Box::new(Stoppable { progress: (), cancel });
+                progress.say(format_args!("{}: another run writes it; waiting for that", target.source));
+                progress.wait(format!("{place}, waiting for another run"))
             }
-        };
-        Box::new(Stoppable { progress: counter, cancel })
+        })
     }
 
     fn explained<T>(&self, error: JobError, target: &Target) -> anyhow::Result<T> {
@@ -229,7 +274,7 @@ fn kept(path: &Path) -> String {
 fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
     let bits = |bytes: u64| 8.0 * bytes as f64 / report.weights.max(1) as f64;
     print_line(format_args!(
-        "{name}: layers {} at {:.2} bits, now {} at {:.2} bits; {} of them palettized, each decoded again and right",
+        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} layers palettized, each decoded again and right",
         byte_size(report.before as usize),
         bits(report.before),
         byte_size(report.after as usize),
@@ -255,10 +300,8 @@ impl Arguments {
             return Ok(uniform(scheme.parse()?));
         }
         let path = self.recipe.as_deref().context("say --nbits, --scheme or --recipe")?;
-        let file = RecipeFile::read(path)?;
-        let select = self.select.as_deref().unwrap_or_default();
-        let (name, _) = file.select(select).with_context(|| path.display().to_string())?;
-        Ok(PlanSource::Recipe { name: name.to_string(), file: Box::new(file), like: self.like.clone() })
+        let (file, name) = recipe::chosen(path, self.select.as_deref())?;
+        Ok(PlanSource::Recipe { name, file: Box::new(file), like: self.like.clone() })
     }
 
     /// The packages to write; no weight is read. Other files of a bundle are copied.

@@ -1,14 +1,20 @@
 //! Parsers of command-line values.
 
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
 
 use anyhow::bail;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Args, Command};
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::random::RANDOM_SOURCES;
-use mixbit_diffusion::scheduler::{PREDICTION_TYPES, SCHEDULERS, TimestepSpacing, scheduler_of_name};
+use mixbit_diffusion::scheduler::{
+    PREDICTION_TYPES, SCHEDULERS, SchedulerConfig, SchedulerError, SigmaSchedule, TimestepSpacing,
+    scheduler_of_name,
+};
 use mixbit_diffusion::session::Precision;
 use mixbit_engine::Backend;
 
@@ -37,31 +43,66 @@ pub(super) fn size(text: &str) -> Result<[usize; 2], String> {
     parse_size(text).ok_or_else(|| "a size is WIDTHxHEIGHT in pixels, such as 512x768".to_string())
 }
 
-/// A scheduler by any of its names, alone or with a sigma schedule.
-pub(super) fn schedulers() -> impl TypedValueParser<Value = String> {
-    SchedulerNames
+/// The size of images: both extents at once, or each by itself.
+#[derive(Debug, Default, Args)]
+pub(super) struct Size {
+    /// Width and height in pixels, multiples of 8 [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = size, conflicts_with_all = ["width", "height"])]
+    size: Option<[usize; 2]>,
+    /// Width in pixels
+    #[arg(short = 'W', long, value_name = "N", hide = true)]
+    width: Option<usize>,
+    /// Height in pixels
+    #[arg(short = 'H', long, value_name = "N", hide = true)]
+    height: Option<usize>,
 }
 
-/// The parser of [`schedulers`]: completions offer the command line's own names.
-#[derive(Clone)]
-struct SchedulerNames;
+impl Size {
+    /// Width and height in pixels, as far as they are given.
+    pub(super) fn given(&self) -> [Option<usize>; 2] {
+        self.size.map_or([self.width, self.height], |size| size.map(Some))
+    }
 
-impl TypedValueParser for SchedulerNames {
+    /// Width and height in pixels, each by default the model's.
+    pub(super) fn or(&self, [width, height]: [usize; 2]) -> [usize; 2] {
+        let given = self.given();
+        [given[0].unwrap_or(width), given[1].unwrap_or(height)]
+    }
+}
+
+/// A random seed: short enough to type, and valid for every random source.
+pub(super) fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 32
+}
+
+/// The parser of schedulers: any name that one has, alone or with a sigma schedule. Completions offer the
+/// command line's own names.
+#[derive(Clone)]
+pub(super) struct SchedulerName;
+
+impl TypedValueParser for SchedulerName {
     type Value = String;
 
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        argument: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<String, clap::Error> {
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
         let parse = |name: &str| scheduler_of_name(name).map(|_| name.to_string());
-        parse.parse_ref(command, argument, value)
+        parse.parse_ref(command, arg, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(SCHEDULERS.iter().map(|entry| PossibleValue::new(entry.name).help(entry.about))))
     }
+}
+
+/// A scheduler's name with its sigma schedule, as the option takes it.
+///
+/// # Errors
+/// If the configuration is contradictory.
+pub(super) fn scheduler_name(config: &SchedulerConfig) -> Result<String, SchedulerError> {
+    let name = config.entry().name;
+    Ok(match config.sigmas()? {
+        SigmaSchedule::Trained => name.to_string(),
+        sigmas => format!("{name}-{}", sigmas.name()),
+    })
 }
 
 /// The long help of the scheduler option: every scheduler with its help line.

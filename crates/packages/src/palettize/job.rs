@@ -211,6 +211,24 @@ impl PlanSource {
         needed.and_then(DeploymentTarget::of_opset).unwrap_or(asked)
     }
 
+    /// The schemes of the layers, each once.
+    pub fn schemes(&self) -> Vec<Scheme> {
+        match self {
+            PlanSource::Unchanged => Vec::new(),
+            PlanSource::Uniform { scheme, .. } => vec![*scheme],
+            PlanSource::Recipe { file, name, .. } => {
+                let recipe = file.recipes.get(name).map(|recipe| recipe.layers.values());
+                let mut schemes: Vec<Scheme> = Vec::new();
+                for scheme in recipe.into_iter().flatten().flatten() {
+                    if !schemes.contains(scheme) {
+                        schemes.push(*scheme);
+                    }
+                }
+                schemes
+            }
+        }
+    }
+
     /// The opset that has all schemes.
     fn since(&self) -> Option<Opset> {
         match self {
@@ -303,6 +321,20 @@ impl Job {
     /// The packages, in the order in which they are written.
     pub fn targets(&self) -> &[Target] {
         &self.targets.packages
+    }
+
+    /// The numbers of layers that are stored in fewer bits, and of their weights.
+    pub fn work(&self) -> (usize, u64) {
+        let planned = self
+            .targets
+            .packages
+            .iter()
+            .zip(&self.plans)
+            .filter_map(|(target, plan)| Some((target, plan.as_ref()?)));
+        let layers = planned.flat_map(|(target, plan)| {
+            target.layers.iter().filter(|layer| plan.contains_key(&layer.name)).map(Layer::count)
+        });
+        layers.fold((0, 0), |(layers, weights), count| (layers + 1, weights + count as u64))
     }
 
     /// Refuses outputs that are there and are others, unless `force` replaces them. Then makes the

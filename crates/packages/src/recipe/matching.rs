@@ -212,9 +212,11 @@ fn assigned(
     }
     sizes(file, &places)?;
     let made_on = file.details.as_ref().map(|details| &details.model.layers_checksum);
+    // The recipe was made on the layers that it names: smaller ones were not measured.
+    let measured: Vec<Layer> = places.into_values().cloned().collect();
     let is_same = made_on
         .filter(|_| is_named)
-        .map(|checksum| *checksum == ModelIdentity::of("", found).layers_checksum);
+        .map(|checksum| *checksum == ModelIdentity::of("", &measured).layers_checksum);
     Ok(Assignment { layers, is_same })
 }
 

@@ -238,13 +238,17 @@ impl RecipeFile {
         Ok(mixbit_formats::write_atomically(path, |file| file.write_all(text.as_bytes()))?)
     }
 
-    /// The recipe of that name, or the only one whose name it is a part of.
+    /// The recipe of that name, or the only one whose name it is a part of. A number is a number of bits per
+    /// weight: the recipe with the nearest is taken, the smaller of two as near.
     ///
     /// # Errors
     /// [`RecipeError::NoRecipe`] or [`RecipeError::Ambiguous`], with the names that there are.
     pub fn select(&self, asked: &str) -> Result<(&str, &Recipe), RecipeError> {
         if let Some((name, recipe)) = self.recipes.get_key_value(asked) {
             return Ok((name, recipe));
+        }
+        if let Some(nearest) = asked.parse().ok().and_then(|bits| self.nearest(bits)) {
+            return Ok(nearest);
         }
         let found: Vec<_> = self.recipes.iter().filter(|(name, _)| name.contains(asked)).collect();
         match found[..] {
@@ -259,9 +263,25 @@ impl RecipeFile {
             }),
         }
     }
+
+    /// The recipe with the number of bits per weight that is nearest to `bits`.
+    fn nearest(&self, bits: f64) -> Option<(&str, &Recipe)> {
+        let known = self.recipes.iter().filter_map(|(name, recipe)| Some((name, recipe, recipe.bits(name)?)));
+        let known = known.filter(|_| bits.is_finite() && bits > 0.0);
+        let (name, recipe, _) = known.min_by(|(_, _, a), (_, _, b)| {
+            (a - bits).abs().total_cmp(&(b - bits).abs()).then_with(|| a.total_cmp(b))
+        })?;
+        Some((name, recipe))
+    }
 }
 
 impl Recipe {
+    /// Average bits of a weight: as they were counted, or else as the recipe's name says.
+    pub fn bits(&self, name: &str) -> Option<f64> {
+        let named = || name.split('_').find_map(|word| word.parse().ok());
+        self.bits_per_weight.or_else(named)
+    }
+
     /// A checksum of the layers and their schemes.
     fn checksum(&self) -> String {
         let line = |(layer, scheme): (&String, &Option<Scheme>)| match scheme {

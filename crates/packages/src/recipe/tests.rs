@@ -183,11 +183,28 @@ fn recipes_are_selected_by_their_names_or_parts() {
     assert_eq!(file.select("6.55").unwrap().0, "recipe_6.55_bit_mixedpalette");
     let all = "recipe_4.50_bit_mixedpalette, recipe_6.55_bit_mixedpalette";
     assert_eq!(
-        file.select("3").unwrap_err().to_string(),
-        format!("no recipe is called `3`; there are {all}")
+        file.select("three").unwrap_err().to_string(),
+        format!("no recipe is called `three`; there are {all}")
     );
     let error = file.select("recipe").unwrap_err().to_string();
     assert_eq!(error, format!("several recipes have `recipe` in their names: {all}"));
+}
+
+#[test]
+fn a_number_selects_the_recipe_with_the_nearest_bits() {
+    let mut file = RecipeFile::parse(APPLES).unwrap();
+    let (small, large) = ("recipe_4.50_bit_mixedpalette", "recipe_6.55_bit_mixedpalette");
+    for (asked, name) in
+        [("4.5", small), ("4", small), ("1", small), ("6", large), ("16", large), ("5.5249", small)]
+    {
+        assert_eq!(file.select(asked).unwrap().0, name, "{asked}");
+    }
+    // What was counted wins over what the name says.
+    file.recipes.get_mut(small).unwrap().bits_per_weight = Some(8.0);
+    assert_eq!(file.select("8").unwrap().0, small);
+    for wrong in ["nan", "-1", "inf"] {
+        assert!(file.select(wrong).is_err(), "{wrong}");
+    }
 }
 
 /// A graph with a convolution for each name.

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::session::{Cancel, Component, GenerateError, PipelineStage, Precision, Session};
 use mixbit_engine::{Timing, TracedStep};
-use mixbit_mil::Unit;
 
 use super::super::backends::Machine;
 use super::super::progress::Progress;
@@ -39,8 +38,11 @@ pub(super) fn measure(
     cancel: &Cancel,
     progress: &Progress,
 ) -> Result<Measured, GenerateError> {
-    let counter = progress.count(&stage.folder, Unit::Steps, runs + 1);
-    let prepare = timed(|| stage.load(session))?;
+    let prepare = {
+        let _preparing = progress.wait(format!("preparing, {}", stage.folder));
+        timed(|| stage.load(session))?
+    };
+    let counter = progress.count_as(&stage.folder, "runs", runs + 1);
     let first = timed(|| stage.run(session, cancel))?;
     counter.steps(1, runs + 1);
     let before = stage.profile(session);

@@ -17,15 +17,17 @@ use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::random_source;
 use mixbit_diffusion::session::{Cancel, Component, GenerateError, Request, Session, Text};
 use mixbit_engine::Backend;
-use mixbit_mil::Unit;
 
 use super::backends::Machine;
+use super::phases::Phases;
 use super::progress::Progress;
-use super::{interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, print_line, values};
 use measure::{Measured, Peaks, measure};
 use mixbit_app::source::{LoadedModel, load};
 use mixbit_packages::source::OpenOptions;
 use report::Report;
+pub(super) use report::device;
+pub(super) use synthetic::default_directory as cache_directory;
 
 /// The prompt of all measurements. Prompts of any length take the same time.
 const PROMPT: &str = "a high quality photo of an astronaut riding a horse";
@@ -72,9 +74,8 @@ pub(super) struct Arguments {
           help_heading = "Model")]
     threads: Option<u16>,
 
-    /// Width and height in pixels, multiples of 8 [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = values::size, help_heading = "Measuring")]
-    size: Option<[usize; 2]>,
+    #[command(flatten, next_help_heading = "Measuring")]
+    size: values::Size,
     /// How often each part is run and timed, after one run that is timed by itself
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Measuring")]
@@ -127,6 +128,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runs = arguments.runs as usize;
     let stages = session.stages(&request, &arguments.components(), runs + 1, &mut *noise)?;
     let mut peaks = Peaks::default();
+    let estimated = !arguments.quiet && !arguments.json;
+    let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
+    let seconds = estimated.then(|| estimate::computing(&machine, request.precision, work)).flatten();
+    if let Some(seconds) = seconds {
+        progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
+    }
     let measured = stages.into_iter().map(|stage| {
         peaks.measure(&machine, stage.precision);
         measure(&mut session, stage, runs, &cancel, &progress)
@@ -165,7 +172,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn request(arguments: &Arguments, model: &DiffusionModel, backend: &dyn Backend) -> anyhow::Result<Request> {
     let request = Request::new(model, Text::new(PROMPT))?;
     Ok(Request {
-        size: arguments.size.unwrap_or(request.size),
+        size: arguments.size.or(request.size),
         steps: arguments.steps.unwrap_or(request.steps),
         precision: values::precision(&arguments.precision, backend),
         ..request
@@ -182,13 +189,18 @@ fn draw(
 ) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     let mut noise = random_source("torch")?.seeded(SEED)?;
-    let mut run = session.begin(request, &mut *noise, cancel, &mut |_| {}).map_err(explained)?;
-    let counter = progress.count("drawing", Unit::Steps, run.total());
+    let mut run = {
+        let mut phases = Phases::new(progress, "loading the model");
+        session.begin(request, &mut *noise, cancel, &mut |event| phases.on(event)).map_err(explained)?
+    };
+    let counter = progress.evaluations("drawing", request.steps, run.total());
     while session.step(&mut run, &mut *noise, &mut |_| {}).map_err(explained)? {
         counter.steps(run.done(), run.total());
     }
+    drop(counter);
     session.unload_unet(&run);
-    session.decode(&run, run.latents(), &mut |_| {}).map_err(explained)?;
+    let mut phases = Phases::new(progress, "decoding the image");
+    session.decode(&run, run.latents(), &mut |event| phases.on(event)).map_err(explained)?;
     Ok(load + begin.elapsed())
 }
 

@@ -71,30 +71,11 @@ impl Report<'_> {
         Some(self.until_first_step()? + unet.first.as_secs_f64() + more_steps + decoding)
     }
 
-    /// The summary's note on how the time per image was obtained.
-    fn end_to_end_source(&self) -> String {
-        let steps = self.request.steps;
-        match (self.end_to_end(), self.drawn) {
-            (None, _) => String::new(),
-            (_, Some(_)) => format!(", end to end: measured, {steps} steps"),
-            (_, None) => format!(", end to end: computed from the parts for {steps} steps"),
-        }
-    }
-
     /// The report as text tables.
     pub(super) fn tables(&self, profile: bool) -> String {
         let [width, height] = self.request.size;
-        let mut text = format!("{}, {width}x{height}\n\n{}\n\n{}\n", self.name, self.summary(), self.times());
-        let absent = |seconds: Option<f64>| seconds.map_or("not measured".to_string(), time);
-        text += &format!(
-            "\nload {}, until the first step {}{}{}\n",
-            time(self.load.as_secs_f64()),
-            absent(self.until_first_step()),
-            self.end_to_end_source(),
-            self.memory
-                .map(|bytes| format!(", peak memory {:.0} MB", bytes as f64 / 1e6))
-                .unwrap_or_default()
-        );
+        let (summary, times, rates) = (self.summary(), self.times(), self.rates());
+        let mut text = format!("{}, {width}x{height}\n{summary}\n\n{times}\n\n{rates}\n\n", self.name);
         let peaks = self.peaks.all().iter().map(|(precision, peak)| match peak {
             Some(peak) => {
                 let unit = if *precision == Precision::Int8 { "Gop/s" } else { "GFLOP/s" };
@@ -111,49 +92,69 @@ impl Report<'_> {
         text
     }
 
-    /// The summary line, in the usual format for comparing machines.
-    fn summary(&self) -> Table<6> {
-        let mut table = Table::new([
-            ("device", Side::Left),
-            ("threads", Side::Right),
-            ("precision", Side::Left),
-            ("attention", Side::Left),
-            ("end to end", Side::Right),
-            ("iterations/s", Side::Right),
-        ]);
-        table.row([
-            device(),
-            self.threads.to_string(),
-            self.request.precision.name().to_string(),
-            self.attention().map_or("-", AttentionImplementation::name).to_string(),
-            self.end_to_end().map_or("-".to_string(), time),
-            self.unet().map_or("-".to_string(), |unet| format!("{:.3}", 1.0 / unet.median().max(1e-9))),
-        ]);
-        table
+    /// The facts of the whole, a line for each.
+    fn summary(&self) -> String {
+        let mut lines = vec![
+            ("device", device()),
+            ("threads", self.threads.to_string()),
+            ("precision", self.request.precision.name().to_string()),
+        ];
+        lines.extend(self.attention().map(|attention| ("attention", attention.name().to_string())));
+        lines.extend(self.unet().map(|unet| {
+            let median = unet.median().max(1e-9);
+            ("speed", format!("{} a step, {:.3} iterations/s", time(median), 1.0 / median))
+        }));
+        let steps = self.request.steps;
+        lines.extend(self.end_to_end().map(|seconds| {
+            let source = if self.drawn.is_some() { "measured" } else { "computed from the parts" };
+            ("an image", format!("{} in {steps} steps, {source}", time(seconds)))
+        }));
+        lines.extend(self.until_first_step().map(|seconds| {
+            let load = time(self.load.as_secs_f64());
+            ("first step", format!("after {}, of them {load} for reading the model", time(seconds)))
+        }));
+        lines.extend(self.memory.map(|bytes| ("memory", format!("{:.0} MB at most", bytes as f64 / 1e6))));
+        let lines = lines.into_iter().map(|(name, value)| format!("  {name:<12}{value}"));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
-    fn times(&self) -> Table<9> {
+    fn times(&self) -> Table<6> {
         let mut table = Table::new([
             ("part", Side::Left),
-            ("precision", Side::Left),
             ("prepare", Side::Right),
             ("first run", Side::Right),
             ("median", Side::Right),
             ("least", Side::Right),
             ("most", Side::Right),
-            ("GFLOP/s", Side::Right),
-            ("of peak", Side::Right),
         ]);
         for part in self.parts {
             let [least, most] = part.extremes();
             table.row([
-                format!("{}, {}", part.folder, unit(part.component)),
-                part.precision.name().to_string(),
+                part.folder.clone(),
                 time(part.prepare.as_secs_f64()),
                 time(part.first.as_secs_f64()),
                 time(part.median()),
                 time(least),
                 time(most),
+            ]);
+        }
+        table
+    }
+
+    /// The work of each part: its unit, precision and rate.
+    fn rates(&self) -> Table<5> {
+        let mut table = Table::new([
+            ("part", Side::Left),
+            ("a run is", Side::Left),
+            ("precision", Side::Left),
+            ("GFLOP/s", Side::Right),
+            ("of peak", Side::Right),
+        ]);
+        for part in self.parts {
+            table.row([
+                part.folder.clone(),
+                unit(part.component).to_string(),
+                part.precision.name().to_string(),
                 format!("{:.1}", part.rate() / 1e9),
                 self.of_peak(part, part.rate()).map_or("-".to_string(), percent),
             ]);
@@ -313,7 +314,7 @@ fn percent(part: f64) -> String {
 }
 
 /// The CPU's name if the system reports it, else its architecture.
-fn device() -> String {
+pub(in crate::cli) fn device() -> String {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpus.lines().find_map(|line| line.strip_prefix("model name"));
     let name = name.and_then(|name| name.trim_start().strip_prefix(':')).map(str::trim);

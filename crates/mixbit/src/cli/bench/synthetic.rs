@@ -13,8 +13,7 @@ use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
 use mixbit_packages::palettize::{Job, JobError, PlanSource, Targets};
 use mixbit_packages::source::OpenOptions;
 
-use super::super::interrupt::Stoppable;
-use super::super::palettize::Shown;
+use super::super::palettize::{Shown, place};
 use super::super::progress::Progress;
 use super::super::table::byte_size;
 
@@ -27,6 +26,11 @@ const NOT_DRAWN_WITH: &str = "safety_checker";
 /// The components that image generation needs.
 const DRAWN_WITH: [&str; 3] = ["text_encoder", "unet", "vae_decoder"];
 
+/// The cache's directory where none is named.
+pub(in crate::cli) fn default_directory() -> PathBuf {
+    std::env::temp_dir().join("mixbit-bench")
+}
+
 /// A directory of synthetic models for benchmarks.
 pub(super) struct Cache<'a> {
     directory: PathBuf,
@@ -37,8 +41,7 @@ pub(super) struct Cache<'a> {
 impl<'a> Cache<'a> {
     /// The cache in a directory, by default in the system's temporary one.
     pub(super) fn new(directory: Option<&Path>, cancel: &'a Cancel, progress: &'a Progress) -> Self {
-        let default = || std::env::temp_dir().join("mixbit-bench");
-        Cache { directory: directory.map_or_else(default, Path::to_path_buf), cancel, progress }
+        Cache { directory: directory.map_or_else(default_directory, Path::to_path_buf), cancel, progress }
     }
 
     /// The directory of a model, written if absent.
@@ -66,7 +69,7 @@ impl<'a> Cache<'a> {
             byte_size(bytes),
             directory.display()
         ));
-        let counter = Stoppable { progress: self.progress.bytes(name), cancel: self.cancel };
+        let counter = self.progress.bytes(name);
         let written = skeleton.write(&directory, SEED, DType::F16, &counter);
         self.check_cancelled()?;
         written.with_context(|| {
@@ -97,7 +100,9 @@ impl<'a> Cache<'a> {
         }
         let shown = Shown { progress: self.progress, cancel: self.cancel };
         for (index, target) in job.targets().iter().enumerate() {
-            let written = job.write(index, is_other, &|phase| shown.phase(phase, target));
+            let written = job.write(index, is_other, &|phase| {
+                shown.phase(phase, target, &place(index, job.targets().len(), target))
+            });
             self.check_cancelled()?;
             written?;
         }

@@ -1,0 +1,191 @@
+//! Warnings about requests that a model can't fulfil as they are meant.
+
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::session::{Request, Text};
+use mixbit_diffusion::tokenizer::Tokenizer;
+
+use super::printable::visible_line;
+
+/// The most words that a warning lists.
+const LISTED: usize = 6;
+
+/// Syntax of other tools' prompts: its name, and its places in a prompt.
+struct Syntax {
+    /// The text that shows it, for the warning.
+    shown: fn(&str) -> Option<String>,
+    about: &'static str,
+}
+
+/// Syntax that reaches the text encoder as plain words.
+static SYNTAX: [Syntax; 3] = [
+    Syntax { shown: network, about: "no LoRA is loaded by the prompt, and its name counts as words" },
+    Syntax { shown: weight, about: "weights have no effect yet, and their numbers count as words" },
+    Syntax { shown: breaks, about: "prompts are not cut into parts yet, and BREAK counts as a word" },
+];
+
+/// `<lora:NAME:1>` and the like.
+fn network(prompt: &str) -> Option<String> {
+    prompt.match_indices('<').find_map(|(start, _)| {
+        let inside = prompt[start + 1..].split_once('>')?.0;
+        let (kind, _) = inside.split_once(':')?;
+        let is_known = ["lora", "lyco", "hypernet"].iter().any(|known| kind.eq_ignore_ascii_case(known));
+        is_known.then(|| format!("<{inside}>"))
+    })
+}
+
+/// `(words:1.2)`.
+fn weight(prompt: &str) -> Option<String> {
+    prompt.match_indices('(').find_map(|(start, _)| {
+        let inside = prompt[start + 1..].split_once(')')?.0;
+        let (_, number) = inside.rsplit_once(':')?;
+        number.trim().parse::<f32>().is_ok().then(|| format!("({inside})"))
+    })
+}
+
+/// `BREAK` by itself.
+fn breaks(prompt: &str) -> Option<String> {
+    prompt.split_whitespace().find(|word| *word == "BREAK").map(str::to_string)
+}
+
+/// The warnings about a request.
+pub(super) fn all(model: &DiffusionModel, request: &Request, is_demo: bool) -> Vec<String> {
+    let of_demo = if is_demo { of_demo(model, request) } else { Vec::new() };
+    [of_demo, syntax(&request.text), without_effect(model, request)].concat()
+}
+
+/// The warnings about the syntax of prompts.
+fn syntax(text: &Text) -> Vec<String> {
+    let optional = [&text.prompt_2, &text.negative_prompt, &text.negative_prompt_2];
+    let prompts = || std::iter::once(&text.prompt).chain(optional.into_iter().flatten());
+    let one = |syntax: &Syntax| {
+        let shown = prompts().find_map(|prompt| (syntax.shown)(prompt))?;
+        Some(format!("warning: `{}` in the prompt: {}", visible_line(&shown), syntax.about))
+    };
+    SYNTAX.iter().filter_map(one).collect()
+}
+
+/// The warnings about what the demo model was not made for.
+fn of_demo(model: &DiffusionModel, request: &Request) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let unknown = match model.text_encoders.first() {
+        Some(encoder) => unknown_words(&encoder.tokenizer, &request.text.prompt),
+        None => Vec::new(),
+    };
+    if !unknown.is_empty() {
+        warnings.push(format!(
+            "warning: the demo model draws coloured shapes only and does not know {}; --model DIR draws with another model",
+            listed(&unknown)
+        ));
+    }
+    let [[width, height], [made_width, made_height]] = [request.size, model.defaults.size];
+    if request.size != model.defaults.size {
+        warnings.push(format!(
+            "warning: the demo model was made for {made_width}x{made_height}, not {width}x{height}; --model DIR draws with \
+             another model"
+        ));
+    }
+    warnings
+}
+
+/// The words of a prompt that the vocabulary does not have whole, each once.
+fn unknown_words(tokenizer: &Tokenizer, prompt: &str) -> Vec<String> {
+    let mut unknown: Vec<String> = Vec::new();
+    let has_weights = weight(prompt).is_some();
+    for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        let tokens = tokenizer.encode(word).map_or(0, |encoding| encoding.used.saturating_sub(2));
+        // Every letter is a token, but no training caption has one as a word, except the article.
+        if has_weights && word.chars().all(|c| c.is_ascii_digit()) {
+            continue;
+        }
+        let is_letter = word.chars().count() == 1 && !word.eq_ignore_ascii_case("a");
+        if (tokens != 1 || is_letter) && !unknown.iter().any(|other| other.eq_ignore_ascii_case(word)) {
+            unknown.push(word.to_string());
+        }
+    }
+    unknown
+}
+
+/// Words in quotation marks, the first of them.
+fn listed(words: &[String]) -> String {
+    let quoted: Vec<String> = words.iter().take(LISTED).map(|word| format!("`{word}`")).collect();
+    match words.len().saturating_sub(LISTED) {
+        0 => quoted.join(", "),
+        more => format!("{} and {more} more words", quoted.join(", ")),
+    }
+}
+
+/// The option of a request that the model has no use for, with the reason; `None` if there is none.
+pub(super) fn refused(model: &DiffusionModel, text: &Text) -> Option<String> {
+    let has_one = model.text_encoders.len() < 2;
+    let given = [("--prompt-2", &text.prompt_2), ("--negative-prompt-2", &text.negative_prompt_2)];
+    let (option, _) = given.into_iter().find(|(_, text)| text.is_some())?;
+    has_one.then(|| {
+        format!(
+            "{option} is for the second text encoder of XL models, and this model has only one: leave it out"
+        )
+    })
+}
+
+/// The warnings about options without an effect.
+fn without_effect(model: &DiffusionModel, request: &Request) -> Vec<String> {
+    let has_negative = request.text.negative_prompt.is_some() || request.text.negative_prompt_2.is_some();
+    let is_guided = request.guidance_scale > 1.0 && !model.unet.takes_guidance;
+    let mut warnings = Vec::new();
+    let why = match model.unet.takes_guidance {
+        true => "this model is guided without one".to_string(),
+        false => format!("the guidance scale is {}, not above 1", request.guidance_scale),
+    };
+    if has_negative && !is_guided {
+        warnings.push(format!("warning: the negative prompt has no effect: {why}"));
+    }
+    if request.guidance_rescale > 0.0 && !is_guided {
+        warnings.push(format!("warning: --guidance-rescale has no effect: {why}"));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syntax_of_other_tools_is_warned_about() {
+        for (prompt, shown) in [
+            ("a cat <lora:detail:0.8>", vec!["<lora:detail:0.8>"]),
+            ("a (red:1.2) cat BREAK a dog", vec!["(red:1.2)", "BREAK"]),
+            ("a cat (sitting: happy), 1 < 2, 16:9 (wide), BREAKING", vec![]),
+            ("((best quality)) <3", vec![]),
+        ] {
+            let warnings = syntax(&Text::new(prompt));
+            assert_eq!(warnings.len(), shown.len(), "{prompt}: {warnings:?}");
+            for (warning, shown) in warnings.iter().zip(shown) {
+                assert!(warning.contains(&format!("`{shown}`")), "{warning}");
+            }
+        }
+        let negative = Text { negative_prompt: Some("(bad:1.4)".to_string()), ..Text::new("x") };
+        assert_eq!(syntax(&negative).len(), 1);
+    }
+
+    #[test]
+    #[cfg(feature = "demo-model")]
+    fn the_demo_model_knows_what_it_can_not() {
+        let model = mixbit_app::source::load(None, &Default::default()).unwrap().model;
+        let warnings = |prompt: &str, size| {
+            let request = Request { size, ..Request::new(&model, Text::new(prompt)).unwrap() };
+            of_demo(&model, &request)
+        };
+        let size = model.defaults.size;
+        assert!(
+            warnings("a small red circle above a large Blue square, on a white background", size).is_empty()
+        );
+        let words = warnings("a Lighthouse at the left of a red lighthouse at night", size);
+        assert_eq!(words.len(), 1);
+        assert!(words[0].contains("`Lighthouse`, `night`;") && words[0].contains("--model"), "{words:?}");
+        assert!(warnings("a b c d e f g h i", size)[0].contains("and 2 more words"));
+        let sizes = warnings("a red circle", [512, 512]);
+        assert!(
+            sizes.len() == 1 && sizes[0].contains("128x128") && sizes[0].contains("--model"),
+            "{sizes:?}"
+        );
+    }
+}
