@@ -8,6 +8,7 @@ use mixbit_app::synthetic::Skeleton;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::family::Family;
 use mixbit_engine::Cancel;
+use mixbit_formats::make_subdirectory;
 use mixbit_mil::DType;
 use mixbit_packages::package::{ConversionOptions, DeploymentTarget};
 use mixbit_packages::palettize::{Job, JobError, PlanSource, Targets};
@@ -34,6 +35,8 @@ pub(in crate::cli) fn default_directory() -> PathBuf {
 /// A directory of synthetic models for benchmarks.
 pub(super) struct Cache<'a> {
     directory: PathBuf,
+    /// True if the user did not name the directory: it must not lead elsewhere.
+    is_default: bool,
     cancel: &'a Cancel,
     progress: &'a Progress,
 }
@@ -41,7 +44,9 @@ pub(super) struct Cache<'a> {
 impl<'a> Cache<'a> {
     /// The cache in a directory, by default in the system's temporary one.
     pub(super) fn new(directory: Option<&Path>, cancel: &'a Cancel, progress: &'a Progress) -> Self {
-        Cache { directory: directory.map_or_else(default_directory, Path::to_path_buf), cancel, progress }
+        let is_default = directory.is_none();
+        let directory = directory.map_or_else(default_directory, Path::to_path_buf);
+        Cache { directory, is_default, cancel, progress }
     }
 
     /// The directory of a model, written if absent.
@@ -49,6 +54,9 @@ impl<'a> Cache<'a> {
     /// # Errors
     /// If it cannot be written, or the user stops the writing.
     pub(super) fn model(&self, name: &str, nbits: Option<Width>) -> anyhow::Result<PathBuf> {
+        if self.is_default {
+            make_subdirectory(&self.directory)?;
+        }
         let checkpoint = self.checkpoint(name)?;
         match nbits {
             Some(width) => self.packages(&checkpoint, name, width),
