@@ -254,7 +254,9 @@ def cases_of(kind):
         for eta in (0.3, 1.0):
             for name, config in (("", {}), ("-v", {"prediction_type": "v_prediction"})):
                 yield f"eta{eta}{name}-n4", config, 4, {"eta": eta}
-    for begin in () if kind == "ipndm" else (2,) if lcm else (4, 9):
+    # In the middle of a step, the ancestral DPM2 ends at NaN.
+    begins = {"ipndm": (), "dpm2-ancestral": (4, 8)}.get(kind, (2,) if lcm else (4, 9))
+    for begin in begins:
         yield f"begin{begin}-n{usual}", {}, usual, {"begin_index": begin}
     if kind.startswith("dpm-"):
         sde = {"algorithm_type": "sde-dpmsolver++"}
@@ -471,6 +473,10 @@ def main():
     refused = []
     for kind in kinds:
         for name, config, steps, arguments in cases_of(kind):
+            if kind == "dpm2-ancestral" and steps == 2:
+                # The difference of nearly equal squares: its middle level depends on the last bit of PyTorch's
+                # square root, which is another on another CPU.
+                continue
             key = f"{kind}/{name}"
             config = {**base(kind), **config}
             try:

@@ -158,8 +158,8 @@ impl Tokenizer {
     /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
-    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token, or a token
-    /// has no embedding.
+    /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token, or a
+    /// token has no embedding.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
         let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
         let mut encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;

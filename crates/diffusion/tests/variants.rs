@@ -97,7 +97,8 @@ fn what_does_not_count_changes_nothing() {
         config["power"] = json!(0.67);
     };
     let whole_clip = |config: &mut Value| {
-        *config = json!({ "model_type": "clip", "text_config": config.take(), "vision_config": { "hidden_size": 7 } });
+        let vision = json!({ "hidden_size": 7 });
+        *config = json!({ "model_type": "clip", "text_config": config.take(), "vision_config": vision });
     };
     let sd15 = || Changed::of("sd15").unwrap();
     let cases = [

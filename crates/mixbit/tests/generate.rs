@@ -360,7 +360,7 @@ fn unet(model: &Path) -> std::path::PathBuf {
 
 #[test]
 fn damaged_models_are_refused_by_name() {
-    let cases: [(&str, Damage, &[&str]); 27] = [
+    let cases: [(&str, Damage, &[&str]); 28] = [
         (
             "a component that is a number",
             |m| edit(&m.join("model_index.json"), |i| i["text_encoder"] = json!(3)),
@@ -438,8 +438,13 @@ fn damaged_models_are_refused_by_name() {
         ),
         (
             "an unknown scheduler",
-            |m| edit(&m.join("scheduler/scheduler_config.json"), |c| c["_class_name"] = json!("Magic")),
-            &["Magic"],
+            |m| edit(&m.join("model_index.json"), |i| i["scheduler"][1] = json!("MagicScheduler")),
+            &["MagicScheduler", "--scheduler"],
+        ),
+        (
+            "another architecture",
+            |m| edit(&m.join("model_index.json"), |i| i["_class_name"] = json!("FluxPipeline")),
+            &["FluxPipeline", "FLUX", "Draw Things"],
         ),
         (
             "zero heads",

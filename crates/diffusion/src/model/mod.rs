@@ -341,8 +341,8 @@ fn fitting(tokenizer: Tokenizer, embeddings: usize) -> Result<Tokenizer, String>
     let ids = tokenizer.base_size();
     tokenizer.with_embeddings(embeddings).ok_or_else(|| {
         format!(
-            "its tokenizer makes {ids} ids and the text encoder has {embeddings} embeddings: they are of different \
-             models"
+            "its tokenizer makes {ids} ids and the text encoder has {embeddings} embeddings: they are of \
+             different models"
         )
     })
 }

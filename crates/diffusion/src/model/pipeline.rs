@@ -1,7 +1,8 @@
 //! The pipeline classes of diffusers that are of other architectures, or that change a model's settings.
 
-/// Families of other architectures, by the beginning of their pipelines' names: what they are, and a program
-/// that runs them. Other names are judged by the model's parts, because fine-tunes name pipelines of their own.
+/// Families of other architectures, by the beginning of their pipelines' names: what they are, and a
+/// program that runs them. Other names are judged by the model's parts, because fine-tunes name pipelines of
+/// their own.
 const OTHERS: &[(&[&str], &str, &str)] = &[
     (&["Flux", "ReduxImageEncoder"], "FLUX", IMAGES),
     (&["StableDiffusion3"], "Stable Diffusion 3", IMAGES),
@@ -104,8 +105,8 @@ const IMAGES: &str = "stable-diffusion.cpp, Draw Things and diffusers run it";
 /// The program that runs the others.
 const OTHER_IMAGES: &str = "diffusers runs it";
 
-/// The pipelines that correct old scheduler configurations (`steps_offset`, `clip_sample`) when diffusers makes
-/// them.
+/// The pipelines that correct old scheduler configurations (`steps_offset`, `clip_sample`) when diffusers
+/// makes them.
 const CORRECTING: &[&str] = &[
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",

@@ -166,7 +166,8 @@ impl ModelScheduler {
         if !assumed.is_empty() {
             let scheduler = config.entry().name;
             config.note(format!(
-                "`{scheduler}` takes {}, as Stable Diffusion needs: the model's scheduler_config.json does not say so",
+                "`{scheduler}` takes {}, as Stable Diffusion needs: the model's scheduler_config.json does not \
+                 say so",
                 assumed.join(", ")
             ));
         }
@@ -201,7 +202,8 @@ mod tests {
 
     #[test]
     fn what_the_model_says_is_kept() {
-        let file = json!({"_class_name": "PNDMScheduler", "clip_sample": true, "steps_offset": 0, "set_alpha_to_one": true,
+        let file = json!({
+            "_class_name": "PNDMScheduler", "clip_sample": true, "steps_offset": 0, "set_alpha_to_one": true,
             "beta_start": 0.0001});
         let ddim = scheduler(file).with_scheduler("ddim").unwrap();
         assert!(ddim.notes().is_empty(), "{:?}", ddim.notes());

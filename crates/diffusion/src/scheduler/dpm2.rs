@@ -77,7 +77,7 @@ impl Dpm2 {
         let levels: Vec<Levels> =
             (0..steps).map(|step| Levels::new(&single.sigmas, step, ancestral)).collect();
         let trained = TrainedSigmas::new(&schedule);
-        let middles = levels.iter().map(|levels| trained.timestep(levels.middle.into()));
+        let middles = levels.iter().map(|levels| trained.timestep_f32(levels.middle));
         let mut timesteps = single.timesteps[..1].to_vec();
         for (middle, &next) in middles.zip(&single.timesteps[1..]) {
             timesteps.extend([middle, next]);

@@ -36,7 +36,8 @@ pub(super) const ENTRY: SchedulerEntry = SchedulerEntry {
 };
 
 struct DpmSde {
-    /// One timestep per evaluation, and the noise levels: every one but the first and the final appears twice.
+    /// One timestep per evaluation, and the noise levels: every one but the first and the final appears
+    /// twice.
     grid: SigmaGrid,
     spacing: TimestepSpacing,
     prediction: Prediction,

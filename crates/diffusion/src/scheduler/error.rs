@@ -21,7 +21,8 @@ pub enum SchedulerError {
     },
     /// The class in a model's files is not in the table.
     #[error(
-        "the model's scheduler {class} is not among those that mixbit has; draw with another (--scheduler): {known}"
+        "the model's scheduler {class} is not among those that mixbit has; draw with another (--scheduler): \
+         {known}"
     )]
     UnknownClass {
         /// The class.
@@ -31,8 +32,8 @@ pub enum SchedulerError {
     },
     /// A scheduler for models that are trained in another way.
     #[error(
-        "the model is trained with {training} (its scheduler is {class}), which `{name}` does not follow; take one of \
-         {fitting}"
+        "the model is trained with {training} (its scheduler is {class}), which `{name}` does not follow; take \
+         one of {fitting}"
     )]
     OtherTraining {
         /// The model's own class.

@@ -1,5 +1,5 @@
-//! Euler's method for flow matching: Lipman et al. (arXiv 2210.02747), with the shift of timesteps of Esser et
-//! al. (arXiv 2403.03206, section 5.3.2), as for fine-tunes of Stable Diffusion XL that are trained so.
+//! Euler's method for flow matching: Lipman et al. (arXiv 2210.02747), with the shift of timesteps of Esser
+//! et al. (arXiv 2403.03206, section 5.3.2), as for fine-tunes of Stable Diffusion XL that are trained so.
 //!
 //! A sample at level `sigma` is `(1 - sigma) x0 + sigma noise`, and the model predicts the velocity
 //! `noise - x0`.

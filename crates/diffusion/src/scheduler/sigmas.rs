@@ -253,6 +253,16 @@ impl TrainedSigmas {
         torch_linspace(max, min, steps + 1).into_iter().map(|log| exp(log).into()).collect()
     }
 
+    /// [`timestep`](Self::timestep) in f32, as diffusers computes it for a tensor of PyTorch.
+    pub(super) fn timestep_f32(&self, sigma: f32) -> f64 {
+        let log = numpy_ln(sigma.max(1e-10));
+        let below = self.logs.partition_point(|&other| log - other >= 0.0);
+        let low = below.saturating_sub(1).min(self.logs.len().saturating_sub(2));
+        let Some(&above) = self.logs.get(low + 1) else { return 0.0 };
+        let weight = ((self.logs[low] - log) / (self.logs[low] - above)).clamp(0.0, 1.0);
+        f64::from((1.0 - weight) * low as f32 + weight * (low + 1) as f32)
+    }
+
     /// The timestep of a level, interpolated in its logarithm and held at the ends.
     pub(super) fn timestep(&self, sigma: f64) -> f64 {
         let log = sigma.max(1e-10).ln();

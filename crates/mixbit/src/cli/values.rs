@@ -112,9 +112,9 @@ pub(super) fn scheduler_help() -> String {
     for entry in SCHEDULERS {
         text += &format!("  {:width$}  {}\n", entry.name, entry.about);
     }
-    text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras; -trailing \
-            spaces timesteps from the last one down. The names of diffusers, AUTOMATIC1111 and ComfyUI are \
-            understood too, as in \"DPM++ 2M Karras\" or euler_ancestral."
+    text + "\nSigma schedules: -karras, -exponential, -beta or -lu after the name, as in dpmpp-2m-karras; \
+            -trailing spaces timesteps from the last one down. The names of diffusers, AUTOMATIC1111 and ComfyUI \
+            are understood too, as in \"DPM++ 2M Karras\" or euler_ancestral."
 }
 
 /// Every prediction type.
