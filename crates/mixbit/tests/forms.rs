@@ -65,7 +65,7 @@ fn form(name: &str, model: &Model) -> Value {
         features.iter().map(|feature| (feature.name.clone(), shape(feature))).collect::<Map<_, _>>().into()
     };
     let mut functions = Map::new();
-    for function in &model.structure.functions {
+    for function in &model.form.functions {
         functions.insert(function.name.clone(), inputs(&function.inputs));
     }
     if functions.is_empty() {
@@ -75,7 +75,7 @@ fn form(name: &str, model: &Model) -> Value {
         "package": name,
         "specification": model.specification_version,
         "default": model.program.default_function.clone().unwrap_or_default(),
-        "models": model.structure.models.len(),
+        "models": model.form.models.len(),
         "functions": functions,
     })
 }

@@ -138,7 +138,7 @@ fn packaged(path: &Path) -> Result<Vec<InspectedNetwork>, InspectError> {
         what: "it has no function `main`".to_string(),
     })?;
     let metadata = all_metadata(&model.metadata);
-    let models = model.structure.models.iter().enumerate();
+    let models = model.form.models.iter().enumerate();
     let pipeline: Vec<String> = models
         .map(|(index, part)| match part.name.as_str() {
             "" => (index + 1).to_string(),
@@ -146,7 +146,7 @@ fn packaged(path: &Path) -> Result<Vec<InspectedNetwork>, InspectError> {
         })
         .collect();
     let network = |function: &Function| {
-        let described = model.structure.functions.iter().find(|described| described.name == function.name);
+        let described = model.form.functions.iter().find(|described| described.name == function.name);
         let [inputs, outputs] = match described {
             Some(described) => [&described.inputs, &described.outputs],
             None => [&model.inputs, &model.outputs],

@@ -96,7 +96,7 @@ impl Predictor {
             let name = function.unwrap_or("main").to_string();
             PredictError::NoFunction { path: path.to_path_buf(), name, known: known.join(", ") }
         })?;
-        let described = model.structure.functions.iter().find(|described| described.name == found.name);
+        let described = model.form.functions.iter().find(|described| described.name == found.name);
         let inputs = described.map_or(&model.inputs, |described| &described.inputs).clone();
         Ok(Predictor { function: found.clone(), inputs })
     }

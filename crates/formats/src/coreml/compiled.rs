@@ -20,8 +20,8 @@ use super::schema::model::ML_PROGRAM;
 use super::schema::{IOS_18, MODEL_PATH, WEIGHT_FILE};
 use super::wire::Message;
 use super::{
-    CoreMlError, FeatureKind, Model, ShapeFlexibility, StoredModel, Structure, WeightFiles, build_info,
-    metadata, specification,
+    CoreMlError, FeatureKind, Form, Model, ShapeFlexibility, StoredModel, WeightFiles, build_info, metadata,
+    specification,
 };
 use crate::files::Files;
 use crate::{Claim, Error, base64, sha256};
@@ -52,7 +52,7 @@ pub(super) fn read(files: &Files, class: String) -> Result<Model, Error> {
     };
     let program = mixbit_mil::text::parse(&text, &mut resolve).map_err(in_text)?;
     let class = generated_class(files).unwrap_or(class);
-    specification::finish(version, class, description, program, Structure::default())
+    specification::finish(version, class, description, program, Form::default())
         .map_err(|problem| in_model("model.mil", problem))
 }
 
@@ -114,7 +114,7 @@ fn check(model: &Model) -> Result<(), CoreMlError> {
             format!("writing {what} as a compiled .mlmodelc (write an .mlpackage, which has all of it)");
         Err(CoreMlError::unsupported(what))
     };
-    if !model.structure.models.is_empty() {
+    if !model.form.models.is_empty() {
         return refused("a pipeline of models");
     }
     if model.program.functions.len() > 1 {

@@ -28,7 +28,7 @@ pub(super) fn with_literals(model: &Model) -> Result<Program, CoreMlError> {
 
 /// The specification of a package. `stored` are the models whose programs it has.
 pub(super) fn package(model: &Model, stored: &[StoredModel<'_>]) -> Result<Vec<u8>, CoreMlError> {
-    let parts = &model.structure.models;
+    let parts = &model.form.models;
     if let ([], [only]) = (&parts[..], stored) {
         return Ok(specification(only)?.into_bytes());
     }
@@ -52,7 +52,7 @@ pub(super) fn specification(stored: &StoredModel<'_>) -> Result<Writer, CoreMlEr
     let mut program = Writer::new();
     program.number(schema::program::VERSION, 1);
     for (index, function) in model.program.functions.iter().enumerate() {
-        let open = model.structure.open.get(&function.name);
+        let open = model.form.open.get(&function.name);
         let writer = FunctionWriter { function, index, stored, open };
         program.entry(schema::program::FUNCTIONS, &function.name, &writer.write()?);
     }
@@ -71,7 +71,7 @@ pub(super) fn description(model: &Model) -> Description {
         inputs: model.inputs.clone(),
         outputs: model.outputs.clone(),
         metadata: model.metadata.clone(),
-        functions: model.structure.functions.clone(),
+        functions: model.form.functions.clone(),
         default_function: model.program.default_function.clone(),
     }
 }

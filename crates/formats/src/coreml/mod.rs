@@ -9,7 +9,7 @@
 //! programs, compiled pipelines, state, control flow, sequences as features, and tensors of unknown rank.
 //!
 //! ```
-//! use mixbit_formats::coreml::{self, Feature, Metadata, Model, Structure};
+//! use mixbit_formats::coreml::{self, Feature, Form, Metadata, Model};
 //! use mixbit_mil::{Builder, DType, Opset, Program, TensorType};
 //!
 //! let ty = TensorType::new(DType::F32, [1, 4]);
@@ -23,7 +23,7 @@
 //!     inputs: vec![Feature::array("x", "", ty.clone())],
 //!     outputs: vec![Feature::array("y", "", ty)],
 //!     metadata: Metadata::default(),
-//!     structure: Structure::default(),
+//!     form: Form::default(),
 //! };
 //! # let folder = std::env::temp_dir().join(format!("mixbit-doc-{}", std::process::id()));
 //! let path = folder.join("Double.mlpackage");
@@ -84,7 +84,7 @@ pub struct Model {
     /// The metadata.
     pub metadata: Metadata,
     /// Several functions, the models of a pipeline, flexible shapes.
-    pub structure: Structure,
+    pub form: Form,
 }
 
 /// An input or output as a model describes it.
@@ -159,9 +159,9 @@ pub struct FunctionFeatures {
 /// default extents there.
 pub(crate) type OpenAxes = BTreeMap<String, BTreeMap<String, Vec<bool>>>;
 
-/// A package's structure beyond one function of fixed shapes. The default is no more than that.
+/// A package's form beyond one function of fixed shapes. The default is no more than that.
 #[derive(Clone, Debug, Default)]
-pub struct Structure {
+pub struct Form {
     /// The features of each function, if the package describes several.
     pub functions: Vec<FunctionFeatures>,
     /// The models of a pipeline, in the order in which they run. [`Model::program`] is all of them as one.
@@ -343,7 +343,7 @@ pub(crate) struct StoredModel<'m> {
 /// of a pipeline are numbered, as coremltools does it.
 fn stored(model: &Model) -> Vec<StoredModel<'_>> {
     let one = |model, file: String| StoredModel { model, placement: Placement::plan(model), file };
-    let models = model.structure.models.iter().enumerate();
+    let models = model.form.models.iter().enumerate();
     let parts: Vec<_> =
         models.map(|(index, part)| one(&part.model, format!("weights/{index}-weight.bin"))).collect();
     if parts.is_empty() { vec![one(model, schema::WEIGHT_FILE.to_string())] } else { parts }

@@ -6,9 +6,7 @@ use mixbit_mil::{DType, Function, Program, ValueId};
 
 use super::description::{Description, describes};
 use super::wire::Message;
-use super::{
-    CoreMlError, Feature, FeatureKind, Model, PipelineModel, Structure, WeightFiles, program, schema,
-};
+use super::{CoreMlError, Feature, FeatureKind, Form, Model, PipelineModel, WeightFiles, program, schema};
 use crate::shown::shown;
 
 /// The supported specification versions.
@@ -74,8 +72,8 @@ impl<'a> Parts<'a> {
         let program = self.program.ok_or_else(|| message.malformed("there is no ML program"))?;
         let description = self.description(message)?;
         let (program, open) = program::read(program, &|name| description.input_types(name), weights)?;
-        let structure = Structure { open, ..Structure::default() };
-        finish(self.version as u32, class, description, program, structure)
+        let form = Form { open, ..Form::default() };
+        finish(self.version as u32, class, description, program, form)
     }
 
     /// A pipeline, whose models are also given as one program.
@@ -113,8 +111,8 @@ impl<'a> Parts<'a> {
         let models: Vec<PipelineModel> = models.collect();
         let whole = joined(&models)?;
         let version = (self.version as u32).max(6 + whole.opset as u32);
-        let structure = Structure { models, ..Structure::default() };
-        finish(version, class, self.description(message)?, Program::new(whole), structure)
+        let form = Form { models, ..Form::default() };
+        finish(version, class, self.description(message)?, Program::new(whole), form)
     }
 }
 
@@ -146,12 +144,12 @@ pub(super) fn finish(
     class: String,
     description: Description,
     program: Program,
-    structure: Structure,
+    form: Form,
 ) -> Result<Model, CoreMlError> {
     let Description { inputs, outputs, metadata, functions, default_function } = description;
     let program = Program { default_function, ..program };
-    let structure = Structure { functions, ..structure };
-    let mut model = Model { specification_version, class, program, inputs, outputs, metadata, structure };
+    let form = Form { functions, ..form };
+    let mut model = Model { specification_version, class, program, inputs, outputs, metadata, form };
     set_image_types(&mut model);
     check(&model)?;
     Ok(model)
@@ -174,7 +172,7 @@ fn set_image_types(model: &mut Model) {
 /// Checks that a model's description and version fit its program.
 pub(super) fn check(model: &Model) -> Result<(), CoreMlError> {
     check_version(model.specification_version.into())?;
-    for part in &model.structure.models {
+    for part in &model.form.models {
         check(&part.model)?;
     }
     let program = &model.program;
@@ -198,7 +196,7 @@ pub(super) fn check(model: &Model) -> Result<(), CoreMlError> {
         }
     }
     check_described(main, &model.inputs, &model.outputs)?;
-    for described in &model.structure.functions {
+    for described in &model.form.functions {
         let function = program.function(&described.name).ok_or_else(|| {
             let name = shown(&described.name);
             CoreMlError::inconsistent(format!("the program has no function `{name}`, which is described"))

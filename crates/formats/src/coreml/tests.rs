@@ -73,7 +73,7 @@ fn packages_are_written_the_same_again() {
                 return Err(format!("other bytes: {written:?}"));
             }
             // What was read from a package of Apple's is all there.
-            if original.structure.models.is_empty() {
+            if original.form.models.is_empty() {
                 let compiled =
                     [scratch.path().join("first.mlmodelc"), scratch.path().join("second.mlmodelc")];
                 write_compiled(&compiled[0], &original, &()).unwrap();
@@ -136,7 +136,7 @@ fn model() -> Model {
             user_defined: [("key".to_string(), "välue".to_string())].into(),
             ..Metadata::default()
         },
-        structure: Structure::default(),
+        form: Form::default(),
     }
 }
 

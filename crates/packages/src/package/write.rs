@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use mixbit_diffusion::arch::io;
-use mixbit_formats::coreml::{self, Feature, Metadata, Structure};
+use mixbit_formats::coreml::{self, Feature, Form, Metadata};
 use mixbit_mil::{Function, Program, ValueId, Weights};
 
 use super::error::{PackageError, PlanError};
@@ -78,7 +78,7 @@ impl Package {
                 user_defined: self.user_defined.clone().into_iter().chain(source).collect(),
             },
             program: Program::new(function),
-            structure: Structure::default(),
+            form: Form::default(),
         })
     }
 }

@@ -129,7 +129,7 @@ pub fn model_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError>
 
 /// The layers of every function of a package: one after the other, of a pipeline model by model.
 fn stored_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
-    let parts = &model.structure.models;
+    let parts = &model.form.models;
     if !parts.is_empty() {
         let layers = parts.iter().map(|part| stored_layers(&part.model));
         return Ok(layers.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
@@ -167,7 +167,7 @@ pub fn palettize(
     let mut model = model.clone();
     let mut encoded = SharedEncodings::default();
     let mut after = Vec::new();
-    match &mut model.structure.models[..] {
+    match &mut model.form.models[..] {
         [] => encoded.apply(&mut model.program, plan, progress, &mut after)?,
         parts => {
             for part in parts {

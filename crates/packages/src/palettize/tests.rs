@@ -31,7 +31,7 @@ fn model(opset: Opset) -> coreml::Model {
         outputs: function.outputs().iter().map(|&id| feature(id)).collect(),
         metadata: coreml::Metadata::default(),
         program: Program::new(function),
-        structure: coreml::Structure::default(),
+        form: coreml::Form::default(),
     }
 }
 
