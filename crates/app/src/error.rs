@@ -144,7 +144,10 @@ impl Kind for TokenizerError {
 impl Kind for SchedulerError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::UnknownScheduler { .. } | Self::UnknownField { .. } => ErrorKind::Unsupported,
+            Self::UnknownScheduler { .. }
+            | Self::UnknownClass { .. }
+            | Self::UnknownField { .. }
+            | Self::OtherTraining { .. } => ErrorKind::Unsupported,
             _ => ErrorKind::Invalid,
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::error::SchedulerError;
 use super::field::{Field, Kind, integer, is_off, number};
-use super::names::{NamedScheduler, names_where, scheduler_of_name};
+use super::names::{Choice, NamedScheduler, names_where, scheduler_of_name};
 use super::words::{Prediction, SigmaSchedule, TimestepSpacing, Word};
 use super::{SCHEDULERS, SchedulerEntry};
 
@@ -86,7 +86,11 @@ impl SchedulerConfig {
         let entry = named.entry;
         let mut config = SchedulerConfig { entry, values: modern(values, entry.class)?, notes: Vec::new() };
         config.apply_presets();
-        named.apply_variant(&mut config)?;
+        match named.variant.map(|variant| &variant.choice) {
+            None => {}
+            Some(Choice::Sigmas(schedule)) => config.set_sigmas(*schedule)?,
+            Some(Choice::Spacing(spacing)) => config.set_timestep_spacing(*spacing)?,
+        }
         config.validate()?;
         Ok(config)
     }

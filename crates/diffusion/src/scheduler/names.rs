@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use super::config::SchedulerConfig;
 use super::error::SchedulerError;
 use super::words::{SigmaSchedule, TimestepSpacing};
 use super::{SCHEDULERS, SchedulerEntry};
@@ -21,11 +20,12 @@ pub struct SchedulerVariant {
     pub name: &'static str,
     /// Words of other programs for the same.
     pub aliases: &'static [&'static str],
-    choice: Choice,
+    pub(super) choice: Choice,
 }
 
+/// The schedule that a variant chooses.
 #[derive(Debug, PartialEq, Eq)]
-enum Choice {
+pub(super) enum Choice {
     Sigmas(SigmaSchedule),
     Spacing(TimestepSpacing),
 }
@@ -56,21 +56,6 @@ pub struct NamedScheduler {
     pub entry: &'static SchedulerEntry,
     /// The word after its name.
     pub variant: Option<&'static SchedulerVariant>,
-}
-
-impl NamedScheduler {
-    /// Sets the fields that the variant stands for.
-    ///
-    /// # Errors
-    ///
-    /// If the class does not have the schedule.
-    pub(super) fn apply_variant(self, config: &mut SchedulerConfig) -> Result<(), SchedulerError> {
-        match self.variant.map(|variant| &variant.choice) {
-            None => Ok(()),
-            Some(Choice::Sigmas(schedule)) => config.set_sigmas(*schedule),
-            Some(Choice::Spacing(spacing)) => config.set_timestep_spacing(*spacing),
-        }
-    }
 }
 
 /// The name on the command line, with the variant after it.

@@ -153,7 +153,12 @@ impl Run {
         // A scheduler of its own, because a step changes it.
         let mut scheduler = self.request.scheduler.build(self.request.steps)?;
         let step = StepInput { index: self.next, model_output: &guided, sample: &self.latents, images: 1 };
-        Ok(scheduler.step(step, &mut TorchSource::new(0)).original)
+        let mut noise = TorchSource::new(0);
+        // The second evaluation of a step is told from a first by the one before it.
+        if scheduler.order() == 2 && !self.done().is_multiple_of(2) {
+            scheduler.step(StepInput { index: self.next - 1, ..step }, &mut noise);
+        }
+        Ok(scheduler.step(step, &mut noise).original)
     }
 
     /// True if all evaluations are done.
