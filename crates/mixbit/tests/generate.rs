@@ -69,7 +69,7 @@ fn images_go_where_they_are_asked_to() {
     let cases: [(&[&str], &[&str]); 6] = [
         (&[], &["a_red_circle.7.png"]),
         (&["--output", "x.png"], &["x.png"]),
-        (&["--output", "x.PNG", "--images", "2"], &["x.7.png", "x.8.png"]),
+        (&["--output", "x.PNG", "--images", "2"], &["x.7.PNG", "x.8.PNG"]),
         (
             &["--output", "new/er", "--images", "2"],
             &["new/er/a_red_circle.7.png", "new/er/a_red_circle.8.png"],
