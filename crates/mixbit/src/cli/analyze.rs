@@ -70,8 +70,8 @@ pub(super) struct Arguments {
     /// Leave layers of at most N weights unchanged
     #[arg(long, value_name = "N", default_value_t = 100_000, help_heading = "Measuring")]
     min_size: usize,
-    /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with by turns [default: 16 in
-    /// the binary]
+    /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with
+    /// by turns [default: 16 in the binary]
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     prompts: Option<PathBuf>,
     /// What not to draw
