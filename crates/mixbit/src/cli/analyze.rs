@@ -77,8 +77,8 @@ pub(super) struct Arguments {
     /// Leave layers of at most N weights unchanged; 100000 as Apple's script
     #[arg(long, value_name = "N", default_value_t = MIN_SIZE, help_heading = "Measuring")]
     min_size: usize,
-    /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with by turns [default: 16 in
-    /// the binary]
+    /// A text file with prompts, one on each line, or - for standard input, to measure on and to verify with
+    /// by turns [default: 16 in the binary]
     #[arg(long, value_name = "FILE", help_heading = "Measuring")]
     prompts: Option<PathBuf>,
     /// What not to draw
