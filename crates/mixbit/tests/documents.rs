@@ -143,7 +143,8 @@ fn made_small_line(line: &str) -> String {
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
-        let (from, to) = (entry.as_ref().map(|entry| entry.path())?, to.join(entry?.file_name()));
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
         match from.is_dir() {
             true => copy(&from, &to)?,
             false => fs::copy(&from, &to).map(drop)?,
