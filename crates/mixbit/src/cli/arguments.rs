@@ -148,7 +148,7 @@ impl<I: Iterator<Item = OsString>> Translator<'_, I> {
             let value = value.to_str()?;
             let is_typed = |typed: &&str| typed.eq_ignore_ascii_case(value);
             let mut known = VALUES.iter().filter(|known| known.option == name);
-            known.find(|known| known.typed.iter().any(|typed| is_typed(&typed))).map(|known| known.means)
+            known.find(|known| known.typed.iter().any(is_typed)).map(|known| known.means)
         };
         let other = match &value {
             Some(value) => spelling(value),
