@@ -99,7 +99,7 @@ fn masked_line(line: &str) -> String {
     let is_timed = (0..words.len()).any(|index| is_number(words[index]) && has_unit(index));
     let is_timed = is_timed || line.ends_with('%');
     let mask = |(index, word): (usize, &&str)| match is_number(word) {
-        true if has_unit(index) || is_timed => "#".to_string(),
+        true if has_unit(index) || is_timed && word.contains('.') => "#".to_string(),
         true if word.contains('.') => {
             word.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect()
         }
