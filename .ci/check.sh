@@ -13,6 +13,12 @@ if ! cargo --version >/dev/null 2>&1; then
         --component clippy,rustfmt
 fi
 
+# The screens of commands are tested in tmux.
+if [ "${CI:-}" = true ] && ! command -v tmux >/dev/null; then
+    sudo=$(command -v sudo || true)
+    $sudo apt-get update -qq && $sudo apt-get install -qq -y --no-install-recommends tmux >/dev/null
+fi
+
 # check NAME COMMAND...: runs one check and prints its time.
 check() {
     local name=$1 status=0 start=$SECONDS
