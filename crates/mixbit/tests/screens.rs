@@ -2,7 +2,7 @@
 //! and sizes are masked. `UPDATE_SCREENS=1 cargo test --test screens` writes them again.
 //!
 //! The terminal is tmux; without it nothing is tested, and the test fails in CI (`CI=true`).
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::fs;
 use std::path::{Path, PathBuf};
