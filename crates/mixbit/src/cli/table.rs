@@ -85,14 +85,15 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A text of at most so many characters, with an ellipsis for its middle if it is longer.
+/// A text of at most so many characters, with an ellipsis for its middle if it is longer. More is kept of the
+/// end, where the names of layers differ most.
 fn without_middle(text: &str, most: usize) -> String {
     let characters: Vec<char> = text.chars().collect();
     if characters.len() <= most {
         return text.to_string();
     }
-    let end = most / 2;
-    let start = most.saturating_sub(end + 1);
+    let start = most * 2 / 5;
+    let end = most.saturating_sub(start + 1);
     let [first, last] = [&characters[..start], &characters[characters.len() - end..]];
     first.iter().chain(&['…']).chain(last).collect()
 }
