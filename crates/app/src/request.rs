@@ -277,8 +277,8 @@ fn number<T: std::str::FromStr>(option: &'static str, text: Option<&str>) -> Res
     text.map(|text| text.parse().map_err(|_| value(option, text))).transpose()
 }
 
-/// Width and height of the text `WIDTHxHEIGHT`, or of one number for a square. `None` if a side is not a number
-/// above 0.
+/// Width and height of the text `WIDTHxHEIGHT`, or of one number for a square. `None` if a side is not a
+/// number above 0.
 pub fn parse_size(text: &str) -> Option<[usize; 2]> {
     let (width, height) = text.split_once(['x', 'X', '×']).unwrap_or((text, text));
     let side = |side: &str| side.trim().parse::<usize>().ok().filter(|&side| side > 0);

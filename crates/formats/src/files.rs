@@ -13,8 +13,8 @@ use crate::{Error, lfs, map_file};
 /// The most bytes of a configuration, such as `config.json`.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
-/// The most bytes of text files that are larger than configurations, by the ends of their names. JSON takes up
-/// to 36 bytes of memory for a byte of text.
+/// The most bytes of text files that are larger than configurations, by the ends of their names. JSON takes
+/// up to 36 bytes of memory for a byte of text.
 const LIMITS: [(&str, u64); 7] = [
     ("vocab.json", 16 << 20),
     ("merges.txt", 16 << 20),

@@ -235,10 +235,8 @@ fn spread_bits(values: &[u8], bits: usize, mask: &[u8], count: usize) -> Vec<u8>
     if bits.is_multiple_of(8) {
         return spread(values, bits / 8, mask, count);
     }
-    let mut next = 0;
-    for at in (0..count).filter(|&at| bits_at(mask, 1, at) == 1) {
+    for (next, at) in (0..count).filter(|&at| bits_at(mask, 1, at) == 1).enumerate() {
         let code = bits_at(values, bits, next);
-        next += 1;
         let position = at * bits;
         let wide = code << (position % 8);
         out[position / 8] |= wide as u8;

@@ -445,8 +445,9 @@ impl WeightRef {
     /// The elements, row-major, little-endian, in the type that [`ty`](Self::ty) says.
     ///
     /// # Errors
-    /// [`WeightError::View`] for a cast that is not between float types, [`WeightError::Memory`] if the system
-    /// refuses the memory for elements that are not stored one by one: a few bytes can encode any number.
+    /// [`WeightError::View`] for a cast that is not between float types, [`WeightError::Memory`] if the
+    /// system refuses the memory for elements that are not stored one by one: a few bytes can encode any
+    /// number.
     pub fn read(&self) -> Result<Cow<'_, [u8]>, WeightError> {
         self.check_memory()?;
         let stored = self.read_stored();

@@ -1,9 +1,9 @@
 //! The commands of the README and of the guide in `docs/guide`.
 //!
-//! Fenced blocks marked `sh` are run, in the order of a page, in a scratch directory and home of the page's own.
-//! `MODEL` is a tiny checkpoint there, `fixtures/pipelines/sdxl`; [`SMALL`] makes pictures small and steps few.
-//! Blocks marked `console` install, download or take gigabytes: they are not run but counted, by [`NOT_RUN`].
-//! Commands and options that a page names within its text are looked up in the help.
+//! Fenced blocks marked `sh` are run, in the order of a page, in a scratch directory and home of the page's
+//! own. `MODEL` is a tiny checkpoint there, `fixtures/pipelines/sdxl`; [`SMALL`] makes pictures small and
+//! steps few. Blocks marked `console` install, download or take gigabytes: they are not run but counted, by
+//! [`NOT_RUN`]. Commands and options that a page names within its text are looked up in the help.
 
 #![cfg(unix)]
 

@@ -145,8 +145,8 @@ impl ModelScheduler {
         let has_betas = ["beta_start", "beta_end", "beta_schedule", "trained_betas"]
             .iter()
             .any(|name| values.get(*name).is_some_and(|value| !value.is_null()));
-        let is_absent = |name: &str| !values.contains_key(name) && !(name.starts_with("beta") && has_betas);
-        let absent: Vec<_> = needed.iter().filter(|(name, _)| is_absent(name)).collect();
+        let is_given = |name: &str| values.contains_key(name) || (name.starts_with("beta") && has_betas);
+        let absent: Vec<_> = needed.iter().filter(|(name, _)| !is_given(name)).collect();
         let mut completed: Map<String, Value> = values.clone();
         completed.extend(absent.iter().map(|(name, value)| (name.to_string(), value.json())));
         (Value::Object(completed), absent.into_iter().map(|(name, _)| *name).collect())

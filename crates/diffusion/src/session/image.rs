@@ -52,8 +52,8 @@ impl Image {
             let turned = resample(&transposed(rows, [width, old]), [old, width], height);
             transposed(&turned, [height, width])
         };
-        // Each pass rounds to bytes, so their order counts. As in Pillow 13, the height goes first if it shrinks
-        // by more than twice the pixels that the width shrinks by.
+        // Each pass rounds to bytes, so their order counts. As in Pillow 13, the height goes first if it
+        // shrinks by more than twice the pixels that the width shrinks by.
         let shrinks_by = |from: usize, to: usize| from as i64 - to as i64;
         let by_height = shrinks_by(self.height, height);
         let rows = match by_height > 0 && by_height > 2 * shrinks_by(self.width, width) {

@@ -55,6 +55,9 @@ pub struct TokenizerFiles<'a> {
 /// Ids by token.
 type Vocabulary = HashMap<String, u32>;
 
+/// Added tokens by id.
+type AddedTokens = BTreeMap<u64, AddedToken>;
+
 /// Pairs of pieces, in order of priority.
 type Merges = Vec<(String, String)>;
 
@@ -135,7 +138,7 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
 fn settings(
     files: &TokenizerFiles<'_>,
     tokenizer: Option<&Map<String, Value>>,
-) -> Result<(Map<String, Value>, BTreeMap<u64, AddedToken>), TokenizerError> {
+) -> Result<(Map<String, Value>, AddedTokens), TokenizerError> {
     let mut config = files.config.map(|text| object(CONFIG_FILE, text)).transpose()?.unwrap_or_default();
     // Newer configurations list every added token; older ones are spread over three files.
     let mut added: BTreeMap<u64, AddedToken> = BTreeMap::new();

@@ -53,6 +53,20 @@ pub(crate) fn cases() -> Vec<Case> {
             .bytes("lut", DType::F16, &[1, 1, 2, 2], &f16s(&[1.0, 2.0, 3.0, 4.0]))
             .arg("vector_axis", 0)
             .expect(&[&[3.0, 1.0, 3.0, 4.0, 2.0, 4.0]]),
+        // Results are the mask, and an element where it is set: places 0 and 2 of row 0, and 2 of row 1.
+        case("constexpr_lut_to_sparse")
+            .ios18()
+            .bytes("indices_mask", DType::U1, &[2, 3], &[0b10_0101])
+            .bytes("indices_nonzero_data", DType::U1, &[3], &[0b101])
+            .bytes("lut", DType::F16, &[1, 1, 2, 1], &f16s(&[5.0, 7.0]))
+            .expect(&[&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], &[7.0, 5.0, 7.0]]),
+        case("constexpr_sparse_blockwise_shift_scale")
+            .ios18()
+            .bytes("data_mask", DType::U1, &[2, 3], &[0b10_0101])
+            .bytes("nonzero_data", DType::I4, &[3], &[0x81, 0x07])
+            .bytes("scale", DType::F16, &[2, 1], &f16s(&[0.5, 2.0]))
+            .bytes("offset", DType::I4, &[2, 1], &[0x21])
+            .expect(&[&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0], &[0.0, -4.5, 10.0]]),
         case("constexpr_sparse_to_dense")
             .bytes("nonzero_data", DType::F16, &[3], &f16s(&[5.0, 6.0, 7.0]))
             .bytes("mask", DType::U8, &[1], &[0b10_0101])

@@ -43,8 +43,8 @@ pub fn added_tokens(model: &dyn ModelFiles) -> Result<BTreeMap<u32, String>, Voc
 /// The names of the files that [`vocabulary`] gives.
 pub(crate) const VOCABULARY: [&str; 3] = ["vocab.json", "merges.txt", "added_tokens.json"];
 
-/// `vocab.json` and `merges.txt` of a model's first tokenizer, by name; XL's two have the same. Where there are
-/// added tokens, also `added_tokens.json` with their ids.
+/// `vocab.json` and `merges.txt` of a model's first tokenizer, by name; XL's two have the same. Where there
+/// are added tokens, also `added_tokens.json` with their ids.
 ///
 /// # Errors
 /// [`VocabularyError`].

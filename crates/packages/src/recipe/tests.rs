@@ -290,8 +290,11 @@ fn fine_tunes_are_the_same_model() {
     assert_eq!(assign(&file, recipe, &layers).unwrap().is_same, Some(true));
     let reversed: Vec<Layer> = layers.iter().rev().cloned().collect();
     assert_eq!(ModelIdentity::of("demo", &reversed), identity);
+    // A layer that was not measured, such as a small one, is no other model.
     let more = mixbit_compress::layers(&graph(&[names[0], names[1], ("extra.weight", TO_Q)]));
-    assert_eq!(assign(&file, recipe, &more).unwrap().is_same, Some(false));
+    assert_eq!(assign(&file, recipe, &more).unwrap().is_same, Some(true));
+    let turned = mixbit_compress::layers(&graph(&[("down.0.to_q.weight", &[16, 4, 1, 1]), names[1]]));
+    assert_eq!(assign(&file, recipe, &turned).unwrap().is_same, Some(false));
 }
 
 #[test]
