@@ -14,12 +14,15 @@ use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
 
+/// A change of a component's JSON file.
+type Change = dyn Fn(&str, &str, &mut Value);
+
 /// A fixture model with one changed file, and other classes in its `model_index.json`.
 struct Changed {
     base: Box<dyn ModelFiles>,
     class: Option<&'static str>,
     scheduler: Option<&'static str>,
-    json: Box<dyn Fn(&str, &str, &mut Value)>,
+    json: Box<Change>,
     added_tokens: Option<String>,
 }
 

@@ -131,8 +131,8 @@ fn to_text(network: &InspectedNetwork) -> String {
                 format!("of {} models: {}", network.pipeline.len(), network.pipeline.join(", ")),
             );
         }
-        let features: [(&str, fn(&Function) -> &[ValueId]); 2] =
-            [("input", Function::inputs), ("output", Function::outputs)];
+        type Ids = fn(&Function) -> &[ValueId];
+        let features: [(&str, Ids); 2] = [("input", Function::inputs), ("output", Function::outputs)];
         for (what, ids) in features {
             for feature in network.features(ids) {
                 line(what, format!("{}: {}", feature.name, feature.type_and_kind()));
