@@ -92,7 +92,7 @@ fn without_middle(text: &str, most: usize) -> String {
     if characters.len() <= most {
         return text.to_string();
     }
-    let start = most * 2 / 5;
+    let start = most * 4 / 9;
     let end = most.saturating_sub(start + 1);
     let [first, last] = [&characters[..start], &characters[characters.len() - end..]];
     first.iter().chain(&['…']).chain(last).collect()
@@ -124,7 +124,7 @@ mod tests {
     fn a_long_name_loses_its_middle() {
         let mut table = Table::new([("dB", Side::Right), ("layer", Side::Left)]);
         table.row(["43.6".into(), "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0".into()]);
-        assert_eq!(table.within(40), "    dB   layer\n  43.6   down_blocks.1.a….attn1.to_out.0");
+        assert_eq!(table.within(40), "    dB   layer\n  43.6   down_blocks.1….0.attn1.to_out.0");
         assert!(table.within(40).lines().all(|line| line.chars().count() <= 40));
         assert!(table.within(usize::MAX).contains("transformer_blocks"));
     }
