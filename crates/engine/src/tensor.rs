@@ -119,6 +119,11 @@ impl Tensor {
         if let Some(values) = literal.to_floats() {
             return Self::from_f32(shape, values.into_iter().map(|value| value as f32).collect());
         }
+        // A mask of sparse weights.
+        if let (DType::U1, Some(bytes)) = (literal.ty().dtype, literal.bytes()) {
+            let bit = |at: usize| i32::from(bytes[at / 8] >> (at % 8) & 1);
+            return Self::from_i32(shape, (0..literal.ty().count()).map(bit).collect());
+        }
         let ints = literal.to_ints().ok_or_else(|| Error::ElementType { ty: literal.ty().clone() })?;
         let narrow: Option<Vec<i32>> = ints.into_iter().map(|value| i32::try_from(value).ok()).collect();
         Self::from_i32(shape, narrow.ok_or_else(|| Error::ElementType { ty: literal.ty().clone() })?)
