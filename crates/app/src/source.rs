@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mixbit_diffusion::model::DiffusionModel;
+use mixbit_packages::bundle::Bundle;
 use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, Source};
 use mixbit_packages::{Assumption, OpenError};
 
@@ -27,6 +28,11 @@ pub fn open(path: Option<&Path>, options: &OpenOptions) -> Result<OpenedModel, O
 /// # Errors
 /// [`OpenError`].
 pub fn open_checkpoint(path: Option<&Path>, options: &OpenOptions) -> Result<OpenedModel, OpenError> {
+    if let Some(path) = path.filter(|path| Bundle::is_at(path) && !path.join("model_index.json").is_file()) {
+        let what =
+            "it holds packages, which are converted already: `mixbit palettize` makes smaller ones of them";
+        return Err(OpenError::Package { path: path.to_path_buf(), what: what.to_string() });
+    }
     let checkpoints = SOURCES.into_iter().filter(|source| source.is_checkpoint);
     mixbit_packages::source::open(path, options, checkpoints)
 }

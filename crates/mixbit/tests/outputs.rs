@@ -106,6 +106,33 @@ fn conversions_demand_a_model() -> Outcome {
     Ok(())
 }
 
+/// What a newcomer lost, or got in place of what was asked.
+#[test]
+fn nothing_is_written_over_a_model_or_taken_for_a_prompt() -> Outcome {
+    let scratch = with_model()?;
+    let weights = "model/unet/diffusion_pytorch_model.safetensors";
+    run(scratch.path(), &["convert", "--model", "model", "--convert-unet", "--output", "packages", "-q"])?;
+    let before = tree(scratch.path())?;
+    let cases: [(&[&str], &str); 7] = [
+        (
+            &["compare", "--models", "model", "a", "--output", weights],
+            "no PNG: give a name that ends in .png",
+        ),
+        (&["compare", "--models", "model", "model", "a"], "models go into --models"),
+        (&["convert", "--model", "model", "--output", "model"], "is the model itself"),
+        (&["palettize", "--model", "model/.", "--nbits", "4", "--output", "model"], "is the model itself"),
+        (&["convert", "--model", "packages", "--output", "again"], "`mixbit palettize` makes smaller"),
+        (&["bench", "--model", "model", "--synthetic", "sd15"], "leave out --model"),
+        (&["generate", "a", "--model", "org/name"], "hf download org/name"),
+    ];
+    for (arguments, message) in cases {
+        let error = run(scratch.path(), arguments).unwrap_err();
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+    assert!(before == tree(scratch.path())?, "{:?}", names(scratch.path()));
+    Ok(())
+}
+
 #[test]
 fn conversions_at_once_give_whole_packages() -> Outcome {
     let scratch = with_model()?;

@@ -342,7 +342,7 @@ fn what_can_not_be_done_is_said() -> Result<(), Error> {
             &package,
             &out,
             &["--recipe", fine, "--select", "c"],
-            "fine.json: no recipe is called `c`; there are a4, b4",
+            "fine.json: no recipe is called `c`; the file has a4, b4",
         ),
         (&package, &out, &["--nbits", "3"], "palette-3 needs macOS15, and the package is for macOS13"),
         (&compressed, &out, &["--nbits", "4"], "are compressed already"),

@@ -1,7 +1,7 @@
 //! Models and packages that can't be opened.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::ModelError;
 use thiserror::Error;
@@ -10,7 +10,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// A path that leads to nothing.
-    #[error("{} is not there", path.display())]
+    #[error("{} is not there{}", path.display(), hint_for_absent(path))]
     NotFound {
         /// The path.
         path: PathBuf,
@@ -53,4 +53,35 @@ pub enum OpenError {
     /// A malformed file.
     #[error(transparent)]
     Format(#[from] mixbit_formats::Error),
+}
+
+/// Advice for a path that is not there and reads as a name that other tools download.
+fn hint_for_absent(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_url = text.starts_with("http://") || text.starts_with("https://");
+    let is_hub_name = text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
+    match &*text {
+        text if text.starts_with('~') => ": write your home directory in place of `~`".to_string(),
+        _ if is_url => ": mixbit downloads nothing; download the model and give its directory".to_string(),
+        text if is_hub_name => format!(
+            ": if it is a name of the Hugging Face Hub, download it (hf download {text} --local-dir DIR) and give DIR"
+        ),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_other_tools_download_are_answered() {
+        let message = |path: &str| OpenError::NotFound { path: path.into() }.to_string();
+        assert!(message("stabilityai/sdxl").contains("hf download stabilityai/sdxl"));
+        assert!(message("https://huggingface.co/a/b").contains("downloads nothing"));
+        assert!(message("~/models/x").contains("home directory"));
+        for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c"] {
+            assert_eq!(message(path), format!("{path} is not there"));
+        }
+    }
 }

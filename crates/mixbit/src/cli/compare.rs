@@ -15,7 +15,7 @@ use mixbit_mil::{Constant, Def, Function, WeightRef, constexpr};
 use serde_json::json;
 
 use super::backends::Machine;
-use super::output::{check_format, directory_of};
+use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table, shortened};
 use super::{estimate, interrupt, palettize, print_line, values};
@@ -116,6 +116,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     arguments.check_output()?;
+    if let Some(model) = arguments.prompts.iter().find(|prompt| Path::new(prompt.as_str()).is_dir()) {
+        bail!(
+            "`{model}` is a directory, and stands where a prompt does: models go into --models, divided by commas"
+        );
+    }
     let machine = Machine::new(arguments.threads.map(usize::from))?;
     let (candidates, size) = {
         let _reading = progress.wait("reading the models");
@@ -201,6 +206,9 @@ impl Arguments {
     fn check_output(&self) -> anyhow::Result<()> {
         let path = self.path();
         check_format(path)?;
+        if path.exists() && !path.is_dir() && !is_png(path) {
+            bail!("{} is a file, and no PNG: give a name that ends in .png", path.display());
+        }
         if path.is_dir() {
             bail!("{} is a directory: name a file for the grid", path.display());
         }

@@ -128,7 +128,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let options = OpenOptions { variant: arguments.variant.clone(), ..OpenOptions::default() };
-    let model = open_checkpoint(values::model(arguments.model.as_deref(), arguments.demo)?, &options)?;
+    let path = values::model(arguments.model.as_deref(), arguments.demo)?;
+    values::check_apart(path, &arguments.output)?;
+    let model = open_checkpoint(path, &options)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
     let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;

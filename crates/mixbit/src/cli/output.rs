@@ -231,7 +231,7 @@ pub(super) fn check_format(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_png(path: &Path) -> bool {
+pub(super) fn is_png(path: &Path) -> bool {
     extension(path) == "png" && !path.is_dir()
 }
 

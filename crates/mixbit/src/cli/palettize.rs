@@ -321,6 +321,7 @@ impl Arguments {
         source: &PlanSource,
         progress: &Progress,
     ) -> anyhow::Result<Targets> {
+        values::check_apart(path, &self.output)?;
         let model = open_checkpoint(path, &OpenOptions::default())?;
         let asked = self.min_deployment_target;
         let target = source.target(asked);

@@ -28,14 +28,30 @@ use mixbit_packages::package::{DEPLOYMENT_TARGETS, DeploymentTarget, PACKAGE_KIN
 /// # Errors
 /// If neither is given, or both are. A model of the environment gives way to `--demo`.
 pub(super) fn model(given: Option<&Path>, demo: bool) -> anyhow::Result<Option<&Path>> {
-    let of_environment =
-        || std::env::var_os("MIXBIT_MODEL").is_some_and(|path| given == Some(Path::new(&path)));
     match (given, demo) {
-        (Some(_), true) if !of_environment() => bail!("--demo is a model by itself: leave out --model"),
+        (Some(_), true) if !is_of_environment(given) => {
+            bail!("--demo is a model by itself: leave out --model")
+        }
         (_, true) => Ok(None),
         (Some(path), false) => Ok(Some(path)),
         (None, false) => bail!("say which model: --model DIR, or --demo for the small one in the binary"),
     }
+}
+
+/// True if a model is that of the environment variable, and was not asked for on the command line.
+pub(super) fn is_of_environment(model: Option<&Path>) -> bool {
+    std::env::var_os("MIXBIT_MODEL").is_some_and(|path| model == Some(Path::new(&path)))
+}
+
+/// Refuses to write packages into the directory of the model that they are made of: what it holds then would
+/// be of two kinds.
+pub(super) fn check_apart(model: Option<&Path>, output: &Path) -> anyhow::Result<()> {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    let model = model.and_then(canonical);
+    if model.is_some() && model == canonical(output) {
+        bail!("{} is the model itself: choose another directory for the packages", output.display());
+    }
+    Ok(())
 }
 
 /// Reads `WIDTHxHEIGHT`, or one number for a square.

@@ -2,7 +2,7 @@
 //!
 //! - [`PACKAGE_KINDS`] lists the networks of a model: the name of each package, and its purpose;
 //! - [`plan`] lists the packages that a model becomes, each a graph over the checkpoint's weights;
-//! - [`Package::write`] writes one.
+//! - [`Job`](crate::palettize::Job) writes them.
 //!
 //! A package made here carries its component's configuration as user-defined metadata ([`keys`]). It is
 //! complete by itself: for other sizes, for recipes by checkpoint names, for the scheduler and the scale of

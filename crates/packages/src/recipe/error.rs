@@ -84,7 +84,7 @@ pub enum RecipeError {
         scheme: String,
     },
     /// No recipe has such a name.
-    #[error("no recipe is called `{asked}`; there are {names}")]
+    #[error("no recipe is called `{asked}`; the file has {}", if names.is_empty() { "none" } else { names })]
     NoRecipe {
         /// The name that was given.
         asked: String,

@@ -184,7 +184,7 @@ fn recipes_are_selected_by_their_names_or_parts() {
     let all = "recipe_4.50_bit_mixedpalette, recipe_6.55_bit_mixedpalette";
     assert_eq!(
         file.select("three").unwrap_err().to_string(),
-        format!("no recipe is called `three`; there are {all}")
+        format!("no recipe is called `three`; the file has {all}")
     );
     let error = file.select("recipe").unwrap_err().to_string();
     assert_eq!(error, format!("several recipes have `recipe` in their names: {all}"));

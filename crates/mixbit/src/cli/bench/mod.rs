@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use mixbit_compress::Width;
@@ -109,6 +109,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Fails before the measurements, not after them.
     if let Some(file) = &arguments.trace {
         trace::check(file)?;
+    }
+    let given = arguments.model.as_deref();
+    if arguments.synthetic.is_some() && given.is_some() && !values::is_of_environment(given) {
+        bail!("--synthetic is a model by itself: leave out --model");
     }
     let path = match &arguments.synthetic {
         Some(name) => {
