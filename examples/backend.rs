@@ -60,6 +60,10 @@ impl Executable for CountingRun {
         self.model.arena_bytes()
     }
 
+    fn release_arena(&mut self) {
+        self.model.release_arena();
+    }
+
     fn weight_bytes(&self) -> usize {
         self.model.weight_bytes()
     }
