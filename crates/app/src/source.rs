@@ -43,7 +43,7 @@ pub struct LoadedModel {
     pub model: DiffusionModel,
     /// Its name for people.
     pub name: String,
-    /// What was taken for granted because its files don't say it.
+    /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
 }
 

@@ -229,7 +229,7 @@ fn decode_nonzero(values: &WeightRef, mask: &WeightRef, blocks: &BlockEncoding) 
     elements.filter(|(at, _)| bits_at(&set, 1, *at) == 1).flat_map(|(_, element)| element).copied().collect()
 }
 
-/// The next of `values` of so many bits where a bit of `mask` is set, zero elsewhere.
+/// A stream of `count` elements of `bits` bits: the next of `values` where `mask` is set, zero elsewhere.
 fn spread_bits(values: &[u8], bits: usize, mask: &[u8], count: usize) -> Vec<u8> {
     let mut out = vec![0; (count * bits).div_ceil(8)];
     if bits.is_multiple_of(8) {

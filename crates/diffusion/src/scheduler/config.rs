@@ -95,7 +95,7 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// What was assumed beyond the model's files, as sentences for people.
+    /// Assumptions beyond the model's files, as sentences for people.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

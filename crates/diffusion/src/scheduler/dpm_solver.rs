@@ -19,23 +19,29 @@ use crate::random::NoiseSource;
 pub(super) const fn solver(algorithms: &'static [&'static str], lower_order_final: bool) -> [Field; 6] {
     [
         solver_order(3),
-        field(
-            "algorithm_type",
-            Kind::Choice { default: "dpmsolver++", options: algorithms, aliases: &[("deis", "dpmsolver++")] },
-        ),
-        field(
-            "solver_type",
-            Kind::Choice {
-                default: "midpoint",
-                options: &["midpoint", "heun"],
-                aliases: &[("logrho", "midpoint"), ("bh1", "midpoint"), ("bh2", "midpoint")],
-            },
-        ),
+        algorithm_type(algorithms),
+        SOLVER_TYPE,
         flag("lower_order_final", lower_order_final),
         field("lambda_min_clipped", Kind::Number(f64::NEG_INFINITY)),
         field("variance_type", Kind::Off),
     ]
 }
+
+/// The field of the equation to solve, with the choices of a class.
+pub(super) const fn algorithm_type(options: &'static [&'static str]) -> Field {
+    let aliases = &[("deis", "dpmsolver++")];
+    field("algorithm_type", Kind::Choice { default: "dpmsolver++", options, aliases })
+}
+
+/// The field of the rule for second-order steps.
+pub(super) const SOLVER_TYPE: Field = field(
+    "solver_type",
+    Kind::Choice {
+        default: "midpoint",
+        options: &["midpoint", "heun"],
+        aliases: &[("logrho", "midpoint"), ("bh1", "midpoint"), ("bh2", "midpoint")],
+    },
+);
 
 words! {
     /// The equation to solve, and its unknown.
@@ -183,6 +189,78 @@ impl Solver {
             noise.fill(&mut values);
             values
         })
+    }
+}
+
+/// Runs shorter than this end with lower orders.
+const SHORT_RUN: usize = 15;
+
+/// The earlier outputs of a multistep solver, from which a step is extrapolated.
+pub(super) struct History {
+    solver: Solver,
+    /// The number of steps of the run.
+    steps: usize,
+    lower_order_final: bool,
+    /// Forces a first-order last step in runs of any length.
+    first_order_last: bool,
+    /// Outputs in the solver's unknown, newest first.
+    outputs: Vec<Vec<f32>>,
+}
+
+impl History {
+    /// The empty history of a run.
+    pub(super) fn new(config: &SchedulerConfig, solver: Solver, steps: usize) -> History {
+        History {
+            solver,
+            steps,
+            lower_order_final: config.bool("lower_order_final"),
+            first_order_last: config.bool("euler_at_final") || !config.ends_at_sigma_min(),
+            outputs: Vec::new(),
+        }
+    }
+
+    /// The previous sample, from the `output` at a step and those before it. `mix` gives the mix of signal and
+    /// noise at an index of the grid.
+    pub(super) fn step(
+        &mut self,
+        (index, output): (usize, Vec<f32>),
+        sample: &[f32],
+        mix: impl Fn(usize) -> Mix,
+        noise: &mut dyn NoiseSource,
+    ) -> Vec<f32> {
+        self.outputs.insert(0, output);
+        self.outputs.truncate(self.solver.order);
+        let noise = self.solver.draw(noise, sample.len());
+        let order = self.order(index);
+        let level = |back: usize| mix(index - back).lambda();
+        let h = mix(index + 1).lambda() - level(0);
+        let weights = self.solver.weights_between(mix(index), mix(index + 1), order);
+        let combine = |outputs: &[&[f32]]| weights.combine(sample, outputs, noise.as_deref());
+        match (order, &self.outputs[..]) {
+            (2, [m0, m1, ..]) => {
+                let r0 = (level(0) - level(1)) / h;
+                combine(&[m0, &difference(1.0 / r0, m0, m1)])
+            }
+            (3, [m0, m1, m2, ..]) => {
+                let (r0, r1) = ((level(0) - level(1)) / h, (level(1) - level(2)) / h);
+                let (d1_0, d1_1) = (difference(1.0 / r0, m0, m1), difference(1.0 / r1, m1, m2));
+                let ratio = r0 / (r0 + r1);
+                let d1 = zip_map(&d1_0, &d1_1, |a, b| a + ratio * (a - b));
+                combine(&[m0, &d1, &difference(1.0 / (r0 + r1), &d1_0, &d1_1)])
+            }
+            (_, outputs) => combine(&[&outputs[0]]),
+        }
+    }
+
+    /// The order of a step, limited by the outputs available.
+    fn order(&self, index: usize) -> usize {
+        let shortened = self.lower_order_final && self.steps < SHORT_RUN;
+        let allowed = match self.steps - index {
+            1 if shortened || self.first_order_last => 1,
+            2 if shortened => 2,
+            _ => 3,
+        };
+        self.solver.order.min(self.outputs.len()).min(allowed)
     }
 }
 

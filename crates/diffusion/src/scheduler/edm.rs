@@ -2,7 +2,7 @@
 //! 2206.00364): its noise levels (equation 5) and its preconditioning (table 1), as Playground 2.5 needs.
 
 use super::config::SchedulerConfig;
-use super::dpm_solver::{Solver, difference};
+use super::dpm_solver::{self, History, Solver};
 use super::error::SchedulerError;
 use super::field::{self, Field, Kind, choice, field, flag, solver_order};
 use super::float::{exp, ln, torch_linspace, zip_map};
@@ -58,28 +58,11 @@ const LEVELS: [Field; 6] = [
 
 const SOLVER: [Field; 5] = [
     solver_order(3),
-    field(
-        "algorithm_type",
-        Kind::Choice {
-            default: "dpmsolver++",
-            options: &["dpmsolver++", "sde-dpmsolver++"],
-            aliases: &[("deis", "dpmsolver++")],
-        },
-    ),
-    field(
-        "solver_type",
-        Kind::Choice {
-            default: "midpoint",
-            options: &["midpoint", "heun"],
-            aliases: &[("logrho", "midpoint"), ("bh1", "midpoint"), ("bh2", "midpoint")],
-        },
-    ),
+    dpm_solver::algorithm_type(&["dpmsolver++", "sde-dpmsolver++"]),
+    dpm_solver::SOLVER_TYPE,
     flag("lower_order_final", true),
     flag("euler_at_final", false),
 ];
-
-/// Runs shorter than this end with lower orders.
-const SHORT_RUN: usize = 15;
 
 /// The noise levels of a run and the preconditioning.
 struct Grid {
@@ -189,13 +172,8 @@ impl Scheduler for EdmEuler {
 
 struct EdmMultistep {
     grid: Grid,
-    solver: Solver,
     limit: Limit,
-    lower_order_final: bool,
-    /// Forces a first-order last step in runs of any length.
-    first_order_last: bool,
-    /// Predicted clean samples, newest first.
-    outputs: Vec<Vec<f32>>,
+    history: History,
 }
 
 impl EdmMultistep {
@@ -209,26 +187,7 @@ impl EdmMultistep {
             let reason = format!("steps {repeated} and {} have the same noise level", repeated + 1);
             return Err(config.bad_steps(steps, reason));
         }
-        Ok(EdmMultistep {
-            grid,
-            limit: Limit::of(config)?,
-            solver,
-            lower_order_final: config.bool("lower_order_final"),
-            first_order_last: config.bool("euler_at_final") || !config.ends_at_sigma_min(),
-            outputs: Vec::new(),
-        })
-    }
-
-    /// The order of a step, limited by the outputs available.
-    fn order(&self, index: usize) -> usize {
-        let steps = self.grid.timesteps.len();
-        let shortened = self.lower_order_final && steps < SHORT_RUN;
-        let allowed = match steps - index {
-            1 if shortened || self.first_order_last => 1,
-            2 if shortened => 2,
-            _ => 3,
-        };
-        self.solver.order.min(self.outputs.len()).min(allowed)
+        Ok(EdmMultistep { grid, limit: solver.limit, history: History::new(config, solver, steps) })
     }
 }
 
@@ -250,31 +209,8 @@ impl Scheduler for EdmMultistep {
         assert_eq!(model_output.len(), sample.len(), "the lengths of output and sample differ");
         let mut original = self.grid.original(model_output, sample, index);
         self.limit.apply(&mut original, images);
-        self.outputs.insert(0, original.clone());
-        self.outputs.truncate(self.solver.order);
-        let noise = self.solver.draw(noise, sample.len());
-
-        let order = self.order(index);
         let mix = |index: usize| Mix { alpha: 1.0, sigma: self.grid.sigmas[index] };
-        let lambda = |index: usize| mix(index).lambda();
-        let h = lambda(index + 1) - lambda(index);
-        let weights = self.solver.weights_between(mix(index), mix(index + 1), order);
-        let combine = |outputs: &[&[f32]]| weights.combine(sample, outputs, noise.as_deref());
-        let previous = match (order, &self.outputs[..]) {
-            (2, [m0, m1, ..]) => {
-                let r0 = (lambda(index) - lambda(index - 1)) / h;
-                combine(&[m0, &difference(1.0 / r0, m0, m1)])
-            }
-            (3, [m0, m1, m2, ..]) => {
-                let r0 = (lambda(index) - lambda(index - 1)) / h;
-                let r1 = (lambda(index - 1) - lambda(index - 2)) / h;
-                let (d1_0, d1_1) = (difference(1.0 / r0, m0, m1), difference(1.0 / r1, m1, m2));
-                let ratio = r0 / (r0 + r1);
-                let d1 = zip_map(&d1_0, &d1_1, |a, b| a + ratio * (a - b));
-                combine(&[m0, &d1, &difference(1.0 / (r0 + r1), &d1_0, &d1_1)])
-            }
-            (_, outputs) => combine(&[&outputs[0]]),
-        };
+        let previous = self.history.step((index, original.clone()), sample, mix, noise);
         StepOutput { previous, original }
     }
 

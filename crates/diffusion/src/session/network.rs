@@ -201,7 +201,7 @@ impl PlannedNetwork {
 /// A tensor of floats.
 ///
 /// # Errors
-/// If the values are not as many as the shape asks for.
+/// A number of values other than the shape's.
 pub(super) fn tensor(shape: &[usize], values: Vec<f32>) -> Result<Tensor, GenerateError> {
     Tensor::from_f32(shape, values).map_err(GenerateError::Tensor)
 }
@@ -210,7 +210,7 @@ pub(super) fn tensor(shape: &[usize], values: Vec<f32>) -> Result<Tensor, Genera
 /// ids and timesteps.
 ///
 /// # Errors
-/// If the values are not as many as the shape asks for.
+/// A number of values other than the shape's.
 pub(super) fn as_declared(
     shape: &[usize],
     values: Vec<f32>,

@@ -154,7 +154,7 @@ impl Run {
         let mut scheduler = self.request.scheduler.build(self.request.steps)?;
         let step = StepInput { index: self.next, model_output: &guided, sample: &self.latents, images: 1 };
         let mut noise = TorchSource::new(0);
-        // The second evaluation of a step is told from a first by the one before it.
+        // The evaluation before it tells whether this one is a step's second.
         if scheduler.order() == 2 && !self.done().is_multiple_of(2) {
             scheduler.step(StepInput { index: self.next - 1, ..step }, &mut noise);
         }

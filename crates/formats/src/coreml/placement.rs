@@ -54,7 +54,7 @@ impl<'m> Placement<'m> {
                     Constant::Literal(literal) => Content::Literal(literal.bytes()),
                 };
                 let key = (content, constant.ty());
-                // What functions share is stored once.
+                // Weights that functions share are stored once.
                 let known = shared.get(&key).filter(|_| index > 0).copied();
                 let Some(offset) = known.or_else(|| plan.layout.add(constant.ty())) else { continue };
                 if known.is_none() {

@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model")]
     variant: Option<String>,
-    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = values::prediction_types())]
     prediction_type: Option<String>,
 

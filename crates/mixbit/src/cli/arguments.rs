@@ -324,7 +324,7 @@ fn unknown_command(cli: &Command, typed: &str) -> String {
     }
 }
 
-/// What the name nearest to a typed one stands for: one that begins with it, or with few letters exchanged.
+/// The meaning of the name nearest to a typed one: one that begins with it, or differs in few letters.
 fn nearest(typed: &str, names: impl Iterator<Item = (String, String)>) -> Option<String> {
     let rank = |name: &str| match name.starts_with(typed) && typed.len() >= 4 {
         true => 1,

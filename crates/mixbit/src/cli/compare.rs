@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "models", help_heading = "Columns")]
     variant: Option<String>,
-    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Columns")]
     prediction_type: Option<String>,
     /// A recipe file, Apple's or one of `mixbit analyze`: also draw each model with recipes

@@ -36,7 +36,7 @@ const LONGEST_DROPPED: usize = 400;
   mixbit generate \"a lighthouse\" --model sdxl --size 1024x1024 --seed 7
   mixbit generate \"a lighthouse\" --model sd21 --scheduler dpmpp-2m-karras")]
 pub(super) struct Arguments {
-    /// What to draw; - reads it from standard input
+    /// The prompt; - reads it from standard input
     #[arg(required_unless_present = "prompts_file", conflicts_with = "prompts_file")]
     prompt: Option<String>,
     /// Draw each line of this file; - reads the lines from standard input
@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     /// Which of several weight files to take, such as fp16
     #[arg(long, value_name = "NAME", requires = "model", help_heading = "Model")]
     variant: Option<String>,
-    /// What the UNet predicts, for Core ML packages that do not say it [default: the model's]
+    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Model")]
     prediction_type: Option<String>,
     /// What the model is computed in
