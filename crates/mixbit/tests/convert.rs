@@ -12,7 +12,7 @@ use mixbit_diffusion::session::{Cancel, Precision, Request, Session, Text};
 use mixbit_engine::{Backend, Options, Reference, Tensor};
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
-use mixbit_testkit::{ErrorStats, Failures, Fixture, Scratch, fixture_root};
+use mixbit_testkit::{ErrorStats, Failures, Fixture, Scratch, copy_tree, fixture_root};
 use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
@@ -96,25 +96,13 @@ fn converted_models_of_each_family_draw_what_their_checkpoints_draw() {
 /// Makes a model in `scratch` that has a safety checker.
 fn with_safety_checker(scratch: &Scratch) -> Result<PathBuf, Error> {
     let model = scratch.path().join("model");
-    copy(&fixture_root().join("pipelines/sd15"), &model)?;
-    copy(&fixture_root().join("models/safety-checker"), &model.join("safety_checker"))?;
+    copy_tree(&fixture_root().join("pipelines/sd15"), &model)?;
+    copy_tree(&fixture_root().join("models/safety-checker"), &model.join("safety_checker"))?;
     let index = model.join("model_index.json");
     let mut values: Value = serde_json::from_slice(&fs::read(&index)?)?;
     values["safety_checker"] = json!(["stable_diffusion", "StableDiffusionSafetyChecker"]);
     fs::write(&index, values.to_string())?;
     Ok(model)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
-        match path.is_dir() {
-            true => copy(&path, &to.join(name))?,
-            false => fs::write(to.join(name), fs::read(&path)?)?,
-        }
-    }
-    Ok(())
 }
 
 /// The package judges images as diffusers does, on both executors.

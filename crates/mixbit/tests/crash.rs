@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use mixbit_formats::coreml;
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, fixture_root, read_tree};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -69,22 +69,6 @@ fn run(command: &[&str], output: &Path, fault: Option<String>) -> Result<(Option
     Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
-/// The files below a directory, with their bytes.
-fn tree(directory: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, Error> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![directory.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => drop(files.insert(path.strip_prefix(directory)?.to_path_buf(), fs::read(&path)?)),
-            }
-        }
-    }
-    Ok(files)
-}
-
 fn write(tree: &BTreeMap<PathBuf, Vec<u8>>, directory: &Path) -> Result<(), Error> {
     for (path, bytes) in tree {
         let path = directory.join(path);
@@ -114,12 +98,12 @@ fn with_faults(case: &Case) -> Result<u64, Error> {
     if !case.before.is_empty() {
         run(case.before, &before, None)?;
     }
-    let before = tree(&before)?;
+    let before = read_tree(&before)?;
     let whole = scratch.path().join("whole");
     write(&before, &whole)?;
     let (code, errors) = run(case.command, &whole, None)?;
     assert_eq!(code, Some(0), "{errors}");
-    let expected = tree(&whole)?;
+    let expected = read_tree(&whole)?;
     let directory = scratch.path().join("faulty");
     let check = |fault: String, codes: &[i32]| -> Result<bool, Error> {
         write(&before, &directory)?;
@@ -127,11 +111,11 @@ fn with_faults(case: &Case) -> Result<u64, Error> {
         let is_done = code == Some(0);
         assert!(is_done || code.is_some_and(|code| codes.contains(&code)), "{fault}: {code:?}, {errors}");
         assert!(code != Some(1) || errors.contains("planned fault"), "{fault}: {errors}");
-        assert!(!is_done || tree(&directory)? == expected, "{fault}: success with another result");
+        assert!(!is_done || read_tree(&directory)? == expected, "{fault}: success with another result");
         packages_are_whole(&directory)?;
         let (code, errors) = run(case.command, &directory, None)?;
         assert_eq!(code, Some(0), "after {fault}: {errors}");
-        assert!(tree(&directory)? == expected, "after {fault}: {:?}", tree(&directory)?.keys());
+        assert!(read_tree(&directory)? == expected, "after {fault}: {:?}", read_tree(&directory)?.keys());
         fs::remove_dir_all(&directory)?;
         Ok(is_done)
     };

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, copy_tree, fixture_root};
 use serde_json::Value;
 
 type Error = Box<dyn std::error::Error>;
@@ -37,22 +37,9 @@ fn path(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or_else(|| "the path is not UTF-8".into())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &to)?,
-            false => fs::copy(entry.path(), to).map(|_| ())?,
-        }
-    }
-    Ok(())
-}
-
 /// Copies a package with other bytes at the end of its weight file: the last elements of its last weight.
 fn with_other_weight(package: &Path, to: &Path, bytes: &[u8]) -> Result<(), Error> {
-    copy(package, to)?;
+    copy_tree(package, to)?;
     let file = to.join("Data/com.apple.CoreML/weights/weight.bin");
     let mut weights = fs::read(&file)?;
     let at = weights.len() - bytes.len();

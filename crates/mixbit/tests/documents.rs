@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, copy_tree, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -140,19 +140,6 @@ fn made_small_line(line: &str) -> String {
     line
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        match from.is_dir() {
-            true => copy(&from, &to)?,
-            false => fs::copy(&from, &to).map(drop)?,
-        }
-    }
-    Ok(())
-}
-
 /// Runs a script that must succeed.
 fn run(script: &str, home: &Path) -> Result<(), Error> {
     let binary = Path::new(env!("CARGO_BIN_EXE_mixbit")).parent().ok_or("the binary has no directory")?;
@@ -173,7 +160,7 @@ fn commands_on_pages_run() {
     let mut failures = Failures::new("documents");
     for page in pages() {
         let scratch = Scratch::new();
-        copy(&fixture_root().join("pipelines/sdxl"), &scratch.path().join("MODEL")).unwrap();
+        copy_tree(&fixture_root().join("pipelines/sdxl"), &scratch.path().join("MODEL")).unwrap();
         for block in page.blocks().into_iter().filter(|block| block.language == "sh") {
             let place = format!("{}:{}", page.name, block.line);
             failures.case(&place, || run(&made_small(&block.text), scratch.path()));

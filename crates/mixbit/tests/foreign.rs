@@ -18,7 +18,7 @@ use mixbit_mil::{
 use mixbit_packages::package::{ConversionOptions, ConversionSource, keys, plan, vocabulary};
 use mixbit_packages::source::{DiffusersModel, OpenOptions, SOURCES, open};
 use mixbit_packages::{Assumption, OpenError};
-use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};
+use mixbit_testkit::{ErrorStats, Failures, Scratch, copy_tree, fixture_root};
 use serde_json::json;
 
 type Error = Box<dyn std::error::Error>;
@@ -272,16 +272,6 @@ fn paths_that_lead_beside_a_model_are_explained() -> Result<(), Error> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let path = entry?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() { copy(&path, &target)? } else { fs::copy(&path, &target).map(drop)? }
-    }
-    Ok(())
-}
-
 /// Extends a model as textual inversion does: by two tokens and their embeddings.
 fn with_two_more_tokens(model: &Path, tokens: [&str; 2]) -> Result<(), Error> {
     let config = model.join("text_encoder/config.json");
@@ -315,7 +305,7 @@ fn with_two_more_tokens(model: &Path, tokens: [&str; 2]) -> Result<(), Error> {
 fn added_tokens_and_pickled_safety_checkers_are_no_loss() -> Result<(), Error> {
     let scratch = Scratch::new();
     let model = scratch.path().join("model");
-    copy(&fixture_root().join("pipelines/sd15"), &model)?;
+    copy_tree(&fixture_root().join("pipelines/sd15"), &model)?;
     with_two_more_tokens(&model, ["<cat-toy>", "<cat-toy>_1"])?;
     // A safety checker that is there as a pickle only.
     fs::create_dir_all(model.join("safety_checker"))?;

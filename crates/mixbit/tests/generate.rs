@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, copy_tree, fixture_root};
 use serde_json::{Value, json};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -316,17 +316,6 @@ fn requests_that_can_not_be_met_are_refused() {
     failures.finish();
 }
 
-/// Copies a directory with all that is in it.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let path = entry?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        if path.is_dir() { copy(&path, &target)? } else { std::fs::copy(&path, &target).map(drop)? }
-    }
-    Ok(())
-}
-
 /// A way to damage a copy of a tiny model.
 type Damage = fn(&Path) -> std::io::Result<()>;
 
@@ -493,7 +482,7 @@ fn damaged_models_are_refused_by_name() {
     for (name, damage, says) in cases {
         failures.case(name, || -> Outcome {
             let scratch = Scratch::new();
-            copy(&fixture_root().join("pipelines/sd15"), &scratch.path().join("model"))?;
+            copy_tree(&fixture_root().join("pipelines/sd15"), &scratch.path().join("model"))?;
             damage(&scratch.path().join("model"))?;
             let arguments = ["generate", PROMPT, "--steps", "1", "--model", "model", "--size", "64x64"];
             Refusal { arguments: &arguments, code: 1, says }.check(scratch.path())

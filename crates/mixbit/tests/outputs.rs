@@ -1,13 +1,12 @@
 //! What commands leave in a directory: several at once, after a kill, through links, and over other outputs.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use mixbit_packages::recipe::RecipeFile;
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, copy_tree, fixture_root, read_tree};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -40,39 +39,8 @@ fn at_once(directory: &Path, commands: &[Vec<&str>]) -> Result<Vec<Output>, std:
 /// A directory with a tiny model in `model`.
 fn with_model() -> Result<Scratch, std::io::Error> {
     let scratch = Scratch::new();
-    copy(&fixture_root().join("pipelines/sd15"), &scratch.path().join("model"))?;
+    copy_tree(&fixture_root().join("pipelines/sd15"), &scratch.path().join("model"))?;
     Ok(scratch)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), std::io::Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &to.join(entry.file_name()))?,
-            false => fs::write(to.join(entry.file_name()), fs::read(entry.path())?)?,
-        }
-    }
-    Ok(())
-}
-
-/// The files below a directory, with their bytes.
-fn tree(directory: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, std::io::Error> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![directory.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => {
-                    let name = path.strip_prefix(directory).unwrap_or(&path).to_path_buf();
-                    files.insert(name, fs::read(path)?);
-                }
-            }
-        }
-    }
-    Ok(files)
 }
 
 /// Names in a directory, sorted.
@@ -112,7 +80,7 @@ fn nothing_is_written_over_a_model_or_taken_for_a_prompt() -> Outcome {
     let scratch = with_model()?;
     let weights = "model/unet/diffusion_pytorch_model.safetensors";
     run(scratch.path(), &["convert", "--model", "model", "--convert-unet", "--output", "packages", "-q"])?;
-    let before = tree(scratch.path())?;
+    let before = read_tree(scratch.path())?;
     let cases: [(&[&str], &str); 7] = [
         (
             &["compare", "--models", "model", "a", "--output", weights],
@@ -129,7 +97,7 @@ fn nothing_is_written_over_a_model_or_taken_for_a_prompt() -> Outcome {
         let error = run(scratch.path(), arguments).unwrap_err();
         assert!(error.contains(message), "{arguments:?}: {error}");
     }
-    assert!(before == tree(scratch.path())?, "{:?}", names(scratch.path()));
+    assert!(before == read_tree(scratch.path())?, "{:?}", names(scratch.path()));
     Ok(())
 }
 
@@ -137,13 +105,13 @@ fn nothing_is_written_over_a_model_or_taken_for_a_prompt() -> Outcome {
 fn conversions_at_once_give_whole_packages() -> Outcome {
     let scratch = with_model()?;
     run(scratch.path(), &["convert", "--model", "model", "-o", "alone", "-q"])?;
-    let expected = tree(&scratch.path().join("alone"))?;
+    let expected = read_tree(&scratch.path().join("alone"))?;
     let command = vec!["convert", "--model", "model", "-o", "out", "-q"];
     for output in at_once(scratch.path(), &[command.clone(), command.clone(), command])? {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4);
     }
-    assert!(tree(&scratch.path().join("out"))? == expected, "{:?}", names(&scratch.path().join("out")));
+    assert!(read_tree(&scratch.path().join("out"))? == expected, "{:?}", names(&scratch.path().join("out")));
 
     let bits =
         |bits| vec!["palettize", "--model", "model", "--nbits", bits, "--min-size", "100", "-o", "both"];
@@ -224,7 +192,7 @@ fn what_is_there_is_kept_only_if_it_is_the_same() -> Outcome {
         run(scratch.path(), &[&arguments, more].concat())
     };
     convert(&[])?;
-    let first = tree(&scratch.path().join("out"))?;
+    let first = read_tree(&scratch.path().join("out"))?;
     let mut failures = Failures::new("differences");
     for (more, expected) in [
         (&["--attention-implementation", "ORIGINAL"][..], "--attention-implementation was SPLIT_EINSUM"),
@@ -239,7 +207,7 @@ fn what_is_there_is_kept_only_if_it_is_the_same() -> Outcome {
         });
     }
     failures.finish();
-    assert!(tree(&scratch.path().join("out"))? == first);
+    assert!(read_tree(&scratch.path().join("out"))? == first);
 
     let weights = scratch.path().join("model/unet/diffusion_pytorch_model.safetensors");
     let (before, mut bytes) = (fs::read(&weights)?, fs::read(&weights)?);
@@ -250,7 +218,7 @@ fn what_is_there_is_kept_only_if_it_is_the_same() -> Outcome {
     let error = convert(&[]).unwrap_err();
     assert!(error.contains("it was made of other weights"), "{error}");
     convert(&["--force"])?;
-    assert!(tree(&scratch.path().join("out"))? != first);
+    assert!(read_tree(&scratch.path().join("out"))? != first);
     fs::write(&weights, before)?;
 
     // Empty and damaged packages are none.
@@ -260,11 +228,11 @@ fn what_is_there_is_kept_only_if_it_is_the_same() -> Outcome {
     let len = fs::metadata(&file)?.len();
     fs::File::options().write(true).open(&file)?.set_len(len / 2)?;
     convert(&[])?;
-    assert!(tree(&scratch.path().join("out"))? == first, "a cut package was kept");
+    assert!(read_tree(&scratch.path().join("out"))? == first, "a cut package was kept");
     fs::remove_dir_all(&package)?;
     fs::create_dir(&package)?;
     convert(&[])?;
-    assert!(tree(&scratch.path().join("out"))? == first, "an empty package was kept");
+    assert!(read_tree(&scratch.path().join("out"))? == first, "an empty package was kept");
     let kept = fs::metadata(&file)?.modified()?;
     convert(&[])?;
     assert_eq!(fs::metadata(&file)?.modified()?, kept, "the same package was written again");

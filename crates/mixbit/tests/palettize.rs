@@ -16,7 +16,7 @@ use mixbit_diffusion::session::{Cancel, Request, Session, Text};
 use mixbit_engine_cpu::Cpu;
 use mixbit_formats::coreml;
 use mixbit_mil::{Constant, constexpr};
-use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};
+use mixbit_testkit::{ErrorStats, Failures, Scratch, copy_tree, fixture_root};
 use serde_json::{Map, Value, json};
 
 type Error = Box<dyn std::error::Error>;
@@ -171,26 +171,13 @@ fn converting_with_bits_is_converting_and_palettizing() -> Result<(), Error> {
 /// The demo model with other values: the last bit of every weight of the UNet is turned over.
 fn fine_tune(scratch: &Scratch) -> Result<PathBuf, Error> {
     let tuned = scratch.path().join("tuned");
-    copy(&demo(), &tuned)?;
+    copy_tree(&demo(), &tuned)?;
     let path = tuned.join("unet/diffusion_pytorch_model.safetensors");
     let mut bytes = fs::read(&path)?;
     let header = u64::from_le_bytes(bytes[..8].try_into()?) as usize;
     bytes[8 + header..].as_chunks_mut::<2>().0.iter_mut().for_each(|half| half[0] ^= 1);
     fs::write(path, bytes)?;
     Ok(tuned)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &to)?,
-            false => fs::copy(entry.path(), to).map(|_| ())?,
-        }
-    }
-    Ok(())
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use mixbit_testkit::{Failures, Scratch, fixture_root};
+use mixbit_testkit::{Failures, Scratch, copy_tree, fixture_root};
 use serde_json::Value;
 
 type Error = Box<dyn std::error::Error>;
@@ -206,7 +206,7 @@ fn pictures_name_the_model_and_not_its_place() -> Result<(), Error> {
     let place =
         scratch.path().join("models--org--small-1-5/snapshots/39593d5650112b4cc580433f6b0435385882d819");
     fs::create_dir_all(place.parent().ok_or("no parent")?)?;
-    copy(Path::new(&pipeline("sd15")), &place)?;
+    copy_tree(Path::new(&pipeline("sd15")), &place)?;
     let place = place.to_string_lossy().into_owned();
     let draw = |model: &str, name: &str| -> Result<Value, Error> {
         success(
@@ -225,19 +225,6 @@ fn pictures_name_the_model_and_not_its_place() -> Result<(), Error> {
     assert!(both.starts_with("a.png\n") && both.contains("\n\nb.png\n"), "{both}");
     let [both, _] = success(scratch.path(), &["metadata", "--json", "a.png", "b.png"])?;
     assert_eq!(serde_json::from_str::<Value>(&both)?["b.png"]["prompt"], "x");
-    Ok(())
-}
-
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let path = entry?.path();
-        let target = to.join(path.file_name().unwrap_or_default());
-        match path.is_dir() {
-            true => copy(&path, &target)?,
-            false => drop(fs::copy(&path, &target)?),
-        }
-    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! - [`Fixture`]: a folder under `fixtures/` with a JSON file of cases and safetensors files of arrays,
 //!   made by a script in `tools/reference/`.
 //! - [`ErrorStats`]: maximum absolute and relative error, PSNR and NaN counts of one array against another.
-//! - [`Scratch`]: a directory for one test.
+//! - [`Scratch`]: a directory for one test; [`copy_tree`] and [`read_tree`] take whole ones.
 //! - [`Failures`]: a table test's result; it runs every case and then lists each one that failed.
 //!
 //! ```
@@ -30,9 +30,11 @@ mod fixture;
 mod safetensors;
 mod scratch;
 mod stats;
+mod tree;
 
 pub use failures::Failures;
 pub use fixture::{Fixture, fixture_root};
 pub use safetensors::{Array, read_safetensors};
 pub use scratch::Scratch;
 pub use stats::ErrorStats;
+pub use tree::{copy_tree, read_tree};

@@ -49,7 +49,7 @@ mod tests {
             (&[2, 77, 768], Some((TokensFirst, 768))),
             (&[2, 1, 77, 768], Some((TokensFirst, 768))),
             (&[2, 768, 77], Some((ChannelsFirst, 768))),
-            // Channels and tokens are equal in number: the rank tells the tool, and the tool the order.
+            // Equal numbers of channels and tokens: the rank decides, for each tool writes one order.
             (&[2, 77, 77], Some((TokensFirst, 77))),
             (&[2, 77, 1, 77], Some((ChannelsFirst, 77))),
             (&[2, 768, 1, 64], None),
