@@ -16,13 +16,12 @@ use mixbit_engine::Backend;
 use super::backends::Machine;
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
-use super::{estimate, input, interrupt, next, print_line, values};
+use super::{estimate, input, interrupt, next, opening, print_line, values};
 use mixbit_analysis::analyze::{
     self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
     Shard, analyze, schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
-use mixbit_app::source::{self, LoadedModel};
 use mixbit_packages::palettize::MIN_SIZE;
 use mixbit_packages::recipe::{Recipe, RecipeFile};
 use mixbit_packages::source::OpenOptions;
@@ -141,8 +140,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         prediction_type: arguments.prediction_type.clone(),
     };
     let path = values::model(arguments.model.as_deref(), arguments.demo)?;
-    let LoadedModel { model, name, assumptions } = source::load(path, &options)?;
-    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    let (model, name) = opening::open(path, &options, &progress)?;
     let model = Arc::new(model);
     let name = arguments.name.clone().unwrap_or(name);
     let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));

@@ -20,11 +20,10 @@ use super::backends::Machine;
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
-use super::{advice, input, interrupt, memory, print_line, profile, values};
+use super::{advice, input, interrupt, memory, opening, print_line, profile, values};
 use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
-use mixbit_app::source::{LoadedModel, load};
 use mixbit_packages::source::OpenOptions;
 
 /// The maximum number of characters shown of dropped words.
@@ -158,8 +157,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         variant: arguments.variant.clone(),
         prediction_type: arguments.prediction_type.clone(),
     };
-    let LoadedModel { model, name: model_name, assumptions } = load(arguments.model.as_deref(), &options)?;
-    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    let (model, model_name) = opening::open(arguments.model.as_deref(), &options, &progress)?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
     let prompts = arguments.prompts()?;

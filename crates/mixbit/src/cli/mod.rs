@@ -19,6 +19,7 @@ mod memory;
 mod metadata;
 mod names;
 mod next;
+mod opening;
 mod output;
 mod palettize;
 mod phases;
