@@ -219,8 +219,8 @@ impl History {
         }
     }
 
-    /// The previous sample, from the `output` at a step and those before it. `mix` gives the mix of signal and
-    /// noise at an index of the grid.
+    /// The previous sample, from the `output` at a step and those before it. `mix` gives the mix of signal
+    /// and noise at an index of the grid.
     pub(super) fn step(
         &mut self,
         (index, output): (usize, Vec<f32>),
