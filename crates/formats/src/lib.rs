@@ -49,6 +49,7 @@ pub mod npy;
 pub mod safetensors;
 mod sha256;
 mod shown;
+mod tensor_file;
 
 pub use atomic::{Writer, make_directory, make_subdirectory, write_atomically, write_where_asked};
 pub use checkpoint::Checkpoint;
@@ -60,3 +61,4 @@ pub use files::{read_model_text, read_text};
 pub use map::{map_file, open_file};
 pub use safetensors::SafeTensors;
 pub use sha256::sha256;
+pub use tensor_file::TensorFile;
