@@ -17,6 +17,7 @@ mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
+mod model_files;
 mod names;
 mod next;
 mod opening;

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
-use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
@@ -19,11 +18,11 @@ use mixbit_packages::package::{
 use mixbit_packages::palettize::{
     Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
 };
-use mixbit_packages::source::OpenOptions;
 
+use super::model_files::ModelFileOptions;
 use super::progress::Progress;
 use super::table::{Side, Table, byte_size, shortened};
-use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
+use super::{estimate, interrupt, memory, next, opening, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
@@ -60,6 +59,8 @@ pub(super) struct Arguments {
     /// Print only the packages' names
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    files: ModelFileOptions,
 
     /// Palettes of this many bits for every layer: 1, 2, 3, 4, 6 or 8
     #[arg(long, value_name = "N", value_parser = values::width, help_heading = "Bits")]
@@ -150,6 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.verify {
         print_line(verify::verify(
             values::model(arguments.model.as_deref(), arguments.demo)?,
+            &arguments.files.open(),
             &source,
             &cancel,
             &progress,
@@ -322,7 +324,7 @@ impl Arguments {
         progress: &Progress,
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
-        let model = open_checkpoint(path, &OpenOptions::default())?;
+        let model = opening::checkpoint(path, &self.files.open(), progress)?;
         let asked = self.min_deployment_target;
         let target = source.target(asked);
         if target != asked {
