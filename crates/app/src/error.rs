@@ -406,7 +406,7 @@ impl Kind for SyntheticError {
         match self {
             Self::Config { source, .. } => source.kind(),
             Self::NoTextEncoder => ErrorKind::Invalid,
-            Self::Library { .. } => ErrorKind::Unsupported,
+            Self::Library { .. } | Self::NoPlace { .. } => ErrorKind::Unsupported,
             Self::Format(error) => error.kind(),
         }
     }
