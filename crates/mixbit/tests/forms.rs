@@ -10,6 +10,7 @@ use mixbit_formats::npy::{NamedArray, Npz, write_npz};
 use mixbit_mil::{DType, TensorType, Weights};
 use mixbit_packages::inspect::open;
 use mixbit_packages::package::ConversionOptions;
+use mixbit_packages::source::OpenOptions;
 use mixbit_testkit::{ErrorStats, Failures, Scratch, fixture_root};
 use serde_json::{Map, Value, json};
 
@@ -170,7 +171,7 @@ fn jointly_compressed_weights_decode_as_in_coremltools() -> Result<(), Error> {
     let decoded = Npz::open(&forms().join("decoded.npz"))?;
     for (name, kind) in [("sparse_palette", "sparse 4-bit palette"), ("sparse_int8", "sparse 8-bit linear")] {
         let path = forms().join(format!("{name}.mlpackage"));
-        let networks = open(&path, &ConversionOptions::default())?;
+        let networks = open(&path, &ConversionOptions::default(), &OpenOptions::default())?;
         let weight = networks[0].tensors.iter().find(|tensor| tensor.weight.ty().rank() == 4);
         let weight = weight.ok_or("there is no weight")?;
         assert_eq!(weight.kind(), kind);

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use mixbit_formats::{SafeTensors, coreml};
+use mixbit_diffusion::original::{Original, OriginalError};
+use mixbit_formats::coreml;
 use mixbit_mil::{
     Arg, BlockEncoding, Bytes, Constant, Def, Encoding, Function, ValueId, WeightRef, Weights, constexpr,
 };
@@ -12,7 +13,9 @@ use thiserror::Error;
 use crate::bundle::entries;
 use crate::error::OpenError;
 use crate::package::{ConversionOptions, ConversionSource, Package, PackageError, is_package, plan};
-use crate::source::{DiffusersModel, OpenOptions, OpenedModel, SOURCES, is_zip, open as open_model};
+use crate::source::{
+    DiffusersModel, OpenOptions, OpenedModel, SINGLE_FILE, SOURCES, is_zip, open as open_model, single_file,
+};
 
 /// The fewest elements of a literal that is a tensor: in a package it is in the weight file.
 const LEAST_TABLE: usize = 10;
@@ -50,6 +53,8 @@ pub enum InspectError {
 
 /// A network or a weight file.
 pub struct InspectedNetwork {
+    /// What kind of model it belongs to, or what kind of file it is, where its tensors tell.
+    pub kind: Option<String>,
     /// The file's name; of a checkpoint's network, the name of its package in a `Resources` directory.
     pub name: String,
     /// The graph as it is stored; a weight file has none.
@@ -79,8 +84,8 @@ pub struct StoredTensor {
 }
 
 /// True if a path leads to one network or weight file, not to the networks of a model.
-pub fn is_single(path: &Path) -> bool {
-    is_package(path) || is_weight_file(path)
+pub fn is_single(path: &Path, files: &OpenOptions) -> bool {
+    is_package(path) || is_weight_file(path) && !is_checkpoint(path, files)
 }
 
 /// Opens a path: a package, the packages of a directory, a weight file, or the networks of a checkpoint,
@@ -88,9 +93,16 @@ pub fn is_single(path: &Path) -> bool {
 ///
 /// # Errors
 /// [`InspectError`].
-pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNetwork>, InspectError> {
+pub fn open(
+    path: &Path,
+    options: &ConversionOptions,
+    files: &OpenOptions,
+) -> Result<Vec<InspectedNetwork>, InspectError> {
     if is_weight_file(path) {
-        return Ok(vec![weight_file(path)?]);
+        return match single_file(path, files)? {
+            Some(model) => checkpoint(&model, options),
+            None => Ok(vec![weight_file(path)?]),
+        };
     }
     if is_package(path) {
         return packaged(path);
@@ -99,7 +111,7 @@ pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNet
         let path = path.to_path_buf();
         return Err(if is_zip(&path) { InspectError::Zip { path } } else { InspectError::Kind { path } });
     }
-    if path.is_dir() && !is_checkpoint(path) {
+    if path.is_dir() && !is_checkpoint(path, files) {
         let packages = packages(path)?;
         if !packages.is_empty() {
             let networks = packages.iter().map(|path| packaged(path));
@@ -107,16 +119,39 @@ pub fn open(path: &Path, options: &ConversionOptions) -> Result<Vec<InspectedNet
         }
     }
     let checkpoints = SOURCES.into_iter().filter(|source| source.is_checkpoint);
-    checkpoint(&open_model(Some(path), &OpenOptions::default(), checkpoints)?, options)
+    checkpoint(&open_model(Some(path), files, checkpoints)?, options)
 }
 
-/// True if a directory is a checkpoint, not a place of packages.
-pub fn is_checkpoint(path: &Path) -> bool {
-    DiffusersModel::is_at(path)
+/// True if a path is a checkpoint: a directory that is no place of packages, or a whole model in one file.
+pub fn is_checkpoint(path: &Path, files: &OpenOptions) -> bool {
+    DiffusersModel::is_at(path) || is_weight_file(path) && matches!(single_file(path, files), Ok(Some(_)))
 }
 
 fn is_weight_file(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "safetensors")
+    path.is_file() && single_file::is_named(path)
+}
+
+/// The model in one file; `None` if it is no whole one.
+///
+/// # Errors
+/// A file that can't be read, or is no file of tensors.
+fn single_file(path: &Path, files: &OpenOptions) -> Result<Option<OpenedModel>, OpenError> {
+    match open_model(Some(path), files, [&SINGLE_FILE]) {
+        Ok(model) => Ok(Some(model)),
+        Err(OpenError::Package { .. }) if files.of_single_files().is_none() => Ok(None),
+        Err(OpenError::Original { source, .. })
+            if matches!(
+                source,
+                OriginalError::NoNetwork { .. }
+                    | OriginalError::Incomplete { .. }
+                    | OriginalError::Unusual { .. }
+                    | OriginalError::OtherNetwork { .. }
+            ) && files.of_single_files().is_none() =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn packages(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
@@ -154,6 +189,7 @@ fn packaged(path: &Path) -> Result<Vec<InspectedNetwork>, InspectError> {
         let kinds = inputs.iter().chain(outputs).map(|feature| (&feature.name, feature.kind.to_string()));
         let unusable = |source| InspectError::Tensor { name: path.display().to_string(), source };
         Ok(InspectedNetwork {
+            kind: None,
             name: file_name(path),
             tensors: packaged_tensors(function).map_err(unusable)?,
             function: Some(function.clone()),
@@ -192,6 +228,7 @@ fn all_metadata(metadata: &coreml::Metadata) -> BTreeMap<String, String> {
 pub fn joined(name: String, first: &InspectedNetwork, second: &InspectedNetwork) -> Option<InspectedNetwork> {
     let function = mixbit_mil::join(first.function.as_ref()?, second.function.as_ref()?).ok()?;
     Some(InspectedNetwork {
+        kind: first.kind.clone(),
         name,
         tensors: packaged_tensors(&function).ok()?,
         function: Some(function),
@@ -219,6 +256,7 @@ fn checkpoint(
         let function = package.function().map_err(PackageError::from)?;
         let unusable = |source| InspectError::Tensor { name: package.compiled.clone(), source };
         Ok(InspectedNetwork {
+            kind: model.kind().map(str::to_string),
             name: package.compiled.clone(),
             tensors: tensors(&function).map_err(unusable)?,
             function: Some(function),
@@ -233,15 +271,22 @@ fn checkpoint(
 }
 
 fn weight_file(path: &Path) -> Result<InspectedNetwork, OpenError> {
-    let file = SafeTensors::open(path)?;
+    let (file, metadata) = single_file::read(path)?;
+    let kind = match Original::find(file.clone(), &metadata, false) {
+        Ok(original) => Some(format!("{} of {original}", original.networks().collect::<Vec<_>>().join(", "))),
+        Err(_) => {
+            single_file::other_kind(&*file).map(|what| what.split(',').next().unwrap_or(what).to_string())
+        }
+    };
     let tensor = |name: &str| {
         let weight = file.get(name)?;
         Some(StoredTensor { weight, constant: name.to_string(), is_table: false })
     };
     Ok(InspectedNetwork {
+        kind,
         name: file_name(path),
         function: None,
-        metadata: file.metadata().clone(),
+        metadata,
         specification: None,
         other_function: None,
         feature_kinds: BTreeMap::new(),

@@ -63,7 +63,7 @@ pub struct OpenOptions {
 
 impl OpenOptions {
     /// The options that only single files have, by their names on command lines.
-    fn of_single_files(&self) -> Option<&'static str> {
+    pub(crate) fn of_single_files(&self) -> Option<&'static str> {
         let given = [
             (self.config.is_some(), "--config"),
             (self.base.is_some(), "--base"),

@@ -10,6 +10,7 @@ use mixbit_packages::inspect::{InspectedFeature, InspectedNetwork, StoredTensor,
 use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
+use super::model_files::ModelFileOptions;
 use super::printable::visible_line;
 use super::table::{Side, Table, byte_size, shortened};
 use super::{print_line, recipe, summary};
@@ -17,7 +18,7 @@ use super::{print_line, recipe, summary};
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
-    /// of them, a safetensors file, or a recipe file
+    /// of them, a model in one file, a file of tensors, or a recipe file
     path: PathBuf,
     /// List every weight with its encoding and bits, in the order of the graph
     #[arg(long, conflicts_with = "mil")]
@@ -28,13 +29,15 @@ pub(super) struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    files: ModelFileOptions,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.path.extension().is_some_and(|extension| extension == "json") {
         return recipe::show(&arguments.path, arguments.json);
     }
-    let networks = open(&arguments.path, &ConversionOptions::default())?;
+    let networks = open(&arguments.path, &ConversionOptions::default(), &arguments.files.open())?;
     if let [file] = &networks[..]
         && file.function.is_none()
     {
@@ -48,7 +51,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     if arguments.json {
         let parts: Vec<Value> = networks.iter().map(to_json).collect();
-        return print_line(format_args!("{:#}", json!({"parts": parts})));
+        let kind = networks.first().and_then(|network| network.kind.as_deref());
+        return print_line(format_args!("{:#}", json!({"kind": kind, "parts": parts})));
     }
     print_line(summary::of(&networks))?;
     for network in &networks {
@@ -211,12 +215,13 @@ fn show_file(file: &InspectedNetwork, arguments: &Arguments) -> anyhow::Result<(
         let layers = layers_json(&tensors);
         return print_line(format_args!(
             "{:#}",
-            json!({"tensors": types, "weights": count, "weight_bytes": bytes, "layers": layers})
+            json!({"kind": file.kind, "tensors": types, "weights": count, "weight_bytes": bytes, "layers": layers})
         ));
     }
     if arguments.layers {
         return print_layers(&tensors);
     }
+    file.kind.iter().try_for_each(|kind| print_line(format_args!("{}: {kind}", file.name)))?;
     for tensor in &tensors {
         print_line(format_args!("{}: {}", visible_line(tensor.weight.name()), tensor.weight.ty()))?;
     }

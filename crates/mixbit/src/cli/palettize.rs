@@ -310,7 +310,9 @@ impl Arguments {
     fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Targets> {
         match values::model(self.model.as_deref(), self.demo)? {
             Some(path) if is_package(path) => Ok(Targets::of_package(path, &self.output)?),
-            Some(path) if path.is_dir() && !is_checkpoint(path) && Bundle::is_at(path) => {
+            Some(path)
+                if path.is_dir() && !is_checkpoint(path, &self.files.open()) && Bundle::is_at(path) =>
+            {
                 Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }
             path => self.of_checkpoint(path, source, progress),

@@ -61,7 +61,9 @@ fn kind(networks: &[InspectedNetwork]) -> String {
     let says = |key: &str| networks.iter().find_map(|network| network.metadata.get(key));
     let many = if networks.len() > 1 { "Core ML packages" } else { "a Core ML package" };
     let Some(specification) = networks.iter().find_map(|network| network.specification) else {
-        return "a checkpoint, as the packages that mixbit makes of it".to_string();
+        let kind = networks.iter().find_map(|network| network.kind.as_ref());
+        let kind = kind.map(|kind| format!("{kind}; ")).unwrap_or_default();
+        return format!("{kind}a checkpoint, as the packages that mixbit makes of it");
     };
     let origin = match (says(keys::VERSION), says(keys::APPLE_VERSION)) {
         (Some(version), _) => format!(" of mixbit {}", shortened(version)),

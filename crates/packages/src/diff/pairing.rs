@@ -9,6 +9,7 @@ use super::DiffError;
 use super::tensors::matched;
 use crate::inspect::{InspectError, InspectedNetwork, is_checkpoint, is_single, joined, open};
 use crate::package::{CHUNKS, ConversionOptions, DEPLOYMENT_TARGETS, PACKAGE_KINDS, WHOLE};
+use crate::source::OpenOptions;
 
 /// The networks of two models, those of A first in pairs.
 pub struct NetworkPairs {
@@ -23,22 +24,22 @@ pub struct NetworkPairs {
 ///
 /// # Errors
 /// [`DiffError`], if either can't be read, or there is nothing like the single network.
-pub fn open_both(paths: [&Path; 2]) -> Result<NetworkPairs, DiffError> {
+pub fn open_both(paths: [&Path; 2], files: &OpenOptions) -> Result<NetworkPairs, DiffError> {
     let options = ConversionOptions::default();
-    let mut sides = match paths.map(is_checkpoint) {
+    let mut sides = match paths.map(|path| is_checkpoint(path, files)) {
         [true, false] => {
-            let b = open(paths[1], &options)?;
-            [like(paths[0], &b)?, b]
+            let b = open(paths[1], &options, files)?;
+            [like(paths[0], &b, files)?, b]
         }
         [false, true] => {
-            let a = open(paths[0], &options)?;
-            let b = like(paths[1], &a)?;
+            let a = open(paths[0], &options, files)?;
+            let b = like(paths[1], &a, files)?;
             [a, b]
         }
-        _ => [open(paths[0], &options)?, open(paths[1], &options)?],
+        _ => [open(paths[0], &options, files)?, open(paths[1], &options, files)?],
     };
     join_chunks(&mut sides);
-    match paths.map(is_single) {
+    match paths.map(|path| is_single(path, files)) {
         [true, false] => pick(&mut sides, 0, paths)?,
         [false, true] => pick(&mut sides, 1, paths)?,
         _ => {}
@@ -62,7 +63,11 @@ pub fn role(name: &str) -> String {
 }
 
 /// A checkpoint's networks in the form of the packages, as far as they show it.
-fn like(checkpoint: &Path, packages: &[InspectedNetwork]) -> Result<Vec<InspectedNetwork>, InspectError> {
+fn like(
+    checkpoint: &Path,
+    packages: &[InspectedNetwork],
+    files: &OpenOptions,
+) -> Result<Vec<InspectedNetwork>, InspectError> {
     let input = |name: &str| {
         let functions = packages.iter().filter_map(|network| network.function.as_ref());
         let mut values = functions.flat_map(|f| f.inputs().iter().map(|&id| f.value(id)));
@@ -84,7 +89,7 @@ fn like(checkpoint: &Path, packages: &[InspectedNetwork]) -> Result<Vec<Inspecte
     for attention in AttentionImplementation::ALL {
         // Sizes that the checkpoint can't have are a difference to show, no error.
         let options = ConversionOptions { attention, ..options.clone() };
-        let Ok(networks) = open(checkpoint, &options) else { break };
+        let Ok(networks) = open(checkpoint, &options, files) else { break };
         let distance = op_distance(&networks, packages);
         if nearest.as_ref().is_none_or(|(least, _)| distance < *least) {
             nearest = Some((distance, networks));
@@ -92,7 +97,7 @@ fn like(checkpoint: &Path, packages: &[InspectedNetwork]) -> Result<Vec<Inspecte
     }
     match nearest {
         Some((_, networks)) => Ok(networks),
-        None => open(checkpoint, &ConversionOptions::default()),
+        None => open(checkpoint, &ConversionOptions::default(), files),
     }
 }
 

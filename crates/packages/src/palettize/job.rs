@@ -18,6 +18,7 @@ use crate::existing::{self, ExistsError, SideFile};
 use crate::inspect::{InspectError, open};
 use crate::package::{ConversionOptions, DeploymentTarget, PackageKind, VOCABULARY, keys, provenance};
 use crate::recipe::{MatchError, Recipe, RecipeFile};
+use crate::source::OpenOptions;
 
 /// The source of the plan of each package.
 pub enum PlanSource {
@@ -572,7 +573,7 @@ fn named_graphs(checkpoint: &Path, part: &str) -> Result<Vec<Function>, JobError
     let mut graphs = Vec::new();
     for attention in AttentionImplementation::ALL {
         let options = ConversionOptions { attention, control_unet, ..ConversionOptions::default() };
-        let networks = open(checkpoint, &options)?;
+        let networks = open(checkpoint, &options, &OpenOptions::default())?;
         let unet =
             networks.into_iter().find(|network| network.name.trim_end_matches(".mlmodelc") == compiled);
         graphs.extend(unet.and_then(|network| network.function));

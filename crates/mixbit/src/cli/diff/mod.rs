@@ -9,6 +9,7 @@ use clap::Args;
 use mixbit_packages::diff::{NetworkPairs, compare, open_both};
 
 use self::report::Report;
+use super::model_files::ModelFileOptions;
 use super::print_line;
 use super::progress::Progress;
 
@@ -21,7 +22,7 @@ Examples:
   mixbit diff a.safetensors b.safetensors --json")]
 pub(super) struct Arguments {
     /// A model's directory in the diffusers layout, a Core ML package (.mlpackage or .mlmodelc), a directory
-    /// of them, or a safetensors file
+    /// of them, a model in one file, or a file of tensors
     a: PathBuf,
     /// What to compare it with: any of these; a single network is compared with its like in a model
     b: PathBuf,
@@ -34,10 +35,12 @@ pub(super) struct Arguments {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    files: ModelFileOptions,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let NetworkPairs { pairs, only } = open_both([&arguments.a, &arguments.b])?;
+    let NetworkPairs { pairs, only } = open_both([&arguments.a, &arguments.b], &arguments.files.open())?;
     let counter = Progress::new(arguments.quiet).bytes("comparing");
     let comparisons = compare(&pairs, &counter)?;
     drop(counter);
