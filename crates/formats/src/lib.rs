@@ -42,6 +42,7 @@ mod error;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod files;
+mod float8;
 pub mod json;
 mod lfs;
 mod map;
@@ -50,6 +51,7 @@ pub mod safetensors;
 mod sha256;
 mod shown;
 mod tensor_file;
+mod zip;
 
 pub use atomic::{Writer, make_directory, make_subdirectory, write_atomically, write_where_asked};
 pub use checkpoint::Checkpoint;
