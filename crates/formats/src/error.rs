@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::coreml::CoreMlError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
+use crate::torch::TorchError;
 
 /// An error of a file or directory. Every message is one line and names the path.
 #[derive(Debug, Error)]
@@ -77,6 +78,22 @@ pub enum Error {
         path: PathBuf,
         /// The fault.
         problem: SafeTensorsError,
+    },
+    /// A malformed, unsupported or hostile PyTorch file.
+    #[error("{}: {problem}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        problem: TorchError,
+    },
+    /// A file of no known format of tensors.
+    #[error("{} is {what}", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The kind of file that it looks like, and the remedy.
+        what: String,
     },
     /// A malformed or unsupported `.npy` or `.npz` file.
     #[error("{}: {problem}", path.display())]

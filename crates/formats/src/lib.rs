@@ -51,6 +51,7 @@ pub mod safetensors;
 mod sha256;
 mod shown;
 mod tensor_file;
+pub mod torch;
 mod zip;
 
 pub use atomic::{Writer, make_directory, make_subdirectory, write_atomically, write_where_asked};
@@ -63,4 +64,5 @@ pub use files::{read_model_text, read_text};
 pub use map::{map_file, open_file};
 pub use safetensors::SafeTensors;
 pub use sha256::sha256;
-pub use tensor_file::TensorFile;
+pub use tensor_file::{TensorFile, TensorFormat};
+pub use torch::Torch;

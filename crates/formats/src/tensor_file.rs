@@ -3,26 +3,60 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mixbit_mil::{WeightRef, Weights};
+use mixbit_mil::{Bytes, WeightRef, Weights};
 
-use crate::{Error, SafeTensors};
+use crate::{Error, SafeTensors, Torch, lfs, map_file};
 
 /// A file of named tensors. Its tensors are references into a memory map.
 #[derive(Debug)]
 pub struct TensorFile {
-    tensors: SafeTensors,
+    tensors: Tensors,
+}
+
+/// The format of a file of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorFormat {
+    /// Hugging Face's safetensors.
+    SafeTensors,
+    /// `torch.save`: a pickle and its storages.
+    Torch,
+}
+
+impl TensorFormat {
+    /// The format's name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorFormat::SafeTensors => "safetensors",
+            TensorFormat::Torch => "PyTorch",
+        }
+    }
 }
 
 impl TensorFile {
     /// Opens a file. Its content says its format, not its name.
     ///
     /// # Errors
-    /// [`Error::Read`] if it can't be read; else the error of its format.
+    /// [`Error::Read`] if it can't be read, [`Error::LfsPointer`], [`Error::Unknown`] if it has no known
+    /// format; else the error of its format.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(TensorFile { tensors: SafeTensors::open(path)? })
+        Self::from_bytes(path, map_file(path)?)
     }
 
-    /// What the file says of itself, as text by name: `__metadata__` of safetensors.
+    /// A file in memory or in a map, which messages call `path`.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn from_bytes(path: &Path, file: Bytes) -> Result<Self, Error> {
+        Ok(TensorFile { tensors: Tensors::from_bytes(path, file)? })
+    }
+
+    /// The file's format.
+    pub fn format(&self) -> TensorFormat {
+        self.tensors.format()
+    }
+
+    /// What the file says of itself, as text by name: `__metadata__` of safetensors, the outermost numbers and
+    /// texts of a PyTorch file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         self.tensors.metadata()
     }
@@ -36,4 +70,90 @@ impl Weights for TensorFile {
     fn get(&self, name: &str) -> Option<WeightRef> {
         self.tensors.get(name)
     }
+}
+
+/// The tensors of a file, as its format has them.
+#[derive(Debug)]
+pub(crate) enum Tensors {
+    SafeTensors(SafeTensors),
+    Torch(Torch),
+}
+
+impl Tensors {
+    /// Reads a file of the format that its first bytes show.
+    pub(crate) fn from_bytes(path: &Path, file: Bytes) -> Result<Self, Error> {
+        let path = || path.to_path_buf();
+        if lfs::is_pointer(&file) {
+            return Err(Error::LfsPointer { path: path() });
+        }
+        let of_torch = |problem| Error::Torch { path: path(), problem };
+        if Torch::is_torch(&file) && !is_safetensors(&file) {
+            return Torch::from_bytes(&file).map(Tensors::Torch).map_err(of_torch);
+        }
+        if is_safetensors(&file)
+            || file.len() <= 8
+            || path().extension().is_some_and(|end| end == "safetensors")
+        {
+            return SafeTensors::from_bytes(file)
+                .map(Tensors::SafeTensors)
+                .map_err(|problem| Error::SafeTensors { path: path(), problem });
+        }
+        if let Some(problem) = Torch::refused(&file) {
+            return Err(of_torch(problem));
+        }
+        Err(Error::Unknown { path: path(), what: described(&file) })
+    }
+
+    pub(crate) fn format(&self) -> TensorFormat {
+        match self {
+            Tensors::SafeTensors(_) => TensorFormat::SafeTensors,
+            Tensors::Torch(_) => TensorFormat::Torch,
+        }
+    }
+
+    pub(crate) fn metadata(&self) -> &BTreeMap<String, String> {
+        match self {
+            Tensors::SafeTensors(file) => file.metadata(),
+            Tensors::Torch(file) => file.metadata(),
+        }
+    }
+
+    fn weights(&self) -> &dyn Weights {
+        match self {
+            Tensors::SafeTensors(file) => file,
+            Tensors::Torch(file) => file,
+        }
+    }
+}
+
+impl Weights for Tensors {
+    fn names(&self) -> Vec<&str> {
+        self.weights().names()
+    }
+
+    fn get(&self, name: &str) -> Option<WeightRef> {
+        self.weights().get(name)
+    }
+}
+
+/// True if a file begins with a header's length and a JSON object.
+fn is_safetensors(file: &[u8]) -> bool {
+    file.get(8) == Some(&b'{')
+}
+
+/// The kind of a file that is of no known format.
+fn described(file: &[u8]) -> String {
+    let start = &file[..file.len().min(64)];
+    let starts_with = |text: &str| {
+        start
+            .trim_ascii_start()
+            .get(..text.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
+    };
+    if starts_with("<!doctype") || starts_with("<html") {
+        return "a web page, not a file of weights: the download failed, often for want of a login"
+            .to_string();
+    }
+    let formats = [TensorFormat::SafeTensors, TensorFormat::Torch].map(TensorFormat::name);
+    format!("none of the files of weights that mixbit reads ({})", formats.join(", "))
 }

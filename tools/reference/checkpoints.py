@@ -1,0 +1,163 @@
+"""Writes fixtures/checkpoints: PyTorch files, GGUF files and scaled fp8, with the tensors that mixbit must read."""
+
+import collections
+import json
+import pickle
+import sys
+import types
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from common import area, meta, write_cases, write_tensors
+
+SEED = 19
+FOLDER = area("checkpoints")
+expected = {}
+cases = []
+
+
+def case(file, tensors, metadata=None, form="PyTorch"):
+    """A case: a file and the tensors that it holds. 8-bit floats are expected as f16."""
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        expected[f"{file}/{name}"] = tensor.half() if tensor.dtype in FLOAT8 else tensor
+    cases.append({"file": file, "format": form, "tensors": sorted(tensors), "metadata": metadata or {}})
+
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+DTYPES = [
+    torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+def of_dtype(dtype):
+    values = torch.arange(6, dtype=torch.float32).reshape(2, 3) - (0 if str(dtype).startswith("torch.uint") else 2)
+    return (values > 0) if dtype == torch.bool else values.to(dtype)
+
+
+def torch_files():
+    types_ = {str(dtype).removeprefix("torch."): of_dtype(dtype) for dtype in DTYPES}
+    torch.save(types_, FOLDER / "types.pt")
+    case("types.pt", types_)
+    legacy = {name: tensor for name, tensor in types_.items() if "uint" not in name[:5] or name == "uint8"}
+    legacy = {name: tensor for name, tensor in legacy.items() if not name.startswith("float8")}
+    torch.save(legacy, FOLDER / "types-legacy.pt", _use_new_zipfile_serialization=False)
+    case("types-legacy.pt", legacy)
+
+    base = torch.arange(24, dtype=torch.float32)
+    grid = base.reshape(2, 3, 4)
+    views = {
+        "whole": base,
+        "row": base[5:9],
+        "transposed": grid.permute(2, 0, 1),
+        "channels_last": torch.arange(48.0).reshape(1, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "every_second": base[1::2],
+        "column": grid[:, :, 1],
+        "expanded": base[:3].reshape(3, 1).expand(3, 4),
+        "position_ids": torch.arange(7).expand((1, -1)),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 4),
+        "fp8_transposed": torch.arange(6.0).reshape(2, 3).to(torch.float8_e4m3fn).t(),
+    }
+    torch.save(views, FOLDER / "views.pt")
+    case("views.pt", views)
+    legacy = {name: tensor for name, tensor in views.items() if not name.startswith("fp8")}
+    torch.save(legacy, FOLDER / "views-legacy.pt", _use_new_zipfile_serialization=False)
+    case("views-legacy.pt", legacy)
+    # PyTorch itself can't read what it writes in protocol 0.
+    for protocol in (1, 3, 4, 5):
+        name = f"protocol-{protocol}.pt"
+        torch.save({"w": base, "größe": base[:2]}, FOLDER / name, pickle_protocol=protocol)
+        case(name, {"w": base, "größe": base[:2]})
+
+    lightning_file(base)
+    module = torch.nn.Linear(3, 2)
+    module.weight.data = torch.arange(6.0).reshape(2, 3)
+    module.bias.data = torch.tensor([1.0, -1.0])
+    state = torch.nn.Sequential(collections.OrderedDict(proj=module)).state_dict()
+    torch.save(state, FOLDER / "pytorch_model.bin")
+    case("pytorch_model.bin", state)
+    # A model that was saved whole.
+    torch.save(torch.nn.Sequential(collections.OrderedDict(proj=module)), FOLDER / "module.pth")
+    case("module.pth", state)
+    torch.save(base.reshape(4, 6).clone(), FOLDER / "alone.pt")
+    case("alone.pt", {"tensor": base.reshape(4, 6)})
+
+
+def lightning_file(base):
+    """A checkpoint as PyTorch Lightning leaves it: classes that are not installed, NumPy's scalars and arrays."""
+
+    class Stub(dict):
+        pass
+
+    def stub(module, name):
+        parent = ""
+        for part in module.split("."):
+            parent = f"{parent}.{part}".strip(".")
+            sys.modules.setdefault(parent, types.ModuleType(parent))
+        made = type(name, (Stub,), {"__module__": module})
+        setattr(sys.modules[module], name, made)
+        return made
+
+    checkpoint = stub("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    attributes = stub("pytorch_lightning.utilities.parsing", "AttributeDict")
+    progress = checkpoint()
+    progress.best = np.float64(0.25)
+    from omegaconf import OmegaConf
+    import argparse
+    import pathlib
+
+    state = {"model.diffusion_model.w": base.reshape(4, 6), "model_ema.num_updates": torch.tensor(3)}
+    optimizer = {"state": {0: {"step": 1, "exp_avg": base.clone()}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    content = {
+        "epoch": 3,
+        "global_step": 875000,
+        "pytorch-lightning_version": "1.4.2",
+        "learning_rate": 0.5,
+        "state_dict": collections.OrderedDict(state),
+        "callbacks": {checkpoint: {"best_model_score": torch.tensor(0.5), "scores": np.arange(4.0), "at": np.int64(7)}},
+        "progress": progress,
+        "optimizer_states": [optimizer],
+        "lr_schedulers": [{"_step_count": 1, "base_lrs": [1e-4]}],
+        "hyper_parameters": attributes(a=1, b={1, 2}, c=frozenset([3]), d=b"bytes", e=1 << 80, f=-(1 << 40)),
+        "options": argparse.Namespace(path=pathlib.PurePosixPath("/tmp"), dtype=torch.float16, device=torch.device("cpu")),
+        "config": OmegaConf.create({"model": {"base_learning_rate": 1e-4, "names": ["a", None]}}),
+        "nothing": None,
+        "counts": collections.defaultdict(int, {"a": 1}),
+    }
+    metadata = {"epoch": "3", "global_step": "875000", "pytorch-lightning_version": "1.4.2", "learning_rate": "0.5"}
+    for name, zipped in (("lightning.ckpt", True), ("lightning-legacy.ckpt", False)):
+        torch.save(content, FOLDER / name, _use_new_zipfile_serialization=zipped)
+        case(name, state, metadata)
+
+
+def embeddings():
+    token = torch.arange(8.0).reshape(2, 4)
+    # Textual inversion's own code keeps its vectors in a ParameterDict.
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(token)})
+    for name, params in (("embedding-original.pt", parameters), ("embedding-webui.pt", {"*": token})):
+        content = {
+            "string_to_token": {"*": torch.tensor(265)},
+            "string_to_param": params,
+            "name": "style",
+            "step": 500,
+            "sd_checkpoint": None,
+        }
+        torch.save(content, FOLDER / name)
+        tensors = {"string_to_token.*": torch.tensor(265), "string_to_param.*": token}
+        case(name, tensors, {"name": "style", "step": "500"})
+    torch.save({"<cat>": token[0]}, FOLDER / "learned_embeds.bin")
+    case("learned_embeds.bin", {"<cat>": token[0]})
+    torch.save({"clip_l": token, "clip_g": token * 2}, FOLDER / "embedding-xl.pt")
+    case("embedding-xl.pt", {"clip_l": token, "clip_g": token * 2})
+
+
+torch.manual_seed(SEED)
+torch_files()
+embeddings()
+packages = ["torch", "numpy", "safetensors", "omegaconf"]
+write_cases(FOLDER, meta("checkpoints.py", SEED, *packages), cases)
+write_tensors(FOLDER / "expected.safetensors", expected)
