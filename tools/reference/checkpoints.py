@@ -6,6 +6,7 @@ import pickle
 import sys
 import types
 
+import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -155,9 +156,59 @@ def embeddings():
     case("embedding-xl.pt", {"clip_l": token, "clip_g": token * 2})
 
 
+def gguf_file():
+    """Every type that GGUF has, quantized by the `gguf` package or, for K-quants, random blocks of sane scales."""
+    kinds = gguf.GGMLQuantizationType
+    random = np.random.default_rng(SEED)
+    tensors = {}
+    writer = gguf.GGUFWriter(FOLDER / "types.gguf", "sd1")
+    writer.add_uint32("test.number", 7)
+    writer.add_float32("test.float", 0.5)
+    writer.add_bool("test.truth", True)
+    writer.add_array("test.texts", ["a", "bc"])
+    writer.add_array("test.numbers", [1, 2, 3])
+    values = random.standard_normal((3, 64)).astype(np.float32)
+    for kind in (kinds.F32, kinds.F16, kinds.BF16, kinds.Q4_0, kinds.Q4_1, kinds.Q5_0, kinds.Q5_1, kinds.Q8_0):
+        data = gguf.quants.quantize(values, kind)
+        writer.add_tensor(kind.name, data, raw_dtype=kind)
+        if kind == kinds.F16:
+            tensors[kind.name] = torch.from_numpy(data)
+        else:
+            tensors[kind.name] = torch.from_numpy(gguf.quants.dequantize(data, kind).copy())
+    tensors["BF16"] = tensors["BF16"].bfloat16()
+    # The places of the half-precision scales in a block.
+    for kind, scales in (
+        (kinds.Q2_K, [80, 82]), (kinds.Q3_K, [108]), (kinds.Q4_K, [0, 2]), (kinds.Q5_K, [0, 2]), (kinds.Q6_K, [208]),
+    ):  # fmt: skip
+        size = gguf.GGML_QUANT_SIZES[kind][1]
+        blocks = random.integers(0, 256, (2, size), dtype=np.uint8)
+        for at in scales:
+            halves = random.uniform(-0.1, 0.1, (2, 1)).astype(np.float16)
+            blocks[:, at : at + 2] = halves.view(np.uint8)
+        writer.add_tensor(kind.name, blocks, raw_dtype=kind)
+        tensors[kind.name] = torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy())
+    for dtype in (np.int8, np.int16, np.int32, np.int64, np.float64):
+        array = np.arange(6).reshape(2, 3).astype(dtype)
+        writer.add_tensor(array.dtype.name, array)
+        tensors[array.dtype.name] = torch.from_numpy(array)
+    # A 3x3 convolution, whose rows of three are no whole blocks: ComfyUI-GGUF stores them under another shape.
+    convolution = random.standard_normal((32, 1, 3, 3)).astype(np.float32)
+    data = gguf.quants.quantize(convolution.reshape(9, 32), kinds.Q8_0)
+    writer.add_tensor("conv", data, raw_dtype=kinds.Q8_0)
+    writer.add_array("comfy.gguf.orig_shape.conv", [32, 1, 3, 3])
+    tensors["conv"] = torch.from_numpy(gguf.quants.dequantize(data, kinds.Q8_0).reshape(32, 1, 3, 3).copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    metadata = {"general.architecture": "sd1", "test.number": "7", "test.float": "0.5", "test.truth": "true"}
+    case("types.gguf", tensors, metadata, "GGUF")
+
+
 torch.manual_seed(SEED)
 torch_files()
+gguf_file()
 embeddings()
-packages = ["torch", "numpy", "safetensors", "omegaconf"]
+packages = ["torch", "numpy", "safetensors", "omegaconf", "gguf"]
 write_cases(FOLDER, meta("checkpoints.py", SEED, *packages), cases)
 write_tensors(FOLDER / "expected.safetensors", expected)

@@ -7,6 +7,7 @@ use mixbit_mil::Stopped;
 use thiserror::Error;
 
 use crate::coreml::CoreMlError;
+use crate::gguf::GgufError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
 use crate::torch::TorchError;
@@ -86,6 +87,14 @@ pub enum Error {
         path: PathBuf,
         /// The fault.
         problem: TorchError,
+    },
+    /// A malformed or unsupported GGUF file.
+    #[error("{}: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        problem: GgufError,
     },
     /// A file of no known format of tensors.
     #[error("{} is {what}", path.display())]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mixbit_mil::{Bytes, WeightRef, Weights};
 
-use crate::{Error, SafeTensors, Torch, lfs, map_file};
+use crate::{Error, Gguf, SafeTensors, Torch, lfs, map_file};
 
 /// A file of named tensors. Its tensors are references into a memory map.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub enum TensorFormat {
     SafeTensors,
     /// `torch.save`: a pickle and its storages.
     Torch,
+    /// The format of ggml's quantized models.
+    Gguf,
 }
 
 impl TensorFormat {
@@ -28,6 +30,7 @@ impl TensorFormat {
         match self {
             TensorFormat::SafeTensors => "safetensors",
             TensorFormat::Torch => "PyTorch",
+            TensorFormat::Gguf => "GGUF",
         }
     }
 }
@@ -56,7 +59,7 @@ impl TensorFile {
     }
 
     /// What the file says of itself, as text by name: `__metadata__` of safetensors, the outermost numbers and
-    /// texts of a PyTorch file.
+    /// texts of a PyTorch file, the header's of GGUF.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         self.tensors.metadata()
     }
@@ -77,6 +80,7 @@ impl Weights for TensorFile {
 pub(crate) enum Tensors {
     SafeTensors(SafeTensors),
     Torch(Torch),
+    Gguf(Gguf),
 }
 
 impl Tensors {
@@ -85,6 +89,11 @@ impl Tensors {
         let path = || path.to_path_buf();
         if lfs::is_pointer(&file) {
             return Err(Error::LfsPointer { path: path() });
+        }
+        if Gguf::is_gguf(&file) && !is_safetensors(&file) {
+            return Gguf::from_bytes(&file)
+                .map(Tensors::Gguf)
+                .map_err(|problem| Error::Gguf { path: path(), problem });
         }
         let of_torch = |problem| Error::Torch { path: path(), problem };
         if Torch::is_torch(&file) && !is_safetensors(&file) {
@@ -108,6 +117,7 @@ impl Tensors {
         match self {
             Tensors::SafeTensors(_) => TensorFormat::SafeTensors,
             Tensors::Torch(_) => TensorFormat::Torch,
+            Tensors::Gguf(_) => TensorFormat::Gguf,
         }
     }
 
@@ -115,6 +125,7 @@ impl Tensors {
         match self {
             Tensors::SafeTensors(file) => file.metadata(),
             Tensors::Torch(file) => file.metadata(),
+            Tensors::Gguf(file) => file.metadata(),
         }
     }
 
@@ -122,6 +133,7 @@ impl Tensors {
         match self {
             Tensors::SafeTensors(file) => file,
             Tensors::Torch(file) => file,
+            Tensors::Gguf(file) => file,
         }
     }
 }
@@ -154,6 +166,7 @@ fn described(file: &[u8]) -> String {
         return "a web page, not a file of weights: the download failed, often for want of a login"
             .to_string();
     }
-    let formats = [TensorFormat::SafeTensors, TensorFormat::Torch].map(TensorFormat::name);
+    let formats =
+        [TensorFormat::SafeTensors, TensorFormat::Torch, TensorFormat::Gguf].map(TensorFormat::name);
     format!("none of the files of weights that mixbit reads ({})", formats.join(", "))
 }
