@@ -10,6 +10,7 @@ use crate::coreml::CoreMlError;
 use crate::gguf::GgufError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
+use crate::scales::ScaleError;
 use crate::torch::TorchError;
 
 /// An error of a file or directory. Every message is one line and names the path.
@@ -95,6 +96,14 @@ pub enum Error {
         path: PathBuf,
         /// The fault.
         problem: GgufError,
+    },
+    /// Weights that are quantized in a way that is not supported.
+    #[error("{}: {problem}", path.display())]
+    Scales {
+        /// The file, or the index of its shards.
+        path: PathBuf,
+        /// The fault.
+        problem: ScaleError,
     },
     /// A file of no known format of tensors.
     #[error("{} is {what}", path.display())]

@@ -5,12 +5,17 @@ use std::path::Path;
 
 use mixbit_mil::{Bytes, WeightRef, Weights};
 
+use crate::scales::Scales;
 use crate::{Error, Gguf, SafeTensors, Torch, lfs, map_file};
 
 /// A file of named tensors. Its tensors are references into a memory map.
+///
+/// Weights that are stored with scales (`X.scale_weight` or `X.weight_scale` beside `X.weight`) are read as
+/// the products, of type `f32`; the scales are not listed.
 #[derive(Debug)]
 pub struct TensorFile {
     tensors: Tensors,
+    scales: Scales,
 }
 
 /// The format of a file of tensors.
@@ -40,7 +45,8 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Read`] if it can't be read, [`Error::LfsPointer`], [`Error::Unknown`] if it has no known
-    /// format; else the error of its format.
+    /// format, [`Error::Scales`] if its weights are quantized in a way that is not supported; else the error
+    /// of its format.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::from_bytes(path, map_file(path)?)
     }
@@ -50,7 +56,11 @@ impl TensorFile {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn from_bytes(path: &Path, file: Bytes) -> Result<Self, Error> {
-        Ok(TensorFile { tensors: Tensors::from_bytes(path, file)? })
+        let tensors = Tensors::from_bytes(path, file)?;
+        let scales =
+            Scales::find(&tensors.names(), |name| tensors.get(name), [tensors.metadata()].into_iter())
+                .map_err(|problem| Error::Scales { path: path.to_path_buf(), problem })?;
+        Ok(TensorFile { tensors, scales })
     }
 
     /// The file's format.
@@ -67,11 +77,11 @@ impl TensorFile {
 
 impl Weights for TensorFile {
     fn names(&self) -> Vec<&str> {
-        self.tensors.names()
+        self.tensors.names().into_iter().filter(|name| !self.scales.hides(name)).collect()
     }
 
     fn get(&self, name: &str) -> Option<WeightRef> {
-        self.tensors.get(name)
+        self.scales.apply(self.tensors.get(name)?)
     }
 }
 
