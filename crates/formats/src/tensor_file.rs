@@ -109,10 +109,7 @@ impl Tensors {
         if Torch::is_torch(&file) && !is_safetensors(&file) {
             return Torch::from_bytes(&file).map(Tensors::Torch).map_err(of_torch);
         }
-        if is_safetensors(&file)
-            || file.len() <= 8
-            || path().extension().is_some_and(|end| end == "safetensors")
-        {
+        if is_safetensors(&file) || path().extension().is_some_and(|end| end == "safetensors") {
             return SafeTensors::from_bytes(file)
                 .map(Tensors::SafeTensors)
                 .map_err(|problem| Error::SafeTensors { path: path(), problem });
@@ -165,6 +162,9 @@ fn is_safetensors(file: &[u8]) -> bool {
 
 /// The kind of a file that is of no known format.
 fn described(file: &[u8]) -> String {
+    if file.len() <= 8 {
+        return format!("cut off: it has {} bytes", file.len());
+    }
     let start = &file[..file.len().min(64)];
     let starts_with = |text: &str| {
         start
@@ -179,4 +179,37 @@ fn described(file: &[u8]) -> String {
     let formats =
         [TensorFormat::SafeTensors, TensorFormat::Torch, TensorFormat::Gguf].map(TensorFormat::name);
     format!("none of the files of weights that mixbit reads ({})", formats.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mixbit_testkit::{Failures, Scratch};
+
+    #[test]
+    fn files_of_other_kinds_are_described() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        let cases: [(&str, &[u8], &str); 8] = [
+            ("a.ckpt", b"", "a.ckpt is cut off: it has 0 bytes"),
+            ("a.safetensors", b"", "too few for safetensors"),
+            ("a.bin", b"\n<!DOCTYPE html><html>", "is a web page, not a file of weights"),
+            ("a.bin", b"<HTML><body>", "is a web page"),
+            ("a.bin", pointer, "is a Git LFS pointer"),
+            ("a.pt", b"nothing that is known", "mixbit reads (safetensors, PyTorch, GGUF)"),
+            ("a.gguf", b"\x02\0\0\0\0\0\0\0{}", "a.gguf: read"),
+            ("a.safetensors", b"GGUF\x01\0\0\0", "version 1 of GGUF"),
+        ];
+        let mut failures = Failures::new("files");
+        for (name, content, expected) in cases {
+            failures.case(expected, || {
+                let scratch = Scratch::new();
+                let message = match TensorFile::open(&scratch.file(name, content)) {
+                    Ok(file) => format!("{name}: read as {}", file.format().name()),
+                    Err(error) => error.to_string(),
+                };
+                if message.contains(expected) { Ok(()) } else { Err(message) }
+            });
+        }
+        failures.finish();
+    }
 }
