@@ -64,7 +64,7 @@ pub(crate) fn members(file: &[u8]) -> Result<Vec<Member>, ZipError> {
             .map_err(|_| ZipError::Malformed("the name of a member is not UTF-8"))?;
         let mut wide = zip64_values(&rest[name_end..extra_end]);
         let mut field = |at| match u32_at(entry, at) {
-            IN_ZIP64 => wide.next().ok_or_else(|| ZipError::Malformed("a ZIP64 field is missing")),
+            IN_ZIP64 => wide.next().ok_or(ZipError::Malformed("a ZIP64 field is missing")),
             value => Ok(value),
         };
         // The ZIP64 field has its values in this order.

@@ -7,6 +7,9 @@ use mixbit_testkit::{Failures, Scratch};
 /// A tensor of a test's file: its name, type, shape and bytes.
 type Tensor<'a> = (&'a str, &'a str, &'a [usize], &'a [u8]);
 
+/// A form of scales: its name, shape and bytes, and the products.
+type Case<'a> = (&'a str, &'a [usize], &'a [u8], [f32; 8]);
+
 /// 2, 4, 8 and 16 in f32.
 const FLOATS: [u8; 16] = [0, 0, 0, 64, 0, 0, 128, 64, 0, 0, 0, 65, 0, 0, 128, 65];
 
@@ -25,7 +28,7 @@ fn values(file: &dyn Weights, name: &str) -> Vec<f32> {
 
 #[test]
 fn scales_of_all_shapes_are_applied() {
-    let cases: [(&str, &[usize], &[u8], [f32; 8]); 6] = [
+    let cases: [Case<'_>; 6] = [
         ("one", &[], &FLOATS[..4], [2., 896., 2., 2., -2., 2., 2., 2.]),
         ("one in a vector", &[1], &FLOATS[..4], [2., 896., 2., 2., -2., 2., 2., 2.]),
         ("rows", &[2], &FLOATS[..8], [2., 896., 2., 2., -4., 4., 4., 4.]),

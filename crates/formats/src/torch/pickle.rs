@@ -152,7 +152,7 @@ impl<'a> Machine<'a> {
             b']' | b'l' | b'a' | b'e' => self.list(opcode),
             b')' | b't' | 0x85 | 0x86 | 0x87 => self.tuple(opcode),
             b'}' | b'd' | b's' | b'u' => self.dict(opcode),
-            0x8f | 0x90 | 0x91 => self.set(opcode),
+            0x8f..=0x91 => self.set(opcode),
             b'g' | b'h' | b'j' | b'p' | b'q' | b'r' | 0x94 => self.memoize(opcode),
             b'c' | 0x93 | b'i' | b'o' | b'R' | 0x81 | 0x92 | b'b' | b'P' | b'Q' | 0x82..=0x84 => {
                 self.object(opcode)
