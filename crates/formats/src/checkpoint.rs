@@ -32,7 +32,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Those of [`TensorFile::open`](crate::TensorFile::open) and [`Error::Text`] for the file that can't be
-    /// used, [`Error::NotFound`] for a missing shard, [`Error::Index`] if a shard lacks a tensor of the index.
+    /// used, [`Error::NotFound`] for a missing shard, [`Error::Index`] if a shard lacks a tensor of the
+    /// index.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.ends_with(".json") {

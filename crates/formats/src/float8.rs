@@ -77,8 +77,9 @@ impl Computed for Widened {
     fn read(&self) -> Vec<u8> {
         let table = self.format.table().map(f16::to_le_bytes);
         let bytes = self.bytes.read_stored();
-        let mut halves = Vec::with_capacity(2 * bytes.len());
-        halves.extend(bytes.iter().flat_map(|&byte| table[usize::from(byte)]));
+        let mut halves = vec![0; 2 * bytes.len()];
+        let pairs = halves.as_chunks_mut().0.iter_mut().zip(&*bytes);
+        pairs.for_each(|(half, &byte)| *half = table[usize::from(byte)]);
         halves
     }
 

@@ -354,11 +354,11 @@ struct Quantized {
 impl Computed for Quantized {
     fn read(&self) -> Vec<u8> {
         let Quantization { elements, bytes, decode, .. } = *self.quantization;
-        let mut out = Vec::with_capacity(self.bytes.len() / bytes * elements * 4);
+        let mut out = vec![0; self.bytes.len() / bytes * elements * 4];
         let mut values = [0f32; LARGEST];
-        for block in self.bytes.chunks_exact(bytes) {
+        for (block, out) in self.bytes.chunks_exact(bytes).zip(out.chunks_exact_mut(elements * 4)) {
             decode(block, &mut values[..elements]);
-            out.extend(values[..elements].iter().flat_map(|value| value.to_le_bytes()));
+            values.iter().zip(out.as_chunks_mut().0).for_each(|(value, out)| *out = value.to_le_bytes());
         }
         out
     }

@@ -260,19 +260,21 @@ impl Computed for Scaled {
         let Some(blocks) = blocks(&scale.ty().shape, shape) else { return Vec::new() };
         let stored = self.weight.read_stored();
         let width = self.weight.stored_dtype().bits() / 8;
-        let mut out = Vec::with_capacity(stored.len() / width * 4);
+        let mut out = vec![0; stored.len() / width * 4];
         // Elements of one block that follow each other: those of its part of the last axis that is divided.
         let divided = blocks.iter().rposition(|&blocks| blocks > 1);
         let run = divided.map_or(stored.len() / width, |axis| {
             shape[axis] / blocks[axis] * shape[axis + 1..].iter().product::<usize>()
         });
         let mut values = [0f32; BLOCK];
-        for (at, elements) in stored.chunks((run * width).max(1)).enumerate() {
+        let runs = stored.chunks((run * width).max(1)).zip(out.chunks_mut((run * 4).max(1)));
+        for (at, (elements, out)) in runs.enumerate() {
             let scale = scales[block_of(at * run, shape, &blocks)];
-            for elements in elements.chunks(BLOCK * width) {
+            for (elements, out) in elements.chunks(BLOCK * width).zip(out.chunks_mut(BLOCK * 4)) {
                 let values = &mut values[..elements.len() / width];
                 widen(elements, self.weight.stored_dtype(), values);
-                out.extend(values.iter().flat_map(|value| (value * scale).to_le_bytes()));
+                let scaled = values.iter().map(|value| (value * scale).to_le_bytes());
+                out.as_chunks_mut().0.iter_mut().zip(scaled).for_each(|(out, value)| *out = value);
             }
         }
         out

@@ -68,8 +68,8 @@ impl TensorFile {
         self.tensors.format()
     }
 
-    /// What the file says of itself, as text by name: `__metadata__` of safetensors, the outermost numbers and
-    /// texts of a PyTorch file, the header's of GGUF.
+    /// What the file says of itself, as text by name: `__metadata__` of safetensors, the outermost numbers
+    /// and texts of a PyTorch file, those of GGUF's header.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         self.tensors.metadata()
     }

@@ -33,7 +33,7 @@ pub enum GgufError {
     },
     /// An element type that is not supported.
     #[error(
-        "tensor `{}` is quantized as {kind}, which is not supported: use a file with Q4_0 to Q8_0 or a K-quant",
+        "tensor `{}` is quantized as {kind}, which is not supported: use Q4_0 to Q8_0 or a K-quant",
         shown(tensor)
     )]
     Type {

@@ -8,8 +8,8 @@ use crate::zip::ZipError;
 pub enum TorchError {
     /// A pickle that calls a function, or makes an object of a class, that has no place beside weights.
     #[error(
-        "its pickle calls for `{}`, which can run code; mixbit ran nothing: don't open it with Python, and get the \
-         model from a source that you trust, as safetensors",
+        "its pickle calls for `{}`, which can run code; mixbit ran nothing: don't open it with Python, and \
+         get the model from a source that you trust, as safetensors",
         shown(name)
     )]
     Global {

@@ -2,8 +2,8 @@
 //!
 //! Follows the opcodes that CPython's `pickletools` describes. A pickle is a program that builds a value on a
 //! stack. Here values are indices into one list, so that sharing copies nothing and nothing recurses. Every
-//! opcode adds at most one value, and there are at most [`OPCODE_LIMIT`] of them. No function is called: those
-//! of [`globals`](super::globals) are understood or passed over, others are refused.
+//! opcode adds at most one value, and there are at most [`OPCODE_LIMIT`] of them. No function is called:
+//! those of [`globals`](super::globals) are understood or passed over, others are refused.
 
 mod objects;
 mod reader;
