@@ -2,7 +2,6 @@
 
 import collections
 import json
-import pickle
 import sys
 import types
 
@@ -205,8 +204,41 @@ def gguf_file():
     case("types.gguf", tensors, metadata, "GGUF")
 
 
+def scaled_files():
+    """fp8 with scales, as ComfyUI and ModelOpt store it: the weight is the product."""
+    weight = torch.randn(4, 8)
+    e4m3 = torch.float8_e4m3fn
+
+    def quantized(scale):
+        whole = scale.repeat_interleave(4 // scale.shape[0], 0).repeat_interleave(8 // scale.shape[1], 1)
+        narrow = (weight / whole).to(e4m3)
+        return narrow, narrow.float() * whole
+
+    peak = weight.abs().max().reshape(1, 1) / 448
+    narrow, wide = quantized(peak)
+    bias = torch.arange(4.0)
+    tensors = {"x.weight": narrow, "x.bias": bias, "scaled_fp8": torch.empty(0, dtype=e4m3)}
+    tensors |= {"x.scale_weight": peak.reshape(()), "x.scale_input": torch.tensor(1.0)}
+    save_file(tensors, FOLDER / "fp8-comfy.safetensors")
+    case("fp8-comfy.safetensors", {"x.weight": wide, "x.bias": bias}, form="safetensors")
+
+    rows = weight.abs().amax(1, keepdim=True) / 448
+    narrow, wide = quantized(rows)
+    note = json.dumps({"format": "float8_e4m3fn_rowwise"}).encode()
+    tensors = {"x.weight": narrow, "x.weight_scale": rows, "x.comfy_quant": torch.tensor(list(note), dtype=torch.uint8)}
+    header = {"_quantization_metadata": json.dumps({"layers": {"x": {"format": "float8_e4m3fn_rowwise"}}})}
+    save_file(tensors, FOLDER / "fp8-rows.safetensors", metadata=header)
+    case("fp8-rows.safetensors", {"x.weight": wide}, header, form="safetensors")
+
+    blocks = weight.reshape(2, 2, 2, 4).abs().amax((1, 3)) / 448
+    narrow, wide = quantized(blocks)
+    save_file({"x.weight": narrow, "x.weight_scale": blocks}, FOLDER / "fp8-blocks.safetensors")
+    case("fp8-blocks.safetensors", {"x.weight": wide}, form="safetensors")
+
+
 torch.manual_seed(SEED)
 torch_files()
+scaled_files()
 gguf_file()
 embeddings()
 packages = ["torch", "numpy", "safetensors", "omegaconf", "gguf"]

@@ -184,7 +184,52 @@ fn described(file: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mixbit_testkit::{Failures, Scratch};
+    use mixbit_testkit::{Failures, Scratch, fixture_root};
+    use serde_json::Value as Json;
+
+    /// Every file of `fixtures/checkpoints` has the tensors that its own library reads, under their names.
+    #[test]
+    fn files_of_every_format_are_read() {
+        let folder = fixture_root().join("checkpoints");
+        let cases: Json = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
+        let mut failures = Failures::new("files of tensors");
+        for case in cases["cases"].as_array().unwrap() {
+            let name = case["file"].as_str().unwrap();
+            failures.case(name, || {
+                let file = TensorFile::open(&folder.join(name)).map_err(|error| error.to_string())?;
+                if file.format().name() != case["format"].as_str().unwrap() {
+                    return Err(format!("it is of the format {}", file.format().name()));
+                }
+                let names: Vec<&str> =
+                    case["tensors"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
+                if file.names() != names {
+                    return Err(format!("it has the tensors {:?}", file.names()));
+                }
+                for tensor in names {
+                    let (found, wanted) =
+                        (file.get(tensor).unwrap(), expected.get(&format!("{name}/{tensor}")).unwrap());
+                    let equal = found.ty() == wanted.ty() && found.read().unwrap() == wanted.read().unwrap();
+                    if !equal {
+                        return Err(format!(
+                            "{tensor}: {} {:?}, not {}",
+                            found.ty(),
+                            found.read(),
+                            wanted.ty()
+                        ));
+                    }
+                }
+                for (key, value) in case["metadata"].as_object().unwrap() {
+                    let found = file.metadata().get(key).map(String::as_str);
+                    if found != value.as_str() {
+                        return Err(format!("{key} is {found:?}"));
+                    }
+                }
+                Ok(())
+            });
+        }
+        failures.finish();
+    }
 
     #[test]
     fn files_of_other_kinds_are_described() {

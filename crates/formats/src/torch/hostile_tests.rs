@@ -248,6 +248,21 @@ fn tensors_stay_inside_their_storages() {
 }
 
 #[test]
+fn a_view_of_a_storage_stays_inside_its_elements() {
+    // Two from the third on; PyTorch wrote these before it had archives.
+    let viewed = |arguments: &[u8]| {
+        let file = tensor(arguments);
+        let at = file.windows(4).position(|bytes| bytes == b"K\x06tQ").unwrap();
+        let view = b"K\x06(X\x01\0\0\0vK\x02K\x02ttQ";
+        Torch::from_bytes(&Bytes::new([&file[..at], view, &file[at + 4..]].concat()))
+    };
+    let file = viewed(b"K\x00K\x02\x85K\x01\x85").unwrap();
+    assert_eq!(&*file.get("a").unwrap().read().unwrap(), [2f32, 3.0].map(f32::to_le_bytes).concat());
+    let error = viewed(b"K\x00K\x03\x85K\x01\x85").unwrap_err().to_string();
+    assert!(error.contains("lies outside of its storage"), "{error}");
+}
+
+#[test]
 fn other_kinds_of_tensors_and_files_are_named() {
     let sound = tensor(b"K\x00K\x02K\x03\x86K\x03K\x01\x86");
     let replaced = |from: &str, to: &str| {
