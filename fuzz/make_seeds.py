@@ -34,6 +34,26 @@ write("safetensors/empty-and-scalar", save({"e": np.zeros((0, 4), np.float32), "
 write("safetensors/hole", safetensors_file(b'{"t":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}', bytes(3)))
 write("safetensors/ten-gigabyte-header", struct.pack("<Q", 10**10) + b"{}")
 
+# PyTorch files of every form, GGUF, and weights with their scales.
+CHECKPOINTS = ROOT / "fixtures/checkpoints"
+for name in ("types.pt", "types-legacy.pt", "views.pt", "views-legacy.pt", "lightning.ckpt", "embedding-original.pt", "protocol-5.pt"):
+    write(f"pickle/{name}", (CHECKPOINTS / name).read_bytes())
+write("pickle/os-system", b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R.")
+write("gguf/types", (CHECKPOINTS / "types.gguf").read_bytes())
+write("gguf/many", b"GGUF\x03\0\0\0" + b"\xff" * 16)
+scaled = {
+    "x.weight": np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int8),
+    "x.weight_scale": np.array([[1, 2], [3, 4]], np.float32),
+    "x.input_scale": np.array(1, np.float32),
+    "x.comfy_quant": np.frombuffer(b'{"format": "int8_blockwise"}', np.uint8),
+}
+layers = json.dumps({"format_version": "1.0", "layers": {"x": {"format": "int8_blockwise"}}})
+write("scales/blocks", save(scaled, metadata={"_quantization_metadata": layers}))
+rows = {"x.weight": scaled["x.weight"], "x.scale_weight": np.array([1, 2], np.float16), "scaled_fp8": np.zeros(0, np.float16)}
+write("scales/rows", save(rows))
+header = b'{"x.weight":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},"x.scale_weight":{"dtype":"F32","shape":[],"data_offsets":[2,6]}}'
+write("scales/fp8", safetensors_file(header, b"\x38\x7e" + struct.pack("<f", 2)))
+
 write("npz/two-arrays", saved_by_numpy(np.savez, **tensors))
 write("npz/compressed", saved_by_numpy(np.savez_compressed, **tensors))
 write("npz/one-array", saved_by_numpy(np.save, tensors["a"]))

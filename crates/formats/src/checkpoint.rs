@@ -1,4 +1,4 @@
-//! The weights of one component: one safetensors file, or an index and its shards.
+//! The weights of one component: one file of tensors, or an index and its shards.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,31 +10,37 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::files::{Files, is_plain};
+use crate::scales::Scales;
 use crate::shown::shown;
-use crate::{Error, SafeTensors};
+use crate::tensor_file::Tensors;
+use crate::{Error, map_file};
 
 /// The weights of one component, in one file or several. Tensors are references into memory maps.
 #[derive(Debug)]
 pub struct Checkpoint {
-    shards: Vec<SafeTensors>,
+    shards: Vec<Tensors>,
     /// The shard of every tensor.
     tensors: BTreeMap<Arc<str>, usize>,
+    /// Those of all shards: a weight and its scale may be in two.
+    scales: Scales,
     files: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, or the `.json` index of a sharded one with all its shards beside it.
+    /// Opens a file of any format that [`TensorFile`](crate::TensorFile) reads, or the `.json` index of a
+    /// sharded one with all its shards beside it.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::Text`] or [`Error::SafeTensors`] for the file that can't be used,
-    /// [`Error::NotFound`] for a missing shard, [`Error::Index`] if a shard lacks a tensor of the index.
+    /// Those of [`TensorFile::open`](crate::TensorFile::open) and [`Error::Text`] for the file that can't be
+    /// used, [`Error::NotFound`] for a missing shard, [`Error::Index`] if a shard lacks a tensor of the
+    /// index.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.ends_with(".json") {
             let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
             return Self::open_index(&Files::Directory(folder), "", name);
         }
-        Ok(Self::single(SafeTensors::open(path)?, name))
+        Self::single(Tensors::from_bytes(path, map_file(path)?)?, path, name)
     }
 
     /// Opens `name` in `folder` of a tree.
@@ -42,7 +48,8 @@ impl Checkpoint {
         if name.ends_with(".json") {
             return Self::open_index(files, folder, name);
         }
-        Ok(Self::single(open_shard(files, &join(folder, name))?, name))
+        let path = join(folder, name);
+        Self::single(open_shard(files, &path)?, &files.path(&path), name)
     }
 
     /// The names of the files that hold the weights.
@@ -50,9 +57,23 @@ impl Checkpoint {
         &self.files
     }
 
-    fn single(file: SafeTensors, name: &str) -> Self {
+    fn single(file: Tensors, path: &Path, name: &str) -> Result<Self, Error> {
         let tensors = file.names().into_iter().map(|name| (Arc::from(name), 0)).collect();
-        Checkpoint { shards: vec![file], tensors, files: vec![name.to_string()] }
+        Self::with_scales(vec![file], tensors, vec![name.to_string()], path)
+    }
+
+    /// A checkpoint of shards, whose scales are found. Messages call it `path`.
+    fn with_scales(
+        shards: Vec<Tensors>,
+        tensors: BTreeMap<Arc<str>, usize>,
+        files: Vec<String>,
+        path: &Path,
+    ) -> Result<Self, Error> {
+        let names: Vec<&str> = tensors.keys().map(|name| &**name).collect();
+        let get = |name: &str| shards[*tensors.get(name)?].get(name);
+        let scales = Scales::find(&names, get, shards.iter().map(Tensors::metadata))
+            .map_err(|problem| Error::Scales { path: path.to_path_buf(), problem })?;
+        Ok(Checkpoint { shards, tensors, scales, files })
     }
 
     fn open_index(files: &Files, folder: &str, name: &str) -> Result<Self, Error> {
@@ -64,39 +85,39 @@ impl Checkpoint {
             path: index_path.clone(),
             what: format!("the shard index is malformed: {}", shown(&error.to_string())),
         })?;
-        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new(), files: Vec::new() };
+        let (mut shards, mut tensors, mut names) = (Vec::new(), BTreeMap::new(), Vec::new());
         let mut opened: BTreeMap<String, usize> = BTreeMap::new();
         for (tensor, file) in index.weight_map.0 {
             let shard = match opened.get(&file) {
                 Some(&shard) => shard,
                 None => {
-                    checkpoint.shards.push(open_index_shard(files, folder, &file, &tensor, wrong)?);
-                    checkpoint.files.push(file.clone());
-                    opened.insert(file.clone(), checkpoint.files.len() - 1);
-                    checkpoint.files.len() - 1
+                    shards.push(open_index_shard(files, folder, &file, &tensor, wrong)?);
+                    names.push(file.clone());
+                    opened.insert(file.clone(), names.len() - 1);
+                    names.len() - 1
                 }
             };
-            if checkpoint.shards[shard].get(&tensor).is_none() {
+            if shards[shard].get(&tensor).is_none() {
                 let what =
                     format!("shard `{file}` lacks tensor `{}` that the index puts there", shown(&tensor));
                 return Err(wrong(what));
             }
             let tensor: Arc<str> = tensor.into();
-            if checkpoint.tensors.insert(tensor.clone(), shard).is_some() {
+            if tensors.insert(tensor.clone(), shard).is_some() {
                 return Err(wrong(format!("tensor `{}` is in the index twice", shown(&tensor))));
             }
         }
-        Ok(checkpoint)
+        Self::with_scales(shards, tensors, names, &index_path)
     }
 }
 
 impl Weights for Checkpoint {
     fn names(&self) -> Vec<&str> {
-        self.tensors.keys().map(|name| &**name).collect()
+        self.tensors.keys().map(|name| &**name).filter(|name| !self.scales.hides(name)).collect()
     }
 
     fn get(&self, name: &str) -> Option<WeightRef> {
-        self.shards[*self.tensors.get(name)?].get(name)
+        self.scales.apply(self.shards[*self.tensors.get(name)?].get(name)?)
     }
 }
 
@@ -106,13 +127,13 @@ fn open_index_shard(
     file: &str,
     tensor: &str,
     wrong: impl Fn(String) -> Error,
-) -> Result<SafeTensors, Error> {
+) -> Result<Tensors, Error> {
     let (file, tensor) = (shown(file), shown(tensor));
     if !is_plain(&file) {
         return Err(wrong(format!("`{file}`, the shard of tensor `{tensor}`, is not a plain file name")));
     }
-    if !file.ends_with(".safetensors") {
-        return Err(wrong(format!("shard `{file}` of tensor `{tensor}` is not a .safetensors file")));
+    if !file.ends_with(".safetensors") && !file.ends_with(".bin") {
+        return Err(wrong(format!("shard `{file}` of tensor `{tensor}` is not a .safetensors or .bin file")));
     }
     let path = join(folder, &file);
     if !files.contains(&path) {
@@ -122,9 +143,8 @@ fn open_index_shard(
     open_shard(files, &path)
 }
 
-fn open_shard(files: &Files, path: &str) -> Result<SafeTensors, Error> {
-    SafeTensors::from_bytes(files.map(path)?)
-        .map_err(|problem| Error::SafeTensors { path: files.path(path), problem })
+fn open_shard(files: &Files, path: &str) -> Result<Tensors, Error> {
+    Tensors::from_bytes(&files.path(path), files.map(path)?)
 }
 
 fn join(folder: &str, name: &str) -> String {
@@ -213,7 +233,7 @@ mod tests {
                 "`../one.safetensors`, the shard of tensor `a`, is not a plain file name",
             ),
             (r#"{"a": "/etc/passwd"}"#, "not a plain file name"),
-            (r#"{"a": "one.bin"}"#, "shard `one.bin` of tensor `a` is not a .safetensors file"),
+            (r#"{"a": "one.pth"}"#, "shard `one.pth` of tensor `a` is not a .safetensors or .bin file"),
             (r#"{"a": "one.safetensors", "a": "two.safetensors"}"#, "`two.safetensors` lacks tensor `a`"),
             (r#"{"a": "one.safetensors", "a": "one.safetensors"}"#, "tensor `a` is in the index twice"),
             (r#"{"a": 3}"#, "the shard index is malformed"),

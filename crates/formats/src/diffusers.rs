@@ -12,8 +12,18 @@ use crate::{Checkpoint, Error, json};
 
 const INDEX: &str = "model_index.json";
 
-/// The names of weight files, by library, without variant and extension.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// The names of weight files.
+struct Form {
+    extension: &'static str,
+    /// The names without variant and extension, of diffusers and of transformers.
+    stems: [&'static str; 2],
+}
+
+/// The forms of weights, the preferred one first.
+const FORMS: [Form; 2] = [
+    Form { extension: "safetensors", stems: ["diffusion_pytorch_model", "model"] },
+    Form { extension: "bin", stems: ["diffusion_pytorch_model", "pytorch_model"] },
+];
 
 /// The variant that is taken by default if there are no weights without a variant.
 const FALLBACK_VARIANT: &str = "fp16";
@@ -200,9 +210,10 @@ impl Diffusers {
     /// With a `variant`, its weights are taken. Without one, the first that exist of: the weights without a
     /// variant, those of `fp16`, and the only ones of any other variant. Weights are one file, or an index
     /// and its shards, under the names of diffusers (`diffusion_pytorch_model`) or of transformers (`model`).
+    /// Those in safetensors are preferred to those of PyTorch (`.bin`), unless only these have the variant.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there are no weights in safetensors, [`Error::Layout`] if several could be
+    /// [`Error::NotFound`] if there are no weights, [`Error::Layout`] if several could be
     /// meant, and those of [`Checkpoint::open`].
     pub fn weights(&self, component: &str, variant: Option<&str>) -> Result<Checkpoint, Error> {
         let present = self.files.names_in(component)?;
@@ -224,7 +235,7 @@ impl Diffusers {
             }
             Some(name) => Checkpoint::open_in(&self.files, component, &name),
             None => {
-                let stem = STEMS[usize::from(prefers_model)];
+                let stem = FORMS[0].stems[usize::from(prefers_model)];
                 let path = self.file_path(component, &format!("{stem}.safetensors"));
                 Err(Error::NotFound { path, hint: hint_for_weights(component, &present) })
             }
@@ -239,15 +250,17 @@ impl Diffusers {
     pub fn require_variant(&self, variant: &str) -> Result<(), Error> {
         let present = self.components.iter().filter(|(_, component)| component.is_some());
         let names = present.flat_map(|(name, _)| self.files.list(name));
-        let found = names.flat_map(|name| STEMS.map(|stem| variant_of(&name, stem))).flatten();
-        let found: BTreeSet<String> = found.collect();
+        let found = names.flat_map(|name| {
+            FORMS.map(|form| form.stems.map(|stem| variant_of(&name, stem, form.extension))).concat()
+        });
+        let found: BTreeSet<String> = found.flatten().collect();
         if found.contains(variant) {
             return Ok(());
         }
         let mut known: Vec<String> = found.iter().filter(|name| !name.is_empty()).cloned().collect();
         let without = found.contains("").then(|| "weights without a variant".to_string());
         let known = match known.len() {
-            0 => without.unwrap_or_else(|| "no weights in safetensors".to_string()),
+            0 => without.unwrap_or_else(|| "no weights".to_string()),
             _ => {
                 known.sort();
                 let named = format!("the variants {}", listed(&known));
@@ -273,18 +286,15 @@ fn choose(
     variant: Option<&str>,
     prefers_model: bool,
 ) -> Result<Option<String>, Ambiguous> {
-    let stems = if prefers_model { [STEMS[1], STEMS[0]] } else { STEMS };
-    for stem in stems {
-        let of_stem: Vec<(&str, String)> =
-            present.iter().filter_map(|name| variant_of(name, stem).map(|v| (name.as_str(), v))).collect();
-        let wanted = variant.into_iter().chain(["", FALLBACK_VARIANT]);
-        for wanted in wanted {
-            // One file is preferred to an index of the same weights.
-            let mut matching = of_stem.iter().filter(|(_, variant)| variant == wanted).map(|(name, _)| *name);
-            let single = matching.clone().find(|name| name.ends_with(".safetensors"));
-            if let Some(name) = single.or_else(|| matching.next()) {
-                return Ok(Some(name.to_string()));
-            }
+    let named = |form: &Form, variant: &str| {
+        of_form(present, form, prefers_model).into_iter().find_map(|of_stem| find(&of_stem, variant))
+    };
+    if let Some(name) = variant.and_then(|variant| FORMS.iter().find_map(|form| named(form, variant))) {
+        return Ok(Some(name));
+    }
+    for of_stem in FORMS.iter().flat_map(|form| of_form(present, form, prefers_model)) {
+        if let Some(name) = ["", FALLBACK_VARIANT].into_iter().find_map(|variant| find(&of_stem, variant)) {
+            return Ok(Some(name));
         }
         match &of_stem[..] {
             [] => {}
@@ -295,32 +305,50 @@ fn choose(
     Ok(None)
 }
 
+/// Names of weight files and their variants.
+type Named<'a> = Vec<(&'a str, String)>;
+
+/// The names of a form, by stem, the preferred one first.
+fn of_form<'a>(present: &'a [String], form: &Form, prefers_model: bool) -> [Named<'a>; 2] {
+    let mut stems = form.stems;
+    if prefers_model {
+        stems.reverse();
+    }
+    stems.map(|stem| {
+        let variant = |name: &'a String| Some((name.as_str(), variant_of(name, stem, form.extension)?));
+        present.iter().filter_map(variant).collect()
+    })
+}
+
+/// The file or the index of a variant. One file is preferred to an index of the same weights.
+fn find(named: &Named<'_>, variant: &str) -> Option<String> {
+    let matching: Vec<&str> =
+        named.iter().filter(|(_, found)| found == variant).map(|(name, _)| *name).collect();
+    let single = matching.iter().find(|name| !name.ends_with(".json"));
+    single.or(matching.first()).map(|name| name.to_string())
+}
+
 /// The variant in the name of a weight file or index of `stem`: empty for none, `None` for a name of another
 /// kind.
 ///
 /// Both forms of an index's name are in use: `stem.safetensors.index.fp16.json` and
 /// `stem.fp16.safetensors.index.json`.
-fn variant_of(name: &str, stem: &str) -> Option<String> {
+fn variant_of(name: &str, stem: &str, extension: &str) -> Option<String> {
     let rest = name.strip_prefix(stem)?;
     let parts: Vec<&str> = rest.strip_prefix('.')?.split('.').collect();
-    match parts[..] {
-        ["safetensors"] | ["safetensors", "index", "json"] => Some(String::new()),
-        [variant, "safetensors"]
-        | [variant, "safetensors", "index", "json"]
-        | ["safetensors", "index", variant, "json"] => Some(variant.to_string()),
-        _ => None,
-    }
+    let variant = match parts[..] {
+        [form] | [form, "index", "json"] if form == extension => "",
+        [variant, form] | [variant, form, "index", "json"] | [form, "index", variant, "json"]
+            if form == extension =>
+        {
+            variant
+        }
+        _ => return None,
+    };
+    Some(variant.to_string())
 }
 
 fn hint_for_weights(component: &str, present: &[String]) -> String {
-    const PICKLES: [&str; 4] = [".bin", ".pt", ".pth", ".ckpt"];
-    if let Some(pickle) = present.iter().find(|name| PICKLES.iter().any(|end| name.ends_with(end))) {
-        return format!(
-            "the weights are there as the PyTorch pickle `{}` only, and mixbit reads safetensors: save the model with \
-             diffusers' save_pretrained(DIR, safe_serialization=True)",
-            shown(pickle)
-        );
-    }
     if present.is_empty() {
         return format!("the model lacks the folder `{component}`: download the whole model");
     }

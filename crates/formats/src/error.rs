@@ -7,8 +7,11 @@ use mixbit_mil::Stopped;
 use thiserror::Error;
 
 use crate::coreml::CoreMlError;
+use crate::gguf::GgufError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
+use crate::scales::ScaleError;
+use crate::torch::TorchError;
 
 /// An error of a file or directory. Every message is one line and names the path.
 #[derive(Debug, Error)]
@@ -77,6 +80,38 @@ pub enum Error {
         path: PathBuf,
         /// The fault.
         problem: SafeTensorsError,
+    },
+    /// A malformed, unsupported or hostile PyTorch file.
+    #[error("{}: {problem}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        problem: TorchError,
+    },
+    /// A malformed or unsupported GGUF file.
+    #[error("{}: {problem}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        problem: GgufError,
+    },
+    /// Weights that are quantized in a way that is not supported.
+    #[error("{}: {problem}", path.display())]
+    Scales {
+        /// The file, or the index of its shards.
+        path: PathBuf,
+        /// The fault.
+        problem: ScaleError,
+    },
+    /// A file of no known format of tensors.
+    #[error("{} is {what}", path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The kind of file that it looks like, and the remedy.
+        what: String,
     },
     /// A malformed or unsupported `.npy` or `.npz` file.
     #[error("{}: {problem}", path.display())]

@@ -5,7 +5,6 @@
 
 mod error;
 mod write;
-mod zip;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +12,7 @@ use std::path::Path;
 use mixbit_mil::{Bytes, DType, TensorType, WeightRef, Weights};
 
 use crate::shown::shown;
+use crate::zip::{self, ZipError};
 use crate::{Error, map_file};
 
 pub use error::NpyError;
@@ -84,7 +84,7 @@ impl Npz {
         for member in zip::members(&file)? {
             let name = member.name.strip_suffix(".npy").unwrap_or(&member.name);
             let in_member = |problem| NpyError::Member { name: name.to_string(), problem: Box::new(problem) };
-            let data = zip::stored(&file, &member).map_err(in_member)?;
+            let data = zip::stored(&file, &member).map_err(|problem| in_member(problem.into()))?;
             let array = parse_npy(name, data).map_err(in_member)?;
             if arrays.insert(name.to_string(), array).is_some() {
                 return Err(in_member(malformed("the name is there twice")));
@@ -170,6 +170,19 @@ fn parse_header(header: &str) -> Result<TensorType, NpyError> {
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let quote = text.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
     text[1..].split_once(quote)
+}
+
+impl From<ZipError> for NpyError {
+    fn from(problem: ZipError) -> Self {
+        let unsupported = |what: &str| NpyError::Unsupported { what: what.to_string() };
+        match problem {
+            ZipError::Malformed(what) => malformed(what),
+            ZipError::Encrypted => unsupported("an encrypted archive"),
+            ZipError::Compressed => {
+                unsupported("a compressed archive (save it with numpy.savez instead of savez_compressed)")
+            }
+        }
+    }
 }
 
 fn malformed(what: &str) -> NpyError {

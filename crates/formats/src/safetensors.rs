@@ -7,7 +7,6 @@
 //! types that [`DType`] lacks (smaller floats, complex numbers) are refused, with the tensor's name.
 
 mod error;
-mod float8;
 mod write;
 
 use std::collections::BTreeMap;
@@ -20,10 +19,9 @@ use mixbit_mil::{Bytes, DType, TensorType, WeightRef, Weights};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::float8::{self, Float8};
 use crate::shown::shown;
 use crate::{Error, lfs, map_file};
-
-use float8::Float8;
 
 pub use error::{HEADER_LIMIT, SafeTensorsError};
 
@@ -110,7 +108,10 @@ impl Weights for SafeTensors {
         let bytes = self.data.slice(range.clone())?;
         match stored {
             Stored::Plain(ty) => WeightRef::new(name.clone(), ty.clone(), bytes).ok(),
-            Stored::Float8(format, shape) => Some(float8::weight(name.clone(), *format, shape, bytes)),
+            Stored::Float8(format, shape) => {
+                let ty = TensorType::new(DType::U8, shape.as_slice());
+                Some(float8::widened(*format, &WeightRef::new(name.clone(), ty, bytes).ok()?))
+            }
         }
     }
 }
@@ -174,7 +175,7 @@ fn check_entry(
     entry: Entry,
     available: usize,
 ) -> Result<(Stored, Range<usize>), SafeTensorsError> {
-    let float8 = Float8::of_name(&entry.dtype);
+    let float8 = Float8::of_safetensors(&entry.dtype);
     let known = DTYPES.iter().find(|(name, _)| *name == entry.dtype).map(|(_, dtype)| *dtype);
     // An 8-bit float takes a byte.
     let Some(dtype) = known.or(float8.map(|_| DType::U8)) else {

@@ -89,6 +89,10 @@ fn files_are_chosen_as_diffusers_does() {
     const UNET_INDEX: &str = "diffusion_pytorch_model.safetensors.index.json";
     const UNET_INDEX_F16: &str = "diffusion_pytorch_model.safetensors.index.fp16.json";
     const UNET_F16_INDEX: &str = "diffusion_pytorch_model.fp16.safetensors.index.json";
+    const BIN: &str = "diffusion_pytorch_model.bin";
+    const BIN_F16: &str = "diffusion_pytorch_model.fp16.bin";
+    const BIN_INDEX: &str = "diffusion_pytorch_model.bin.index.json";
+    const BIN_INDEX_F16: &str = "diffusion_pytorch_model.bin.index.fp16.json";
     const SHARD: &str = "diffusion_pytorch_model-00001-of-00002.safetensors";
     const SHARD_F16: &str = "diffusion_pytorch_model.fp16-00001-of-00002.safetensors";
     let case = |present, variant, chosen| Case { present, variant, transformers: false, chosen };
@@ -116,8 +120,18 @@ fn files_are_chosen_as_diffusers_does() {
             None,
             Some("model.safetensors.index.json"),
         ),
-        case(&["diffusion_pytorch_model.bin"], None, None),
-        case(&["diffusion_pytorch_model.bin.index.json", SHARD], None, None),
+        case(&[BIN], None, Some(BIN)),
+        case(&[BIN, UNET_F16], None, Some(UNET_F16)),
+        case(&[BIN_F16, UNET], Some("fp16"), Some(BIN_F16)),
+        case(&[BIN_F16, UNET], None, Some(UNET)),
+        case(&[BIN_F16, BIN], Some("fp16"), Some(BIN_F16)),
+        case(&[BIN_INDEX, "diffusion_pytorch_model-00001-of-00002.bin"], None, Some(BIN_INDEX)),
+        case(&["diffusion_pytorch_model.bin.index.fp16.json"], Some("fp16"), Some(BIN_INDEX_F16)),
+        case(&["pytorch_model.bin", "optimizer.bin"], None, Some("pytorch_model.bin")),
+        text(&["pytorch_model.bin", BIN], None, Some("pytorch_model.bin")),
+        text(&["pytorch_model.fp16.bin", "model.safetensors"], None, Some("model.safetensors")),
+        text(&["pytorch_model.bin.index.json"], None, Some("pytorch_model.bin.index.json")),
+        case(&["model.bin", "pytorch_model.safetensors"], None, None),
         case(&["adapter.safetensors", "model_safetensors", "models.safetensors"], None, None),
         case(&[], Some("fp16"), None),
     ];
@@ -212,10 +226,7 @@ fn missing_parts_are_refused_with_advice() {
     let message = |component: &str| model.weights(component, None).unwrap_err().to_string();
     let cases = [
         (message("text_encoder"), "text_encoder/model.safetensors is not there: the model lacks the folder"),
-        (
-            message("pickled"),
-            "the PyTorch pickle `diffusion_pytorch_model.bin` only, and mixbit reads safetensors",
-        ),
+        (message("pickled"), "pickled/diffusion_pytorch_model.bin is cut off: it has 1 bytes"),
         (message("cut"), "cut/diffusion_pytorch_model.safetensors: the header claims"),
         (message("open"), "one of `model.a.safetensors`, `model.b.safetensors`: say which variant"),
         (message("scheduler"), "the folder has no weights, only `scheduler_config.json`"),
@@ -293,4 +304,23 @@ fn pointers_and_folders_that_can_not_be_read_are_named() {
     let error = model.optional_text("unet", &"x".repeat(5000)).unwrap_err();
     assert!(matches!(error, Error::Read { .. }), "{error}");
     assert!(matches!(model.weights(&"x".repeat(5000), None), Err(Error::Read { .. })));
+}
+
+#[test]
+fn weights_of_pytorch_are_read() {
+    let scratch = model();
+    let fixture = mixbit_testkit::fixture_root().join("checkpoints/pytorch_model.bin");
+    let bytes = std::fs::read(fixture).unwrap();
+    scratch.file("one/diffusion_pytorch_model.bin", &bytes);
+    scratch.file("two/pytorch_model-00001-of-00001.bin", &bytes);
+    let index = br#"{"weight_map": {"proj.bias": "pytorch_model-00001-of-00001.bin"}}"#;
+    scratch.file("two/pytorch_model.bin.index.json", index);
+    let model = Diffusers::open(scratch.path()).unwrap();
+    assert_eq!(model.weights("one", None).unwrap().names(), ["proj.bias", "proj.weight"]);
+    let weights = model.weights("two", None).unwrap();
+    assert_eq!(weights.names(), ["proj.bias"]);
+    assert_eq!(
+        &*weights.get("proj.bias").unwrap().read().unwrap(),
+        [1f32, -1.0].map(f32::to_le_bytes).concat()
+    );
 }

@@ -113,7 +113,7 @@ fn has_safety_checker(model: &dyn ModelFiles) -> Result<bool, ModelError> {
 }
 
 /// The reason why the safety checker is left out when all parts of a model are converted: its weights can't
-/// be read, for many models have it as a PyTorch pickle. Nothing is drawn with it.
+/// be read, for many copies of models are incomplete. Nothing is drawn with it.
 ///
 /// # Errors
 /// If its configuration can't be read.

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use half::f16;
-use mixbit_mil::{Bytes, Computed, DType, TensorType, WeightRef};
+use mixbit_mil::{Computed, DType, WeightRef};
 
 /// A format of 8-bit floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Float8 {
+pub(crate) enum Float8 {
     /// 4 bits of exponent, 3 of mantissa. No infinities; NaN is all ones.
     E4M3,
     /// 5 bits of exponent, 2 of mantissa.
@@ -20,7 +20,7 @@ pub(super) enum Float8 {
 
 impl Float8 {
     /// The format of that name in safetensors.
-    pub(super) fn of_name(name: &str) -> Option<Self> {
+    pub(crate) fn of_safetensors(name: &str) -> Option<Self> {
         match name {
             "F8_E4M3" => Some(Float8::E4M3),
             "F8_E5M2" => Some(Float8::E5M2),
@@ -60,22 +60,27 @@ impl Float8 {
     }
 }
 
-/// A tensor of 8-bit floats, which are widened whenever it is read.
-pub(super) fn weight(name: Arc<str>, format: Float8, shape: &[usize], bytes: Bytes) -> WeightRef {
-    WeightRef::computed(name, TensorType::new(DType::F16, shape), Arc::new(Widened { format, bytes }))
+/// The tensor whose 8-bit floats are `bytes`, of type `u8`. They are widened whenever it is read.
+pub(crate) fn widened(format: Float8, bytes: &WeightRef) -> WeightRef {
+    let ty = bytes.ty().with_dtype(DType::F16);
+    WeightRef::computed(bytes.name(), ty, Arc::new(Widened { format, bytes: bytes.clone() }))
 }
 
 /// Half-precision floats of 8-bit ones.
 #[derive(Debug)]
 struct Widened {
     format: Float8,
-    bytes: Bytes,
+    bytes: WeightRef,
 }
 
 impl Computed for Widened {
     fn read(&self) -> Vec<u8> {
         let table = self.format.table().map(f16::to_le_bytes);
-        self.bytes.iter().flat_map(|&byte| table[usize::from(byte)]).collect()
+        let bytes = self.bytes.read_stored();
+        let mut halves = vec![0; 2 * bytes.len()];
+        let pairs = halves.as_chunks_mut().0.iter_mut().zip(&*bytes);
+        pairs.for_each(|(half, &byte)| *half = table[usize::from(byte)]);
+        halves
     }
 
     fn release(&self) {
@@ -83,7 +88,7 @@ impl Computed for Widened {
     }
 
     fn stored(&self) -> Option<(&'static str, usize)> {
-        Some((self.format.name(), self.bytes.len()))
+        Some((self.format.name(), self.bytes.stored_len()))
     }
 }
 
