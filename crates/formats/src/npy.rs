@@ -5,7 +5,7 @@
 
 mod error;
 mod write;
-mod zip;
+pub(crate) mod zip;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,16 +1,20 @@
-//! The part of the ZIP format that `numpy.savez` writes: uncompressed members, with ZIP64 for large ones.
+//! The directory of a ZIP archive, with ZIP64 for large ones, and the bytes of its members.
 //!
-//! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.16 and 4.5.3.
+//! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16 and 4.5.3.
 
 use mixbit_mil::Bytes;
 
 use super::{NpyError, malformed};
 
 const END_SIGNATURE: &[u8; 4] = b"PK\x05\x06";
+const WIDE_LOCATOR_SIGNATURE: &[u8; 4] = b"PK\x06\x07";
+const WIDE_END_SIGNATURE: &[u8; 4] = b"PK\x06\x06";
 const CENTRAL_SIGNATURE: &[u8; 4] = b"PK\x01\x02";
 const LOCAL_SIGNATURE: &[u8; 4] = b"PK\x03\x04";
 
 const END_LEN: usize = 22;
+const WIDE_LOCATOR_LEN: usize = 20;
+const WIDE_END_LEN: usize = 56;
 const CENTRAL_LEN: usize = 46;
 const LOCAL_LEN: usize = 30;
 
@@ -19,26 +23,29 @@ const IN_ZIP64: u64 = 0xffff_ffff;
 
 /// An entry of the central directory.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) name: String,
-    method: u16,
-    encrypted: bool,
+pub(crate) struct Member {
+    pub(crate) name: String,
+    /// The compression: 0 is none, 8 is deflate.
+    pub(crate) method: u16,
+    pub(crate) encrypted: bool,
+    /// The file's mode, where a Unix system wrote the archive; else 0.
+    pub(crate) mode: u32,
+    pub(crate) crc: u32,
     compressed: u64,
-    uncompressed: u64,
+    pub(crate) uncompressed: u64,
     header: u64,
 }
 
 /// The files of an archive.
-pub(super) fn members(file: &[u8]) -> Result<Vec<Member>, NpyError> {
+pub(crate) fn members(file: &[u8]) -> Result<Vec<Member>, NpyError> {
     let end = find_end(file).ok_or_else(|| malformed("it has no ZIP directory: was it cut off?"))?;
     let outside = || malformed("its ZIP directory lies outside the file");
-    let (count, start) = (u16_at(end, 10), u32_at(end, 16));
+    let (mut count, mut start) = (u64::from(u16_at(end, 10)), u32_at(end, 16));
     if count == 0xffff || start == IN_ZIP64 {
-        return Err(NpyError::Unsupported {
-            what: "a ZIP archive of 65,535 or more files or beyond 4 GiB".into(),
-        });
+        (count, start) = wide_end(file, file.len() - end.len()).ok_or_else(outside)?;
     }
-    let mut rest = file.get(start as usize..).ok_or_else(outside)?;
+    let start = usize::try_from(start).map_err(|_| outside())?;
+    let mut rest = file.get(start..).ok_or_else(outside)?;
     let mut members = Vec::new();
     for _ in 0..count {
         let entry = rest.get(..CENTRAL_LEN).ok_or_else(outside)?;
@@ -61,7 +68,10 @@ pub(super) fn members(file: &[u8]) -> Result<Vec<Member>, NpyError> {
         // The ZIP64 field has its values in this order.
         let (uncompressed, compressed, header) = (field(24)?, field(20)?, field(42)?);
         let (method, encrypted) = (u16_at(entry, 10), u16_at(entry, 8) & 1 != 0);
-        members.push(Member { name, method, encrypted, compressed, uncompressed, header });
+        let is_of_unix = entry[5] == 3;
+        let mode = if is_of_unix { (u32_at(entry, 38) >> 16) as u32 } else { 0 };
+        let crc = u32_at(entry, 16) as u32;
+        members.push(Member { name, method, encrypted, mode, crc, compressed, uncompressed, header });
         rest = &rest[entry_end..];
     }
     Ok(members)
@@ -79,6 +89,11 @@ pub(super) fn stored(file: &Bytes, member: &Member) -> Result<Bytes, NpyError> {
     if member.compressed != member.uncompressed {
         return Err(malformed("its two sizes differ, though it is not compressed"));
     }
+    content(file, member)
+}
+
+/// The bytes of a member as the archive has them.
+pub(crate) fn content(file: &Bytes, member: &Member) -> Result<Bytes, NpyError> {
     let outside = || malformed("it lies outside the archive: was the file cut off?");
     let header_start = usize::try_from(member.header).map_err(|_| outside())?;
     let header_end = header_start.checked_add(LOCAL_LEN).ok_or_else(outside)?;
@@ -102,6 +117,16 @@ fn find_end(file: &[u8]) -> Option<&[u8]> {
         .find(|end| end.starts_with(END_SIGNATURE) && usize::from(u16_at(end, 20)) == end.len() - END_LEN)
 }
 
+/// The number of files and the start of the directory, from the ZIP64 end record that lies before the end
+/// record at `end`.
+fn wide_end(file: &[u8], end: usize) -> Option<(u64, u64)> {
+    let locator = file.get(end.checked_sub(WIDE_LOCATOR_LEN)?..end)?;
+    let at = usize::try_from(u64_at(locator, 8)).ok()?;
+    let record = file.get(at..at.checked_add(WIDE_END_LEN)?)?;
+    let is_one = locator.starts_with(WIDE_LOCATOR_SIGNATURE) && record.starts_with(WIDE_END_SIGNATURE);
+    is_one.then(|| (u64_at(record, 32), u64_at(record, 48)))
+}
+
 /// The 64-bit values of the ZIP64 extra field; none if there is no such field.
 fn zip64_values(mut extra: &[u8]) -> impl Iterator<Item = u64> {
     let mut values = Vec::new();
@@ -109,7 +134,7 @@ fn zip64_values(mut extra: &[u8]) -> impl Iterator<Item = u64> {
         let (id, len) = (u16_at(extra, 0), usize::from(u16_at(extra, 2)));
         let field = &extra[4..(4 + len).min(extra.len())];
         if id == 1 {
-            values.extend(field.chunks_exact(8).map(|value| u32_at(value, 0) | u32_at(value, 4) << 32));
+            values.extend(field.chunks_exact(8).map(|value| u64_at(value, 0)));
         }
         extra = &extra[4 + field.len()..];
     }
@@ -122,4 +147,8 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 
 fn u32_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u32_at(bytes, at) | u32_at(bytes, at + 4) << 32
 }
