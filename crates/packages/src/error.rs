@@ -62,9 +62,9 @@ fn hint_for_absent(path: &Path) -> String {
     let is_hub_name = text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
     match &*text {
         text if text.starts_with('~') => ": write your home directory in place of `~`".to_string(),
-        _ if is_url => ": mixbit downloads nothing; download the model and give its directory".to_string(),
+        _ if is_url => format!(": `mixbit pull {text}` downloads it, and prints the path"),
         text if is_hub_name => format!(
-            ": if it is a name of the Hugging Face Hub, download it (hf download {text} --local-dir DIR) and give DIR"
+            ": if it is a name of the Hugging Face Hub, `mixbit pull {text}` downloads it, and prints the path"
         ),
         _ => String::new(),
     }
@@ -77,8 +77,8 @@ mod tests {
     #[test]
     fn names_that_other_tools_download_are_answered() {
         let message = |path: &str| OpenError::NotFound { path: path.into() }.to_string();
-        assert!(message("stabilityai/sdxl").contains("hf download stabilityai/sdxl"));
-        assert!(message("https://huggingface.co/a/b").contains("downloads nothing"));
+        assert!(message("stabilityai/sdxl").contains("mixbit pull stabilityai/sdxl"));
+        assert!(message("https://huggingface.co/a/b").contains("mixbit pull https://huggingface.co/a/b"));
         assert!(message("~/models/x").contains("home directory"));
         for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c"] {
             assert_eq!(message(path), format!("{path} is not there"));

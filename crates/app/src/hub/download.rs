@@ -70,11 +70,15 @@ pub(super) fn download(
     meter: &Meter,
 ) -> Result<(), HubError> {
     let mut part = Partial::open(partial, remote, meter)?;
-    client.with_retries(meter.watch, || {
+    let fetched = client.with_retries(meter.watch, || {
         let before = part.len;
         let got = part.fetch(client, remote, meter);
         got.map_err(|error| (error, part.len > before))
-    })?;
+    });
+    if let Err(HubError::Size { .. } | HubError::Reply { .. }) = fetched {
+        let _ = fs::remove_file(partial);
+    }
+    fetched?;
     part.file.sync_all().map_err(|cause| HubError::io("write", partial, cause))?;
     let found =
         part.hash.map(|hash| hash.finish().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -193,7 +197,6 @@ impl<'a> Partial<'a> {
             if let Some(size) = remote.size.or(expected).filter(|size| self.len > *size) {
                 let url = without_query(remote.url).to_string();
                 let what = format!("it sends more than the {size} bytes of {}", remote.name);
-                let _ = fs::remove_file(self.path);
                 return Err(HubError::Reply { url, what });
             }
         }

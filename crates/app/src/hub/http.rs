@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +36,9 @@ const MOST_REDIRECTIONS: usize = 10;
 /// The most attempts at a request that makes no progress.
 const MOST_ATTEMPTS: u32 = 4;
 
+/// The most attempts before any server has answered.
+const MOST_FIRST_ATTEMPTS: u32 = 2;
+
 /// The longest pause before a retry that a server can ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -48,6 +52,8 @@ pub(super) struct Client {
     tokens: Vec<(String, Token)>,
     stall: Duration,
     pause: Duration,
+    /// True once a server has answered: until then there may be no network at all.
+    was_answered: AtomicBool,
 }
 
 /// One request.
@@ -123,7 +129,13 @@ impl Client {
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(settings.stall))
             .timeout_per_read(Some(settings.stall));
-        Ok(Client { agent: config.build().new_agent(), tokens, stall: settings.stall, pause: settings.pause })
+        Ok(Client {
+            agent: config.build().new_agent(),
+            tokens,
+            stall: settings.stall,
+            pause: settings.pause,
+            was_answered: AtomicBool::new(false),
+        })
     }
 
     /// True if requests to an address carry a token.
@@ -199,6 +211,7 @@ impl Client {
         match answer.part(watch, self.stall + Duration::from_secs(20))? {
             Part::Head(status, headers) => {
                 (answer.status, answer.headers) = (status, headers);
+                self.was_answered.store(true, Ordering::Relaxed);
                 Ok(answer)
             }
             Part::Failed(what) => Err(network(ask.url, what)),
@@ -223,7 +236,11 @@ impl Client {
                 Err(failure) => failure,
             };
             failures = if got_on { 1 } else { failures + 1 };
-            if !error.is_transient() || failures >= MOST_ATTEMPTS {
+            let most = match self.was_answered.load(Ordering::Relaxed) {
+                true => MOST_ATTEMPTS,
+                false => MOST_FIRST_ATTEMPTS,
+            };
+            if !error.is_transient() || failures >= most {
                 return Err(error);
             }
             let asked = match &error {

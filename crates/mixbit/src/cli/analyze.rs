@@ -14,6 +14,7 @@ use mixbit_diffusion::session::{Cancel, Component, Request, Session, Text};
 use mixbit_engine::Backend;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
 use super::{estimate, input, interrupt, next, opening, print_line, values};
@@ -130,6 +131,17 @@ pub(super) struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Step {
     Merge,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let model = self.model.iter_mut().filter(|_| !self.demo);
+        model.map(|model| Asked::of_variant(model, &self.variant)).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use mixbit_engine::Backend;
 use serde_json::json;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
@@ -132,6 +133,16 @@ pub(super) struct Arguments {
     /// Print one JSON object with files, seeds, timings and memory; docs/command-line.md lists its fields
     #[arg(long, help_heading = "Output")]
     json: bool,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        self.model.iter_mut().map(|model| Asked::of_variant(model, &self.variant)).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 /// A written image.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
+use mixbit_app::hub::Wish;
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
@@ -21,6 +22,7 @@ use mixbit_packages::palettize::{
 };
 use mixbit_packages::source::OpenOptions;
 
+use super::hub::{Asked, Models};
 use super::progress::Progress;
 use super::table::{Side, Table, byte_size, shortened};
 use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
@@ -98,6 +100,21 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
           default_value = "macOS13", help_heading = "Checkpoints")]
     min_deployment_target: &'static DeploymentTarget,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let has_safety_checker =
+            self.part.is_empty() || self.part.iter().any(|part| part == "safety_checker");
+        let wish = Wish { variant: None, safety_checker: has_safety_checker };
+        let model = self.model.iter_mut().filter(|_| !self.demo);
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.recipe.iter_mut().chain(&mut self.like).map(Asked::plain)).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
