@@ -167,13 +167,13 @@ fn a_model_comes_with_the_files_that_it_needs_and_no_other() {
     let user = User::new();
     let (by_name, messages) = user.succeed(&["inspect", "org/tiny", "--json"]);
     let (_, again) = user.succeed(&["pull", "org/tiny"]);
-    assert!(again.contains("org/tiny: 10 files, there already"), "{again}");
+    assert!(again.contains("org/tiny: 11 files, there already"), "{again}");
     let fixture = fixture_root().join("pipelines/sd15");
     let (by_path, _) = user.succeed(&["inspect", &fixture.to_string_lossy(), "--json"]);
     let [by_name, by_path] = [by_name, by_path].map(|text| serde_json::from_str::<Value>(&text).unwrap());
     assert_eq!(by_name["parts"].as_array().unwrap().len(), by_path["parts"].as_array().unwrap().len());
     assert!(
-        messages.starts_with("downloading org/tiny: 9 files, ") && messages.lines().count() == 1,
+        messages.starts_with("downloading org/tiny: 10 files, ") && messages.lines().count() == 1,
         "{messages}"
     );
 
@@ -465,6 +465,66 @@ fn packages_and_recipes_come_by_their_paths() {
     assert!(!gets.iter().any(|path| path.contains("Chunk1") || path.contains("original")), "{gets:?}");
     let (recipe, _) = user.succeed(&["inspect", "org/recipes/r/recipe.json"]);
     assert!(recipe.starts_with("recipes for m"), "{recipe}");
+}
+
+/// A zip archive of uncompressed files.
+fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let crc = |bytes: &[u8]| {
+        let bit = |crc: u32, _: u32| crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+        !bytes.iter().fold(!0u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), bit))
+    };
+    let (mut archive, mut directory) = (Vec::new(), Vec::new());
+    for (name, content) in files {
+        let numbers = [crc(content), content.len() as u32, content.len() as u32, name.len() as u32];
+        let common: Vec<u8> = [20, 0, 0, 0, 0]
+            .map(u16::to_le_bytes)
+            .concat()
+            .into_iter()
+            .chain(numbers.map(u32::to_le_bytes).concat())
+            .collect();
+        directory.extend(b"PK\x01\x02\x14\x00");
+        directory.extend(&common);
+        directory.extend([0; 10]);
+        directory.extend((archive.len() as u32).to_le_bytes());
+        directory.extend(name.as_bytes());
+        archive.extend(b"PK\x03\x04");
+        archive.extend(common);
+        archive.extend(name.as_bytes());
+        archive.extend(*content);
+    }
+    let [start, len] = [archive.len() as u32, directory.len() as u32];
+    archive.extend(directory);
+    archive.extend(b"PK\x05\x06\0\0\0\0");
+    archive.extend([files.len() as u16; 2].map(u16::to_le_bytes).concat());
+    archive.extend([len, start].map(u32::to_le_bytes).concat());
+    archive.extend([0; 2]);
+    archive
+}
+
+#[test]
+fn archives_are_unpacked_once() {
+    let good = zip(&[("m/Unet.mlmodelc/model.mil", b"mil"), ("m/vocab.json", b"{}")]);
+    let evil = zip(&[("m/Unet.mlmodelc/model.mil", b"mil"), ("../../evil", b"evil")]);
+    let archive = |content: &[u8]| repository([("coreml-m_compiled.zip".to_string(), file(content, true))]);
+    let repositories = [("org/good", archive(&good)), ("org/evil", archive(&evil))];
+    let repositories = repositories.map(|(name, repository)| (name.to_string(), repository));
+    let user = User { home: Scratch::new(), server: HubServer::start(repositories) };
+    let (path, _) = user.succeed(&["pull", "org/good"]);
+    let path = PathBuf::from(path.trim());
+    assert!(path.ends_with("coreml-m_compiled/m") && path.starts_with(user.home.path().join("own")));
+    assert_eq!(fs::read(path.join("Unet.mlmodelc/model.mil")).unwrap(), b"mil");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let (again, _) = user.succeed(&["pull", "org/good/coreml-m_compiled.zip", "--offline"]);
+    assert_eq!(Path::new(again.trim()), path);
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), modified);
+    let (listed, _) = user.succeed(&["models"]);
+    assert!(listed.contains("unpacked") && listed.contains("coreml-m_compiled"), "{listed}");
+
+    let line = refusal(&user.run(&["pull", "org/evil", "--quiet"])).unwrap();
+    assert!(line.contains("the name `../../evil` leads out of the archive"), "{line}");
+    assert!(!user.home.path().join("evil").exists() && !user.home.path().join("own/evil").exists());
+    user.succeed(&["models", "--remove", "coreml-m_compiled", "org/good"]);
+    assert!(!path.exists());
 }
 
 #[test]

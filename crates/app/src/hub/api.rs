@@ -84,8 +84,8 @@ impl Api<'_> {
     /// The files of a repository at its revision.
     ///
     /// # Errors
-    /// [`HubError::Repository`], [`HubError::Revision`], [`HubError::Gated`], [`HubError::Reply`], and those of
-    /// the network.
+    /// [`HubError::Repository`], [`HubError::Revision`], [`HubError::Gated`], [`HubError::Reply`], and those
+    /// of the network.
     pub(super) fn listing(&self, name: &HubName) -> Result<Listing, HubError> {
         let revision = encoded(name.revision());
         let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.endpoint, name.repository);

@@ -321,9 +321,7 @@ pub(super) fn missing<E>(choice: &Choice, read: &mut Read<E>) -> Result<Vec<Stri
         let own: Vec<&str> = files.iter().filter_map(|file| file.strip_prefix(&folder)).collect();
         let is_text = |name: &&str| TEXTS.iter().any(|end| name.ends_with(end));
         match own.contains(&"config.json") {
-            true if own.iter().all(|name| is_text(&name)) => {
-                lacking.push(format!("weights in `{component}`"))
-            }
+            true if own.iter().all(is_text) => lacking.push(format!("weights in `{component}`")),
             false if own.is_empty() => lacking.push(format!("`{component}`")),
             _ => {}
         }

@@ -79,7 +79,8 @@ pub enum HubError {
     /// A repository whose conditions must be accepted first.
     #[error(
         "{name} is gated: accept its conditions at {endpoint}/{name}{}",
-        if *has_token { " with the account of your token" } else { ", then set HF_TOKEN to a token of that account" }
+        if *has_token { " with the account of your token" }
+        else { ", then set HF_TOKEN to a token of that account" }
     )]
     Gated {
         /// The repository.
@@ -145,7 +146,7 @@ pub enum HubError {
         free: u64,
     },
     /// A disk that became full.
-    #[error("the disk is full: {} can't be written; what is there is used when you try again", path.display())]
+    #[error("the disk is full: {} can't be written; what is there is kept for another try", path.display())]
     Full {
         /// The file.
         path: PathBuf,
@@ -159,7 +160,10 @@ pub enum HubError {
         what: String,
     },
     /// A server's answer that is an error of its own.
-    #[error("{url} answers with status {status}{}", if *status == 429 { ": too many requests, try later" } else { "" })]
+    #[error(
+        "{url} answers with status {status}{}",
+        if *status == 429 { ": too many requests, try later" } else { "" }
+    )]
     Status {
         /// The address.
         url: String,

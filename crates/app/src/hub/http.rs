@@ -1,8 +1,7 @@
 //! Exchanges over HTTP that can be stopped at any time.
 //!
-//! A thread of its own makes each exchange and hands over what it reads: the caller looks at the request to
-//! stop ten times a second, whatever the network does. A thread that is not listened to any more ends with its
-//! next portion or at its timeout.
+//! A thread makes each exchange and hands over what it reads. The caller looks at the request to stop ten times
+//! a second, whatever the network does. A thread that nobody listens to ends with its next portion or timeout.
 
 use std::fs;
 use std::io::Read;
@@ -361,7 +360,7 @@ fn reason(error: &ureq::Error) -> String {
         E::Timeout(_) => "it does not answer in time".to_string(),
         E::InvalidProxyUrl => "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not an address of a proxy".to_string(),
         E::Tls(_) | E::Rustls(_) | E::Pem(_) => format!(
-            "its certificate is not accepted ({error}): if a proxy reads what passes, SSL_CERT_FILE names its certificate"
+            "its certificate is not accepted ({error}): behind a proxy, SSL_CERT_FILE names the proxy's"
         ),
         error => match error.to_string() {
             text if text.to_ascii_lowercase().contains("proxy") => format!("the proxy refuses: {text}"),

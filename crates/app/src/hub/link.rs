@@ -1,7 +1,7 @@
 //! Files of other servers, in mixbit's own cache.
 //!
-//! A link's folder is named after its checksum. The file keeps the name that the server gives it; `source.json`
-//! beside it is written when it is whole.
+//! A link's folder is named after its checksum. The file keeps the server's name. `source.json` beside it is
+//! written when the file is whole.
 
 use std::fs;
 use std::io::Write;

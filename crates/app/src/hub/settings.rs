@@ -52,8 +52,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings of this process's environment: the variables of Python's `huggingface_hub`, `MIXBIT_CACHE`
-    /// and `CIVITAI_TOKEN`.
+    /// The settings of this process's environment: the variables of Python's `huggingface_hub`,
+    /// `MIXBIT_CACHE` and `CIVITAI_TOKEN`.
     pub fn from_environment() -> Self {
         Settings::from_variables(|name| std::env::var_os(name))
     }
