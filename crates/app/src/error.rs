@@ -405,9 +405,8 @@ impl Kind for HubError {
                 ErrorKind::Invalid
             }
             Self::Checksum { .. } | Self::Size { .. } | Self::Reply { .. } => ErrorKind::Invalid,
-            Self::Gated { .. } | Self::Denied { .. } | Self::Network { .. } | Self::Status { .. } => {
-                ErrorKind::Io
-            }
+            Self::Gated { .. } | Self::Denied { .. } | Self::Certificate { .. } => ErrorKind::Io,
+            Self::Network { .. } | Self::Status { .. } => ErrorKind::Io,
             Self::Disk { .. } | Self::Full { .. } => ErrorKind::Io,
             Self::Io { cause, .. } => Kind::kind(cause),
             Self::Stopped { .. } => ErrorKind::Cancelled,

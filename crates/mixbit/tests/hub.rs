@@ -253,7 +253,8 @@ fn ctrl_c_keeps_what_is_there() {
     let begin = Instant::now();
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(1), "it took {:?}", begin.elapsed());
+    // A second, and another for a busy machine.
+    assert!(begin.elapsed() < Duration::from_secs(2), "it took {:?}", begin.elapsed());
     let messages = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{messages}");
     let last = messages.lines().last().unwrap();

@@ -59,7 +59,8 @@ pub enum OpenError {
 fn hint_for_absent(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_url = text.starts_with("http://") || text.starts_with("https://");
-    let is_hub_name = text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
+    let is_file = [".safetensors", ".ckpt", ".gguf", ".json"].iter().any(|end| text.ends_with(end));
+    let is_hub_name = !is_file && text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
     match &*text {
         text if text.starts_with('~') => ": write your home directory in place of `~`".to_string(),
         _ if is_url => format!(": `mixbit pull {text}` downloads it, and prints the path"),
@@ -80,7 +81,7 @@ mod tests {
         assert!(message("stabilityai/sdxl").contains("mixbit pull stabilityai/sdxl"));
         assert!(message("https://huggingface.co/a/b").contains("mixbit pull https://huggingface.co/a/b"));
         assert!(message("~/models/x").contains("home directory"));
-        for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c"] {
+        for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c", "a/b.ckpt"] {
             assert_eq!(message(path), format!("{path} is not there"));
         }
     }

@@ -159,6 +159,16 @@ pub enum HubError {
         /// The reason.
         what: String,
     },
+    /// A server whose certificate is not accepted.
+    #[error(
+        "{host} can't be trusted: {what}; if a proxy reads what passes, SSL_CERT_FILE names its certificate"
+    )]
+    Certificate {
+        /// The server.
+        host: String,
+        /// The reason.
+        what: String,
+    },
     /// A server's answer that is an error of its own.
     #[error(
         "{url} answers with status {status}{}",

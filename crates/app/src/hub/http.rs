@@ -213,9 +213,15 @@ impl Client {
                 self.was_answered.store(true, Ordering::Relaxed);
                 Ok(answer)
             }
-            Part::Failed(what) => Err(network(ask.url, what)),
+            Part::Failed(what) => Err(network(ask.url, what + &self.by_proxy())),
             Part::Content(_) | Part::End => Err(network(ask.url, "there is no answer".to_string())),
         }
+    }
+
+    /// The proxy that an exchange went by, for messages.
+    fn by_proxy(&self) -> String {
+        let proxy = self.agent.config().proxy();
+        proxy.map(|proxy| format!(" (by the proxy {}:{})", proxy.host(), proxy.port())).unwrap_or_default()
     }
 
     /// Tries an operation again, after pauses that grow, while it fails for reasons that pass. `attempt`
@@ -347,25 +353,33 @@ fn hand_over(answer: ureq::http::Response<ureq::Body>, sender: &SyncSender<Part>
     }
 }
 
+/// The error of a failed exchange. That of a certificate does not pass.
 fn network(url: &str, what: String) -> HubError {
-    HubError::Network { host: host(url), what }
+    match what.contains("certificate") {
+        true => HubError::Certificate { host: host(url), what },
+        false => HubError::Network { host: host(url), what },
+    }
 }
 
 /// The reason of a failed exchange, in words that say what to do.
 fn reason(error: &ureq::Error) -> String {
+    use std::io::ErrorKind;
+
     use ureq::Error as E;
+    const UNKNOWN: &str = "its name is not known: is this machine connected to the network?";
+    const CLOSED: &str = "nothing accepts connections there";
     match error {
-        E::HostNotFound => "its name is not known: is this machine connected to the network?".to_string(),
-        E::ConnectionFailed => "nothing accepts connections there".to_string(),
+        E::HostNotFound => UNKNOWN.to_string(),
+        E::ConnectionFailed => CLOSED.to_string(),
         E::Timeout(_) => "it does not answer in time".to_string(),
         E::InvalidProxyUrl => "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not an address of a proxy".to_string(),
-        E::Tls(_) | E::Rustls(_) | E::Pem(_) => format!(
-            "its certificate is not accepted ({error}): behind a proxy, SSL_CERT_FILE names the proxy's"
-        ),
-        error => match error.to_string() {
-            text if text.to_ascii_lowercase().contains("proxy") => format!("the proxy refuses: {text}"),
-            text => text,
+        E::Io(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => CLOSED.to_string(),
+            ErrorKind::TimedOut => "it does not answer in time".to_string(),
+            _ if error.to_string().contains("lookup address") => UNKNOWN.to_string(),
+            _ => error.to_string(),
         },
+        error => error.to_string(),
     }
 }
 
