@@ -166,9 +166,9 @@ pub(super) fn lock(path: &Path, name: &str, watch: &dyn Watch) -> Result<Lock, H
     }
 }
 
-/// True for a commit's name.
+/// True for a commit's name that is a plain folder name.
 pub(super) fn is_commit(text: &str) -> bool {
-    (7..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    text.len() <= 64 && is_etag(text)
 }
 
 /// True for the name of a content that is a plain file name.

@@ -26,7 +26,7 @@ use mixbit_formats::{free_space, read_text};
 use mixbit_mil::Stopped;
 
 use api::{Api, Listing, bytes_of, near_paths};
-use cache::{Stored, is_commit};
+use cache::Stored;
 use choose::{Choice, NoChoice, choose, missing};
 use download::{Meter, Remote, download};
 use http::Client;
@@ -159,7 +159,9 @@ impl Hub {
 
     fn repository(&self, name: &HubName, wish: &Wish, watch: &dyn Watch) -> Result<Located, HubError> {
         const WHOLE_COMMIT: usize = 40;
-        let is_fixed = is_commit(name.revision()) && name.revision().len() == WHOLE_COMMIT;
+        let revision = name.revision();
+        let is_fixed =
+            revision.len() == WHOLE_COMMIT && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
         if self.settings.offline || is_fixed {
             let cached = self.cached(name, wish, watch);
             if self.settings.offline || cached.is_ok() {

@@ -114,9 +114,9 @@ mod tests {
 
     #[test]
     fn the_variables_are_those_of_the_python_client() {
-        let settings = of(&[("HOME", "/home/u")]);
-        assert_eq!(settings.cache, Path::new("/home/u/.cache/huggingface/hub"));
-        assert_eq!(settings.own_cache, Path::new("/home/u/.cache/mixbit"));
+        let settings = of(&[("HOME", "/u")]);
+        assert_eq!(settings.cache, Path::new("/u/.cache/huggingface/hub"));
+        assert_eq!(settings.own_cache, Path::new("/u/.cache/mixbit"));
         assert_eq!((settings.endpoint.as_str(), settings.offline), (HUB, false));
         assert_eq!(of(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache, Path::new("/x/huggingface/hub"));
         let both =
