@@ -192,6 +192,52 @@ fn a_model_comes_with_the_files_that_it_needs_and_no_other() {
 }
 
 #[test]
+fn every_command_takes_names() {
+    let user = User::new();
+    let commands: [&[&str]; 8] = [
+        &["generate", "a", "--model", "org/tiny", "--steps", "1", "--output", "a.png"],
+        &["compare", "--models", "org/tiny", "a", "--steps", "1", "--output", "grid.png"],
+        &["convert", "org/tiny@v1", "--output", "converted"],
+        &["palettize", "org/tiny", "--nbits", "4", "--min-size", "100", "--output", "small"],
+        &[
+            "analyze",
+            "org/tiny",
+            "--effort",
+            "low",
+            "--steps",
+            "2",
+            "--target-bits",
+            "8",
+            "--output",
+            "analysis",
+        ],
+        &["bench", "org/tiny", "--runs", "1", "--steps", "1"],
+        &["inspect", "https://huggingface.co/org/tiny"],
+        &["diff", "org/tiny", "converted"],
+    ];
+    let mut failures = Failures::new("commands that take names");
+    for command in commands {
+        failures.case(command[0], || {
+            let mut command = user.command(&[command, &["--offline"]].concat());
+            let line = refusal(&command.output().unwrap()).or_else(|text| {
+                // `diff` has another code for failures.
+                if text.starts_with("code Some(2): error: ") { Ok(text) } else { Err(text) }
+            })?;
+            if line.contains("org/tiny") && line.contains("is not downloaded") { Ok(()) } else { Err(line) }
+        });
+    }
+    for command in commands.iter().filter(|command| !command.contains(&"https://huggingface.co/org/tiny")) {
+        failures.case(&format!("{}, downloaded", command[0]), || {
+            let output = user.run(command);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_difference = command[0] == "diff" && output.status.code() == Some(1);
+            if output.status.success() || is_difference { Ok(()) } else { Err(text) }
+        });
+    }
+    failures.finish();
+}
+
+#[test]
 fn one_line_says_what_is_downloaded() {
     let user = User::new();
     let (path, messages) = user.succeed(&["pull", "org/big"]);
