@@ -433,6 +433,10 @@ fn without_a_network_the_cache_serves() {
     let messages = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{messages}");
     assert!(messages.contains("org/tiny is taken as it was last downloaded"), "{messages}");
+    // So it does if the Hub refuses what it gave before.
+    user.server.change("org/tiny", |repository| repository.refusal = Some((401, "GatedRepo")));
+    let (_, messages) = user.succeed(&["inspect", "org/tiny"]);
+    assert!(messages.contains("gated") && messages.contains("taken as it was"), "{messages}");
     // A download that was interrupted is no model.
     let snapshot = user.repository("org/tiny").join("snapshots").join(COMMIT);
     fs::remove_file(snapshot.join("unet/diffusion_pytorch_model.safetensors")).unwrap();

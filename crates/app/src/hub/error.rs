@@ -229,9 +229,18 @@ impl HubError {
         }
     }
 
-    /// True if the server could not be asked, so that the cache must do.
-    pub(super) fn is_of_connection(&self) -> bool {
-        self.is_transient()
+    /// True if the Hub gives no listing now, so that a model which was downloaded before serves.
+    pub(super) fn is_for_cache(&self) -> bool {
+        matches!(
+            self,
+            HubError::Network { .. }
+                | HubError::Certificate { .. }
+                | HubError::Status { .. }
+                | HubError::Reply { .. }
+                | HubError::Gated { .. }
+                | HubError::Denied { .. }
+                | HubError::Repository { .. }
+        )
     }
 
     /// The error of an operation on a file.

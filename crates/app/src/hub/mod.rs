@@ -76,7 +76,7 @@ pub enum Notice<'a> {
         /// The time until the next.
         pause: Duration,
     },
-    /// The server can't be reached, and the model in the cache is taken.
+    /// The server gives no answer that helps, and the model in the cache is taken.
     Unreachable {
         /// The model.
         name: &'a str,
@@ -171,7 +171,7 @@ impl Hub {
         let api = Api { client: &self.client, endpoint: &self.settings.endpoint, watch };
         match api.listing(name) {
             Ok(listing) => Fetch { hub: self, api: &api, name, listing: &listing }.run(wish),
-            Err(error) if error.is_of_connection() => {
+            Err(error) if error.is_for_cache() => {
                 let Ok(cached) = self.cached(name, wish, watch) else { return Err(error) };
                 watch.notice(&Notice::Unreachable { name: &name.to_string(), reason: &error.to_string() });
                 Ok(cached)
