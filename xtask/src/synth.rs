@@ -15,7 +15,10 @@ pub(crate) struct Arguments {
     /// The model
     #[arg(value_parser = PossibleValuesParser::new(FAMILIES.iter().map(|family| family.name)))]
     model: String,
-    /// The directory of the checkpoint; created if absent, and files of the same names are replaced
+    /// Write one file in the original layout, not a directory
+    #[arg(long)]
+    single_file: bool,
+    /// The directory of the checkpoint, or its file; created if absent, and files of the same names are replaced
     directory: PathBuf,
     /// The seed of the weights
     #[arg(long, default_value_t = 0)]
@@ -49,7 +52,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let family = Family::of_name(&arguments.model).context("the model is unknown")?;
     let skeleton = Skeleton::of_family(family)?;
-    skeleton.write(&arguments.directory, arguments.seed, arguments.dtype.dtype(), &())?;
+    let (path, seed, dtype) = (&arguments.directory, arguments.seed, arguments.dtype.dtype());
+    match arguments.single_file {
+        true => skeleton.write_single_file(path, seed, dtype, &())?,
+        false => skeleton.write(path, seed, dtype, &())?,
+    }
     let (directory, seconds) = (arguments.directory.display(), start.elapsed().as_secs_f64());
     let parameters = skeleton.parameters();
     println!("{directory}: {} with {parameters} random parameters in {seconds:.1} s", arguments.model);

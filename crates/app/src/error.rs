@@ -3,6 +3,7 @@
 use mixbit_analysis::analyze::{AnalyzeError, JournalError};
 use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::{FileError, ModelError};
+use mixbit_diffusion::original::OriginalError;
 use mixbit_diffusion::random::RandomError;
 use mixbit_diffusion::scheduler::SchedulerError;
 use mixbit_diffusion::session::GenerateError;
@@ -189,6 +190,22 @@ impl Kind for GenerateError {
     }
 }
 
+impl Kind for OriginalError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoNetwork { .. }
+            | Self::NoAverages
+            | Self::AveragesAlone
+            | Self::Incomplete { .. }
+            | Self::OtherBase { .. }
+            | Self::Missing { .. }
+            | Self::File(_) => ErrorKind::Invalid,
+            Self::OtherNetwork { .. } | Self::Unusual { .. } | Self::Unknown { .. } => ErrorKind::Unsupported,
+            Self::Network { source, .. } => source.kind(),
+        }
+    }
+}
+
 impl Kind for OpenError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -197,6 +214,7 @@ impl Kind for OpenError {
             Self::Read { cause, .. } => Kind::kind(cause),
             Self::Package { .. } => ErrorKind::Invalid,
             Self::Model { source, .. } => source.kind(),
+            Self::Original { source, .. } => source.kind(),
             Self::Format(error) => error.kind(),
         }
     }
@@ -389,7 +407,7 @@ impl Kind for SyntheticError {
         match self {
             Self::Config { source, .. } => source.kind(),
             Self::NoTextEncoder => ErrorKind::Invalid,
-            Self::Library { .. } => ErrorKind::Unsupported,
+            Self::Library { .. } | Self::NoPlace { .. } => ErrorKind::Unsupported,
             Self::Format(error) => error.kind(),
         }
     }

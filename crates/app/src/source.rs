@@ -4,13 +4,13 @@ use std::path::Path;
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::bundle::Bundle;
-use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, Source};
+use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source};
 use mixbit_packages::{Assumption, OpenError};
 
 use crate::demo;
 
 /// Every source, in the order in which they are tried.
-pub static SOURCES: [&Source; 3] = [&CORE_ML, &DIFFUSERS, &DEMO];
+pub static SOURCES: [&Source; 4] = [&CORE_ML, &SINGLE_FILE, &DIFFUSERS, &DEMO];
 
 /// The demo model, where no path is given.
 pub static DEMO: Source = Source { name: "the demo model", is_checkpoint: true, probe: probe_demo };
@@ -43,6 +43,8 @@ pub struct LoadedModel {
     pub model: DiffusionModel,
     /// Its name for people.
     pub name: String,
+    /// What kind of model it is, where its tensors tell.
+    pub kind: Option<String>,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
 }
@@ -54,7 +56,8 @@ pub struct LoadedModel {
 pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, OpenError> {
     let opened = open(path, options)?;
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
-    Ok(LoadedModel { model, name: opened.name().to_string(), assumptions })
+    let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
+    Ok(LoadedModel { model, name, kind, assumptions })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {
@@ -76,7 +79,7 @@ mod tests {
         let scratch = mixbit_testkit::Scratch::new();
         let refused = |path: &Path| open(Some(path), &OpenOptions::default()).err().unwrap();
         let error = refused(scratch.path());
-        assert!(matches!(&error, OpenError::Unknown { reasons, .. } if reasons.len() == 2), "{error}");
+        assert!(matches!(&error, OpenError::Unknown { reasons, .. } if reasons.len() == 3), "{error}");
         assert!(matches!(refused(&scratch.path().join("absent")), OpenError::NotFound { .. }));
     }
 }

@@ -24,16 +24,19 @@ const INDEX: &str = "model_index.json";
 pub struct Family {
     /// The name on command lines.
     pub name: &'static str,
+    /// The name for people.
+    pub title: &'static str,
     /// Contents by their paths in the model's directory. Tokenizers have no vocabulary: it is
     /// [`CLIP_VOCABULARY`].
     pub texts: &'static [(&'static str, &'static str)],
 }
 
-/// A row: the name, the folder of its files where they are another's, and the files' paths.
+/// A row: the name, the name for people, the folder of its files where they are another's, and the files' paths.
 macro_rules! family {
-    ($name:literal: $($path:literal $(of $folder:literal)?),* $(,)?) => {
+    ($name:literal, $title:literal: $($path:literal $(of $folder:literal)?),* $(,)?) => {
         Family {
             name: $name,
+            title: $title,
             texts: &[$(($path, family!(@text $name, $path $(, $folder)?))),*],
         }
     };
@@ -45,7 +48,7 @@ macro_rules! family {
 
 /// Every family. Where several are alike, the first is the commonest.
 pub static FAMILIES: &[Family] = &[
-    family!("sd15":
+    family!("sd15", "SD 1.x":
         "model_index.json",
         "safety_checker/config.json",
         "scheduler/scheduler_config.json",
@@ -55,7 +58,7 @@ pub static FAMILIES: &[Family] = &[
         "unet/config.json",
         "vae/config.json",
     ),
-    family!("sd21":
+    family!("sd21", "SD 2.x for 768x768":
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
@@ -64,7 +67,7 @@ pub static FAMILIES: &[Family] = &[
         "unet/config.json",
         "vae/config.json",
     ),
-    family!("sd21-base":
+    family!("sd21-base", "SD 2.x for 512x512":
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json" of "sd21",
@@ -73,7 +76,7 @@ pub static FAMILIES: &[Family] = &[
         "unet/config.json",
         "vae/config.json" of "sd21",
     ),
-    family!("sdxl-base":
+    family!("sdxl-base", "SDXL":
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
@@ -85,7 +88,7 @@ pub static FAMILIES: &[Family] = &[
         "unet/config.json",
         "vae/config.json",
     ),
-    family!("sdxl-refiner":
+    family!("sdxl-refiner", "SDXL refiner":
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder_2/config.json",

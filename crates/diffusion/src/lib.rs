@@ -16,6 +16,7 @@
 pub mod arch;
 pub mod family;
 pub mod model;
+pub mod original;
 pub mod random;
 pub mod scheduler;
 pub mod session;

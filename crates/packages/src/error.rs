@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::ModelError;
+use mixbit_diffusion::original::OriginalError;
 use thiserror::Error;
 
 /// A model, package or weight file that can't be opened.
@@ -49,6 +50,14 @@ pub enum OpenError {
         model: String,
         /// The defect.
         source: Box<ModelError>,
+    },
+    /// A file in an original layout that can't be used.
+    #[error("{}: {source}", path.display())]
+    Original {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        source: OriginalError,
     },
     /// A malformed file.
     #[error(transparent)]

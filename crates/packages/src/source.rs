@@ -1,6 +1,8 @@
 //! Models on disk: the formats that are read, and the search for the one of a path.
 
+mod choices;
 mod diffusers;
+pub(crate) mod single_file;
 
 use std::fs;
 use std::io::Read;
@@ -8,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
+pub use choices::autoencoder;
 pub use diffusers::{Component, DiffusersModel};
 
 use crate::assumption::Assumption;
@@ -46,13 +49,44 @@ pub struct OpenOptions {
     /// The prediction type, by its name in
     /// [`PREDICTION_TYPES`](mixbit_diffusion::scheduler::PREDICTION_TYPES); the model's own if absent.
     pub prediction_type: Option<String>,
+    /// True if the UNet was trained to noise alone at the last timestep (zero terminal SNR).
+    pub rescale_zero_snr: bool,
+    /// A directory in the diffusers layout whose configurations a single file has.
+    pub config: Option<PathBuf>,
+    /// A model from which networks come that a single file lacks.
+    pub base: Option<PathBuf>,
+    /// True if the running averages of a single file's UNet are meant.
+    pub use_ema: bool,
+    /// Another autoencoder: a file, a component's directory or a model.
+    pub vae: Option<PathBuf>,
+}
+
+impl OpenOptions {
+    /// The options that only single files have, by their names on command lines.
+    fn of_single_files(&self) -> Option<&'static str> {
+        let given = [
+            (self.config.is_some(), "--config"),
+            (self.base.is_some(), "--base"),
+            (self.use_ema, "--use-ema"),
+        ];
+        given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
+    /// True if some of a model's files are replaced.
+    fn replace_files(&self) -> bool {
+        self.prediction_type.is_some() || self.rescale_zero_snr || self.vae.is_some()
+    }
 }
 
 /// The sources that need neither downloads nor data of the program, in the order in which they are tried.
-pub static SOURCES: [&Source; 2] = [&CORE_ML, &DIFFUSERS];
+pub static SOURCES: [&Source; 3] = [&CORE_ML, &SINGLE_FILE, &DIFFUSERS];
 
 /// Directories of Core ML packages.
 pub static CORE_ML: Source = Source { name: "Core ML packages", is_checkpoint: false, probe: probe_core_ml };
+
+/// Files in the original layouts.
+pub static SINGLE_FILE: Source =
+    Source { name: "a single file", is_checkpoint: true, probe: single_file::probe };
 
 /// Directories in the diffusers layout, and the Hugging Face client's.
 pub static DIFFUSERS: Source =
@@ -62,6 +96,7 @@ pub static DIFFUSERS: Source =
 pub struct OpenedModel {
     name: String,
     content: Content,
+    kind: Option<String>,
     prediction_type: Option<String>,
 }
 
@@ -77,7 +112,55 @@ impl OpenedModel {
     }
 
     fn of(name: impl Into<String>, content: Content) -> Self {
-        OpenedModel { name: name.into(), content, prediction_type: None }
+        OpenedModel { name: name.into(), content, kind: None, prediction_type: None }
+    }
+
+    /// The same model with what kind of model it is, in words.
+    pub(crate) fn with_kind(self, kind: String) -> Self {
+        OpenedModel { kind: Some(kind), ..self }
+    }
+
+    /// What kind of model it is, where its tensors tell: its family, and what its UNet predicts.
+    pub fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    /// The model's files, to build another model of.
+    ///
+    /// # Errors
+    /// If they are packages.
+    pub(crate) fn into_files(self) -> Result<Box<dyn ModelFiles>, OpenError> {
+        match self.content {
+            Content::Files(files) => Ok(files),
+            Content::Packages(_) => Err(OpenError::Package {
+                path: PathBuf::from(self.name),
+                what: "it holds packages, and a checkpoint is needed".to_string(),
+            }),
+        }
+    }
+
+    /// The model with what the options choose.
+    fn chosen(mut self, options: &OpenOptions) -> Result<Self, OpenError> {
+        self.content = match self.content {
+            Content::Files(files) if options.replace_files() => {
+                Content::Files(Box::new(choices::Chosen::new(files, options)?))
+            }
+            content => content,
+        };
+        let refused = match (&self.content, &options.vae) {
+            (Content::Packages(_), Some(_)) => Some("--vae"),
+            (Content::Packages(_), None) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
+            _ => None,
+        };
+        match refused {
+            Some(option) => Err(OpenError::Package {
+                path: PathBuf::from(&self.name),
+                what: format!(
+                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
+                ),
+            }),
+            None => Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self }),
+        }
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as
@@ -105,7 +188,7 @@ impl OpenedModel {
             Content::Files(files) => DiffusionModel::from_files(&**files).map_err(unusable)?,
             Content::Packages(bundle) => bundle.model()?,
         };
-        if let Some(name) = &self.prediction_type {
+        if let (Content::Packages(_), Some(name)) = (&self.content, &self.prediction_type) {
             model.scheduler.set_prediction_type(name);
         }
         Ok(model)
@@ -135,9 +218,17 @@ pub fn open<'s>(
     path.map_or(Ok(()), check_path)?;
     let mut reasons = Vec::new();
     for source in sources {
+        let is_single_file = std::ptr::eq(source, &SINGLE_FILE);
         match (source.probe)(path, options)? {
             Probe::Found(model) => {
-                return Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..model });
+                if let (Some(option), false) = (options.of_single_files(), is_single_file) {
+                    let path = path.unwrap_or(Path::new(model.name())).to_path_buf();
+                    return Err(OpenError::Package {
+                        path,
+                        what: format!("{option} is for models in a single file, and this is none"),
+                    });
+                }
+                return model.chosen(options);
             }
             Probe::Skipped => {}
             Probe::Declined(reason) => reasons.push(format!("not {}, since {reason}", source.name)),

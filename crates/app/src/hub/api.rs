@@ -265,8 +265,8 @@ pub(super) fn bytes_of(listing: &Listing, paths: &[String]) -> u64 {
 }
 
 impl Wish {
-    /// True if a repository's safety checker is wanted.
+    /// True if the weights of a component are wanted.
     pub(super) fn takes(&self, component: &str) -> bool {
-        self.safety_checker || component != "safety_checker"
+        !self.without_weights && (self.safety_checker || component != "safety_checker")
     }
 }

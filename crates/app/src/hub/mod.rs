@@ -46,6 +46,8 @@ pub struct Wish {
     pub variant: Option<String>,
     /// True if the safety checker is used.
     pub safety_checker: bool,
+    /// True if of a model in the diffusers layout only the configurations are used.
+    pub without_weights: bool,
 }
 
 /// News of a download.
@@ -207,7 +209,7 @@ impl Hub {
             }
         })?;
         let files = choice.files().count();
-        let lacking = missing(&choice, &mut read)?;
+        let lacking = if wish.without_weights { Vec::new() } else { missing(&choice, &mut read)? };
         if !lacking.is_empty() {
             return Err(absent(lacking.join(", ")));
         }

@@ -3,6 +3,7 @@
 //! Configurations are those of [`mixbit_diffusion::family`]. Names and shapes of the tensors are those that
 //! [`mixbit_diffusion::arch`] builds the networks from.
 
+mod single_file;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,12 @@ pub enum SyntheticError {
         library: String,
         /// The component's class.
         class: String,
+    },
+    /// A tensor that the original layout has no name for.
+    #[error("the original layout has no place for {tensor}")]
+    NoPlace {
+        /// The component's folder and the tensor's name.
+        tensor: String,
     },
     /// A file that is malformed or can't be written, or a directory that can't be made.
     #[error(transparent)]

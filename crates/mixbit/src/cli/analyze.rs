@@ -15,6 +15,7 @@ use mixbit_engine::Backend;
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
 use super::{estimate, input, interrupt, next, opening, print_line, values};
@@ -25,7 +26,6 @@ use mixbit_analysis::analyze::{
 use mixbit_analysis::report::{self, Report};
 use mixbit_packages::palettize::MIN_SIZE;
 use mixbit_packages::recipe::{Recipe, RecipeFile};
-use mixbit_packages::source::OpenOptions;
 
 /// The default bits per weight of the recipes.
 const TARGET_BITS: [f64; 7] = [3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0];
@@ -54,12 +54,8 @@ pub(super) struct Arguments {
     /// The model's name in the recipe file [default: the directory's]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Which of several weight files to take, such as fp16
-    #[arg(long, value_name = "NAME", requires = "model")]
-    variant: Option<String>,
-    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::prediction_types())]
-    prediction_type: Option<String>,
+    #[command(flatten)]
+    files: ModelFileOptions,
 
     /// How to measure
     #[arg(long, value_name = "NAME", value_parser = values::analysis_methods(),
@@ -135,8 +131,10 @@ enum Step {
 
 impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
+        let wish = self.files.wish();
         let model = self.model.iter_mut().filter(|_| !self.demo);
-        model.map(|model| Asked::of_variant(model, &self.variant)).collect()
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -147,10 +145,7 @@ impl Models for Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = OpenOptions {
-        variant: arguments.variant.clone(),
-        prediction_type: arguments.prediction_type.clone(),
-    };
+    let options = arguments.files.open();
     let path = values::model(arguments.model.as_deref(), arguments.demo)?;
     let (model, name) = opening::open(path, &options, &progress)?;
     let model = Arc::new(model);

@@ -16,16 +16,16 @@ use serde_json::json;
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table, shortened};
-use super::{estimate, interrupt, palettize, print_line, values};
+use super::{estimate, interrupt, opening, palettize, print_line, values};
 use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::parameters::Parameters;
 use mixbit_app::source::{self, LoadedModel};
 use mixbit_packages::palettize::{MIN_SIZE, by_recipe};
 use mixbit_packages::recipe::RecipeFile;
-use mixbit_packages::source::OpenOptions;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -40,12 +40,8 @@ pub(super) struct Arguments {
     /// demo model]
     #[arg(short, long, value_name = "DIR", value_delimiter = ',', help_heading = "Columns")]
     models: Vec<PathBuf>,
-    /// Which of several weight files to take, such as fp16
-    #[arg(long, value_name = "NAME", requires = "models", help_heading = "Columns")]
-    variant: Option<String>,
-    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Columns")]
-    prediction_type: Option<String>,
+    #[command(flatten)]
+    files: ModelFileOptions,
     /// A recipe file, Apple's or one of `mixbit analyze`: also draw each model with recipes
     #[arg(long, value_name = "FILE", help_heading = "Columns")]
     recipes: Option<PathBuf>,
@@ -115,8 +111,9 @@ const DRAWING: [Component; 3] = [Component::TextEncoder, Component::Unet, Compon
 
 impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
-        let models = self.models.iter_mut().map(|model| Asked::of_variant(model, &self.variant));
-        models.chain(self.recipes.iter_mut().map(Asked::plain)).collect()
+        let wish = self.files.wish();
+        let models = self.models.iter_mut().map(|argument| Asked { argument, wish: wish.clone() });
+        models.chain(self.recipes.iter_mut().map(Asked::plain)).chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -242,14 +239,14 @@ impl Arguments {
             [] => vec![None],
             ref paths => paths.iter().map(|path| Some(path.as_path())).collect(),
         };
-        let options =
-            OpenOptions { variant: self.variant.clone(), prediction_type: self.prediction_type.clone() };
+        let options = self.files.open();
         let open = |path: &Option<&Path>| source::load(*path, &options);
         let opened = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let names = names(&opened, &paths);
         let size = self.size.or(opened.first().map_or([512, 512], |opened| opened.model.defaults.size));
         let mut candidates = Vec::new();
-        for (LoadedModel { model, assumptions, .. }, name) in opened.into_iter().zip(names) {
+        for (LoadedModel { model, kind, assumptions, .. }, name) in opened.into_iter().zip(names) {
+            opening::say_kind(&name, kind.as_deref(), progress);
             assumptions
                 .iter()
                 .for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));

@@ -21,9 +21,10 @@ use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedMode
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
-use super::{interrupt, memory, next, print_line, values};
+use super::{interrupt, memory, next, opening, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
 const LEAST_PSNR: f64 = 35.0;
@@ -49,9 +50,8 @@ pub(super) struct Arguments {
     /// The model's name in file names and metadata [default: the directory's]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Which of several weight files to take, such as fp16
-    #[arg(long, value_name = "NAME", requires = "model")]
-    variant: Option<String>,
+    #[command(flatten)]
+    files: ModelFileOptions,
     /// Replace packages that are there
     #[arg(long)]
     force: bool,
@@ -127,14 +127,13 @@ pub(super) struct Arguments {
 
 impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
-        let wish = Wish {
-            variant: self.variant.clone(),
-            safety_checker: self.convert_safety_checker || self.are_all_parts(),
-        };
+        let wish =
+            Wish { safety_checker: self.convert_safety_checker || self.are_all_parts(), ..self.files.wish() };
         let model = self.model.iter_mut().filter(|_| !self.demo);
         let model = model.map(|argument| Asked { argument, wish: wish.clone() });
         let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version);
-        model.chain(others.chain(&mut self.custom_vae_version).map(Asked::plain)).collect()
+        let others = others.chain(&mut self.custom_vae_version).map(Asked::plain);
+        model.chain(others).chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -146,10 +145,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = OpenOptions { variant: arguments.variant.clone(), ..OpenOptions::default() };
+    let options = arguments.files.open();
     let path = values::model(arguments.model.as_deref(), arguments.demo)?;
     values::check_apart(path, &arguments.output)?;
-    let model = open_checkpoint(path, &options)?;
+    let model = opening::checkpoint(path, &options, &progress)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
     let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
@@ -25,7 +26,6 @@ use super::{advice, input, interrupt, memory, opening, print_line, profile, valu
 use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
-use mixbit_packages::source::OpenOptions;
 
 /// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
@@ -56,12 +56,8 @@ pub(super) struct Arguments {
     /// packages; without it, the small demo model in the binary draws coloured shapes
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
-    /// Which of several weight files to take, such as fp16
-    #[arg(long, value_name = "NAME", requires = "model", help_heading = "Model")]
-    variant: Option<String>,
-    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Model")]
-    prediction_type: Option<String>,
+    #[command(flatten)]
+    files: ModelFileOptions,
     /// What the model is computed in
     #[arg(long, value_parser = values::precisions(), default_value = values::AUTO, help_heading = "Model")]
     precision: String,
@@ -137,7 +133,9 @@ pub(super) struct Arguments {
 
 impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
-        self.model.iter_mut().map(|model| Asked::of_variant(model, &self.variant)).collect()
+        let wish = self.files.wish();
+        let model = self.model.iter_mut().map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -164,10 +162,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = OpenOptions {
-        variant: arguments.variant.clone(),
-        prediction_type: arguments.prediction_type.clone(),
-    };
+    let options = arguments.files.open();
     let (model, model_name) = opening::open(arguments.model.as_deref(), &options, &progress)?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;

@@ -23,11 +23,6 @@ impl<'a> Asked<'a> {
     pub(super) fn plain(argument: &'a mut PathBuf) -> Self {
         Asked { argument, wish: Wish::default() }
     }
-
-    /// A model with a variant of its weights.
-    pub(super) fn of_variant(argument: &'a mut PathBuf, variant: &Option<String>) -> Self {
-        Asked { argument, wish: Wish { variant: variant.clone(), ..Wish::default() } }
-    }
 }
 
 /// The arguments of a command that takes models.

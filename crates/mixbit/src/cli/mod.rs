@@ -18,6 +18,7 @@ mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
+mod model_files;
 mod models;
 mod names;
 mod next;

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use mixbit_app::source::{LoadedModel, load};
+use mixbit_app::source::{LoadedModel, load, open_checkpoint};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_packages::source::OpenOptions;
+use mixbit_packages::source::{OpenOptions, OpenedModel};
 
 use super::progress::Progress;
 
-/// The model of a path, or the demo model, and its name. Warnings say what was assumed where its files are
-/// silent.
+/// The model of a path, or the demo model, and its name. Says what kind of model it is, where its tensors
+/// tell. Warnings say what was assumed where its files are silent.
 ///
 /// # Errors
 /// If it can't be opened.
@@ -18,7 +18,27 @@ pub(super) fn open(
     options: &OpenOptions,
     progress: &Progress,
 ) -> anyhow::Result<(DiffusionModel, String)> {
-    let LoadedModel { model, name, assumptions } = load(path, options)?;
+    let LoadedModel { model, name, kind, assumptions } = load(path, options)?;
+    say_kind(&name, kind.as_deref(), progress);
     assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
     Ok((model, name))
+}
+
+/// The checkpoint of a path, or of the demo model. Says what kind of model it is, where its tensors tell.
+///
+/// # Errors
+/// If it can't be opened, or holds packages.
+pub(super) fn checkpoint(
+    path: Option<&Path>,
+    options: &OpenOptions,
+    progress: &Progress,
+) -> anyhow::Result<OpenedModel> {
+    let model = open_checkpoint(path, options)?;
+    say_kind(model.name(), model.kind(), progress);
+    Ok(model)
+}
+
+/// Says what kind of model it is.
+pub(super) fn say_kind(name: &str, kind: Option<&str>, progress: &Progress) {
+    kind.into_iter().for_each(|kind| progress.say(format_args!("{name}: {kind}")));
 }

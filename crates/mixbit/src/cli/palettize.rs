@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use mixbit_app::hub::Wish;
-use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
@@ -20,12 +19,12 @@ use mixbit_packages::package::{
 use mixbit_packages::palettize::{
     Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
 };
-use mixbit_packages::source::OpenOptions;
 
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::progress::Progress;
 use super::table::{Side, Table, byte_size, shortened};
-use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
+use super::{estimate, interrupt, memory, next, opening, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
 const WORST: usize = 10;
@@ -62,6 +61,8 @@ pub(super) struct Arguments {
     /// Print only the packages' names
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    files: ModelFileOptions,
 
     /// Palettes of this many bits for every layer: 1, 2, 3, 4, 6 or 8
     #[arg(long, value_name = "N", value_parser = values::width, help_heading = "Bits")]
@@ -106,10 +107,11 @@ impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
         let has_safety_checker =
             self.part.is_empty() || self.part.iter().any(|part| part == "safety_checker");
-        let wish = Wish { variant: None, safety_checker: has_safety_checker };
+        let wish = Wish { safety_checker: has_safety_checker, ..self.files.wish() };
         let model = self.model.iter_mut().filter(|_| !self.demo);
         let model = model.map(|argument| Asked { argument, wish: wish.clone() });
-        model.chain(self.recipe.iter_mut().chain(&mut self.like).map(Asked::plain)).collect()
+        let others = self.recipe.iter_mut().chain(&mut self.like).map(Asked::plain);
+        model.chain(others).chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -167,6 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.verify {
         print_line(verify::verify(
             values::model(arguments.model.as_deref(), arguments.demo)?,
+            &arguments.files.open(),
             &source,
             &cancel,
             &progress,
@@ -339,7 +342,7 @@ impl Arguments {
         progress: &Progress,
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
-        let model = open_checkpoint(path, &OpenOptions::default())?;
+        let model = opening::checkpoint(path, &self.files.open(), progress)?;
         let asked = self.min_deployment_target;
         let target = source.target(asked);
         if target != asked {

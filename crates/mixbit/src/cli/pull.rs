@@ -40,7 +40,11 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, offline: bool) -> anyhow::Result<()> {
     let progress = Progress::new(arguments.quiet);
     let hub = Hub::new(settings(offline))?;
-    let wish = Wish { variant: arguments.variant.clone(), safety_checker: arguments.safety_checker };
+    let wish = Wish {
+        variant: arguments.variant.clone(),
+        safety_checker: arguments.safety_checker,
+        ..Wish::default()
+    };
     let mut pulled = Vec::new();
     for name in &arguments.models {
         if let Place::Local(path) = place(name, &hub.settings().endpoint)? {

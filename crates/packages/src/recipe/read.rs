@@ -18,7 +18,7 @@ pub(super) fn parse(text: &str) -> Result<RecipeFile, RecipeError> {
         false => RecipeError::Json(error.to_string()),
     })?;
     let Value::Object(mut keys) = value else { return Err(kind("the whole", "an object", &value)) };
-    let mut take = |key: &str| keys.remove(key);
+    let mut take = |key: &str| keys.shift_remove(key);
     let missing = |key: &str| RecipeError::Missing { key: key.to_string() };
     let model_version = take("model_version").ok_or_else(|| missing("model_version"))?;
     let recipes = take("recipes").ok_or_else(|| missing("recipes"))?;

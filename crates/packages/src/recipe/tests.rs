@@ -103,6 +103,15 @@ fn ours_say_more_and_come_back() {
 }
 
 #[test]
+fn entries_of_other_tools_keep_their_order() {
+    let text = r#"{"model_version": "m", "first": {}, "recipes": {"r": {"a": 4}}, "second": {"a": 30.5}, "third": 1}"#;
+    let written = RecipeFile::parse(text).unwrap().to_text();
+    let [first, second, third] = ["first", "second", "third"].map(|key| written.find(key).unwrap());
+    assert!(first < second && second < third, "{written}");
+    assert_eq!(RecipeFile::parse(&written).unwrap().to_text(), written);
+}
+
+#[test]
 fn importances_are_kept_as_they_are_used() {
     let importance = Importance::new(&[1e9, 3e-9, 2.5e8, 0.0]).unwrap();
     assert_eq!(importance.values(), [1.0, 0.0, 0.25, 0.0]);

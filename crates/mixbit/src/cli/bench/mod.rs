@@ -20,12 +20,11 @@ use mixbit_engine::Backend;
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
+use super::model_files::ModelFileOptions;
 use super::phases::Phases;
 use super::progress::Progress;
-use super::{estimate, interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, opening, print_line, values};
 use measure::{Measured, Peaks, measure};
-use mixbit_app::source::{LoadedModel, load};
-use mixbit_packages::source::OpenOptions;
 use report::Report;
 pub(super) use report::device;
 pub(super) use synthetic::default_directory as cache_directory;
@@ -56,6 +55,8 @@ pub(super) struct Arguments {
     /// model in the binary
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    files: ModelFileOptions,
     /// In place of --model, a published model with random weights, which are written once: 2 to 7 GB
     #[arg(long, value_name = "NAME", value_parser = values::published_models(), help_heading = "Model")]
     synthetic: Option<String>,
@@ -107,7 +108,9 @@ pub(super) struct Arguments {
 impl Models for Arguments {
     fn models(&mut self) -> Vec<Asked<'_>> {
         let model = self.model.iter_mut().filter(|_| self.synthetic.is_none());
-        model.map(Asked::plain).collect()
+        let wish = self.files.wish();
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
     }
 
     fn is_quiet(&self) -> bool {
@@ -134,7 +137,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => arguments.model.clone(),
     };
     let begin = Instant::now();
-    let LoadedModel { model, name, .. } = load(path.as_deref(), &OpenOptions::default())?;
+    let (model, name) = opening::open(path.as_deref(), &arguments.files.open(), &progress)?;
     let load_time = begin.elapsed();
     let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;

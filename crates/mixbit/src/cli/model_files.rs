@@ -1,0 +1,66 @@
+//! The options of every command that opens a model: which of its files count, and what completes them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mixbit_app::hub::Wish;
+use mixbit_packages::source::OpenOptions;
+
+use super::hub::Asked;
+use super::values;
+
+/// Which of a model's files to take, and what to take in their place.
+#[derive(Debug, Default, Args)]
+pub(super) struct ModelFileOptions {
+    /// Which of several weight files to take, such as fp16
+    #[arg(long, value_name = "NAME", help_heading = "Model files")]
+    variant: Option<String>,
+    /// What the UNet predicts, if the model's files say it wrongly or not at all [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(),
+          help_heading = "Model files")]
+    prediction_type: Option<String>,
+    /// The UNet was trained to noise alone at the last timestep (zero terminal SNR)
+    #[arg(long, help_heading = "Model files")]
+    rescale_zero_snr: bool,
+    /// For a single file of unusual widths: a directory with its configurations, in the diffusers layout
+    #[arg(long, value_name = "DIR", help_heading = "Model files")]
+    config: Option<PathBuf>,
+    /// For a single file without text encoders or autoencoder: the model to take them from
+    #[arg(long, value_name = "MODEL", help_heading = "Model files")]
+    base: Option<PathBuf>,
+    /// Take the UNet's running averages of a single file
+    #[arg(long, help_heading = "Model files")]
+    use_ema: bool,
+    /// Another autoencoder: a file, a directory with config.json and weights, or a model
+    #[arg(long, value_name = "PATH", help_heading = "Model files")]
+    vae: Option<PathBuf>,
+}
+
+impl ModelFileOptions {
+    /// What of a model the options ask for.
+    pub(super) fn wish(&self) -> Wish {
+        Wish { variant: self.variant.clone(), ..Wish::default() }
+    }
+
+    /// The options that name models.
+    pub(super) fn models(&mut self) -> impl Iterator<Item = Asked<'_>> {
+        let config = self.config.as_mut().map(|argument| {
+            let wish = Wish { without_weights: true, ..Wish::default() };
+            Asked { argument, wish }
+        });
+        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain))
+    }
+
+    /// The options as the library has them.
+    pub(super) fn open(&self) -> OpenOptions {
+        OpenOptions {
+            variant: self.variant.clone(),
+            prediction_type: self.prediction_type.clone(),
+            rescale_zero_snr: self.rescale_zero_snr,
+            config: self.config.clone(),
+            base: self.base.clone(),
+            use_ema: self.use_ema,
+            vae: self.vae.clone(),
+        }
+    }
+}
