@@ -17,6 +17,7 @@ use mixbit_packages::predict::PredictError;
 use mixbit_packages::recipe::{MatchError, RecipeError};
 use mixbit_packages::{ExistsError, OpenError};
 
+use crate::hub::HubError;
 use crate::picture::PictureError;
 use crate::request::RequestError;
 use crate::synthetic::SyntheticError;
@@ -407,6 +408,26 @@ impl Kind for SyntheticError {
             Self::Config { source, .. } => source.kind(),
             Self::NoTextEncoder => ErrorKind::Invalid,
             Self::Library { .. } | Self::NoPlace { .. } => ErrorKind::Unsupported,
+            Self::Format(error) => error.kind(),
+        }
+    }
+}
+
+impl Kind for HubError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Offline { .. } | Self::Repository { .. } | Self::Revision { .. } | Self::File { .. } => {
+                ErrorKind::NotFound
+            }
+            Self::Tilde { .. } | Self::Name { .. } | Self::Setting { .. } | Self::Choice { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::Checksum { .. } | Self::Size { .. } | Self::Reply { .. } => ErrorKind::Invalid,
+            Self::Gated { .. } | Self::Denied { .. } | Self::Certificate { .. } => ErrorKind::Io,
+            Self::Network { .. } | Self::Status { .. } => ErrorKind::Io,
+            Self::Disk { .. } | Self::Full { .. } => ErrorKind::Io,
+            Self::Io { cause, .. } => Kind::kind(cause),
+            Self::Stopped { .. } => ErrorKind::Cancelled,
             Self::Format(error) => error.kind(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in
 //!   the binary;
+//! - [`hub`] downloads models that are asked for by name;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`request`] turns requests into JSON and parameters, and back;
 //! - [`error`] has the kinds of errors, from which status codes follow;
@@ -10,6 +11,7 @@
 
 pub mod demo;
 pub mod error;
+pub mod hub;
 pub mod parameters;
 pub mod picture;
 pub mod request;

@@ -276,6 +276,25 @@ impl Diffusers {
     }
 }
 
+/// The weights that [`Diffusers::weights`] takes from a component's folder with these files: one file, or an
+/// index of shards. `library` is the component's. `None` if there are none.
+///
+/// # Errors
+/// The files that could be meant, if there are several.
+pub fn weight_file(
+    present: &[String],
+    variant: Option<&str>,
+    library: &str,
+) -> Result<Option<String>, Vec<String>> {
+    choose(present, variant, library == "transformers").map_err(|Ambiguous(candidates)| candidates)
+}
+
+/// The variant in the name of a weight file or index: empty for none, `None` for a name of another kind.
+pub fn weight_variant(name: &str) -> Option<String> {
+    let stems = FORMS.iter().flat_map(|form| form.stems.map(|stem| (stem, form.extension)));
+    stems.into_iter().find_map(|(stem, extension)| variant_of(name, stem, extension))
+}
+
 /// Several files that could be meant.
 #[derive(Debug, PartialEq, Eq)]
 struct Ambiguous(Vec<String>);

@@ -106,6 +106,24 @@ pub(crate) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
+/// The bytes that the disk of a directory has for this user; `None` where the system does not say.
+pub fn free_space(directory: &Path) -> Option<u64> {
+    #[cfg(feature = "fault-injection")]
+    if let Some(planned) = std::env::var("MIXBIT_FREE_SPACE").ok().and_then(|text| text.parse().ok()) {
+        return Some(planned);
+    }
+    #[cfg(unix)]
+    {
+        let found = rustix::fs::statvfs(directory).ok()?;
+        found.f_bavail.checked_mul(found.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = directory;
+        None
+    }
+}
+
 /// Eight digits that no other run has.
 pub(crate) fn token() -> String {
     let hash = RandomState::new().build_hasher().finish();

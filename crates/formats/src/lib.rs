@@ -34,6 +34,7 @@
 
 #![deny(unsafe_code)]
 
+mod archive;
 mod atomic;
 pub mod base64;
 mod checkpoint;
@@ -59,17 +60,18 @@ mod tensor_file;
 pub mod torch;
 mod zip;
 
+pub use archive::unpack;
 pub use atomic::{Writer, make_directory, make_subdirectory, write_atomically, write_where_asked};
 pub use checkpoint::Checkpoint;
 pub use claim::{Claim, remove_leftovers};
 pub use diffusers::Diffusers;
-pub use disk::NewFile;
+pub use disk::{NewFile, free_space};
 pub use error::Error;
 pub use files::{read_model_text, read_text};
 pub use gguf::Gguf;
 pub use map::{map_file, open_file};
 pub use safetensors::SafeTensors;
 pub use scales::ScaleError;
-pub use sha256::sha256;
+pub use sha256::{Sha256, sha256};
 pub use tensor_file::{TensorFile, TensorFormat};
 pub use torch::Torch;

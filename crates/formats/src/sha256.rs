@@ -18,20 +18,61 @@ const START: [u32; 8] =
 
 /// The SHA-256 hash of a message.
 pub fn sha256(message: &[u8]) -> [u8; 32] {
-    let mut state = START;
-    let (blocks, rest) = message.as_chunks::<64>();
-    blocks.iter().for_each(|block| compress(&mut state, block));
-    let mut tail = [0; 128];
-    tail[..rest.len()].copy_from_slice(rest);
-    tail[rest.len()] = 0x80;
-    let end = if rest.len() < 56 { 64 } else { 128 };
-    tail[end - 8..end].copy_from_slice(&(8 * message.len() as u64).to_be_bytes());
-    tail[..end].as_chunks::<64>().0.iter().for_each(|block| compress(&mut state, block));
-    let mut out = [0; 32];
-    for (bytes, word) in out.as_chunks_mut::<4>().0.iter_mut().zip(state) {
-        *bytes = word.to_be_bytes();
+    let mut hash = Sha256::new();
+    hash.update(message);
+    hash.finish()
+}
+
+/// The SHA-256 hash of a message that comes in portions.
+#[derive(Clone, Debug)]
+pub struct Sha256 {
+    state: [u32; 8],
+    /// The beginning of a block.
+    block: [u8; 64],
+    /// Bytes of the message.
+    len: u64,
+}
+
+impl Sha256 {
+    /// The hash of an empty message.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Sha256 { state: START, block: [0; 64], len: 0 }
     }
-    out
+
+    /// Appends a portion of the message.
+    pub fn update(&mut self, mut portion: &[u8]) {
+        let filled = (self.len % 64) as usize;
+        self.len += portion.len() as u64;
+        if filled > 0 {
+            let (first, rest) = portion.split_at(portion.len().min(64 - filled));
+            self.block[filled..filled + first.len()].copy_from_slice(first);
+            if filled + first.len() < 64 {
+                return;
+            }
+            compress(&mut self.state, &self.block);
+            portion = rest;
+        }
+        let (blocks, rest) = portion.as_chunks::<64>();
+        blocks.iter().for_each(|block| compress(&mut self.state, block));
+        self.block[..rest.len()].copy_from_slice(rest);
+    }
+
+    /// The hash of the whole message.
+    pub fn finish(mut self) -> [u8; 32] {
+        let bits = 8 * self.len;
+        let filled = (self.len % 64) as usize;
+        let zeros = if filled < 56 { 55 - filled } else { 119 - filled };
+        let mut end = [0; 128];
+        end[0] = 0x80;
+        end[zeros + 1..zeros + 9].copy_from_slice(&bits.to_be_bytes());
+        self.update(&end[..zeros + 9]);
+        let mut out = [0; 32];
+        for (bytes, word) in out.as_chunks_mut::<4>().0.iter_mut().zip(self.state) {
+            *bytes = word.to_be_bytes();
+        }
+        out
+    }
 }
 
 fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
@@ -87,5 +128,17 @@ mod tests {
             hex(&sha256(&million)),
             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
         );
+    }
+
+    #[test]
+    fn portions_of_any_length_make_the_same_hash() {
+        let message: Vec<u8> = (0..300u32).map(|value| value as u8).collect();
+        for len in [0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 300] {
+            for portion in [1, 7, 64, 100] {
+                let mut hash = Sha256::new();
+                message[..len].chunks(portion).for_each(|bytes| hash.update(bytes));
+                assert_eq!(hash.finish(), sha256(&message[..len]), "{len} in portions of {portion}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The part of the ZIP format that NumPy and PyTorch write: uncompressed members, with ZIP64 for large ones.
+//! The directory of a ZIP archive, with ZIP64 for large ones, and the bytes of its members.
 //!
 //! Follows PKWARE's APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16 and 4.5.3.
 
@@ -35,10 +35,14 @@ pub(crate) enum ZipError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) name: String,
-    method: u16,
-    encrypted: bool,
+    /// The compression: 0 is none, 8 is deflate.
+    pub(crate) method: u16,
+    pub(crate) encrypted: bool,
+    /// The file's mode, where a Unix system wrote the archive; else 0.
+    pub(crate) mode: u32,
+    pub(crate) crc: u32,
     compressed: u64,
-    uncompressed: u64,
+    pub(crate) uncompressed: u64,
     header: u64,
 }
 
@@ -70,7 +74,10 @@ pub(crate) fn members(file: &[u8]) -> Result<Vec<Member>, ZipError> {
         // The ZIP64 field has its values in this order.
         let (uncompressed, compressed, header) = (field(24)?, field(20)?, field(42)?);
         let (method, encrypted) = (u16_at(entry, 10), u16_at(entry, 8) & 1 != 0);
-        members.push(Member { name, method, encrypted, compressed, uncompressed, header });
+        let is_of_unix = entry[5] == 3;
+        let mode = if is_of_unix { (u32_at(entry, 38) >> 16) as u32 } else { 0 };
+        let crc = u32_at(entry, 16) as u32;
+        members.push(Member { name, method, encrypted, mode, crc, compressed, uncompressed, header });
         rest = &rest[entry_end..];
     }
     Ok(members)
@@ -87,6 +94,11 @@ pub(crate) fn stored(file: &Bytes, member: &Member) -> Result<Bytes, ZipError> {
     if member.compressed != member.uncompressed {
         return Err(ZipError::Malformed("its two sizes differ, though it is not compressed"));
     }
+    content(file, member)
+}
+
+/// The bytes of a member as the archive has them.
+pub(crate) fn content(file: &Bytes, member: &Member) -> Result<Bytes, ZipError> {
     let outside = || ZipError::Malformed("it lies outside the archive: was the file cut off?");
     let header_start = usize::try_from(member.header).map_err(|_| outside())?;
     let header_end = header_start.checked_add(LOCAL_LEN).ok_or_else(outside)?;

@@ -91,7 +91,7 @@ fn nothing_is_written_over_a_model_or_taken_for_a_prompt() -> Outcome {
         (&["palettize", "--model", "model/.", "--nbits", "4", "--output", "model"], "is the model itself"),
         (&["convert", "--model", "packages", "--output", "again"], "`mixbit palettize` makes smaller"),
         (&["bench", "--model", "model", "--synthetic", "sd15"], "leave out --model"),
-        (&["generate", "a", "--model", "org/name"], "hf download org/name"),
+        (&["generate", "a", "--model", "org/name", "--offline"], "org/name is not downloaded"),
     ];
     for (arguments, message) in cases {
         let error = run(scratch.path(), arguments).unwrap_err();

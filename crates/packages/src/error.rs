@@ -68,12 +68,13 @@ pub enum OpenError {
 fn hint_for_absent(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_url = text.starts_with("http://") || text.starts_with("https://");
-    let is_hub_name = text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
+    let is_file = [".safetensors", ".ckpt", ".gguf", ".json"].iter().any(|end| text.ends_with(end));
+    let is_hub_name = !is_file && text.matches('/').count() == 1 && !text.starts_with(['.', '/', '~']);
     match &*text {
         text if text.starts_with('~') => ": write your home directory in place of `~`".to_string(),
-        _ if is_url => ": mixbit downloads nothing; download the model and give its directory".to_string(),
+        _ if is_url => format!(": `mixbit pull {text}` downloads it, and prints the path"),
         text if is_hub_name => format!(
-            ": if it is a name of the Hugging Face Hub, download it (hf download {text} --local-dir DIR) and give DIR"
+            ": if it is a name of the Hugging Face Hub, `mixbit pull {text}` downloads it, and prints the path"
         ),
         _ => String::new(),
     }
@@ -86,10 +87,10 @@ mod tests {
     #[test]
     fn names_that_other_tools_download_are_answered() {
         let message = |path: &str| OpenError::NotFound { path: path.into() }.to_string();
-        assert!(message("stabilityai/sdxl").contains("hf download stabilityai/sdxl"));
-        assert!(message("https://huggingface.co/a/b").contains("downloads nothing"));
+        assert!(message("stabilityai/sdxl").contains("mixbit pull stabilityai/sdxl"));
+        assert!(message("https://huggingface.co/a/b").contains("mixbit pull https://huggingface.co/a/b"));
         assert!(message("~/models/x").contains("home directory"));
-        for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c"] {
+        for path in ["sdxl", "./models/sdxl", "/models/sdxl", "a/b/c", "a/b.ckpt"] {
             assert_eq!(message(path), format!("{path} is not there"));
         }
     }

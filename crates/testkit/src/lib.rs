@@ -1,11 +1,12 @@
 //! What mixbit's tests share: fixtures, error statistics, and a collector that reports every failing case.
 //!
-//! Four parts, re-exported here:
+//! Five parts, re-exported here:
 //!
 //! - [`Fixture`]: a folder under `fixtures/` with a JSON file of cases and safetensors files of arrays,
 //!   made by a script in `tools/reference/`.
 //! - [`ErrorStats`]: maximum absolute and relative error, PSNR and NaN counts of one array against another.
 //! - [`Scratch`]: a directory for one test; [`copy_tree`] and [`read_tree`] take whole ones.
+//! - [`HubServer`]: a server on loopback that speaks the Hugging Face Hub's API.
 //! - [`Failures`]: a table test's result; it runs every case and then lists each one that failed.
 //!
 //! ```
@@ -27,6 +28,7 @@
 
 mod failures;
 mod fixture;
+mod hub;
 mod safetensors;
 mod scratch;
 mod stats;
@@ -34,6 +36,7 @@ mod tree;
 
 pub use failures::Failures;
 pub use fixture::{Fixture, fixture_root};
+pub use hub::{Faults, HubFile, HubRepository, HubRequest, HubServer};
 pub use safetensors::{Array, read_safetensors};
 pub use scratch::Scratch;
 pub use stats::ErrorStats;

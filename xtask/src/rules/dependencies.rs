@@ -60,6 +60,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("clap_mangen", &["mixbit"]),
     ("console", &["mixbit"]),
     ("ctrlc", &["mixbit"]),
+    ("flate2", &["mixbit-formats"]),
     ("indicatif", &["mixbit"]),
     ("memmap2", &["mixbit-formats", "mixbit-kernels"]),
     ("proc-macro2", &["xtask"]),
@@ -68,6 +69,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("rustix", &["mixbit-formats"]),
     ("signal-hook", &["mixbit"]),
     ("tokenizers", &["mixbit-diffusion"]),
+    ("ureq", &["mixbit-app"]),
 ];
 
 /// The longest list of keywords that the registry takes.

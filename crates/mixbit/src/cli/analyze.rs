@@ -14,6 +14,7 @@ use mixbit_diffusion::session::{Cancel, Component, Request, Session, Text};
 use mixbit_engine::Backend;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table};
@@ -126,6 +127,19 @@ pub(super) struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Step {
     Merge,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let wish = self.files.wish();
+        let model = self.model.iter_mut().filter(|_| !self.demo);
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

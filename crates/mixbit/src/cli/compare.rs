@@ -15,6 +15,7 @@ use mixbit_mil::{Constant, Def, Function, WeightRef, constexpr};
 use serde_json::json;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
@@ -107,6 +108,18 @@ type Form = (Option<String>, Option<Box<Planner>>);
 
 /// The networks that draw an image.
 const DRAWING: [Component; 3] = [Component::TextEncoder, Component::Unet, Component::Decoder];
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let wish = self.files.wish();
+        let models = self.models.iter_mut().map(|argument| Asked { argument, wish: wish.clone() });
+        models.chain(self.recipes.iter_mut().map(Asked::plain)).chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+}
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use mixbit_app::hub::Wish;
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
@@ -19,6 +20,7 @@ use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
 use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
@@ -121,6 +123,22 @@ pub(super) struct Arguments {
     /// Print only the packages' names
     #[arg(short, long)]
     quiet: bool,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let wish =
+            Wish { safety_checker: self.convert_safety_checker || self.are_all_parts(), ..self.files.wish() };
+        let model = self.model.iter_mut().filter(|_| !self.demo);
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version);
+        let others = others.chain(&mut self.custom_vae_version).map(Asked::plain);
+        model.chain(others).chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

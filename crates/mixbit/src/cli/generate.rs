@@ -17,6 +17,7 @@ use mixbit_engine::Backend;
 use serde_json::json;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
@@ -128,6 +129,18 @@ pub(super) struct Arguments {
     /// Print one JSON object with files, seeds, timings and memory; docs/command-line.md lists its fields
     #[arg(long, help_heading = "Output")]
     json: bool,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let wish = self.files.wish();
+        let model = self.model.iter_mut().map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 /// A written image.

@@ -10,6 +10,7 @@ use mixbit_packages::inspect::{InspectedFeature, InspectedNetwork, StoredTensor,
 use mixbit_packages::package::ConversionOptions;
 use serde_json::{Value, json};
 
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::printable::visible_line;
 use super::table::{Side, Table, byte_size, shortened};
@@ -31,6 +32,16 @@ pub(super) struct Arguments {
     json: bool,
     #[command(flatten)]
     files: ModelFileOptions,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        vec![Asked::plain(&mut self.path)]
+    }
+
+    fn is_quiet(&self) -> bool {
+        false
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

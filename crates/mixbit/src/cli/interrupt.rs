@@ -37,7 +37,11 @@ pub(super) fn set_goes_on(goes_on: bool) {
 /// The cancellation flag that the first Ctrl-C sets, or SIGTERM or SIGHUP; the second ends the process at
 /// once.
 pub(super) fn cancel() -> anyhow::Result<Cancel> {
+    static IS_HANDLED: AtomicBool = AtomicBool::new(false);
     let cancel = stop::flag();
+    if IS_HANDLED.swap(true, Ordering::SeqCst) {
+        return Ok(cancel);
+    }
     let raised = cancel.clone();
     on_request(move || {
         if raised.is_cancelled() {

@@ -12,12 +12,14 @@ mod diff;
 mod doctor;
 mod estimate;
 mod generate;
+mod hub;
 mod input;
 mod inspect;
 mod interrupt;
 mod memory;
 mod metadata;
 mod model_files;
+mod models;
 mod names;
 mod next;
 mod opening;
@@ -28,6 +30,7 @@ mod predict;
 mod printable;
 mod profile;
 mod progress;
+mod pull;
 mod recipe;
 mod stop;
 mod summary;
@@ -53,6 +56,9 @@ use printable::one_line;
 #[derive(Debug, Parser)]
 #[command(name = "mixbit", version, about, propagate_version = true, max_term_width = 100)]
 struct Cli {
+    /// Use no network: take models that are there, and say what is missing
+    #[arg(long, global = true, help_heading = "Network")]
+    offline: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -85,6 +91,10 @@ enum Command {
     Predict(predict::Arguments),
     /// Show the generation parameters that image files hold
     Metadata(metadata::Arguments),
+    /// Download models of the Hugging Face Hub, or files by their links
+    Pull(pull::Arguments),
+    /// List the models that are downloaded, or remove some
+    Models(models::Arguments),
     /// Show what this CPU computes in, the memory, versions and caches
     Doctor(doctor::Arguments),
     /// Print the completions of a shell, to be put where it looks for them
@@ -155,7 +165,7 @@ pub(crate) fn main() -> ExitCode {
     };
     interrupt::set_goes_on(matches!(
         cli.command,
-        Command::Convert(_) | Command::Palettize(_) | Command::Analyze(_)
+        Command::Convert(_) | Command::Palettize(_) | Command::Analyze(_) | Command::Pull(_)
     ));
     run(cli).unwrap_or_else(|error| {
         let mut line = message(&error);
@@ -210,7 +220,25 @@ fn print_line(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+/// The arguments of a command that takes models.
+fn of_models(command: &mut Command) -> Option<&mut dyn hub::Models> {
+    match command {
+        Command::Generate(arguments) => Some(&mut **arguments),
+        Command::Analyze(arguments) => Some(&mut **arguments),
+        Command::Compare(arguments) => Some(&mut **arguments),
+        Command::Bench(arguments) => Some(&mut **arguments),
+        Command::Convert(arguments) => Some(&mut **arguments),
+        Command::Palettize(arguments) => Some(&mut **arguments),
+        Command::Inspect(arguments) => Some(arguments),
+        Command::Diff(arguments) => Some(arguments),
+        _ => None,
+    }
+}
+
+fn run(mut cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Some(arguments) = of_models(&mut cli.command) {
+        hub::locate_all(arguments, cli.offline)?;
+    }
     match cli.command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Analyze(arguments) => analyze::run(&arguments),
@@ -222,6 +250,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Diff(arguments) => return diff::run(&arguments),
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Metadata(arguments) => metadata::run(&arguments),
+        Command::Pull(arguments) => pull::run(&arguments, cli.offline),
+        Command::Models(arguments) => models::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Completions { shell } => completions(shell),
         Command::Man { directory } => manual(&directory),

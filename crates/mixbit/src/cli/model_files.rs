@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mixbit_app::hub::Wish;
 use mixbit_packages::source::OpenOptions;
 
+use super::hub::Asked;
 use super::values;
 
 /// Which of a model's files to take, and what to take in their place.
@@ -35,6 +37,20 @@ pub(super) struct ModelFileOptions {
 }
 
 impl ModelFileOptions {
+    /// What of a model the options ask for.
+    pub(super) fn wish(&self) -> Wish {
+        Wish { variant: self.variant.clone(), ..Wish::default() }
+    }
+
+    /// The options that name models.
+    pub(super) fn models(&mut self) -> impl Iterator<Item = Asked<'_>> {
+        let config = self.config.as_mut().map(|argument| {
+            let wish = Wish { without_weights: true, ..Wish::default() };
+            Asked { argument, wish }
+        });
+        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain))
+    }
+
     /// The options as the library has them.
     pub(super) fn open(&self) -> OpenOptions {
         OpenOptions {

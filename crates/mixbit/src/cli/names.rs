@@ -136,6 +136,13 @@ pub(super) static NAMES: &[Row] = &[
              and give that directory",
         ),
     ),
+    row(&["--local-files-only", "--local-only", "--no-download"], Option("--offline")),
+    row(
+        &["--hf-token", "--token", "--auth-token", "--use-auth-token"],
+        Answer("the token is that of HF_TOKEN, or of `hf auth login`"),
+    ),
+    row(&["--revision"], Answer("the revision follows the model's name, as in OWNER/NAME@REVISION")),
+    row(&["--cache-dir", "--hf-home"], Answer("HF_HOME is the directory of the Hub's cache")),
     row(&["--clip-skip"], Answer("the text encoder's layer is the one that the model's files name")),
     row(
         &["--vae", "--vae-path"],
@@ -223,6 +230,10 @@ pub(super) static COMMANDS: &[(&str, &str)] = &[
     ("show", "inspect"),
     ("analyse", "analyze"),
     ("export", "convert"),
+    ("download", "pull"),
+    ("fetch", "pull"),
+    ("list", "models"),
+    ("ls", "models"),
     ("about", "doctor"),
     ("env", "doctor"),
 ];

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
+use mixbit_app::hub::Wish;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
 use mixbit_diffusion::model::ModelFiles;
@@ -19,6 +20,7 @@ use mixbit_packages::palettize::{
     Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
 };
 
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::progress::Progress;
 use super::table::{Side, Table, byte_size, shortened};
@@ -99,6 +101,22 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
           default_value = "macOS13", help_heading = "Checkpoints")]
     min_deployment_target: &'static DeploymentTarget,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let has_safety_checker =
+            self.part.is_empty() || self.part.iter().any(|part| part == "safety_checker");
+        let wish = Wish { safety_checker: has_safety_checker, ..self.files.wish() };
+        let model = self.model.iter_mut().filter(|_| !self.demo);
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        let others = self.recipe.iter_mut().chain(&mut self.like).map(Asked::plain);
+        model.chain(others).chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ use mixbit_diffusion::session::{Cancel, Component, GenerateError, Request, Sessi
 use mixbit_engine::Backend;
 
 use super::backends::Machine;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::phases::Phases;
 use super::progress::Progress;
@@ -102,6 +103,19 @@ pub(super) struct Arguments {
     /// Print one JSON object; docs/command-line.md lists its fields
     #[arg(long, help_heading = "Output")]
     json: bool,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        let model = self.model.iter_mut().filter(|_| self.synthetic.is_none());
+        let wish = self.files.wish();
+        let model = model.map(|argument| Asked { argument, wish: wish.clone() });
+        model.chain(self.files.models()).collect()
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {

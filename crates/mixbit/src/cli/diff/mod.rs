@@ -9,6 +9,7 @@ use clap::Args;
 use mixbit_packages::diff::{NetworkPairs, compare, open_both};
 
 use self::report::Report;
+use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::print_line;
 use super::progress::Progress;
@@ -37,6 +38,16 @@ pub(super) struct Arguments {
     quiet: bool,
     #[command(flatten)]
     files: ModelFileOptions,
+}
+
+impl Models for Arguments {
+    fn models(&mut self) -> Vec<Asked<'_>> {
+        vec![Asked::plain(&mut self.a), Asked::plain(&mut self.b)]
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {

@@ -85,6 +85,13 @@ impl Progress {
         self.count(name, Unit::Bytes, 0)
     }
 
+    /// A phase of bytes of which `done` are there already, and whose files stay if it is interrupted: the
+    /// process need not wait for it.
+    pub(super) fn resumable(&self, name: impl Into<String>, done: u64, total: u64) -> Counter {
+        let counter = self.begin(name, Noun::Bytes, done as usize, total as usize);
+        Counter { _writing: None, ..counter }
+    }
+
     /// A count whose first report sets the total. It is shown until it is complete or dropped.
     pub(super) fn phase(&self, name: impl Into<String>) -> Phase<'_> {
         Phase { progress: self, name: name.into(), counter: Mutex::new(None) }
