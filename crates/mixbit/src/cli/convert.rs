@@ -148,13 +148,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let plans = arguments
         .quantize_nbits
         .map_or(PlanSource::Unchanged, |width| PlanSource::uniform(Scheme::palette(width)));
-    let targets = Targets::of_plan(&packages, model.files(), &arguments.output)?;
+    let targets = Targets::of_plan(&packages, model.files(), &options.model_version, &arguments.output)?;
     let (mut job, _) = Job::new(targets, &plans)?;
     if arguments.bundle_resources_for_swift_cli {
         job = job.with_bundle()?;
     }
-    job.begin(arguments.force)?;
     let shown = Shown { progress: &progress, cancel: &cancel };
+    shown.begin(&job, arguments.force)?;
     let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
     let mut bytes = 0;
     for (index, package) in packages.iter().enumerate() {

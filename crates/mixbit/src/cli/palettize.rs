@@ -87,17 +87,17 @@ pub(super) struct Arguments {
     /// The model's name in file names and metadata [default: the directory's]
     #[arg(long, value_name = "NAME", help_heading = "Checkpoints")]
     name: Option<String>,
-    /// How attention is written: for the Neural Engine split, for the GPU original
+    /// How attention is written: for the Neural Engine split, for the GPU original [default: SPLIT_EINSUM]
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
-          default_value = "SPLIT_EINSUM", help_heading = "Checkpoints")]
-    attention_implementation: AttentionImplementation,
+          help_heading = "Checkpoints")]
+    attention_implementation: Option<AttentionImplementation>,
     /// Cut UNets in two, for devices that can't load them whole
     #[arg(long, help_heading = "Checkpoints")]
     chunk_unet: bool,
-    /// The oldest system to run on; a form that came later raises it
+    /// The oldest system to run on; a form that came later raises it [default: macOS13]
     #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
-          default_value = "macOS13", help_heading = "Checkpoints")]
-    min_deployment_target: &'static DeploymentTarget,
+          help_heading = "Checkpoints")]
+    min_deployment_target: Option<&'static DeploymentTarget>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -115,14 +115,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for warning in warnings {
         progress.say(warning);
     }
-    job.begin(arguments.force)?;
+    let shown = Shown { progress: &progress, cancel: &cancel };
+    shown.begin(&job, arguments.force)?;
     let (layers, weights) = job.work();
     let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
     if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
         progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
     }
     let (mut before, mut after) = (0, 0);
-    let shown = Shown { progress: &progress, cancel: &cancel };
     for (index, target) in job.targets().iter().enumerate() {
         let name = target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match shown.write(&job, index, arguments.force)? {
@@ -201,6 +201,14 @@ pub(super) fn place_of(what: &str, index: usize, count: usize, name: &str) -> St
 }
 
 impl Shown<'_> {
+    /// Prepares the output directories, and says what was removed there.
+    pub(super) fn begin(&self, job: &Job, force: bool) -> anyhow::Result<()> {
+        for path in job.begin(force)? {
+            self.progress.say(format_args!("removed {}", path.display()));
+        }
+        Ok(())
+    }
+
     /// Writes a package, and says so if it is kept.
     pub(super) fn write(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<Outcome> {
         let target = &job.targets()[index];
@@ -292,6 +300,16 @@ fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
 
 impl Arguments {
     fn plan_source(&self) -> anyhow::Result<PlanSource> {
+        // clap lets an option pass that requires another if that one conflicts with what is given.
+        let of_recipes = [("--select", self.select.is_some()), ("--like", self.like.is_some())];
+        if let Some((option, _)) =
+            of_recipes.into_iter().find(|(_, is_given)| *is_given && self.recipe.is_none())
+        {
+            bail!("{option} is for recipes, and has no effect without --recipe FILE: leave it out");
+        }
+        if let Some(like) = self.like.as_ref().filter(|like| !like.exists()) {
+            bail!("--like: {} is not there", like.display());
+        }
         let uniform = |scheme| PlanSource::Uniform { scheme, min_size: self.min_size, any_kind: true };
         if let Some(width) = self.nbits {
             return Ok(uniform(Scheme::palette(width)));
@@ -307,11 +325,34 @@ impl Arguments {
     /// The packages to write; no weight is read. Other files of a bundle are copied.
     fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Targets> {
         match values::model(self.model.as_deref(), self.demo)? {
-            Some(path) if is_package(path) => Ok(Targets::of_package(path, &self.output)?),
+            Some(path) if is_package(path) => {
+                self.check_no_options_of_checkpoints()?;
+                if !self.part.is_empty() {
+                    bail!("--part chooses among the parts of a model, and {} is one package", path.display());
+                }
+                Ok(Targets::of_package(path, &self.output)?)
+            }
             Some(path) if path.is_dir() && !is_checkpoint(path) && Bundle::is_at(path) => {
+                self.check_no_options_of_checkpoints()?;
                 Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }
             path => self.of_checkpoint(path, source, progress),
+        }
+    }
+
+    /// Refuses options that decide how a checkpoint is converted, for packages are converted already.
+    fn check_no_options_of_checkpoints(&self) -> anyhow::Result<()> {
+        let given = [
+            ("--name", self.name.is_some()),
+            ("--attention-implementation", self.attention_implementation.is_some()),
+            ("--chunk-unet", self.chunk_unet),
+            ("--min-deployment-target", self.min_deployment_target.is_some()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => bail!(
+                "{option} is for checkpoints, and packages are converted already: leave it out, or palettize the checkpoint"
+            ),
+            None => Ok(()),
         }
     }
 
@@ -323,7 +364,7 @@ impl Arguments {
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
         let model = open_checkpoint(path, &OpenOptions::default())?;
-        let asked = self.min_deployment_target;
+        let asked = self.min_deployment_target.unwrap_or_default();
         let target = source.target(asked);
         if target != asked {
             progress.say(format_args!(
@@ -334,7 +375,7 @@ impl Arguments {
         let options = ConversionOptions {
             parts: self.parts(),
             model_version: self.name.clone().unwrap_or_else(|| model.name().to_string()),
-            attention: self.attention_implementation,
+            attention: self.attention_implementation.unwrap_or_default(),
             chunk_unet: self.chunk_unet,
             target,
             ..ConversionOptions::default()

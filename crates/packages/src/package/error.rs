@@ -25,6 +25,14 @@ pub enum PlanError {
         /// Its class.
         class: String,
     },
+    /// A network of another model that does not work with the model's own.
+    #[error("{option} can't be used with this model: {what}")]
+    Misfit {
+        /// The option that names the network.
+        option: &'static str,
+        /// The difference.
+        what: String,
+    },
     /// A network that can't be cut in two.
     #[error("{component} is too small to be cut in two: leave out --chunk-unet")]
     Chunks {

@@ -17,7 +17,8 @@ use super::error::PlanError;
 use super::write::{Build, ComponentWeights, Package};
 use super::{
     CONTROL_UNET, CONTROLNET, CONTROLNET_PREFIX, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER,
-    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, provenance, title_case,
+    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, fit, keys, provenance,
+    title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
@@ -124,7 +125,7 @@ pub fn left_out_safety_checker(model: &dyn ModelFiles) -> Result<Option<FileErro
     })
 }
 
-fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
+pub(super) fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
     let class = files.component(component).unwrap_or_default().to_string();
     PlanError::Class { component: component.to_string(), class }
 }
@@ -215,6 +216,7 @@ impl<'a> Planner<'a> {
             let Config::Unet(config) = component_config(refiner, "unet")? else {
                 return Err(wrong_class(refiner, "unet"));
             };
+            fit::refiner(files, unet, refiner, &config)?;
             unets.push((&REFINER, refiner, version, *config, pooled_channels(refiner)?, false));
         }
         for (kind, files, version, config, pooled, control) in unets {
@@ -237,6 +239,7 @@ impl<'a> Planner<'a> {
             let Config::ControlNet(config) = component_config(*files, name)? else {
                 return Err(wrong_class(*files, name));
             };
+            fit::controlnet(name, &config.unet, unet)?;
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
             let built = weights.clone();
@@ -262,6 +265,9 @@ impl<'a> Planner<'a> {
 
     fn autoencoder(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, config) = self.vae()?;
+        if self.source.vae.is_some() {
+            fit::autoencoder(self.source.model, unet, &config)?;
+        }
         let [height, width] = self.size(unet);
         let weights = weights(files, "vae")?;
         let full = |full: bool| if full { DType::F32 } else { DType::F16 };
