@@ -19,7 +19,7 @@ use super::table::{Side, Table};
 use super::{estimate, input, interrupt, next, opening, print_line, values};
 use mixbit_analysis::analyze::{
     self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
-    Shard, analyze, schemes_of_recipes,
+    Shard, Verified, analyze, schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
 use mixbit_packages::palettize::MIN_SIZE;
@@ -186,7 +186,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     print_line(path.display())?;
     let shown = arguments.report(model, &name, &analysis, &options, &backend, &cancel, &progress)?;
     print_line(shown.display())?;
-    if let Some(recipe) = analysis.recipes.first() {
+    let asked = arguments.goals();
+    if let Some(recipe) = nearest(&analysis.recipes, asked.first().copied().unwrap_or(USUAL)) {
         let select = format!("{:.2}", recipe.bits);
         progress.say(next::palettizing(
             arguments.model.as_deref().filter(|_| !arguments.demo),
@@ -194,7 +195,47 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             &select,
         ));
     }
-    Ok(())
+    let missed: Vec<Goal> = analysis.unreached.iter().filter(|goal| asked.contains(goal)).copied().collect();
+    match (missed.first(), analysis.recipes.is_empty()) {
+        (None, false) => Ok(()),
+        (Some(&goal), _) => bail!(unreachable(&analysis, goal)),
+        (None, true) => bail!("no recipe was made: {}", unreachable(&analysis, USUAL)),
+    }
+}
+
+/// The goal that the last line has in mind if none is asked for.
+const USUAL: Goal = Goal::Bits(4.5);
+
+/// The recipe nearest to a goal.
+fn nearest(recipes: &[Verified], goal: Goal) -> Option<&Verified> {
+    let distance = |recipe: &&Verified| match goal {
+        Goal::Bits(bits) => (recipe.bits - bits).abs(),
+        Goal::Bytes(bytes) => recipe.bytes.abs_diff(bytes) as f64,
+        Goal::Psnr(psnr) => (recipe.mean_psnr() - psnr).abs(),
+    };
+    recipes.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))
+}
+
+/// The reason why no recipe reaches a goal: the nearest network in one form for all layers.
+fn unreachable(analysis: &Analysis, goal: Goal) -> String {
+    let uniform = || analysis.baselines.iter().filter(|baseline| !baseline.layers.is_empty());
+    let nearest = match goal {
+        Goal::Psnr(_) => uniform().max_by(|a, b| a.mean_psnr().total_cmp(&b.mean_psnr())),
+        _ => uniform().min_by_key(|baseline| baseline.bytes),
+    };
+    let reachable = match (goal, nearest) {
+        (_, None) => "the model has no layer that can be compressed".to_string(),
+        (Goal::Psnr(_), Some(best)) => {
+            format!("the closest to the model is {} with {:.1} dB", best.name, best.mean_psnr())
+        }
+        (_, Some(least)) => format!(
+            "the smallest is {} with {:.2} bits per weight, {:.1} MB",
+            least.name,
+            least.bits,
+            least.bytes as f64 / 1e6
+        ),
+    };
+    format!("there is no recipe for {goal}: {reachable}")
 }
 
 /// The recipe file that an earlier analysis made, if it is there.
@@ -254,9 +295,7 @@ fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -
 /// The recipes and the networks beside them, as a table.
 fn summarize(analysis: &Analysis, progress: &Progress) {
     for goal in &analysis.unreached {
-        progress.say(format_args!(
-            "there is no recipe for {goal}: none of the forms is that small, or that close"
-        ));
+        progress.say(unreachable(analysis, *goal));
     }
     let mut table = Table::new([
         ("bits", Side::Right),
@@ -316,15 +355,20 @@ impl Arguments {
         files.into_iter().next().context("the report has no page")
     }
 
-    fn options(&self, defaults: &mixbit_diffusion::model::Defaults) -> anyhow::Result<Options> {
-        let method = METHODS.iter().find(|method| method.name == self.method);
-        let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
+    /// The goals that are asked for.
+    fn goals(&self) -> Vec<Goal> {
         let goals = [
             self.target_bits.iter().map(|&bits| Goal::Bits(bits)).collect::<Vec<_>>(),
             self.target_size.iter().map(|&bytes| Goal::Bytes(bytes)).collect(),
             self.target_psnr.iter().map(|&psnr| Goal::Psnr(psnr)).collect(),
         ];
-        let mut goals = goals.concat();
+        goals.concat()
+    }
+
+    fn options(&self, defaults: &mixbit_diffusion::model::Defaults) -> anyhow::Result<Options> {
+        let method = METHODS.iter().find(|method| method.name == self.method);
+        let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
+        let mut goals = self.goals();
         if goals.is_empty() {
             goals = TARGET_BITS.map(Goal::Bits).into();
         }
