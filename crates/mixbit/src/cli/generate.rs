@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::random::{NoiseSource, random_source};
-use mixbit_diffusion::scheduler::SchedulerError;
+use mixbit_diffusion::scheduler::{SchedulerError, SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::{
     DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
 };
@@ -179,6 +179,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         planned_images: count,
         ..SessionOptions::default()
     };
+    let own = model.scheduler.clone();
     let mut session = Session::with_options(model, backend, options);
     let mut times = Times::default();
     let mut dropped = Vec::new();
@@ -187,7 +188,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (index, (prompt, seed)) in images.enumerate() {
         let request = &requests[prompt];
         let place = output.place(prompt, &prompts[prompt], seed)?;
-        let origin = Origin { model: &model_name, source, seed, start: None };
+        let prediction_type = arguments.prediction_type.as_deref();
+        let origin = Origin { model: &model_name, source, seed, start: None, own: &own, prediction_type };
         let parameters = parameters(request, &origin)?.to_string();
         let name = match count {
             1 => "drawing".to_string(),
@@ -423,6 +425,9 @@ fn summary_json(
         "height": request.size[1],
         "steps": request.steps,
         "scheduler": request.scheduler.entry().name,
+        "sigmas": request.scheduler.sigmas().ok().map(SigmaSchedule::name),
+        "timestep_spacing": request.scheduler.spacing().ok().flatten().map(TimestepSpacing::name),
+        "prediction_type": request.scheduler.chosen_prediction_type(),
         "guidance_scale": request.guidance_scale,
         "dropped_words": dropped,
         "evaluations": times.evaluations,
