@@ -145,6 +145,7 @@ impl Kind for SchedulerError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::UnknownScheduler { .. }
+            | Self::VariantAlone { .. }
             | Self::UnknownClass { .. }
             | Self::UnknownField { .. }
             | Self::OtherTraining { .. } => ErrorKind::Unsupported,

@@ -19,6 +19,16 @@ pub enum SchedulerError {
         /// The known names, separated by commas.
         known: String,
     },
+    /// The name of a schedule without a scheduler.
+    #[error(
+        "`{name}` is no scheduler by itself, but a schedule that follows the name of one, as in dpmpp-2m-{variant}"
+    )]
+    VariantAlone {
+        /// The requested name.
+        name: String,
+        /// The schedule's own name.
+        variant: &'static str,
+    },
     /// The class in a model's files is not in the table.
     #[error(
         "the model's scheduler {class} is not among those that mixbit has; draw with another (--scheduler): \

@@ -15,7 +15,7 @@ use mixbit_engine::Backend;
 
 use super::backends::Machine;
 use super::progress::{Progress, Wait};
-use super::table::{Side, Table};
+use super::table::{Side, Table, counted};
 use super::{estimate, input, interrupt, next, opening, print_line, values};
 use mixbit_analysis::analyze::{
     self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
@@ -116,8 +116,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "I/N", value_parser = shard, help_heading = "Sharing")]
     shard: Option<Shard>,
     /// Threads [default: one for each processor]
-    #[arg(long, value_name = "N", help_heading = "Sharing")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Sharing")]
+    threads: Option<u16>,
 
     /// Draw no images for the report
     #[arg(long, help_heading = "Output")]
@@ -146,7 +147,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
     let earlier = earlier_file(&path)?;
     let options = Options { earlier: earlier_recipes(&earlier), ..arguments.options(&model.defaults)? };
-    let machine = Machine::new(arguments.threads)?;
+    let machine = Machine::new(arguments.threads.map(usize::from))?;
     if arguments.step.is_none() && !arguments.quiet {
         progress.say(expected(&model, &machine, &options)?);
     }
@@ -164,14 +165,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let analysis = match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
-            bail!(
-                "{} of {total} measurements are missing: let all shards finish, then merge again",
-                total - done
-            )
+            bail!("{} of {total} measurements missing: let all shards finish, then merge again", total - done)
         }
         Outcome::Partial { done, total } => {
             progress.say(format_args!(
-                "{done} of {total} measurements are there; when all shards are done, run `mixbit analyze merge` with the \
+                "{done} of {total} measurements done; when all shards are done, run `mixbit analyze merge` with the \
                  same options"
             ));
             return Ok(());
@@ -287,7 +285,9 @@ fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -
     let seconds = (computing.unwrap_or_default() + encoding.unwrap_or_default())
         / options.shard.map_or(1, |shard| shard.count) as f64;
     Ok(format!(
-        "{measurements} measurements take {} on this machine; Ctrl-C stops, and the same command goes on",
+        "{} {} {} on this machine; Ctrl-C stops, and the same command goes on",
+        counted(measurements as u64, "measurement"),
+        if measurements == 1 { "takes" } else { "take" },
         estimate::about(seconds)
     ))
 }

@@ -21,6 +21,7 @@ use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedMode
 use super::backends::Machine;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
+use super::table::counted;
 use super::{interrupt, memory, next, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
@@ -175,9 +176,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         shown.check_stopped(&package.name)?;
     }
     progress.say(format_args!(
-        "{} packages, {:.1} MB, in {:.1} s{}",
-        packages.len(),
-        bytes as f64 / 1e6,
+        "{}, {}, in {:.1} s{}",
+        counted(packages.len() as u64, "package"),
+        if bytes == 0 { "there already".to_string() } else { format!("{:.1} MB", bytes as f64 / 1e6) },
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
@@ -193,8 +194,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// A package's layers in fewer bits, in words.
 fn palettized(name: &str, report: &Report) -> String {
     format!(
-        "{name}: {} layers palettized, {:.2} bits per weight of all layers",
-        report.layers.len(),
+        "{name}: {} palettized, {:.2} bits per weight of all layers",
+        counted(report.layers.len() as u64, "layer"),
         bits_per_element(report.weights as usize, report.after as usize)
     )
 }

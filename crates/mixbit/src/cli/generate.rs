@@ -20,6 +20,7 @@ use super::backends::Machine;
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
+use super::table::counted;
 use super::{advice, input, interrupt, memory, opening, print_line, profile, values};
 use mixbit_app::demo;
 use mixbit_app::picture;
@@ -255,7 +256,13 @@ impl Arguments {
         }
         match (&self.prompt, &self.prompts_file) {
             (Some(prompt), _) if prompt == "-" => {
-                Ok(vec![input::text(Path::new("-"))?.trim_end_matches(['\r', '\n']).to_string()])
+                let text = input::text(Path::new("-"))?;
+                if text.trim().is_empty() {
+                    bail!(
+                        "standard input has no prompt: write it there, or on the command line (an empty one is \"\")"
+                    );
+                }
+                Ok(vec![text.trim_end_matches(['\r', '\n']).to_string()])
             }
             (Some(prompt), _) => Ok(vec![prompt.clone()]),
             (None, path) => input::lines(path.as_deref().unwrap_or(Path::new("-"))),
@@ -289,7 +296,11 @@ fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u
     let first = arguments.seed.unwrap_or_else(values::random_seed);
     let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
-        format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
+        format!(
+            "{} from seed {first} would go beyond {largest}, the last seed of --rng {}: give a smaller --seed",
+            counted(images, "image"),
+            arguments.rng
+        )
     })?;
     Ok(first..=last)
 }
@@ -380,7 +391,6 @@ fn summary(
     total: Duration,
 ) -> Result<String, SchedulerError> {
     let [width, height] = request.size;
-    let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     let seeds = match first == last {
         true => format!("seed {first}"),
@@ -389,12 +399,12 @@ fn summary(
     let noun = if times.evaluations == request.steps * images { "step" } else { "evaluation" };
     Ok(format!(
         "{} of {width}x{height}, {seeds}, {}, {}\nin {}: load {}, {} of {}, decode {}{}",
-        counted(images, "image"),
+        counted(images as u64, "image"),
         values::scheduler_name(&request.scheduler)?,
-        counted(request.steps, "step"),
+        counted(request.steps as u64, "step"),
         seconds(total),
         seconds(times.load),
-        counted(times.evaluations, noun),
+        counted(times.evaluations as u64, noun),
         seconds(times.per_step()),
         seconds(times.decode),
         memory::in_summary()

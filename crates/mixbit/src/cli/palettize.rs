@@ -22,7 +22,7 @@ use mixbit_packages::palettize::{
 use mixbit_packages::source::OpenOptions;
 
 use super::progress::Progress;
-use super::table::{Side, Table, byte_size, shortened};
+use super::table::{Side, Table, byte_size, counted, shortened};
 use super::{estimate, interrupt, memory, next, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
@@ -120,13 +120,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (layers, weights) = job.work();
     let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
     if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
-        progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
+        let (layers, takes) = (counted(layers as u64, "layer"), if layers == 1 { "takes" } else { "take" });
+        progress.say(format_args!("{layers} {takes} {} on this machine", estimate::about(seconds)));
     }
-    let (mut before, mut after) = (0, 0);
+    let (mut before, mut after, mut kept) = (0, 0, 0);
     for (index, target) in job.targets().iter().enumerate() {
         let name = target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match shown.write(&job, index, arguments.force)? {
-            Outcome::Kept | Outcome::Copied => {}
+            Outcome::Kept => kept += 1,
+            Outcome::Copied => {}
             Outcome::Palettized(report) => {
                 if !arguments.quiet {
                     print_report(target.kind.map_or(&name, |kind| kind.name), &report)?;
@@ -140,10 +142,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         shown.check_stopped(&name)?;
     }
     progress.say(format_args!(
-        "{} packages, layers {} before and {} after, in {:.1} s{}",
-        job.targets().len(),
-        byte_size(before as usize),
-        byte_size(after as usize),
+        "{}, {}, in {:.1} s{}",
+        counted(job.targets().len() as u64, "package"),
+        match kept == job.targets().len() {
+            true => "there already".to_string(),
+            false => format!(
+                "layers {} before and {} after",
+                byte_size(before as usize),
+                byte_size(after as usize)
+            ),
+        },
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
@@ -282,12 +290,12 @@ fn kept(path: &Path) -> String {
 fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
     let bits = |bytes: u64| 8.0 * bytes as f64 / report.weights.max(1) as f64;
     print_line(format_args!(
-        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} layers palettized, each decoded again and right",
+        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} palettized, each decoded again and right",
         byte_size(report.before as usize),
         bits(report.before),
         byte_size(report.after as usize),
         bits(report.after),
-        report.layers.len()
+        counted(report.layers.len() as u64, "layer")
     ))?;
     let mut layers: Vec<_> = report.layers.iter().collect();
     layers.sort_by(|a, b| a.psnr.total_cmp(&b.psnr).then_with(|| a.name.cmp(&b.name)));

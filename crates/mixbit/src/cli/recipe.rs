@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::print_line;
 use super::printable::visible_line;
-use super::table::{Side, Table};
+use super::table::{Side, Table, counted};
 
 /// Reads a recipe file and chooses a recipe, by its name, a part of it, or a number of bits. A file with one
 /// recipe needs no choice.
@@ -62,11 +62,11 @@ fn to_text(file: &RecipeFile) -> String {
     if let Some(details) = &file.details {
         let [width, height] = details.calibration.size;
         text += &format!(
-            "  made by mixbit {}: {} weights, {} prompts, {width}x{height}, {} states\n",
+            "  made by mixbit {}: {} weights, {}, {width}x{height}, {}\n",
             visible_line(&details.version),
             details.model.weights,
-            details.calibration.prompts.len(),
-            details.calibration.timesteps.len()
+            counted(details.calibration.prompts.len() as u64, "prompt"),
+            counted(details.calibration.timesteps.len() as u64, "state")
         );
     }
     let other = file.baselines.iter().filter(|(name, _)| !file.recipes.contains_key(*name));
