@@ -419,12 +419,76 @@ fn nothing_is_written_before_everything_is_checked() -> Outcome {
 }
 
 #[test]
+fn incomplete_models_say_what_is_missing() -> Outcome {
+    let scratch = with_model()?;
+    run(scratch.path(), &["convert", "--model", "model", "-q", "-o", "whole"])?;
+    run(scratch.path(), &["convert", "--model", "model", "--chunk-unet", "-q", "-o", "cut"])?;
+    let name = |part: &str| format!("Stable_Diffusion_version_model_{part}.mlpackage");
+    let weights = "Data/com.apple.CoreML/weights/weight.bin";
+    fs::create_dir_all(scratch.path().join("above/deep"))?;
+    copy_tree(&scratch.path().join("model"), &scratch.path().join("above/deep/sd15"))?;
+    let mut failures = Failures::new("incomplete models");
+    type Break = fn(&Path, &dyn Fn(&str) -> String, &str) -> std::io::Result<()>;
+    let cases: [(&str, &str, Break, &str); 7] = [
+        ("whole", "a", |at, name, _| fs::remove_dir_all(at.join(name("unet"))), "no UNet among its packages"),
+        (
+            "whole",
+            "b",
+            |at, name, _| fs::remove_dir_all(at.join(name("vae_decoder"))),
+            "no package of the vae_decoder; convert the missing part",
+        ),
+        (
+            "whole",
+            "c",
+            |at, name, _| fs::remove_dir_all(at.join(name("text_encoder"))),
+            "no package of a text encoder; convert the missing part",
+        ),
+        (
+            "cut",
+            "d",
+            |at, name, _| fs::remove_dir_all(at.join(name("unet_chunk2"))),
+            "half of a unet, and the other half is not there",
+        ),
+        (
+            "whole",
+            "e",
+            |at, name, weights| fs::remove_file(at.join(name("unet")).join(weights)),
+            "the package is incomplete: copy or download it again",
+        ),
+        (
+            "whole",
+            "f",
+            |at, name, weights| {
+                let file = fs::File::options().write(true).open(at.join(name("unet")).join(weights))?;
+                file.set_len(1000)
+            },
+            "the file was cut off: copy or download it again",
+        ),
+        ("above", "g", |_, _, _| Ok(()), "the model is in a directory inside: give g/deep/sd15"),
+    ];
+    for (from, to, damage, expected) in cases {
+        failures.case(expected, || -> Outcome {
+            copy_tree(&scratch.path().join(from), &scratch.path().join(to))?;
+            damage(&scratch.path().join(to), &name, weights)?;
+            let draw = ["generate", "a", "--model", to, "--steps", "1", "-o", "x.png"];
+            let error = run(scratch.path(), &draw).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+            Ok(())
+        });
+    }
+    failures.finish();
+    Ok(())
+}
+
+#[test]
 fn an_analysis_with_other_targets_adds_its_recipes() -> Outcome {
     let scratch = with_model()?;
     let analyze = |target: &[&str]| {
-        let arguments = ["analyze", "--model", "model", "--steps", "2", "--min-size", "4000"];
-        let more = ["--effort", "low", "--no-images", "-q", "-o", "a"];
-        run(scratch.path(), &[&arguments[..], &more, target].concat())
+        let arguments = ["analyze", "--model", "model", "--effort", "low", "--no-images", "-q", "-o", "a"];
+        let usual = [("--steps", "2"), ("--min-size", "4000")];
+        let usual = usual.into_iter().filter(|(option, _)| !target.contains(option));
+        let usual: Vec<&str> = usual.flat_map(|(option, value)| [option, value]).collect();
+        run(scratch.path(), &[&arguments[..], &usual, target].concat())
     };
     let path = scratch.path().join("a/model_palettization_recipe.json");
     let recipes = || RecipeFile::read(&path).map(|file| file.recipes);
@@ -444,6 +508,25 @@ fn an_analysis_with_other_targets_adds_its_recipes() -> Outcome {
     assert!(error.contains("no recipe for 0.2 bits per weight: the smallest is palette-1"), "{error}");
     assert!(recipes()? == both, "recipes were lost or made twice");
     assert_eq!(lines()?, measured, "recipes were run again");
+    // Other measurements in the same directory: what differs is named.
+    for (more, says) in [
+        (&["--steps", "3"][..], "--steps was 2, and is 3"),
+        (&["--seed", "94"], "--seed was 93, and is 94"),
+        (&["--min-size", "1000"], "--min-size was 4000, and is 1000"),
+        (&["--negative-prompt", "x"], "--negative-prompt was not given, and is x"),
+        (&["--method", "exhaustive"], "--method was estimate, and is exhaustive"),
+    ] {
+        let error = analyze(&[&["--target-bits", "3"], more].concat()).unwrap_err();
+        assert!(error.contains(says) && error.contains("--output") && !error.contains("states"), "{error}");
+    }
+    let weights = scratch.path().join("model/unet/diffusion_pytorch_model.safetensors");
+    let (unchanged, mut bytes) = (fs::read(&weights)?, fs::read(&weights)?);
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].fill(0x30);
+    fs::write(&weights, bytes)?;
+    let error = analyze(&["--target-bits", "3"]).unwrap_err();
+    assert!(error.contains("of another model"), "{error}");
+    fs::write(&weights, unchanged)?;
     fs::write(&path, r#"{"model_version": "m", "recipes": {"apples": {}}}"#)?;
     let error = analyze(&["--target-bits", "3"]).unwrap_err();
     assert!(error.contains("was not made by mixbit"), "{error}");

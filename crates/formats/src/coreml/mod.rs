@@ -420,7 +420,12 @@ impl WeightFiles {
         let inside = inside.ok_or("the name does not lead to a file of the model")?;
         let path =
             if self.folder.is_empty() { inside.to_string() } else { format!("{}/{inside}", self.folder) };
-        let bytes = self.files.map(&path).map_err(|error| error.to_string())?;
+        let bytes = self.files.map(&path).map_err(|error| match &error {
+            Error::Read { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                "the file is not there, so the package is incomplete: copy or download it again".to_string()
+            }
+            error => error.to_string(),
+        })?;
         self.mapped.insert(name.to_string(), bytes.clone());
         Ok(bytes)
     }
