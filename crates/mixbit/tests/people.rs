@@ -332,6 +332,18 @@ fn manual_pages_and_completions_say_where_they_go() -> Result<(), Error> {
         said.contains("man man1/mixbit.1") && scratch.path().join("man1/mixbit-generate.1").exists(),
         "{said}"
     );
+    #[cfg(unix)]
+    {
+        let victim = scratch.file("victim", b"precious");
+        fs::create_dir(scratch.path().join("linked"))?;
+        std::os::unix::fs::symlink(&victim, scratch.path().join("linked/mixbit.1"))?;
+        success(scratch.path(), &["man", "linked"])?;
+        assert_eq!(fs::read(&victim)?, b"precious");
+        assert_eq!(
+            fs::read(scratch.path().join("linked/mixbit.1"))?,
+            fs::read(scratch.path().join("man1/mixbit.1"))?
+        );
+    }
     let [help, _] = success(scratch.path(), &["completions", "--help"])?;
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(help.contains(&format!("  {shell}: mixbit completions {shell}")), "{help}");

@@ -288,7 +288,7 @@ fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -
         "{} {} {} on this machine; Ctrl-C stops, and the same command goes on",
         counted(measurements as u64, "measurement"),
         if measurements == 1 { "takes" } else { "take" },
-        estimate::about(seconds)
+        estimate::or_more(seconds)
     ))
 }
 

@@ -132,7 +132,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let encoding: f64 = candidates.iter().map(|candidate| candidate.encoding).sum();
     let computing = || estimate::computing(&machine, Precision::F32, work);
     if let Some(computing) = (!arguments.quiet).then(computing).flatten() {
-        let about = estimate::about(computing + encoding);
+        let about = estimate::or_more(computing + encoding);
         let takes = if images == 1 { "takes" } else { "take" };
         progress.say(format_args!("{} {takes} {about} on this machine", counted(images as u64, "image")));
     }

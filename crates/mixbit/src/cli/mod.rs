@@ -36,7 +36,6 @@ mod verify;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,6 +43,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use mixbit_formats::{make_directory, write_atomically};
 
 use arguments::Understood;
 use printable::one_line;
@@ -127,8 +127,16 @@ fn completions(shell: Shell) -> anyhow::Result<()> {
 /// Writes the manual pages, and says how they are read.
 fn manual(directory: &Path) -> anyhow::Result<()> {
     let unwritable = || format!("the manual pages can't be written to {}", directory.display());
-    fs::create_dir_all(directory).with_context(unwritable)?;
-    clap_mangen::generate_to(Cli::command(), directory).with_context(unwritable)?;
+    make_directory(directory).with_context(unwritable)?;
+    let mut cli = Cli::command().disable_help_subcommand(true);
+    cli.build();
+    let commands = cli.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    for command in commands.chain([cli.clone()]) {
+        let page = clap_mangen::Man::new(command);
+        // A link that has the page's name is replaced, not followed.
+        write_atomically(&directory.join(page.get_filename()), |file| page.render(file))
+            .with_context(unwritable)?;
+    }
     let page = directory.join("mixbit.1");
     print_line(page.display())?;
     progress::print_line(format_args!("read it: man {}", page.display()));

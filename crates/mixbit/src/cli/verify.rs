@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use mixbit_analysis::analyze::{FittedRecipe, PROMPTS, Point, Setting, measure_recipes};
-use mixbit_app::source::{self, LoadedModel};
 use mixbit_compress::{Scheme, layers};
 use mixbit_diffusion::model::{Defaults, DiffusionModel};
 use mixbit_diffusion::random::random_source;
@@ -19,7 +18,7 @@ use mixbit_packages::source::OpenOptions;
 
 use super::backends::Machine;
 use super::progress::Progress;
-use super::recipe;
+use super::{opening, recipe};
 
 /// The most steps of the images that states are taken from.
 const MOST_STEPS: usize = 25;
@@ -46,7 +45,7 @@ pub(super) fn verify(
     }
     let _verifying = progress.wait("verifying on images of this model");
     let machine = Machine::new(None)?;
-    let LoadedModel { model, name, .. } = source::load(path, &OpenOptions::default())?;
+    let (model, name) = opening::open(path, &OpenOptions::default(), progress)?;
     let model = Arc::new(model);
     let (schemes, details) = match source {
         PlanSource::Recipe { file, name, .. } => {

@@ -21,9 +21,8 @@ use mixbit_engine::Backend;
 use super::backends::Machine;
 use super::phases::Phases;
 use super::progress::Progress;
-use super::{estimate, interrupt, memory, print_line, values};
+use super::{estimate, interrupt, memory, opening, print_line, values};
 use measure::{Measured, Peaks, measure};
-use mixbit_app::source::{LoadedModel, load};
 use mixbit_packages::source::OpenOptions;
 use report::Report;
 pub(super) use report::device;
@@ -55,6 +54,9 @@ pub(super) struct Arguments {
     /// model in the binary
     #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
+    /// The UNet's prediction type, for Core ML packages that do not name it [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = values::prediction_types(), help_heading = "Model")]
+    prediction_type: Option<String>,
     /// In place of --model, a published model with random weights, which are written once: 2 to 7 GB
     #[arg(long, value_name = "NAME", value_parser = values::published_models(), help_heading = "Model")]
     synthetic: Option<String>,
@@ -122,7 +124,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => arguments.model.clone(),
     };
     let begin = Instant::now();
-    let LoadedModel { model, name, .. } = load(path.as_deref(), &OpenOptions::default())?;
+    let options =
+        OpenOptions { prediction_type: arguments.prediction_type.clone(), ..OpenOptions::default() };
+    let (model, name) = opening::open(path.as_deref(), &options, &progress)?;
     let load_time = begin.elapsed();
     let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;
@@ -136,7 +140,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
     let seconds = estimated.then(|| estimate::computing(&machine, request.precision, work)).flatten();
     if let Some(seconds) = seconds {
-        progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
+        progress.say(format_args!("measuring takes {} on this machine", estimate::or_more(seconds)));
     }
     let measured = stages.into_iter().map(|stage| {
         peaks.measure(&machine, stage.precision);
