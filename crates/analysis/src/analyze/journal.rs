@@ -78,6 +78,29 @@ pub(super) struct Journal {
     own: Option<File>,
 }
 
+/// The header and the measurements of a file; `None` if it has no whole line.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Option<(Header, Vec<Line>)>, JournalError> {
+    // A cut may go through a character.
+    let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return Ok(None) };
+    let mut lines = bytes[..end].split(|&byte| byte == b'\n');
+    let Some(first) = lines.next() else { return Ok(None) };
+    let header = serde_json::from_slice(first)
+        .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
+    let measurement = |(index, line)| {
+        let wrong = |source| JournalError::Line { path: path.to_path_buf(), line: index + 2, source };
+        serde_json::from_slice(line).map_err(wrong)
+    };
+    Ok(Some((header, lines.enumerate().map(measurement).collect::<Result<_, _>>()?)))
+}
+
+/// The number of measurements in a journal's bytes. `path` names it in messages.
+///
+/// # Errors
+/// [`JournalError::Header`] or [`JournalError::Line`].
+pub fn count_measurements(path: &Path, bytes: &[u8]) -> Result<usize, JournalError> {
+    Ok(parse(path, bytes)?.map_or(0, |(_, lines)| lines.len()))
+}
+
 /// The difference between two analyses, in words.
 fn difference(found: &MeasuredOptions, own: &MeasuredOptions) -> String {
     if found.is_empty() {
@@ -164,24 +187,14 @@ impl Journal {
 
     fn read(&mut self, path: &Path) -> Result<(), JournalError> {
         let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
-        // A cut may go through a character.
-        let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return Ok(()) };
-        let mut lines = bytes[..end].split(|&byte| byte == b'\n');
-        let Some(first) = lines.next() else { return Ok(()) };
-        let header: Header = serde_json::from_slice(first)
-            .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
+        let Some((header, lines)) = parse(path, &bytes)? else { return Ok(()) };
         if header.measured != self.measured {
             return Err(JournalError::OtherAnalysis {
                 path: path.to_path_buf(),
                 difference: difference(&header.options, &self.options),
             });
         }
-        for (index, line) in lines.enumerate() {
-            let line: Line = serde_json::from_slice(line).map_err(|source| JournalError::Line {
-                path: path.to_path_buf(),
-                line: index + 2,
-                source,
-            })?;
+        for line in lines {
             let distortion =
                 line.distortion.iter().map(|&[square, a, b]| Distortion { square, peaks: [a, b] });
             self.measurements.insert(line.key, distortion.collect());

@@ -48,6 +48,7 @@ use mixbit_packages::recipe::ModelIdentity;
 
 pub use cost::{Cost, expected};
 pub use error::{AnalyzeError, JournalError};
+pub use journal::count_measurements;
 pub use options::{
     AnalysisMethod, EFFORTS, EarlierRecipe, Effort, Goal, METHODS, Options, Shard, schemes_of_recipes,
 };

@@ -105,8 +105,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let source = arguments.plan_source()?;
-    if let PlanSource::Recipe { name, .. } = &source {
-        progress.say(format_args!("recipe {name}"));
+    if let PlanSource::Recipe { name, file, .. } = &source {
+        progress.say(recipe::chosen_in_words(file, name, arguments.select.as_deref()));
     }
     let (mut job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
     if arguments.bundle_resources_for_swift_cli {
