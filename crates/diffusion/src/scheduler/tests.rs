@@ -257,7 +257,7 @@ fn overrides_replace_the_files_own() {
     config.set_sigmas(SigmaSchedule::Trained).expect("every class has it");
     assert!(!config.bool("use_beta_sigmas"));
     let message = config.set_sigmas(SigmaSchedule::Lu).expect_err("Euler has not").to_string();
-    assert_eq!(message, "the scheduler EulerDiscreteScheduler has no `use_lu_lambdas`");
+    assert_eq!(message, "the scheduler EulerDiscreteScheduler has no schedule of Lu (-lu)");
 }
 
 /// diffusers ends these at NaN: the last step multiplies an infinite `B(h)` by a zero residual.
