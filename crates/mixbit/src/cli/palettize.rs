@@ -383,7 +383,7 @@ impl Arguments {
         let options = ConversionOptions {
             parts: self.parts(),
             model_version: self.name.clone().unwrap_or_else(|| model.name().to_string()),
-            attention: self.attention_implementation.unwrap_or_default(),
+            attention: self.attention_implementation.unwrap_or(AttentionImplementation::SplitEinsum),
             chunk_unet: self.chunk_unet,
             target,
             ..ConversionOptions::default()
