@@ -2,8 +2,8 @@
 //!
 //! Fenced blocks marked `sh` are run, in the order of a page, in a scratch directory and home of the page's
 //! own. `MODEL` is a path to a tiny checkpoint there, `fixtures/pipelines/sdxl`; [`SMALL`] makes pictures
-//! small and steps few. Blocks marked `console` install, download or take gigabytes: they are not run but counted, by
-//! [`NOT_RUN`]. Commands and options that a page names within its text are looked up in the help.
+//! small and steps few. Blocks marked `console` install, download or take gigabytes: they are not run but
+//! counted, by [`NOT_RUN`]. Commands and options that a page names within its text are looked up in the help.
 
 #![cfg(unix)]
 

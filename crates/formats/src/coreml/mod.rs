@@ -59,8 +59,7 @@ use std::path::Path;
 
 use mixbit_mil::{Bytes, Program, Progress, TensorType};
 
-pub use error::CoreMlError;
-pub use placement::NotFinite;
+pub use error::{CoreMlError, NotFinite};
 
 use directory::NewDirectory;
 use placement::Placement;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use mixbit_mil::{Constant, DType, Def, Identity, Progress, Tally, TensorType, Unit, ValueId, WeightRef};
-use thiserror::Error;
 
 use super::blob::{self, Layout};
+use super::error::NotFinite;
 use super::names::{self, Names};
 use super::schema::IOS_18;
 use super::{Model, Values};
@@ -93,7 +93,7 @@ impl<'m> Placement<'m> {
                 Constant::Weight(weight) => {
                     let bytes = weight.read().map_err(io::Error::other)?;
                     if values == Values::Finite && !is_finite(&bytes, weight.ty().dtype) {
-                        return Err(io::Error::other(NotFinite::of(weight, &bytes)));
+                        return Err(io::Error::other(not_finite(weight, &bytes)));
                     }
                     writer.write_all(&bytes)?;
                     weight.release();
@@ -122,36 +122,15 @@ impl<'m> Placement<'m> {
     }
 }
 
-/// A weight that is NaN or infinite in the type that it is written in.
-#[derive(Clone, Debug, Error, PartialEq)]
-#[error(
-    "tensor `{tensor}` has {} at element {index}: {}",
-    if value.is_finite() { value.to_string() } else { value.to_string().to_lowercase() },
-    match value.is_finite() {
-        true => "a 16-bit float holds at most 65504; the model's authors may offer another precision",
-        false => "the checkpoint is damaged, as by a failed merge or download; take another copy",
-    }
-)]
-pub struct NotFinite {
-    /// The tensor's name in its checkpoint.
-    pub tensor: String,
-    /// The position of the first such value among the elements as they are written.
-    pub index: usize,
-    /// The value in the checkpoint.
-    pub value: f32,
-}
-
-impl NotFinite {
-    /// The first value of a weight that is not finite in `bytes`, its elements as they are written.
-    fn of(weight: &WeightRef, bytes: &[u8]) -> Self {
-        let width = (weight.ty().dtype.bits() / 8).max(1);
-        let is_wrong = |element: &[u8]| !is_finite(element, weight.ty().dtype);
-        let index = bytes.chunks_exact(width).position(is_wrong).unwrap_or_default();
-        let wide = weight.cast(DType::F32);
-        let wide = wide.read().unwrap_or_default();
-        let value = wide.as_chunks().0.get(index).map_or(f32::NAN, |&element| f32::from_le_bytes(element));
-        NotFinite { tensor: weight.name().to_string(), index, value }
-    }
+/// The first value of a weight that is not finite in `bytes`, its elements as they are written.
+fn not_finite(weight: &WeightRef, bytes: &[u8]) -> NotFinite {
+    let width = (weight.ty().dtype.bits() / 8).max(1);
+    let is_wrong = |element: &[u8]| !is_finite(element, weight.ty().dtype);
+    let index = bytes.chunks_exact(width).position(is_wrong).unwrap_or_default();
+    let wide = weight.cast(DType::F32);
+    let wide = wide.read().unwrap_or_default();
+    let value = wide.as_chunks().0.get(index).map_or(f32::NAN, |&element| f32::from_le_bytes(element));
+    NotFinite { tensor: weight.name().to_string(), index, value }
 }
 
 /// True if all elements are finite: none has an exponent of ones. Other types than floats always are.
@@ -210,7 +189,7 @@ mod tests {
                 assert!(!is_finite(&bytes, dtype), "{dtype} at {at}");
                 let ty = TensorType::new(dtype, [bytes.len() / width]);
                 let weight = WeightRef::new("w", ty, Bytes::new(bytes.clone()));
-                assert_eq!(NotFinite::of(&weight.unwrap(), &bytes).index, at / width);
+                assert_eq!(not_finite(&weight.unwrap(), &bytes).index, at / width);
                 bytes[at..at + width].copy_from_slice(&before);
             }
         }
@@ -224,7 +203,7 @@ mod tests {
         let weight = WeightRef::new("w", TensorType::new(DType::F32, [3]), Bytes::new(bytes)).unwrap();
         assert!(is_finite(&weight.read().unwrap(), DType::F32));
         let half = weight.cast(DType::F16);
-        let found = NotFinite::of(&half, &half.read().unwrap());
+        let found = not_finite(&half, &half.read().unwrap());
         assert!(found.to_string().contains("-65520 at element 2: a 16-bit float holds at most"), "{found}");
     }
 }

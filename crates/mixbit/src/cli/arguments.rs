@@ -278,8 +278,8 @@ fn row(command: &Command, name: &str) -> Option<&'static Row> {
     })
 }
 
-/// The line for arguments that clap refuses; `None` where clap's own text serves, as for help. `typed` are the
-/// options in the user's words.
+/// The line for arguments that clap refuses; `None` where clap's own text serves, as for help. `typed` are
+/// the options in the user's words.
 pub(super) fn refusal(
     cli: &Command,
     arguments: &[OsString],

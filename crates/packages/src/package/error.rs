@@ -1,6 +1,6 @@
 //! Errors of conversion.
 
-use mixbit_diffusion::model::ModelError;
+use mixbit_diffusion::model::{ModelError, ModelFiles};
 use thiserror::Error;
 
 /// A model that can't be converted as asked.
@@ -39,6 +39,14 @@ pub enum PlanError {
         /// The component.
         component: String,
     },
+}
+
+impl PlanError {
+    /// The error for a component of another class than its place has.
+    pub(super) fn wrong_class(files: &dyn ModelFiles, component: &str) -> Self {
+        let class = files.component(component).unwrap_or_default().to_string();
+        PlanError::Class { component: component.to_string(), class }
+    }
 }
 
 /// A package that can't be written.

@@ -35,7 +35,7 @@ pub(super) fn refiner(
         return Err(misfit(REFINER, "it is no refiner of Stable Diffusion XL, for its UNet takes no sizes"));
     }
     let Config::TextEncoder(text) = component_config(model, encoder)? else {
-        return Err(super::plan::wrong_class(model, encoder));
+        return Err(PlanError::wrong_class(model, encoder));
     };
     let [theirs, ours] = [config.text_channels.unwrap_or_default(), text.hidden_size];
     if theirs != ours {

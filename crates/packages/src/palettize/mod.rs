@@ -8,6 +8,7 @@
 
 mod check;
 mod job;
+mod owner;
 mod stale;
 mod target;
 
@@ -140,8 +141,8 @@ fn stored_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
     Ok(layers.collect::<Result<Vec<_>, mixbit_mil::Error>>()?.into_iter().flatten().collect())
 }
 
-/// Refuses a plan that a model's layers can't be stored by. No weight is read. `again` allows to compress what
-/// layers that are compressed decode to.
+/// Refuses a plan that a model's layers can't be stored by. No weight is read. `again` allows to compress
+/// what layers that are compressed decode to.
 ///
 /// # Errors
 /// [`PalettizeError::Target`], [`PalettizeError::Compressed`], or a graph that can't be used.

@@ -1,115 +1,23 @@
-//! Packages and files in the output directories that don't fit beside those of a job: of another model, or the
-//! same network in another form. A program that opens the directory would mix them with the new ones.
+//! Packages and files in the output directories that don't fit beside those of a job: of another model, or
+//! the same network in another form. A program that opens the directory would mix them with the new ones.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use mixbit_diffusion::model::{FileError, ModelFiles};
-use mixbit_formats::coreml::{self, Metadata};
-use mixbit_mil::Weights;
-use serde_json::Value;
+use mixbit_formats::coreml;
 
-use super::target::{Target, Targets};
+use super::owner::Owner;
+use super::target::Targets;
 use crate::bundle::entries;
 use crate::error::OpenError;
 use crate::existing::ExistsError;
 use crate::package::{
-    CHUNKS, CONTROLNET, CONTROLNET_PREFIX, PACKAGE_KINDS, PackageKind, REFINER, VOCABULARY, WHOLE,
-    is_package, keys, provenance,
+    CHUNKS, CONTROLNET, CONTROLNET_PREFIX, PACKAGE_KINDS, PackageKind, VOCABULARY, WHOLE, is_package,
 };
-
-/// The model that packages are made of, as far as it is known.
-#[derive(Default)]
-pub(super) struct Owner {
-    /// Its name in the packages' metadata.
-    pub(super) version: String,
-    /// The names of the kinds of packages that it can have.
-    pub(super) kinds: Vec<&'static str>,
-    /// The channels of the text states that its UNet takes, as its configuration says them.
-    pub(super) text_channels: Option<Value>,
-    /// The weights of its components that no option replaces, by the components' names.
-    pub(super) weights: Vec<(&'static str, Arc<dyn Weights>)>,
-}
 
 /// A package or file that does not fit.
 pub(super) struct Stale {
     pub(super) path: PathBuf,
     reason: String,
-}
-
-/// A configuration's key for the channels of the text states.
-const TEXT_CHANNELS: &str = "cross_attention_dim";
-
-impl Owner {
-    /// A model of files, under the name that its packages carry.
-    ///
-    /// # Errors
-    /// If the weights of a component can't be opened.
-    pub(super) fn of_files(version: &str, files: &dyn ModelFiles) -> Result<Self, FileError> {
-        let has = |component: &str| files.component(component).is_some();
-        let can_have = |kind: &&PackageKind| match kind.name {
-            "text_encoder" | "text_encoder_2" | "safety_checker" => has(kind.name),
-            // Refiners take the states of an XL model's second text encoder.
-            "refiner" => has("text_encoder_2"),
-            _ => true,
-        };
-        let components = ["text_encoder", "text_encoder_2", "unet"].into_iter().filter(|name| has(name));
-        let weights = components.map(|name| Ok((name, files.weights(name)?)));
-        Ok(Owner {
-            version: version.to_string(),
-            kinds: PACKAGE_KINDS.iter().filter(can_have).map(|kind| kind.name).collect(),
-            text_channels: files.json("unet", "config.json")?.get(TEXT_CHANNELS).cloned(),
-            weights: weights.collect::<Result<_, FileError>>()?,
-        })
-    }
-
-    /// The model of packages that are read, all those of its directory.
-    pub(super) fn of_packages(packages: &[Target], kinds: Vec<&'static str>) -> Option<Self> {
-        let is_own = |target: &&Target| {
-            target.kind.is_some_and(|kind| ![REFINER.name, CONTROLNET.name].contains(&kind.name))
-        };
-        let mut versions = packages.iter().filter(is_own).map(|target| &target.model.metadata.version);
-        let version = versions.next()?.clone();
-        let config = packages.iter().filter(|target| target.kind.is_some_and(|kind| kind.is_unet));
-        let config = config.filter(is_own).find_map(|target| config_of(&target.model.metadata));
-        Some(Owner {
-            // Packages of several models say nothing of others.
-            version: if versions.all(|other| *other == version) { version } else { String::new() },
-            kinds,
-            text_channels: config.and_then(|config| config.get(TEXT_CHANNELS).cloned()),
-            weights: Vec::new(),
-        })
-    }
-
-    /// The reason why a package that is there is of another model; `None` if nothing says so.
-    fn disowns(&self, kind: &'static PackageKind, found: &Metadata) -> Option<String> {
-        if kind.name == CONTROLNET.name {
-            let channels = config_of(found)?.get(TEXT_CHANNELS).cloned();
-            let differs =
-                self.text_channels.is_some() && channels.is_some() && channels != self.text_channels;
-            return differs.then(|| "it is a ControlNet for other models".to_string());
-        }
-        let is_named = |version: &str| version.chars().any(char::is_alphabetic);
-        let [own, other] = [&self.version, &found.version];
-        if kind.name != REFINER.name && is_named(own) && is_named(other) && own != other {
-            return Some(format!("it is of the model `{other}`, not `{own}`"));
-        }
-        if !self.kinds.contains(&kind.name) {
-            return Some(format!("the model has no {}", kind.name));
-        }
-        let says = |key: &str| found.user_defined.get(key);
-        let (component, source) = (says(keys::COMPONENT)?, says(keys::SOURCE)?);
-        let (_, weights) = self.weights.iter().find(|(name, _)| name == component)?;
-        // A refiner's component is `unet`, of the refiner's own model. A palettized package may be made of
-        // another package, whose graph its source is.
-        let is_comparable = kind.name != REFINER.name && says(keys::RECIPE).is_none();
-        let differs = is_comparable && *source != provenance::of_weights(&**weights);
-        differs.then(|| "it was made of other weights than this model's".to_string())
-    }
-}
-
-fn config_of(metadata: &Metadata) -> Option<Value> {
-    serde_json::from_str(metadata.user_defined.get(keys::CONFIG)?).ok()
 }
 
 /// A package's kind, its name without the kind's ends, and whether it is a chunk.

@@ -7,7 +7,7 @@ use mixbit_diffusion::model::{ModelError, ModelFiles};
 use mixbit_formats::{coreml, map_file};
 use thiserror::Error;
 
-use super::stale::Owner;
+use super::owner::Owner;
 use super::{PalettizeError, model_layers};
 use crate::bundle::entries;
 use crate::error::OpenError;
@@ -101,7 +101,7 @@ impl Targets {
         let directory = output.parent().unwrap_or(Path::new("")).to_path_buf();
         let packages = vec![Target::read(path, output)?];
         let kinds = PACKAGE_KINDS.iter().map(|kind| kind.name).collect();
-        let owner = Owner::of_packages(&packages, kinds);
+        let owner = owner(&packages, kinds);
         let (files, folders) = (Vec::new(), Vec::new());
         Ok(Targets { packages, files, output: directory, folders, is_model: false, owner })
     }
@@ -134,7 +134,7 @@ impl Targets {
                 }
             }
         }
-        let owner = Owner::of_packages(&packages, kinds);
+        let owner = owner(&packages, kinds);
         Ok(Targets { packages, files, output: output.to_path_buf(), folders, is_model: true, owner })
     }
 
@@ -153,7 +153,8 @@ impl Targets {
         Self::of_plan(&packages, files, &options.model_version, output)
     }
 
-    /// The packages of a plan, and the vocabulary of its model, which is called `version`. Only samples of the weights are read.
+    /// The packages of a plan, and the vocabulary of its model, which is called `version`.
+    /// Only samples of the weights are read.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -176,6 +177,11 @@ impl Targets {
             owner: Some(Owner::of_files(version, files).map_err(ModelError::File)?),
         })
     }
+}
+
+/// The model of packages that are read; `kinds` are those that it has.
+fn owner(packages: &[Target], kinds: Vec<&'static str>) -> Option<Owner> {
+    Owner::of_packages(packages.iter().map(|target| (target.kind, &target.model.metadata)), kinds)
 }
 
 impl Target {
