@@ -24,6 +24,7 @@ use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
+use super::table::counted;
 use super::{interrupt, memory, next, opening, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
@@ -166,13 +167,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let plans = arguments
         .quantize_nbits
         .map_or(PlanSource::Unchanged, |width| PlanSource::uniform(Scheme::palette(width)));
-    let targets = Targets::of_plan(&packages, model.files(), &arguments.output)?;
+    let targets = Targets::of_plan(&packages, model.files(), &options.model_version, &arguments.output)?;
     let (mut job, _) = Job::new(targets, &plans)?;
     if arguments.bundle_resources_for_swift_cli {
         job = job.with_bundle()?;
     }
-    job.begin(arguments.force)?;
     let shown = Shown { progress: &progress, cancel: &cancel };
+    shown.begin(&job, arguments.force)?;
     let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
     let mut bytes = 0;
     for (index, package) in packages.iter().enumerate() {
@@ -193,9 +194,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         shown.check_stopped(&package.name)?;
     }
     progress.say(format_args!(
-        "{} packages, {:.1} MB, in {:.1} s{}",
-        packages.len(),
-        bytes as f64 / 1e6,
+        "{}, {}, in {:.1} s{}",
+        counted(packages.len() as u64, "package"),
+        if bytes == 0 { "there already".to_string() } else { format!("{:.1} MB", bytes as f64 / 1e6) },
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
@@ -211,8 +212,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// A package's layers in fewer bits, in words.
 fn palettized(name: &str, report: &Report) -> String {
     format!(
-        "{name}: {} layers palettized, {:.2} bits per weight of all layers",
-        report.layers.len(),
+        "{name}: {} palettized, {:.2} bits per weight of all layers",
+        counted(report.layers.len() as u64, "layer"),
         bits_per_element(report.weights as usize, report.after as usize)
     )
 }

@@ -51,6 +51,11 @@ impl ModelFileOptions {
         config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain))
     }
 
+    /// The prediction type that was asked for.
+    pub(super) fn prediction_type(&self) -> Option<&str> {
+        self.prediction_type.as_deref()
+    }
+
     /// The options as the library has them.
     pub(super) fn open(&self) -> OpenOptions {
         OpenOptions {

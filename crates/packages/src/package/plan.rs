@@ -17,7 +17,8 @@ use super::error::PlanError;
 use super::write::{Build, ComponentWeights, Package};
 use super::{
     CONTROL_UNET, CONTROLNET, CONTROLNET_PREFIX, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER,
-    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, provenance, title_case,
+    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, fit, keys, provenance,
+    title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
@@ -74,7 +75,7 @@ pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Resul
     check_pipeline(source.model)?;
     let mut planner = Planner { options, source, packages: Vec::new() };
     let Config::Unet(unet) = component_config(source.model, "unet")? else {
-        return Err(wrong_class(source.model, "unet"));
+        return Err(PlanError::wrong_class(source.model, "unet"));
     };
     planner.text_encoders(&unet)?;
     planner.unets(&unet)?;
@@ -124,11 +125,6 @@ pub fn left_out_safety_checker(model: &dyn ModelFiles) -> Result<Option<FileErro
     })
 }
 
-fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
-    let class = files.component(component).unwrap_or_default().to_string();
-    PlanError::Class { component: component.to_string(), class }
-}
-
 fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, PlanError> {
     Ok(files.weights(component).map_err(ModelError::File)?)
 }
@@ -166,7 +162,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let Config::TextEncoder(config) = component_config(files, name)? else {
-                return Err(wrong_class(files, name));
+                return Err(PlanError::wrong_class(files, name));
             };
             let tokens = config.max_position_embeddings;
             let weights = weights(files, name)?;
@@ -213,8 +209,9 @@ impl<'a> Planner<'a> {
         if let Some((version, refiner)) = &self.source.refiner {
             let refiner = *refiner;
             let Config::Unet(config) = component_config(refiner, "unet")? else {
-                return Err(wrong_class(refiner, "unet"));
+                return Err(PlanError::wrong_class(refiner, "unet"));
             };
+            fit::refiner(files, unet, refiner, &config)?;
             unets.push((&REFINER, refiner, version, *config, pooled_channels(refiner)?, false));
         }
         for (kind, files, version, config, pooled, control) in unets {
@@ -235,8 +232,9 @@ impl<'a> Planner<'a> {
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
-                return Err(wrong_class(*files, name));
+                return Err(PlanError::wrong_class(*files, name));
             };
+            fit::controlnet(name, &config.unet, unet)?;
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
             let built = weights.clone();
@@ -262,6 +260,9 @@ impl<'a> Planner<'a> {
 
     fn autoencoder(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, config) = self.vae()?;
+        if self.source.vae.is_some() {
+            fit::autoencoder(self.source.model, unet, &config)?;
+        }
         let [height, width] = self.size(unet);
         let weights = weights(files, "vae")?;
         let full = |full: bool| if full { DType::F32 } else { DType::F16 };
@@ -293,14 +294,14 @@ impl<'a> Planner<'a> {
         let files = self.source.vae.unwrap_or(self.source.model);
         match component_config(files, "vae")? {
             Config::Vae(config) => Ok((files, config)),
-            _ => Err(wrong_class(files, "vae")),
+            _ => Err(PlanError::wrong_class(files, "vae")),
         }
     }
 
     fn safety_checker(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, name) = (self.source.model, SAFETY_CHECKER.name);
         let Config::SafetyChecker(config) = component_config(files, name)? else {
-            return Err(wrong_class(files, name));
+            return Err(PlanError::wrong_class(files, name));
         };
         let (_, vae) = self.vae()?;
         let size = self.size(unet);

@@ -151,7 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
     let seconds = estimated.then(|| estimate::computing(&machine, request.precision, work)).flatten();
     if let Some(seconds) = seconds {
-        progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
+        progress.say(format_args!("measuring takes {} on this machine", estimate::or_more(seconds)));
     }
     let measured = stages.into_iter().map(|stage| {
         peaks.measure(&machine, stage.precision);
