@@ -57,7 +57,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// The defect.
-        source: OriginalError,
+        source: Box<OriginalError>,
     },
     /// A malformed file.
     #[error(transparent)]

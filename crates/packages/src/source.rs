@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
-pub use choices::autoencoder;
 pub use diffusers::{Component, DiffusersModel};
 
 use crate::assumption::Assumption;

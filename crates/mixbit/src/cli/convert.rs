@@ -17,7 +17,7 @@ use mixbit_packages::package::{
     ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan,
 };
 use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
-use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
+use mixbit_packages::source::{Component, OpenOptions, OpenedModel};
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
@@ -81,9 +81,6 @@ pub(super) struct Arguments {
     /// Convert the UNet of this model as the refiner
     #[arg(long, value_name = "DIR", help_heading = "Parts")]
     refiner_version: Option<PathBuf>,
-    /// Take the autoencoder of this directory
-    #[arg(long, value_name = "DIR", help_heading = "Parts")]
-    custom_vae_version: Option<PathBuf>,
 
     #[command(flatten, next_help_heading = "Form")]
     size: values::Size,
@@ -132,8 +129,7 @@ impl Models for Arguments {
             Wish { safety_checker: self.convert_safety_checker || self.are_all_parts(), ..self.files.wish() };
         let model = self.model.iter_mut().filter(|_| !self.demo);
         let model = model.map(|argument| Asked { argument, wish: wish.clone() });
-        let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version);
-        let others = others.chain(&mut self.custom_vae_version).map(Asked::plain);
+        let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version).map(Asked::plain);
         model.chain(others).chain(self.files.models()).collect()
     }
 
@@ -152,13 +148,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = opening::checkpoint(path, &options, &progress)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
-    let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;
     let controlnets = arguments.convert_controlnet.iter().map(|path| Component::open(path, None));
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     let source = ConversionSource {
         model: model.files(),
         refiner: refiner.as_ref().map(|refiner: &OpenedModel| (refiner.name().to_string(), refiner.files())),
-        vae: vae.as_deref(),
         controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
     };
     let options = arguments.options(model.name())?;
@@ -314,13 +308,5 @@ impl Arguments {
             control_unet: self.unet_support_controlnet,
             target,
         })
-    }
-}
-
-/// A model's autoencoder, or a standalone one.
-fn autoencoder(path: &Path) -> anyhow::Result<Box<dyn ModelFiles>> {
-    match path.join("model_index.json").is_file() {
-        true => Ok(Box::new(DiffusersModel::open(path, None)?)),
-        false => Ok(Box::new(Component::open(path, Some("vae"))?)),
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct ModelFileOptions {
     #[arg(long, help_heading = "Model files")]
     use_ema: bool,
     /// Another autoencoder: a file, a directory with config.json and weights, or a model
-    #[arg(long, value_name = "PATH", help_heading = "Model files")]
+    #[arg(long, alias = "custom-vae-version", value_name = "PATH", help_heading = "Model files")]
     vae: Option<PathBuf>,
 }
 

@@ -2,13 +2,12 @@
 //!
 //! Shapes that agree by chance are no proof of a fit, and shapes that don't would only fail on the device.
 
-use mixbit_diffusion::arch::{Config, unet, vae};
+use mixbit_diffusion::arch::{Config, unet};
 use mixbit_diffusion::model::{LatentFormat, ModelError, ModelFiles, component_config, pooled_channels};
 
 use super::error::PlanError;
 
 const REFINER: &str = "--refiner-version";
-const VAE: &str = "--custom-vae-version";
 const CONTROLNET: &str = "--convert-controlnet";
 
 fn misfit(option: &'static str, what: impl Into<String>) -> PlanError {
@@ -62,19 +61,16 @@ pub(super) fn refiner(
     Ok(())
 }
 
-/// Refuses an autoencoder with latents other than the UNet's.
+/// What is wrong with an autoencoder for a model: its latents differ from those of the model's own.
 ///
 /// # Errors
-/// [`PlanError::Misfit`], or configurations that can't be read.
-pub(super) fn autoencoder(
+/// Configurations that can't be read.
+pub(crate) fn of_autoencoder(
     model: &dyn ModelFiles,
-    unet: &unet::Config,
-    config: &vae::Config,
-) -> Result<(), PlanError> {
-    match latents(model)? {
-        Some(own) => same_latents(VAE, &LatentFormat::of(config), &own),
-        None => same_channels(VAE, [config.latent_channels, unet.out_channels]),
-    }
+    vae: &dyn ModelFiles,
+) -> Result<Option<String>, ModelError> {
+    let (Some(own), Some(theirs)) = (latents(model)?, latents(vae)?) else { return Ok(None) };
+    Ok(difference(&theirs, &own))
 }
 
 /// Refuses a ControlNet of another architecture than the UNet's.
@@ -108,29 +104,30 @@ fn latents(model: &dyn ModelFiles) -> Result<Option<LatentFormat>, ModelError> {
     })
 }
 
-fn same_channels(option: &'static str, [theirs, ours]: [usize; 2]) -> Result<(), PlanError> {
-    if theirs == ours {
-        return Ok(());
-    }
-    Err(misfit(option, format!("its latents have {theirs} channels, and the model's have {ours}")))
+fn same_channels(option: &'static str, channels: [usize; 2]) -> Result<(), PlanError> {
+    different_channels(channels).map_or(Ok(()), |what| Err(misfit(option, what)))
 }
 
 fn same_latents(option: &'static str, theirs: &LatentFormat, ours: &LatentFormat) -> Result<(), PlanError> {
-    same_channels(option, [theirs.channels, ours.channels])?;
-    if theirs.scale != ours.scale {
-        let what = format!(
-            "its latents are {} times smaller than the image, and the model's {} times",
-            theirs.scale, ours.scale
-        );
-        return Err(misfit(option, what));
-    }
-    if theirs != ours {
-        let what = format!(
-            "its latents are scaled by {}, and the model's by {}: it is of another family of models",
-            theirs.factor(),
-            ours.factor()
-        );
-        return Err(misfit(option, what));
-    }
-    Ok(())
+    difference(theirs, ours).map_or(Ok(()), |what| Err(misfit(option, what)))
+}
+
+fn different_channels([theirs, ours]: [usize; 2]) -> Option<String> {
+    (theirs != ours).then(|| format!("its latents have {theirs} channels, and the model's have {ours}"))
+}
+
+/// What differs between two formats of latents, in words.
+fn difference(theirs: &LatentFormat, ours: &LatentFormat) -> Option<String> {
+    let channels = different_channels([theirs.channels, ours.channels]);
+    let scale = (theirs.scale != ours.scale).then(|| {
+        let [theirs, ours] = [theirs.scale, ours.scale];
+        format!("its latents are {theirs} times smaller than the image, and the model's {ours} times")
+    });
+    let factor = (theirs != ours).then(|| {
+        let [theirs, ours] = [theirs.factor(), ours.factor()];
+        format!(
+            "its latents are scaled by {theirs}, and the model's by {ours}: it is of another family of models"
+        )
+    });
+    channels.or(scale).or(factor)
 }

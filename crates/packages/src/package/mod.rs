@@ -10,7 +10,7 @@
 
 mod check;
 mod error;
-mod fit;
+pub(crate) mod fit;
 mod plan;
 pub(crate) mod provenance;
 mod vocabulary;

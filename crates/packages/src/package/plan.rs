@@ -54,8 +54,6 @@ pub struct ConversionSource<'a> {
     pub model: &'a dyn ModelFiles,
     /// A model whose UNet becomes the refiner, and its name.
     pub refiner: Option<(String, &'a dyn ModelFiles)>,
-    /// A model or component whose autoencoder replaces the model's.
-    pub vae: Option<&'a dyn ModelFiles>,
     /// ControlNets by name; each has one component of that name.
     pub controlnets: Vec<(String, &'a dyn ModelFiles)>,
 }
@@ -63,7 +61,7 @@ pub struct ConversionSource<'a> {
 impl<'a> ConversionSource<'a> {
     /// A model by itself.
     pub fn of(model: &'a dyn ModelFiles) -> Self {
-        ConversionSource { model, refiner: None, vae: None, controlnets: Vec::new() }
+        ConversionSource { model, refiner: None, controlnets: Vec::new() }
     }
 }
 
@@ -260,9 +258,6 @@ impl<'a> Planner<'a> {
 
     fn autoencoder(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, config) = self.vae()?;
-        if self.source.vae.is_some() {
-            fit::autoencoder(self.source.model, unet, &config)?;
-        }
         let [height, width] = self.size(unet);
         let weights = weights(files, "vae")?;
         let full = |full: bool| if full { DType::F32 } else { DType::F16 };
@@ -291,7 +286,7 @@ impl<'a> Planner<'a> {
 
     /// The files of the autoencoder, and its configuration.
     fn vae(&self) -> Result<(&'a dyn ModelFiles, vae::Config), PlanError> {
-        let files = self.source.vae.unwrap_or(self.source.model);
+        let files = self.source.model;
         match component_config(files, "vae")? {
             Config::Vae(config) => Ok((files, config)),
             _ => Err(PlanError::wrong_class(files, "vae")),

@@ -83,7 +83,7 @@ pub(super) fn probe(path: Option<&Path>, options: &OpenOptions) -> Result<Probe,
         let names: Vec<String> = EXTENSIONS.iter().map(|extension| format!(".{extension}")).collect();
         return Ok(Probe::Declined(format!("its name does not end in {}", names.join(", "))));
     }
-    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source };
+    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source: Box::new(source) };
     let (file, metadata) = read(path)?;
     let base = Base {
         config: options.config.as_deref().map(configuration).transpose()?,
