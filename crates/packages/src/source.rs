@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use diffusers::{Component, DiffusersModel};
+pub use single_file::controlnet;
 
 use crate::assumption::Assumption;
 use crate::bundle::{Bundle, entries};

@@ -10,14 +10,13 @@ use mixbit_app::hub::Wish;
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_diffusion::model::ModelFiles;
 use mixbit_engine::Cancel;
 use mixbit_packages::inspect::bits_per_element;
 use mixbit_packages::package::{
     ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan,
 };
 use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
-use mixbit_packages::source::{Component, OpenOptions, OpenedModel};
+use mixbit_packages::source::{OpenOptions, OpenedModel, controlnet};
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
@@ -72,8 +71,8 @@ pub(super) struct Arguments {
     /// Convert the safety checker
     #[arg(long, help_heading = "Parts")]
     convert_safety_checker: bool,
-    /// Convert ControlNets, each a directory with config.json and weights
-    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Parts")]
+    /// Convert ControlNets, each a file, or a directory with config.json and weights
+    #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Parts")]
     convert_controlnet: Vec<PathBuf>,
     /// Make a UNet that takes a ControlNet's residuals too
     #[arg(long, help_heading = "Parts")]
@@ -148,12 +147,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = opening::checkpoint(path, &options, &progress)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
-    let controlnets = arguments.convert_controlnet.iter().map(|path| Component::open(path, None));
+    let controlnets = arguments.convert_controlnet.iter().map(|path| controlnet(path));
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     let source = ConversionSource {
         model: model.files(),
         refiner: refiner.as_ref().map(|refiner: &OpenedModel| (refiner.name().to_string(), refiner.files())),
-        controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
+        controlnets: controlnets.iter().map(|(name, net)| (name.clone(), &**net)).collect(),
     };
     let options = arguments.options(model.name())?;
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
