@@ -42,8 +42,9 @@ pub(super) struct Arguments {
     /// `merge` measures nothing: it makes the recipes of what shards have measured
     #[arg(value_name = "STEP")]
     step: Option<Step>,
-    /// A model's directory in the diffusers layout, or one of Core ML packages
-    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]

@@ -36,9 +36,9 @@ pub(super) struct Arguments {
     /// What to draw: a row for each
     #[arg(required = true, value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// Models, a column for each: directories in the diffusers layout, or of Core ML packages [default: the
-    /// demo model]
-    #[arg(short, long, value_name = "DIR", value_delimiter = ',', help_heading = "Columns")]
+    /// Models, a column for each: files, directories in the diffusers layout or of Core ML packages, or names
+    /// on the Hugging Face Hub [default: the demo model]
+    #[arg(short, long, value_name = "MODEL", value_delimiter = ',', help_heading = "Columns")]
     models: Vec<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,

@@ -38,8 +38,9 @@ const SCALE: usize = 8;
   mixbit convert --model sdxl --convert-unet --latent-h 96 --latent-w 128
   mixbit convert --demo --output converted")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout
-    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout, or a name on the
+    /// Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]

@@ -53,9 +53,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PROMPT")]
     negative_prompt_2: Option<String>,
 
-    /// A model: a directory in the diffusers layout (it holds model_index.json), or one of Core ML
-    /// packages; without it, the small demo model in the binary draws coloured shapes
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME); without it, the small demo model in the
+    /// binary draws coloured shapes
+    #[arg(short, long, value_name = "MODEL", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,

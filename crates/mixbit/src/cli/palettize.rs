@@ -37,8 +37,9 @@ const WORST: usize = 10;
   mixbit palettize --model Unet.mlpackage --recipe recipe.json --select 4.50 --like sdxl --output small
   mixbit palettize --model Unet.mlpackage --scheme linear-8 --output small/Unet.mlpackage")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package
-    #[arg(short, long, alias = "model-version", value_name = "PATH", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, one package, or a name on the Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]

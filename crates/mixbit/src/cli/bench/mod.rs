@@ -51,9 +51,9 @@ fn part_names() -> PossibleValuesParser {
   mixbit bench --synthetic sdxl-base --nbits 6 --size 768x768 --only unet
   mixbit bench --model DIR --steps 25 --json")]
 pub(super) struct Arguments {
-    /// A model: a directory in the diffusers layout, or one of Core ML packages; without it, the demo
-    /// model in the binary
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME); without it, the demo model in the binary
+    #[arg(short, long, value_name = "MODEL", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,
