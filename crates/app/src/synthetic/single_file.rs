@@ -62,7 +62,7 @@ impl Skeleton {
     }
 
     /// What the file says of itself.
-    fn metadata(&self) -> BTreeMap<String, String> {
+    pub(super) fn metadata(&self) -> BTreeMap<String, String> {
         let scheduler = self.files.get("scheduler/scheduler_config.json").map_or("", String::as_str);
         let predicted = if scheduler.contains("v_prediction") { "v" } else { "epsilon" };
         BTreeMap::from([("modelspec.predict_key".to_string(), predicted.to_string())])

@@ -178,3 +178,55 @@ fn draw(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
     }
     Ok(())
 }
+
+/// Zeros of the shapes of a file's tensors, which take no memory until they are read.
+struct Zeros(BTreeMap<String, Vec<usize>>, Bytes);
+
+impl mixbit_mil::Weights for Zeros {
+    fn names(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<mixbit_mil::WeightRef> {
+        let ty = TensorType::new(DType::F16, self.0.get(name)?.clone());
+        let bytes = self.1.slice(0..ty.byte_len()?)?;
+        mixbit_mil::WeightRef::new(name, ty, bytes).ok()
+    }
+}
+
+#[test]
+fn a_single_file_of_a_published_model_needs_nothing_else() {
+    use mixbit_diffusion::model::ModelFiles;
+    use mixbit_diffusion::original::{Base, Original, OriginalFiles};
+    for family in mixbit_diffusion::family::FAMILIES {
+        let skeleton = Skeleton::of_family(family).unwrap();
+        let stored = skeleton.stored().unwrap();
+        let shapes: BTreeMap<String, Vec<usize>> =
+            stored.iter().map(|it| (it.name.clone(), it.shape.clone())).collect();
+        assert_eq!(shapes.len(), stored.len(), "{}: two tensors of one name", family.name);
+        let largest = shapes.values().map(|shape| 2 * shape.iter().product::<usize>()).max().unwrap();
+        let file = Zeros(shapes, Bytes::new(vec![0u8; largest]));
+        let original = Original::find(std::sync::Arc::new(file), &skeleton.metadata(), false).unwrap();
+        assert_eq!(original.family().name, family.name);
+        assert!(original.missing().is_empty(), "{}: {:?}", family.name, original.missing());
+        let files = OriginalFiles::new(original, Base::default()).unwrap();
+        let mut parts = 0;
+        for (component, needed) in &skeleton.shapes {
+            if component == "safety_checker" {
+                continue;
+            }
+            let weights = files.weights(component).unwrap_or_else(|error| panic!("{component}: {error}"));
+            for (name, shape) in needed {
+                let own = weights.get(name).unwrap_or_else(|| panic!("{component} lacks {name}"));
+                assert_eq!(&own.ty().shape, shape, "{component}: {name}");
+            }
+            parts += needed.len();
+        }
+        // The layer that Stable Diffusion 2 does not use repeats one that it does.
+        let unused =
+            stored.iter().filter(|it| it.name.contains("resblocks.23.") && family.name.starts_with("sd2"));
+        let unused: usize = unused.map(|it| it.parts.len()).sum();
+        let all: usize = stored.iter().map(|it| it.parts.len()).sum();
+        assert_eq!(all - unused, parts, "{}", family.name);
+    }
+}
