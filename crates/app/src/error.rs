@@ -1,6 +1,7 @@
 //! The kinds of errors, from which a server's status codes and a program's exit codes follow.
 
 use mixbit_analysis::analyze::{AnalyzeError, JournalError};
+use mixbit_diffusion::adapter::AdapterError;
 use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::{FileError, ModelError};
 use mixbit_diffusion::original::OriginalError;
@@ -206,6 +207,21 @@ impl Kind for OriginalError {
     }
 }
 
+impl Kind for AdapterError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::NoAdapter { .. }
+            | Self::Malformed { .. }
+            | Self::OtherModel { .. }
+            | Self::NoMatch { .. } => ErrorKind::Invalid,
+            Self::Weight(error) => error.kind(),
+            Self::Model(error) => error.kind(),
+            Self::File(error) => error.kind(),
+        }
+    }
+}
+
 impl Kind for OpenError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -215,6 +231,7 @@ impl Kind for OpenError {
             Self::Package { .. } => ErrorKind::Invalid,
             Self::Model { source, .. } => source.kind(),
             Self::Original { source, .. } => source.kind(),
+            Self::Adapter { source, .. } => source.kind(),
             Self::Format(error) => error.kind(),
         }
     }

@@ -2,16 +2,19 @@
 
 mod choices;
 mod diffusers;
+mod loras;
 pub(crate) mod single_file;
 
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use mixbit_diffusion::adapter::Merged;
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use choices::autoencoder;
 pub use diffusers::{Component, DiffusersModel};
+pub use loras::{AppliedLora, Lora};
 
 use crate::assumption::Assumption;
 use crate::bundle::{Bundle, entries};
@@ -59,6 +62,8 @@ pub struct OpenOptions {
     pub use_ema: bool,
     /// Another autoencoder: a file, a component's directory or a model.
     pub vae: Option<PathBuf>,
+    /// Adapters that are added to the weights, in order.
+    pub loras: Vec<Lora>,
 }
 
 impl OpenOptions {
@@ -98,10 +103,13 @@ pub struct OpenedModel {
     content: Content,
     kind: Option<String>,
     prediction_type: Option<String>,
+    loras: Vec<AppliedLora>,
 }
 
 enum Content {
     Files(Box<dyn ModelFiles>),
+    /// Files with adapters added to their weights.
+    Merged(Box<Merged>),
     Packages(Bundle),
 }
 
@@ -112,7 +120,7 @@ impl OpenedModel {
     }
 
     fn of(name: impl Into<String>, content: Content) -> Self {
-        OpenedModel { name: name.into(), content, kind: None, prediction_type: None }
+        OpenedModel { name: name.into(), content, kind: None, prediction_type: None, loras: Vec::new() }
     }
 
     /// The same model with what kind of model it is, in words.
@@ -125,6 +133,11 @@ impl OpenedModel {
         self.kind.as_deref()
     }
 
+    /// The adapters that were added, and how they fit.
+    pub fn loras(&self) -> &[AppliedLora] {
+        &self.loras
+    }
+
     /// The model's files, to build another model of.
     ///
     /// # Errors
@@ -132,6 +145,7 @@ impl OpenedModel {
     pub(crate) fn into_files(self) -> Result<Box<dyn ModelFiles>, OpenError> {
         match self.content {
             Content::Files(files) => Ok(files),
+            Content::Merged(files) => Ok(files),
             Content::Packages(_) => Err(OpenError::Package {
                 path: PathBuf::from(self.name),
                 what: "it holds packages, and a checkpoint is needed".to_string(),
@@ -147,7 +161,16 @@ impl OpenedModel {
             }
             content => content,
         };
+        self.content = match self.content {
+            Content::Files(files) if !options.loras.is_empty() => {
+                let (merged, loras) = loras::added(files, &options.loras)?;
+                self.loras = loras;
+                Content::Merged(Box::new(merged))
+            }
+            content => content,
+        };
         let refused = match (&self.content, &options.vae) {
+            (Content::Packages(_), _) if !options.loras.is_empty() => Some("--lora"),
             (Content::Packages(_), Some(_)) => Some("--vae"),
             (Content::Packages(_), None) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
             _ => None,
@@ -173,6 +196,7 @@ impl OpenedModel {
     pub fn files(&self) -> &dyn ModelFiles {
         match &self.content {
             Content::Files(files) => &**files,
+            Content::Merged(files) => &**files,
             Content::Packages(bundle) => bundle,
         }
     }
@@ -186,6 +210,8 @@ impl OpenedModel {
             |source: ModelError| OpenError::Model { model: self.name.clone(), source: Box::new(source) };
         let mut model = match &self.content {
             Content::Files(files) => DiffusionModel::from_files(&**files).map_err(unusable)?,
+            // A model that runs reads its weights again and again.
+            Content::Merged(files) => DiffusionModel::from_files(&files.in_memory()).map_err(unusable)?,
             Content::Packages(bundle) => bundle.model()?,
         };
         if let (Content::Packages(_), Some(name)) = (&self.content, &self.prediction_type) {
