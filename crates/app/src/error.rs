@@ -19,6 +19,7 @@ use mixbit_packages::recipe::{MatchError, RecipeError};
 use mixbit_packages::{ExistsError, OpenError};
 
 use crate::hub::HubError;
+use crate::loras::LoraError;
 use crate::picture::PictureError;
 use crate::request::RequestError;
 use crate::synthetic::SyntheticError;
@@ -446,6 +447,16 @@ impl Kind for HubError {
             Self::Io { cause, .. } => Kind::kind(cause),
             Self::Stopped { .. } => ErrorKind::Cancelled,
             Self::Format(error) => error.kind(),
+        }
+    }
+}
+
+impl Kind for LoraError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { cause, .. } => Kind::kind(cause),
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::Several { .. } | Self::Tag { .. } => ErrorKind::Invalid,
         }
     }
 }

@@ -169,7 +169,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.verify {
         print_line(verify::verify(
             values::model(arguments.model.as_deref(), arguments.demo)?,
-            &arguments.files.open(),
+            &arguments.files.open()?,
             &source,
             &cancel,
             &progress,
@@ -326,13 +326,22 @@ impl Arguments {
 
     /// The packages to write; no weight is read. Other files of a bundle are copied.
     fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Targets> {
-        match values::model(self.model.as_deref(), self.demo)? {
+        let path = values::model(self.model.as_deref(), self.demo)?;
+        let options = self.files.open()?;
+        let are_packages = |path: &Path| {
+            is_package(path) || (path.is_dir() && !is_checkpoint(path, &options) && Bundle::is_at(path))
+        };
+        if let (Some(option), Some(path)) =
+            (self.files.of_checkpoints(), path.filter(|path| are_packages(path)))
+        {
+            bail!(
+                "{}: {option} is for checkpoints, and these are packages: palettize the checkpoint with it",
+                path.display()
+            );
+        }
+        match path {
             Some(path) if is_package(path) => Ok(Targets::of_package(path, &self.output)?),
-            Some(path)
-                if path.is_dir() && !is_checkpoint(path, &self.files.open()) && Bundle::is_at(path) =>
-            {
-                Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
-            }
+            Some(path) if are_packages(path) => Ok(Targets::of_bundle(path, &self.output, &self.parts())?),
             path => self.of_checkpoint(path, source, progress),
         }
     }
@@ -344,7 +353,7 @@ impl Arguments {
         progress: &Progress,
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
-        let model = opening::checkpoint(path, &self.files.open(), progress)?;
+        let model = opening::checkpoint(path, &self.files.open()?, progress)?;
         let asked = self.min_deployment_target;
         let target = source.target(asked);
         if target != asked {
