@@ -49,6 +49,8 @@ pub struct LoadedModel {
     pub kind: Option<String>,
     /// The LoRAs that were added to its weights.
     pub loras: Vec<AppliedLora>,
+    /// Bytes of compressed weights that the LoRAs make it hold uncompressed.
+    pub unpacked_bytes: usize,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
 }
@@ -61,8 +63,8 @@ pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, O
     let opened = open(path, options)?;
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
     let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
-    let loras = opened.loras().to_vec();
-    Ok(LoadedModel { model, name, kind, loras, assumptions })
+    let (loras, unpacked_bytes) = (opened.loras().to_vec(), opened.unpacked_bytes()?);
+    Ok(LoadedModel { model, name, kind, loras, unpacked_bytes, assumptions })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

@@ -3,7 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
+use mixbit_app::source::open;
+use mixbit_diffusion::adapter::Strength;
+use mixbit_diffusion::arch::GraphOptions;
+use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::random::random_source;
+use mixbit_diffusion::session::{Cancel, Placement, Request, Session, Text};
+use mixbit_engine::Backend;
+use mixbit_engine_cpu::Cpu;
+use mixbit_mil::{Constant, Def, Value};
+use mixbit_packages::source::{Lora, OpenOptions};
 use mixbit_testkit::{Failures, Scratch, fixture_root};
 
 type Error = Box<dyn std::error::Error>;
@@ -90,9 +101,66 @@ fn packages_have_the_merged_weights() -> Result<(), Error> {
     let again = ["convert", "--model", &model, "--convert-unet", "-o", "plain", "--lora", &lora];
     assert!(!mixbit(scratch.path(), &again)?.status.success());
     let merged = scratch.path().join("merged").to_string_lossy().into_owned();
-    for command in [&["generate", "x"][..], &["palettize", "--nbits", "4", "-o", "small"]] {
-        let output = mixbit(scratch.path(), &[command, &["--model", &merged, "--lora", &lora]].concat())?;
-        assert!(stderr(&output).contains("--lora is for checkpoints"), "{}", stderr(&output));
+    let palettize = ["palettize", "--nbits", "4", "-o", "small", "--model", &merged, "--lora", &lora];
+    let output = mixbit(scratch.path(), &palettize)?;
+    assert!(stderr(&output).contains("--lora is for checkpoints"), "{}", stderr(&output));
+    Ok(())
+}
+
+/// The latents after a few steps.
+fn latents(model: DiffusionModel) -> Result<Vec<f32>, Error> {
+    let model = Arc::new(model);
+    let request = Request::new(&model, Text::new("a red circle"))?;
+    let request = Request { steps: 2, ..request };
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(None)?);
+    let mut session = Session::new(model, Placement::new(backend));
+    let mut noise = random_source("torch")?.seeded(5)?;
+    let mut run = session.begin(&request, &mut *noise, &Cancel::default(), &mut |_| {})?;
+    while session.step(&mut run, &mut *noise, &mut |_| {})? {}
+    Ok(run.latents().to_vec())
+}
+
+/// The number of compressed weights of a model's UNet.
+fn compressed(model: &DiffusionModel) -> Result<usize, Error> {
+    let graph = model.unet.network.graph(&GraphOptions::default())?;
+    let is_compressed =
+        |value: &&Value| matches!(&value.def, Def::Const(Constant::Weight(it)) if it.is_compressed());
+    Ok(graph.values().iter().filter(is_compressed).count())
+}
+
+#[test]
+fn palettes_stay_palettes_beside_a_low_rank_change() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let model = pipeline("sd15");
+    let palettize = ["palettize", "--model", &model, "--nbits", "6", "--min-size", "1", "-o", "six"];
+    let output = mixbit(scratch.path(), &palettize)?;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let opened = |name: &str, weight: f32| {
+        let lora = Lora { path: PathBuf::from(adapter(name)), strength: Strength::of(weight) };
+        let loras = if name.is_empty() { Vec::new() } else { vec![lora.clone(), lora] };
+        open(Some(&scratch.path().join("six")), &OpenOptions { loras, ..OpenOptions::default() })
+    };
+    let base = opened("", 0.0)?.model()?;
+    let packed = compressed(&base)?;
+    assert!(packed > 10, "{packed} palettized weights");
+    let base = latents(base)?;
+    for (name, is_low_rank) in [
+        ("kohya-sd15", true),
+        ("locon-tucker", true),
+        ("lokr-both", false),
+        ("dora-outputs", false),
+        ("full", false),
+    ] {
+        let opened = opened(name, 0.4)?;
+        let model = opened.model()?;
+        assert_eq!(compressed(&model)? == packed, is_low_rank, "{name}");
+        assert_eq!(opened.unpacked_bytes()? == 0, is_low_rank, "{name}");
+        let merged = latents(DiffusionModel::from_files(opened.files())?)?;
+        let found = latents(model)?;
+        let signal: f32 = merged.iter().map(|value| value * value).sum();
+        let noise: f32 = merged.iter().zip(&found).map(|(a, b)| (a - b) * (a - b)).sum();
+        let decibels = 10.0 * (signal / noise).log10();
+        assert!(decibels > 60.0 && base != found, "{name}: {decibels} dB");
     }
     Ok(())
 }

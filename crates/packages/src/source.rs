@@ -104,6 +104,8 @@ pub struct OpenedModel {
     kind: Option<String>,
     prediction_type: Option<String>,
     loras: Vec<AppliedLora>,
+    /// True if its files are packages.
+    is_packaged: bool,
 }
 
 enum Content {
@@ -120,7 +122,14 @@ impl OpenedModel {
     }
 
     fn of(name: impl Into<String>, content: Content) -> Self {
-        OpenedModel { name: name.into(), content, kind: None, prediction_type: None, loras: Vec::new() }
+        OpenedModel {
+            name: name.into(),
+            content,
+            kind: None,
+            prediction_type: None,
+            loras: Vec::new(),
+            is_packaged: false,
+        }
     }
 
     /// The same model with what kind of model it is, in words.
@@ -131,6 +140,16 @@ impl OpenedModel {
     /// What kind of model it is, where its tensors tell: its family, and what its UNet predicts.
     pub fn kind(&self) -> Option<&str> {
         self.kind.as_deref()
+    }
+
+    /// Bytes of compressed weights that adapters make the model hold uncompressed.
+    ///
+    /// # Errors
+    /// [`OpenError`] if weights can't be read.
+    pub fn unpacked_bytes(&self) -> Result<usize, OpenError> {
+        let Content::Merged(files) = &self.content else { return Ok(0) };
+        let path = self.loras.first().map(|lora| lora.path.clone()).unwrap_or_default();
+        files.unpacked_bytes().map_err(|source| OpenError::Adapter { path, source })
     }
 
     /// The adapters that were added, and how they fit.
@@ -155,35 +174,42 @@ impl OpenedModel {
 
     /// The model with what the options choose.
     fn chosen(mut self, options: &OpenOptions) -> Result<Self, OpenError> {
+        let refused = match &self.content {
+            Content::Packages(_) if options.vae.is_some() => Some("--vae"),
+            Content::Packages(_) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
+            Content::Packages(bundle) if !options.loras.is_empty() && !bundle.is_configured() => {
+                let what =
+                    "--lora is for checkpoints and for packages that mixbit made, which carry the names \
+                            of the layers"
+                        .to_string();
+                return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
+            }
+            _ => None,
+        };
+        if let Some(option) = refused {
+            let what = format!(
+                "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
+            );
+            return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
+        }
+        self.is_packaged = matches!(self.content, Content::Packages(_));
         self.content = match self.content {
             Content::Files(files) if options.replace_files() => {
                 Content::Files(Box::new(choices::Chosen::new(files, options)?))
             }
             content => content,
         };
-        self.content = match self.content {
-            Content::Files(files) if !options.loras.is_empty() => {
-                let (merged, loras) = loras::added(files, &options.loras)?;
-                self.loras = loras;
-                Content::Merged(Box::new(merged))
-            }
-            content => content,
-        };
-        let refused = match (&self.content, &options.vae) {
-            (Content::Packages(_), _) if !options.loras.is_empty() => Some("--lora"),
-            (Content::Packages(_), Some(_)) => Some("--vae"),
-            (Content::Packages(_), None) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
-            _ => None,
-        };
-        match refused {
-            Some(option) => Err(OpenError::Package {
-                path: PathBuf::from(&self.name),
-                what: format!(
-                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
-                ),
-            }),
-            None => Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self }),
+        if !options.loras.is_empty() {
+            let files: Box<dyn ModelFiles> = match self.content {
+                Content::Files(files) => files,
+                Content::Merged(files) => files,
+                Content::Packages(bundle) => Box::new(bundle),
+            };
+            let (merged, loras) = loras::added(files, &options.loras)?;
+            self.content = Content::Merged(Box::new(merged));
+            self.loras = loras;
         }
+        Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self })
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as
@@ -210,11 +236,10 @@ impl OpenedModel {
             |source: ModelError| OpenError::Model { model: self.name.clone(), source: Box::new(source) };
         let mut model = match &self.content {
             Content::Files(files) => DiffusionModel::from_files(&**files).map_err(unusable)?,
-            // A model that runs reads its weights again and again.
-            Content::Merged(files) => DiffusionModel::from_files(&files.in_memory()).map_err(unusable)?,
+            Content::Merged(files) => files.model().map_err(unusable)?,
             Content::Packages(bundle) => bundle.model()?,
         };
-        if let (Content::Packages(_), Some(name)) = (&self.content, &self.prediction_type) {
+        if let (true, Some(name)) = (self.is_packaged, &self.prediction_type) {
             model.scheduler.set_prediction_type(name);
         }
         Ok(model)

@@ -85,7 +85,7 @@ impl Factors {
     }
 
     /// Rows by rank.
-    fn left(&self) -> Result<Vec<f32>, WeightError> {
+    pub(super) fn left(&self) -> Result<Vec<f32>, WeightError> {
         let values = floats(&self.left)?;
         let [rank, rows] = extent(&self.left);
         if !self.by_rank {
@@ -96,7 +96,7 @@ impl Factors {
     }
 
     /// Rank by columns; a core is multiplied in.
-    fn right(&self) -> Result<Vec<f32>, WeightError> {
+    pub(super) fn right(&self) -> Result<Vec<f32>, WeightError> {
         let right = floats(&self.right)?;
         let Some(core) = &self.core else { return Ok(right) };
         let [inner, channels] = extent(&self.right);

@@ -92,6 +92,28 @@ impl Delta {
         Ok(())
     }
 
+    /// True if the change is a product of two matrices, without magnitudes.
+    pub(super) fn is_low_rank(&self) -> bool {
+        let is_product = matches!(self.layer.weight, Some(Change::LowRank(_)));
+        self.kind == Kind::Weight && is_product && self.layer.magnitude.is_none()
+    }
+
+    /// The factors of a low-rank change of a tensor of some rows: rows by rank, times all scales, and rank by
+    /// columns. Empty if the change is of another form.
+    ///
+    /// # Errors
+    /// [`WeightError`] if a part of the adapter can't be read.
+    pub(super) fn factors(&self, rows: usize) -> Result<[Vec<f32>; 2], WeightError> {
+        let Some(Change::LowRank(factors)) = &self.layer.weight else { return Ok([Vec::new(), Vec::new()]) };
+        let (mut left, right) = (factors.left()?, factors.right()?);
+        let all = factors.extent().map_or(rows, |(_, [all, _])| all).max(1);
+        let rank = left.len() / all;
+        left = left[self.first * rank..][..rows * rank].to_vec();
+        let scale = self.strength * self.layer.scale;
+        left.iter_mut().for_each(|value| *value *= scale);
+        Ok([left, right])
+    }
+
     /// Releases the memory of the adapter's tensors.
     pub(super) fn release(&self) {
         let parts = self.layer.weight.iter().flat_map(Change::parts);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mixbit_mil::{Bytes, Computed, DType, Overlay, TensorType, WeightRef, Weights};
+use mixbit_mil::{Bytes, Computed, DType, Overlay, TensorType, WeightRef, Weights, with_branches};
 use rayon::prelude::*;
 
+use super::branches::{branch, is_branched};
 use super::change::floats;
 use super::delta::{Delta, Kind};
 use super::error::AdapterError;
@@ -13,13 +14,14 @@ use super::file::Layer;
 use super::kind;
 use super::targets::{Target, Targets};
 use super::{Adapter, Fit, Strength};
-use crate::model::{FileError, ModelFiles, ModelFilesLayer};
+use crate::arch::ArchError;
+use crate::model::{DiffusionModel, FileError, ModelError, ModelFiles, ModelFilesLayer, Network};
 
 /// The changes of one component's tensors, by name, in the order in which they apply.
 type Changes = BTreeMap<String, Vec<Delta>>;
 
 /// A model's files with adapters added to the weights. A weight that one changes is computed whenever it is
-/// read; [`in_memory`](Self::in_memory) computes them once.
+/// read; [`model`](Self::model) computes them once.
 pub struct Merged {
     base: Box<dyn ModelFiles>,
     targets: Targets,
@@ -91,8 +93,8 @@ impl Merged {
                 let Some(weight) = own.get(&target.tensor) else { continue };
                 let factor = strength.for_component(target.component);
                 match Delta::new(layer, kind, &weight.ty().shape, target.rows, factor) {
-                    Ok(_) if !weight.ty().dtype.is_float() || weight.is_compressed() => {
-                        misfit = Some("the model's weights are compressed".to_string());
+                    Ok(_) if !weight.ty().dtype.is_float() => {
+                        misfit = Some("the model's weight is of integers".to_string());
                     }
                     Ok(delta) => found.push((target.clone(), delta)),
                     Err(what) => misfit = Some(what),
@@ -123,10 +125,57 @@ impl Merged {
         })
     }
 
-    /// The same model with each changed weight computed once, when its component is opened, and kept in
-    /// memory in its element type.
-    pub fn in_memory(&self) -> InMemory<'_> {
-        InMemory(self)
+    /// The model, ready to run. Each changed weight is computed once and kept in memory, in its element type.
+    /// A compressed weight stays as it is if its changes are low-rank: they are computed beside it.
+    ///
+    /// # Errors
+    /// Those of [`DiffusionModel::from_files`].
+    pub fn model(&self) -> Result<DiffusionModel, ModelError> {
+        let mut model = DiffusionModel::from_files(&InMemory(self))?;
+        let encoders = model.text_encoders.iter_mut().map(|encoder| &mut encoder.network);
+        for network in encoders.chain([&mut model.unet.network]) {
+            if let Some(branched) = self.branched(network).map_err(ModelError::File)? {
+                *network = branched;
+            }
+        }
+        Ok(model)
+    }
+
+    /// Bytes of compressed weights that are kept uncompressed, as their changes are not low-rank.
+    ///
+    /// # Errors
+    /// Weights that can't be read.
+    pub fn unpacked_bytes(&self) -> Result<usize, AdapterError> {
+        let mut bytes = 0;
+        for (component, changes) in &self.changes {
+            let base = self.base.weights(component).map_err(AdapterError::File)?;
+            for (name, deltas) in changes {
+                let weight =
+                    base.get(name).filter(|weight| weight.is_compressed() && !is_branched(weight, deltas));
+                bytes += weight.and_then(|weight| weight.ty().byte_len()).unwrap_or(0);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// A network with branches for low-rank changes of compressed weights; `None` if there are none.
+    fn branched(&self, network: &Network) -> Result<Option<Network>, FileError> {
+        let Some(changes) = self.changes.get(network.component()) else { return Ok(None) };
+        let base = self.base.weights(network.component())?;
+        let mut branches = BTreeMap::new();
+        for (name, deltas) in changes {
+            if let Some(weight) = base.get(name).filter(|weight| is_branched(weight, deltas)) {
+                branches.insert(name.clone(), branch(&weight, deltas)?);
+            }
+        }
+        if branches.is_empty() {
+            return Ok(None);
+        }
+        let change = move |function| {
+            let of = |weight: &WeightRef| branches.get(weight.name()).cloned();
+            with_branches(&function, of).map_err(ArchError::Graph)
+        };
+        Ok(Some(network.map(change)))
     }
 
     /// The changed tensors of a component.
@@ -166,7 +215,7 @@ impl ModelFilesLayer for Merged {
 }
 
 /// A [`Merged`] model whose changed weights are in memory.
-pub struct InMemory<'m>(&'m Merged);
+struct InMemory<'m>(&'m Merged);
 
 impl ModelFilesLayer for InMemory<'_> {
     fn base(&self) -> &dyn ModelFiles {
@@ -175,7 +224,11 @@ impl ModelFilesLayer for InMemory<'_> {
 
     fn weights(&self, component: &str) -> Result<Arc<dyn Weights>, FileError> {
         let base = self.0.base.weights(component)?;
-        let changed = self.0.changed(component, &*base);
+        let mut changed = self.0.changed(component, &*base);
+        if let Some(changes) = self.0.changes.get(component) {
+            changed
+                .retain(|name, _| base.get(name).is_some_and(|weight| !is_branched(&weight, &changes[name])));
+        }
         if changed.is_empty() {
             return Ok(base);
         }

@@ -5,6 +5,7 @@
 //! of diffusers and of Stability. [`Merged`] is a model with adapters added: each weight that one changes is
 //! computed when it is read, in `f32`, and rounded once to its own element type.
 
+mod branches;
 mod change;
 mod delta;
 mod error;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use mixbit_mil::Weights;
 
 pub use error::AdapterError;
-pub use merged::{InMemory, Merged};
+pub use merged::Merged;
 
 use self::file::Layer;
 

@@ -9,6 +9,7 @@ use mixbit_packages::source::{AppliedLora, Lora};
 
 use super::printable::visible_line;
 use super::progress::Progress;
+use super::table::byte_size;
 
 /// The most names of a warning.
 const LISTED: usize = 8;
@@ -79,6 +80,16 @@ pub(super) fn say(loras: &[AppliedLora], progress: &Progress) {
                 visible_line(&shown.join(", "))
             ));
         }
+    }
+}
+
+/// Says what LoRAs that are not low-rank cost over compressed weights.
+pub(super) fn say_unpacked(bytes: usize, progress: &Progress) {
+    if bytes > 0 {
+        progress.say(format_args!(
+            "note: {} of the model's weights are held uncompressed: these LoRAs are not low-rank there",
+            byte_size(bytes)
+        ));
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn loaded(
     let loaded = load(path, options)?;
     say_kind(&loaded.name, loaded.kind.as_deref(), progress);
     lora::say(&loaded.loras, progress);
+    lora::say_unpacked(loaded.unpacked_bytes, progress);
     let assumptions = &loaded.assumptions;
     assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
     Ok(loaded)
