@@ -128,3 +128,54 @@ impl Writer {
         result.ok_or_else(|| Error::Graph(format!("`{name}` has no result")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, Bytes, DType, Opset, verify};
+
+    fn zeros(name: &str, shape: &[usize]) -> WeightRef {
+        let ty = TensorType::new(DType::F16, shape);
+        WeightRef::new(name, ty.clone(), Bytes::new(vec![0; ty.byte_len().unwrap()])).unwrap()
+    }
+
+    /// A convolution and a linear layer, both with the weight `w`.
+    fn function() -> Function {
+        let mut b = Builder::new("main", Opset::Ios16);
+        let x = b.input("x", TensorType::new(DType::F16, [1, 4, 8, 8])).unwrap();
+        let kernel = b.weight(zeros("kernel", &[6, 4, 3, 3]));
+        let conv = b.op("conv").arg("x", x).arg("weight", kernel).arg("strides", [2, 2]);
+        let y = conv.arg("pad_type", "custom").arg("pad", [1; 4]).named("y").add().unwrap();
+        let matrix = b.weight(zeros("matrix", &[5, 4]));
+        let z = b.op("linear").arg("x", y).arg("weight", matrix).named("z").add().unwrap();
+        b.finish(&[z]).unwrap()
+    }
+
+    fn branch_of(name: &'static str, columns: usize, rows: usize) -> impl Fn(&WeightRef) -> Option<Branch> {
+        move |weight| {
+            let branch = Branch { down: zeros("d", &[2, columns]), up: zeros("u", &[rows, 2]) };
+            (weight.name() == name).then_some(branch)
+        }
+    }
+
+    #[test]
+    fn a_branch_has_the_geometry_of_its_layer() {
+        let before = function();
+        for (name, columns, rows, mid) in
+            [("kernel", 36, 6, vec![1, 2, 4, 4]), ("matrix", 4, 5, vec![1, 6, 4, 2])]
+        {
+            let after = with_branches(&before, branch_of(name, columns, rows)).unwrap();
+            verify(&after).unwrap();
+            assert_eq!(after.ops().len(), before.ops().len() + 3);
+            assert_eq!(after.value(after.outputs()[0]).ty, before.value(before.outputs()[0]).ty);
+            let found = after.values().iter().find(|value| value.name.ends_with("_mid")).unwrap();
+            assert_eq!(found.ty.shape, mid);
+        }
+    }
+
+    #[test]
+    fn a_branch_of_another_shape_is_refused() {
+        let error = with_branches(&function(), branch_of("kernel", 35, 6)).unwrap_err().to_string();
+        assert!(error.contains("another shape"), "{error}");
+    }
+}

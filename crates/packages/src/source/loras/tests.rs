@@ -83,6 +83,114 @@ fn every_family_is_merged_as_its_library_does() {
     failures.finish();
 }
 
+/// Names of one module in every naming, and the tensor.
+#[test]
+fn every_naming_is_known() {
+    let scratch = mixbit_testkit::Scratch::new();
+    let [q, out] = ["self_attn.q_proj", "self_attn.out_proj"];
+    let layer = "text_model.encoder.layers.0";
+    let unet = "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.weight";
+    // transformers 5 leaves `text_model.` out of the first encoder's names.
+    let of_text = |encoder: &str, module: &str| match encoder {
+        "text_encoder" => format!("{encoder}/encoder.layers.0.{module}.weight"),
+        _ => format!("{encoder}/{layer}.{module}.weight"),
+    };
+    let (first, second) = ("text_encoder", "text_encoder_2");
+    let flat = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0";
+    let dotted = "down_blocks.1.attentions.0.transformer_blocks.0.attn1";
+    let cases = [
+        (
+            format!("lora_unet_{flat}.lora_down.weight"),
+            format!("lora_unet_{flat}.lora_up.weight"),
+            unet.to_string(),
+        ),
+        (
+            format!("lycoris_{flat}.lora_down.weight"),
+            format!("lycoris_{flat}.lora_up.weight"),
+            unet.to_string(),
+        ),
+        (
+            "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_out_0.lora_down.weight".to_string(),
+            "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_out_0.lora_up.weight".to_string(),
+            unet.to_string(),
+        ),
+        (
+            format!("unet.{dotted}.processor.to_out_lora.down.weight"),
+            format!("unet.{dotted}.processor.to_out_lora.up.weight"),
+            unet.to_string(),
+        ),
+        (
+            format!("base_model.model.{dotted}.to_out.0.lora_A.default.weight"),
+            format!("base_model.model.{dotted}.to_out.0.lora_B.default.weight"),
+            unet.to_string(),
+        ),
+        (
+            format!("unet.base_model.model.{dotted}.to_out.0.lora_A.weight"),
+            format!("unet.base_model.model.{dotted}.to_out.0.lora_B.weight"),
+            unet.to_string(),
+        ),
+        (
+            format!("text_encoder.{layer}.{q}.lora_linear_layer.down.weight"),
+            format!("text_encoder.{layer}.{q}.lora_linear_layer.up.weight"),
+            of_text(first, q),
+        ),
+        (
+            format!("text_encoder_2.{layer}.self_attn.to_out_lora.down.weight"),
+            format!("text_encoder_2.{layer}.self_attn.to_out_lora.up.weight"),
+            of_text(second, out),
+        ),
+        (
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight".to_string(),
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight".to_string(),
+            of_text(first, "mlp.fc1"),
+        ),
+        (
+            "lora_te2_transformer_resblocks_0_mlp_c_fc.lora_down.weight".to_string(),
+            "lora_te2_transformer_resblocks_0_mlp_c_fc.lora_up.weight".to_string(),
+            of_text(second, "mlp.fc1"),
+        ),
+        (
+            "lora_te2_text_projection.lora_down.weight".to_string(),
+            "lora_te2_text_projection.lora_up.weight".to_string(),
+            "text_encoder_2/text_projection.weight".to_string(),
+        ),
+    ];
+    let base = opened("sdxl", &[]).unwrap();
+    let mut failures = Failures::new("namings");
+    for (index, (down, up, place)) in cases.into_iter().enumerate() {
+        failures.case(&down.clone(), || {
+            let (component, tensor) = place.split_once('/').unwrap();
+            let weight = base.files().weights(component).unwrap().get(tensor).ok_or("no such tensor")?;
+            let [rows, columns] = [weight.ty().shape[0], weight.ty().shape[1]];
+            let path = scratch.path().join(format!("{index}.safetensors"));
+            write(&path, &[(&down, vec![1, columns]), (&up, vec![rows, 1])]);
+            let merged =
+                opened("sdxl", &[(&path.display().to_string(), 1.0)]).map_err(|it| it.to_string())?;
+            let found = values(&merged, component, tensor);
+            let own = floats(&weight);
+            let is_changed = found.iter().zip(&own).all(|(found, own)| (found - own - 1.0).abs() < 2e-3);
+            if is_changed { Ok(()) } else { Err("it is not changed by 1".to_string()) }
+        });
+    }
+    failures.finish();
+}
+
+/// Writes tensors of ones.
+fn write(path: &Path, tensors: &[(&str, Vec<usize>)]) {
+    let specs: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape)| mixbit_formats::safetensors::TensorSpec {
+            name: name.to_string(),
+            ty: mixbit_mil::TensorType::new(DType::F32, shape.clone()),
+        })
+        .collect();
+    mixbit_formats::safetensors::write(path, &Default::default(), &specs, |index, out| {
+        let count = specs[index].ty.count();
+        out.write_all(&1f32.to_le_bytes().repeat(count))
+    })
+    .unwrap();
+}
+
 #[test]
 fn strengths_scale_and_add_up() {
     let tensor = "down_blocks.0.resnets.0.conv1.weight";
