@@ -44,7 +44,8 @@ pub enum LoraError {
         names: Vec<String>,
     },
     /// Several files of that name.
-    #[error("{} has several LoRAs `{name}`: {} and {}", path.display(), files[0].display(), files[1].display())]
+    #[error("{} has several LoRAs `{name}`: {} and {}", path.display(), files[0].display(),
+        files[1].display())]
     Several {
         /// The directory.
         path: PathBuf,

@@ -66,7 +66,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// The defect.
-        source: AdapterError,
+        source: Box<AdapterError>,
     },
     /// A malformed file.
     #[error(transparent)]

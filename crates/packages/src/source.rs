@@ -149,7 +149,7 @@ impl OpenedModel {
     pub fn unpacked_bytes(&self) -> Result<usize, OpenError> {
         let Content::Merged(files) = &self.content else { return Ok(0) };
         let path = self.loras.first().map(|lora| lora.path.clone()).unwrap_or_default();
-        files.unpacked_bytes().map_err(|source| OpenError::Adapter { path, source })
+        files.unpacked_bytes().map_err(|source| OpenError::Adapter { path, source: Box::new(source) })
     }
 
     /// The adapters that were added, and how they fit.

@@ -44,8 +44,8 @@ pub enum AdapterError {
         model: String,
     },
     /// None of its layers is in the model.
-    #[error("none of its {layers} layers is in this model ({model}); the first is `{first}`{}", made_for.as_ref()
-        .map_or(String::new(), |made_for| format!(": it was made for {made_for}")))]
+    #[error("none of its {layers} layers is in this model ({model}); the first is `{first}`{}",
+        made_for.as_ref().map_or(String::new(), |made_for| format!(": it was made for {made_for}")))]
     NoMatch {
         /// The number of layers.
         layers: usize,

@@ -20,6 +20,9 @@ use crate::model::{DiffusionModel, FileError, ModelError, ModelFiles, ModelFiles
 /// The changes of one component's tensors, by name, in the order in which they apply.
 type Changes = BTreeMap<String, Vec<Delta>>;
 
+/// The changes of a layer, and the reason why one of them has no place.
+type Matches = (Vec<(Target, Delta)>, Option<String>);
+
 /// A model's files with adapters added to the weights. A weight that one changes is computed whenever it is
 /// read; [`model`](Self::model) computes them once.
 pub struct Merged {
@@ -71,7 +74,7 @@ impl Merged {
         layer: &Arc<Layer>,
         weights: &mut BTreeMap<&str, Arc<dyn Weights>>,
         strength: Strength,
-    ) -> Result<(Vec<(Target, Delta)>, Option<String>), AdapterError> {
+    ) -> Result<Matches, AdapterError> {
         let (mut found, mut misfit) = (Vec::new(), None);
         let Some(module) = self.targets.find(&layer.name) else { return Ok((found, None)) };
         let of_kind = [

@@ -107,8 +107,8 @@ pub(super) fn taken_from(
     let first: &[Tag] = read.first().map_or(&[], |(_, tags)| tags);
     if let Some(at) = read.iter().position(|(_, tags)| tags != first) {
         bail!(
-            "prompt {} names other LoRAs than the first one: draw prompts with different LoRAs in runs of their \
-             own",
+            "prompt {} names other LoRAs than the first one: draw prompts with different LoRAs in separate \
+             runs",
             at + 1
         );
     }

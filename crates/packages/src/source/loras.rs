@@ -10,15 +10,16 @@ use mixbit_formats::{TensorFile, read_text};
 use super::single_file;
 use crate::error::OpenError;
 
-/// The file of an adapter in a directory of PEFT's.
-const PEFT_FILE: &str = "adapter_model.safetensors";
+/// The file of an adapter in a directory of PEFT's and of diffusers'.
+const FILES: [&str; 3] =
+    ["adapter_model.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"];
 /// The most bytes of an adapter's configuration.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
 /// An adapter in a file, to be added to a model's weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
-    /// The file, or a directory of PEFT's.
+    /// The file, or a directory of PEFT's or diffusers'.
     pub path: PathBuf,
     /// The factor of its changes.
     pub strength: Strength,
@@ -54,7 +55,7 @@ pub(super) fn added(
 ) -> Result<(Merged, Vec<AppliedLora>), OpenError> {
     let unusable = |path: &Path| {
         let path = path.to_path_buf();
-        move |source: AdapterError| OpenError::Adapter { path, source }
+        move |source: AdapterError| OpenError::Adapter { path, source: Box::new(source) }
     };
     let first = loras.first().map_or(Path::new(""), |lora| &lora.path);
     let mut merged = Merged::new(files).map_err(unusable(first))?;
@@ -70,7 +71,13 @@ pub(super) fn added(
 
 /// Reads an adapter. Files of other kinds are answered by what they are.
 fn read(path: &Path) -> Result<Adapter, OpenError> {
-    let file = if path.is_dir() { path.join(PEFT_FILE) } else { path.to_path_buf() };
+    let file = match path.is_dir() {
+        true => FILES.iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(|| {
+            let what = format!("it holds no LoRA: none of {}", FILES.join(", "));
+            OpenError::Package { path: path.to_path_buf(), what }
+        })?,
+        false => path.to_path_buf(),
+    };
     if !file.exists() {
         return Err(OpenError::NotFound { path: file });
     }
@@ -80,14 +87,13 @@ fn read(path: &Path) -> Result<Adapter, OpenError> {
     if let Ok(text) = read_text(&file.with_file_name("adapter_config.json"), CONFIG_LIMIT) {
         metadata.insert(PEFT_CONFIG.to_string(), text);
     }
-    Adapter::read(&*tensors, &metadata).map_err(|source| match source {
-        AdapterError::NoAdapter { first } => match single_file::kind_besides_lora(tensors.clone()) {
-            Some(what) => OpenError::Package { path: path.to_path_buf(), what: format!("it is {what}") },
-            None => {
-                OpenError::Adapter { path: path.to_path_buf(), source: AdapterError::NoAdapter { first } }
-            }
-        },
-        source => OpenError::Adapter { path: path.to_path_buf(), source },
+    Adapter::read(&*tensors, &metadata).map_err(|source| {
+        let path = path.to_path_buf();
+        let is_other = matches!(source, AdapterError::NoAdapter { .. });
+        match is_other.then(|| single_file::kind_besides_lora(tensors.clone())).flatten() {
+            Some(what) => OpenError::Package { path, what: format!("it is {what}") },
+            None => OpenError::Adapter { path, source: Box::new(source) },
+        }
     })
 }
 
