@@ -58,7 +58,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// The defect.
-        source: OriginalError,
+        source: Box<OriginalError>,
     },
     /// A LoRA that can't be used, or not with the model.
     #[error("{}: {source}", path.display())]

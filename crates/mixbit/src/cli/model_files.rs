@@ -33,7 +33,7 @@ pub(super) struct ModelFileOptions {
     #[arg(long, help_heading = "Model files")]
     use_ema: bool,
     /// Another autoencoder: a file, a directory with config.json and weights, or a model
-    #[arg(long, value_name = "PATH", help_heading = "Model files")]
+    #[arg(long, alias = "custom-vae-version", value_name = "PATH", help_heading = "Model files")]
     vae: Option<PathBuf>,
     /// A LoRA to add to the model, of weight 1 or the given one; may be given several times
     #[arg(long, value_name = "FILE[=WEIGHT]", value_parser = lora::argument, help_heading = "Model files")]
@@ -67,10 +67,15 @@ impl ModelFileOptions {
         self.lora_dir.as_deref()
     }
 
-    /// True if weights are replaced or added to, which takes a checkpoint: the first option that does.
+    /// The first option that replaces or changes a checkpoint's weights.
     pub(super) fn of_checkpoints(&self) -> Option<&'static str> {
         let given = [(!self.lora.is_empty(), "--lora"), (self.vae.is_some(), "--vae")];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
+    /// The prediction type that was asked for.
+    pub(super) fn prediction_type(&self) -> Option<&str> {
+        self.prediction_type.as_deref()
     }
 
     /// The options as the library has them.
