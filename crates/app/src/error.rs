@@ -1,6 +1,7 @@
 //! The kinds of errors, from which a server's status codes and a program's exit codes follow.
 
 use mixbit_analysis::analyze::{AnalyzeError, JournalError};
+use mixbit_diffusion::adapter::AdapterError;
 use mixbit_diffusion::arch::ArchError;
 use mixbit_diffusion::model::{FileError, ModelError};
 use mixbit_diffusion::original::OriginalError;
@@ -18,6 +19,7 @@ use mixbit_packages::recipe::{MatchError, RecipeError};
 use mixbit_packages::{ExistsError, OpenError};
 
 use crate::hub::HubError;
+use crate::loras::LoraError;
 use crate::picture::PictureError;
 use crate::request::RequestError;
 use crate::synthetic::SyntheticError;
@@ -207,6 +209,21 @@ impl Kind for OriginalError {
     }
 }
 
+impl Kind for AdapterError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::NoAdapter { .. }
+            | Self::Malformed { .. }
+            | Self::OtherModel { .. }
+            | Self::NoMatch { .. } => ErrorKind::Invalid,
+            Self::Weight(error) => error.kind(),
+            Self::Model(error) => error.kind(),
+            Self::File(error) => error.kind(),
+        }
+    }
+}
+
 impl Kind for OpenError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -216,6 +233,7 @@ impl Kind for OpenError {
             Self::Package { .. } => ErrorKind::Invalid,
             Self::Model { source, .. } => source.kind(),
             Self::Original { source, .. } => source.kind(),
+            Self::Adapter { source, .. } => source.kind(),
             Self::Format(error) => error.kind(),
         }
     }
@@ -431,6 +449,16 @@ impl Kind for HubError {
             Self::Io { cause, .. } => Kind::kind(cause),
             Self::Stopped { .. } => ErrorKind::Cancelled,
             Self::Format(error) => error.kind(),
+        }
+    }
+}
+
+impl Kind for LoraError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { cause, .. } => Kind::kind(cause),
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::Several { .. } | Self::Tag { .. } => ErrorKind::Invalid,
         }
     }
 }

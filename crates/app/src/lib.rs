@@ -3,6 +3,7 @@
 //! - [`source`] finds models: directories in the diffusers layout, Core ML packages, the [`demo`] model in
 //!   the binary;
 //! - [`hub`] downloads models that are asked for by name;
+//! - [`loras`] finds LoRAs by name, in directories and in prompts;
 //! - [`parameters`] and [`picture`] are the generation parameters and the PNG files that hold them;
 //! - [`request`] turns requests into JSON and parameters, and back;
 //! - [`error`] has the kinds of errors, from which status codes follow;
@@ -12,6 +13,7 @@
 pub mod demo;
 pub mod error;
 pub mod hub;
+pub mod loras;
 pub mod parameters;
 pub mod picture;
 pub mod request;

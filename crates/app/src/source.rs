@@ -4,7 +4,9 @@ use std::path::Path;
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::bundle::Bundle;
-use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source};
+use mixbit_packages::source::{
+    AppliedLora, CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source,
+};
 use mixbit_packages::{Assumption, OpenError};
 
 use crate::demo;
@@ -45,6 +47,10 @@ pub struct LoadedModel {
     pub name: String,
     /// What kind of model it is, where its tensors tell.
     pub kind: Option<String>,
+    /// The LoRAs that were added to its weights.
+    pub loras: Vec<AppliedLora>,
+    /// Bytes of compressed weights that the LoRAs make it hold uncompressed.
+    pub unpacked_bytes: usize,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
 }
@@ -57,7 +63,8 @@ pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, O
     let opened = open(path, options)?;
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
     let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
-    Ok(LoadedModel { model, name, kind, assumptions })
+    let (loras, unpacked_bytes) = (opened.loras().to_vec(), opened.unpacked_bytes()?);
+    Ok(LoadedModel { model, name, kind, loras, unpacked_bytes, assumptions })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

@@ -13,6 +13,7 @@
 //! XL families.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod arch;
 pub mod family;
 pub mod model;

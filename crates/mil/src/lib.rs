@@ -17,6 +17,7 @@
 
 mod assemble;
 mod bisect;
+mod branches;
 mod builder;
 mod bytes;
 pub mod constexpr;
@@ -36,6 +37,7 @@ mod weights;
 
 pub use assemble::{Assembler, Declared};
 pub use bisect::{bisect, join};
+pub use branches::{Branch, with_branches};
 pub use builder::{Builder, OpBuilder, Source, identifier, is_identifier};
 pub use bytes::{Bytes, Owner};
 pub use dtype::DType;

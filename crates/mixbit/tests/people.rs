@@ -67,7 +67,7 @@ fn what_is_not_there_is_answered_on_one_line() {
     let scratch = Scratch::new();
     let mut failures = Failures::new("answers");
     for (arguments, says) in [
-        (&["generate", "x", "--lora", "a.safetensors"][..], "fuse_lora"),
+        (&["generate", "x", "--lora-scale", "0.8"][..], "=0.8"),
         (&["generate", "x", "--sede", "7"], "there is --seed"),
         (&["generate", "a", "red", "circle"], "quotation marks"),
         (&["generate", "x", "--seed", "many"], "whole number"),

@@ -110,7 +110,7 @@ impl Bundle {
     }
 
     /// True if the packages carry their configurations: mixbit's do.
-    fn is_configured(&self) -> bool {
+    pub(crate) fn is_configured(&self) -> bool {
         self.packages.values().all(|package| package.metadata.user_defined.contains_key(keys::CONFIG))
     }
 

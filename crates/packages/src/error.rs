@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use mixbit_diffusion::adapter::AdapterError;
 use mixbit_diffusion::model::ModelError;
 use mixbit_diffusion::original::OriginalError;
 use thiserror::Error;
@@ -58,6 +59,14 @@ pub enum OpenError {
         path: PathBuf,
         /// The defect.
         source: Box<OriginalError>,
+    },
+    /// A LoRA that can't be used, or not with the model.
+    #[error("{}: {source}", path.display())]
+    Adapter {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        source: Box<AdapterError>,
     },
     /// A malformed file.
     #[error(transparent)]

@@ -2,15 +2,18 @@
 
 mod choices;
 mod diffusers;
+mod loras;
 pub(crate) mod single_file;
 
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use mixbit_diffusion::adapter::Merged;
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use diffusers::{Component, DiffusersModel};
+pub use loras::{AppliedLora, Lora};
 pub use single_file::controlnet;
 
 use crate::assumption::Assumption;
@@ -59,6 +62,8 @@ pub struct OpenOptions {
     pub use_ema: bool,
     /// Another autoencoder: a file, a component's directory or a model.
     pub vae: Option<PathBuf>,
+    /// Adapters that are added to the weights, in order.
+    pub loras: Vec<Lora>,
 }
 
 impl OpenOptions {
@@ -98,10 +103,15 @@ pub struct OpenedModel {
     content: Content,
     kind: Option<String>,
     prediction_type: Option<String>,
+    loras: Vec<AppliedLora>,
+    /// True if its files are packages.
+    is_packaged: bool,
 }
 
 enum Content {
     Files(Box<dyn ModelFiles>),
+    /// Files with adapters added to their weights.
+    Merged(Box<Merged>),
     Packages(Bundle),
 }
 
@@ -112,7 +122,14 @@ impl OpenedModel {
     }
 
     fn of(name: impl Into<String>, content: Content) -> Self {
-        OpenedModel { name: name.into(), content, kind: None, prediction_type: None }
+        OpenedModel {
+            name: name.into(),
+            content,
+            kind: None,
+            prediction_type: None,
+            loras: Vec::new(),
+            is_packaged: false,
+        }
     }
 
     /// The same model with what kind of model it is, in words.
@@ -125,6 +142,21 @@ impl OpenedModel {
         self.kind.as_deref()
     }
 
+    /// Bytes of compressed weights that adapters make the model hold uncompressed.
+    ///
+    /// # Errors
+    /// [`OpenError`] if weights can't be read.
+    pub fn unpacked_bytes(&self) -> Result<usize, OpenError> {
+        let Content::Merged(files) = &self.content else { return Ok(0) };
+        let path = self.loras.first().map(|lora| lora.path.clone()).unwrap_or_default();
+        files.unpacked_bytes().map_err(|source| OpenError::Adapter { path, source: Box::new(source) })
+    }
+
+    /// The adapters that were added, and how they fit.
+    pub fn loras(&self) -> &[AppliedLora] {
+        &self.loras
+    }
+
     /// The model's files, to build another model of.
     ///
     /// # Errors
@@ -132,6 +164,7 @@ impl OpenedModel {
     pub(crate) fn into_files(self) -> Result<Box<dyn ModelFiles>, OpenError> {
         match self.content {
             Content::Files(files) => Ok(files),
+            Content::Merged(files) => Ok(files),
             Content::Packages(_) => Err(OpenError::Package {
                 path: PathBuf::from(self.name),
                 what: "it holds packages, and a checkpoint is needed".to_string(),
@@ -141,26 +174,42 @@ impl OpenedModel {
 
     /// The model with what the options choose.
     fn chosen(mut self, options: &OpenOptions) -> Result<Self, OpenError> {
+        let refused = match &self.content {
+            Content::Packages(_) if options.vae.is_some() => Some("--vae"),
+            Content::Packages(_) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
+            Content::Packages(bundle) if !options.loras.is_empty() && !bundle.is_configured() => {
+                let what =
+                    "--lora is for checkpoints and for packages that mixbit made, which carry the names \
+                            of the layers"
+                        .to_string();
+                return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
+            }
+            _ => None,
+        };
+        if let Some(option) = refused {
+            let what = format!(
+                "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
+            );
+            return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
+        }
+        self.is_packaged = matches!(self.content, Content::Packages(_));
         self.content = match self.content {
             Content::Files(files) if options.replace_files() => {
                 Content::Files(Box::new(choices::Chosen::new(files, options)?))
             }
             content => content,
         };
-        let refused = match (&self.content, &options.vae) {
-            (Content::Packages(_), Some(_)) => Some("--vae"),
-            (Content::Packages(_), None) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
-            _ => None,
-        };
-        match refused {
-            Some(option) => Err(OpenError::Package {
-                path: PathBuf::from(&self.name),
-                what: format!(
-                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
-                ),
-            }),
-            None => Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self }),
+        if !options.loras.is_empty() {
+            let files: Box<dyn ModelFiles> = match self.content {
+                Content::Files(files) => files,
+                Content::Merged(files) => files,
+                Content::Packages(bundle) => Box::new(bundle),
+            };
+            let (merged, loras) = loras::added(files, &options.loras)?;
+            self.content = Content::Merged(Box::new(merged));
+            self.loras = loras;
         }
+        Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self })
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as
@@ -173,6 +222,7 @@ impl OpenedModel {
     pub fn files(&self) -> &dyn ModelFiles {
         match &self.content {
             Content::Files(files) => &**files,
+            Content::Merged(files) => &**files,
             Content::Packages(bundle) => bundle,
         }
     }
@@ -186,9 +236,10 @@ impl OpenedModel {
             |source: ModelError| OpenError::Model { model: self.name.clone(), source: Box::new(source) };
         let mut model = match &self.content {
             Content::Files(files) => DiffusionModel::from_files(&**files).map_err(unusable)?,
+            Content::Merged(files) => files.model().map_err(unusable)?,
             Content::Packages(bundle) => bundle.model()?,
         };
-        if let (Content::Packages(_), Some(name)) = (&self.content, &self.prediction_type) {
+        if let (true, Some(name)) = (self.is_packaged, &self.prediction_type) {
             model.scheduler.set_prediction_type(name);
         }
         Ok(model)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{WeightRef, Weights};
+use super::{WeightError, WeightRef, Weights};
 
 /// A source of weights with some tensors replaced: merged adapters, palettized layers, trial encodings.
 ///
@@ -35,6 +35,20 @@ impl Weights for Overlay {
 
     fn get(&self, name: &str) -> Option<WeightRef> {
         self.replaced.get(name).cloned().or_else(|| self.base.get(name))
+    }
+
+    /// A replaced tensor has any shape in which the base gives its own.
+    fn require(&self, name: &str, shape: &[usize]) -> Result<WeightRef, WeightError> {
+        let Some(weight) = self.replaced.get(name) else { return self.base.require(name, shape) };
+        if weight.ty().shape == shape {
+            return Ok(weight.clone());
+        }
+        let reshaped = self.base.require(name, shape).ok().and_then(|_| weight.reshape(shape).ok());
+        reshaped.ok_or_else(|| WeightError::Shape {
+            name: name.to_string(),
+            expected: shape.to_vec(),
+            found: weight.ty().shape.clone(),
+        })
     }
 }
 

@@ -18,7 +18,10 @@ struct Syntax {
 
 /// Syntax that reaches the text encoder as plain words.
 static SYNTAX: [Syntax; 5] = [
-    Syntax { shown: network, about: "no LoRA is loaded by the prompt, and its name counts as words" },
+    Syntax {
+        shown: network,
+        about: "--lora loads a LoRA, and --lora-dir DIR those of the prompt; the name counts as words",
+    },
     Syntax { shown: weight, about: "weights have no effect yet, and their numbers count as words" },
     Syntax { shown: emphasis, about: "brackets have no effect yet, and count as words" },
     Syntax { shown: alternatives, about: "no alternative is chosen, and all of them count as words" },

@@ -147,7 +147,7 @@ impl Models for Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = arguments.files.open();
+    let options = arguments.files.open()?;
     let path = values::model(arguments.model.as_deref(), arguments.demo)?;
     let (model, name) = opening::open(path, &options, &progress)?;
     let model = Arc::new(model);

@@ -511,7 +511,7 @@ mod tests {
         assert!(notes[1].contains("no Neural Engine"), "{notes:?}");
         for (typed, answer) in [
             ("convert --merge-chunks-in-pipeline-model", "leave"),
-            ("generate --lora", "fuse_lora"),
+            ("generate --lora-scale", "=0.8"),
             ("generate --fp16", "--precision"),
             ("convert a b", "one model"),
         ] {

@@ -20,7 +20,7 @@ use super::model_files::ModelFileOptions;
 use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table, counted, shortened};
-use super::{estimate, interrupt, opening, palettize, print_line, values};
+use super::{estimate, interrupt, lora, opening, palettize, print_line, values};
 use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::parameters::Parameters;
 use mixbit_app::source::{self, LoadedModel};
@@ -241,14 +241,15 @@ impl Arguments {
             [] => vec![None],
             ref paths => paths.iter().map(|path| Some(path.as_path())).collect(),
         };
-        let options = self.files.open();
+        let options = self.files.open()?;
         let open = |path: &Option<&Path>| source::load(*path, &options);
         let opened = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let names = names(&opened, &paths);
         let size = self.size.or(opened.first().map_or([512, 512], |opened| opened.model.defaults.size));
         let mut candidates = Vec::new();
-        for (LoadedModel { model, kind, assumptions, .. }, name) in opened.into_iter().zip(names) {
+        for (LoadedModel { model, kind, loras, assumptions, .. }, name) in opened.into_iter().zip(names) {
             opening::say_kind(&name, kind.as_deref(), progress);
+            lora::say(&loras, progress);
             assumptions
                 .iter()
                 .for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));

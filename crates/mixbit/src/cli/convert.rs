@@ -142,7 +142,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = arguments.files.open();
+    let options = arguments.files.open()?;
     let path = values::model(arguments.model.as_deref(), arguments.demo)?;
     values::check_apart(path, &arguments.output)?;
     let model = opening::checkpoint(path, &options, &progress)?;

@@ -23,10 +23,11 @@ use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
 use super::table::counted;
-use super::{advice, input, interrupt, memory, opening, print_line, profile, values};
+use super::{advice, input, interrupt, lora, memory, opening, print_line, profile, values};
 use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
+use mixbit_app::source::LoadedModel;
 
 /// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
@@ -164,11 +165,14 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = Instant::now();
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
-    let options = arguments.files.open();
-    let (model, model_name) = opening::open(arguments.model.as_deref(), &options, &progress)?;
+    let mut options = arguments.files.open()?;
+    let typed = arguments.prompts()?;
+    let (prompts, loras) = lora::taken_from(&typed, arguments.files.lora_dir())?;
+    options.loras.extend(loras);
+    let LoadedModel { model, name: model_name, loras, .. } =
+        opening::loaded(arguments.model.as_deref(), &options, &progress)?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
-    let prompts = arguments.prompts()?;
     let request_of = |prompt: &str| arguments.request(prompt, &*backend).request(&model, Start::Noise);
     let requests = prompts.iter().map(|prompt| request_of(prompt)).collect::<Result<Vec<_>, _>>()?;
     for note in requests.first().into_iter().flat_map(|request| request.scheduler.notes()) {
@@ -198,7 +202,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let place = output.place(prompt, &prompts[prompt], seed)?;
         let prediction_type = arguments.files.prediction_type();
         let origin = Origin { model: &model_name, source, seed, start: None, own: &own, prediction_type };
-        let parameters = parameters(request, &origin)?.to_string();
+        let mut parameters = parameters(request, &origin)?;
+        parameters.prompt.clone_from(&typed[prompt]);
+        mixbit_app::loras::record(&loras, &mut parameters)?;
+        let parameters = parameters.to_string();
         let name = match count {
             1 => "drawing".to_string(),
             count => format!("image {} of {count}", index + 1),

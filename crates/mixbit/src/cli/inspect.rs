@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.path.extension().is_some_and(|extension| extension == "json") {
         return recipe::show(&arguments.path, arguments.json);
     }
-    let networks = open(&arguments.path, &ConversionOptions::default(), &arguments.files.open())?;
+    let networks = open(&arguments.path, &ConversionOptions::default(), &arguments.files.open()?)?;
     if let [file] = &networks[..]
         && file.function.is_none()
     {

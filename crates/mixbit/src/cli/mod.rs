@@ -16,6 +16,7 @@ mod hub;
 mod input;
 mod inspect;
 mod interrupt;
+mod lora;
 mod memory;
 mod metadata;
 mod model_files;

@@ -1,13 +1,14 @@
 //! The options of every command that opens a model: which of its files count, and what completes them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mixbit_app::hub::Wish;
-use mixbit_packages::source::OpenOptions;
+use mixbit_packages::source::{Lora, OpenOptions};
 
 use super::hub::Asked;
-use super::values;
+use super::lora::Argument;
+use super::{lora, values};
 
 /// Which of a model's files to take, and what to take in their place.
 #[derive(Debug, Default, Args)]
@@ -34,6 +35,13 @@ pub(super) struct ModelFileOptions {
     /// Another autoencoder: a file, a directory with config.json and weights, or a model
     #[arg(long, alias = "custom-vae-version", value_name = "PATH", help_heading = "Model files")]
     vae: Option<PathBuf>,
+    /// A LoRA to add to the model, of weight 1 or the given one; may be given several times
+    #[arg(long, value_name = "FILE[=WEIGHT]", value_parser = lora::argument, help_heading = "Model files")]
+    lora: Vec<Argument>,
+    /// The directory of LoRAs that are given by name: --lora NAME, and <lora:NAME:WEIGHT> in a prompt of
+    /// generate
+    #[arg(long, value_name = "DIR", help_heading = "Model files")]
+    lora_dir: Option<PathBuf>,
 }
 
 impl ModelFileOptions {
@@ -48,7 +56,21 @@ impl ModelFileOptions {
             let wish = Wish { without_weights: true, ..Wish::default() };
             Asked { argument, wish }
         });
-        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain))
+        let directory = self.lora_dir.clone();
+        let is_file = move |lora: &&mut Argument| lora.named_in(directory.as_deref()).is_none();
+        let loras = self.lora.iter_mut().filter(is_file).map(|lora| Asked::plain(&mut lora.path));
+        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain)).chain(loras)
+    }
+
+    /// The directory of LoRAs.
+    pub(super) fn lora_dir(&self) -> Option<&Path> {
+        self.lora_dir.as_deref()
+    }
+
+    /// The first option that replaces or changes a checkpoint's weights.
+    pub(super) fn of_checkpoints(&self) -> Option<&'static str> {
+        let given = [(!self.lora.is_empty(), "--lora"), (self.vae.is_some(), "--vae")];
+        given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
     }
 
     /// The prediction type that was asked for.
@@ -57,8 +79,13 @@ impl ModelFileOptions {
     }
 
     /// The options as the library has them.
-    pub(super) fn open(&self) -> OpenOptions {
-        OpenOptions {
+    ///
+    /// # Errors
+    /// If a LoRA's name leads to none.
+    pub(super) fn open(&self) -> anyhow::Result<OpenOptions> {
+        let loras = self.lora.iter().map(|lora| lora.resolved(self.lora_dir()));
+        let loras = loras.collect::<Result<Vec<Lora>, _>>()?;
+        Ok(OpenOptions {
             variant: self.variant.clone(),
             prediction_type: self.prediction_type.clone(),
             rescale_zero_snr: self.rescale_zero_snr,
@@ -66,6 +93,7 @@ impl ModelFileOptions {
             base: self.base.clone(),
             use_ema: self.use_ema,
             vae: self.vae.clone(),
-        }
+            loras,
+        })
     }
 }

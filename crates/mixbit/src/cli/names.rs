@@ -129,13 +129,9 @@ pub(super) static NAMES: &[Row] = &[
              --merge-chunks-in-pipeline-model out",
         ),
     ),
-    row(
-        &["--lora", "--loras", "--lora-dir", "--lora-model-dir", "--lora-scale", "--lora-weights"],
-        Answer(
-            "LoRA files are not read yet: merge one into its model with diffusers (fuse_lora, then save_pretrained), \
-             and give that directory",
-        ),
-    ),
+    row(&["--loras", "--lora-weights", "--adapter", "--lora-path"], Option("--lora")),
+    row(&["--lora-model-dir", "--lora-folder"], Option("--lora-dir")),
+    row(&["--lora-scale"], Answer("a LoRA's weight follows its file, as in --lora style.safetensors=0.8")),
     row(&["--local-files-only", "--local-only", "--no-download"], Option("--offline")),
     row(
         &["--hf-token", "--token", "--auth-token", "--use-auth-token"],

@@ -6,6 +6,7 @@ use mixbit_app::source::{LoadedModel, load, open_checkpoint};
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::source::{OpenOptions, OpenedModel};
 
+use super::lora;
 use super::progress::Progress;
 
 /// The model of a path, or the demo model, and its name. Says what kind of model it is, where its tensors
@@ -18,10 +19,26 @@ pub(super) fn open(
     options: &OpenOptions,
     progress: &Progress,
 ) -> anyhow::Result<(DiffusionModel, String)> {
-    let LoadedModel { model, name, kind, assumptions } = load(path, options)?;
-    say_kind(&name, kind.as_deref(), progress);
-    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    let LoadedModel { model, name, .. } = loaded(path, options, progress)?;
     Ok((model, name))
+}
+
+/// The model of a path with all that is known of it. Says what [`open`] says.
+///
+/// # Errors
+/// If it can't be opened.
+pub(super) fn loaded(
+    path: Option<&Path>,
+    options: &OpenOptions,
+    progress: &Progress,
+) -> anyhow::Result<LoadedModel> {
+    let loaded = load(path, options)?;
+    say_kind(&loaded.name, loaded.kind.as_deref(), progress);
+    lora::say(&loaded.loras, progress);
+    lora::say_unpacked(loaded.unpacked_bytes, progress);
+    let assumptions = &loaded.assumptions;
+    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    Ok(loaded)
 }
 
 /// The checkpoint of a path, or of the demo model. Says what kind of model it is, where its tensors tell.
@@ -35,6 +52,7 @@ pub(super) fn checkpoint(
 ) -> anyhow::Result<OpenedModel> {
     let model = open_checkpoint(path, options)?;
     say_kind(model.name(), model.kind(), progress);
+    lora::say(model.loras(), progress);
     Ok(model)
 }
 

@@ -178,7 +178,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.verify {
         print_line(verify::verify(
             values::model(arguments.model.as_deref(), arguments.demo)?,
-            &arguments.files.open(),
+            &arguments.files.open()?,
             &source,
             &cancel,
             &progress,
@@ -353,6 +353,7 @@ impl Arguments {
 
     /// The packages to write; no weight is read. Other files of a bundle are copied.
     fn targets(&self, source: &PlanSource, progress: &Progress) -> anyhow::Result<Targets> {
+        let options = self.files.open()?;
         match values::model(self.model.as_deref(), self.demo)? {
             Some(path) if is_package(path) => {
                 self.check_no_options_of_checkpoints()?;
@@ -361,9 +362,7 @@ impl Arguments {
                 }
                 Ok(Targets::of_package(path, &self.output)?)
             }
-            Some(path)
-                if path.is_dir() && !is_checkpoint(path, &self.files.open()) && Bundle::is_at(path) =>
-            {
+            Some(path) if path.is_dir() && !is_checkpoint(path, &options) && Bundle::is_at(path) => {
                 self.check_no_options_of_checkpoints()?;
                 Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }
@@ -379,7 +378,8 @@ impl Arguments {
             ("--chunk-unet", self.chunk_unet),
             ("--min-deployment-target", self.min_deployment_target.is_some()),
         ];
-        match given.into_iter().find(|(_, is_given)| *is_given) {
+        let of_files = self.files.of_checkpoints().map(|option| (option, true));
+        match of_files.into_iter().chain(given).find(|(_, is_given)| *is_given) {
             Some((option, _)) => bail!(
                 "{option} is for checkpoints, and packages are converted already: leave it out, or palettize the checkpoint"
             ),
@@ -394,7 +394,7 @@ impl Arguments {
         progress: &Progress,
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
-        let model = opening::checkpoint(path, &self.files.open(), progress)?;
+        let model = opening::checkpoint(path, &self.files.open()?, progress)?;
         let asked = self.min_deployment_target.unwrap_or_default();
         let target = source.target(asked);
         if target != asked {

@@ -59,6 +59,15 @@ pub(crate) fn other_kind(weights: &dyn Weights) -> Option<&'static str> {
     OTHERS.iter().find(|(marks, _)| is(marks)).map(|(_, what)| *what)
 }
 
+/// What a file of tensors is that is no LoRA, if it is known.
+pub(super) fn kind_besides_lora(weights: Arc<dyn Weights>) -> Option<String> {
+    let other = other_kind(&*weights).map(str::to_string);
+    other.or_else(|| match Original::find(weights, &BTreeMap::new(), false) {
+        Ok(original) => Some(format!("a model ({original}), not a LoRA: name it with --model")),
+        Err(_) => None,
+    })
+}
+
 /// A file of tensors with what it says of itself, that of a `.yaml` beside it among it.
 ///
 /// # Errors

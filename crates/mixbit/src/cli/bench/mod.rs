@@ -137,7 +137,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => arguments.model.clone(),
     };
     let begin = Instant::now();
-    let (model, name) = opening::open(path.as_deref(), &arguments.files.open(), &progress)?;
+    let (model, name) = opening::open(path.as_deref(), &arguments.files.open()?, &progress)?;
     let load_time = begin.elapsed();
     let model = Arc::new(model);
     let machine = Machine::new(arguments.threads.map(usize::from))?;

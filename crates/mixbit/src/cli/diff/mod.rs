@@ -51,7 +51,7 @@ impl Models for Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let NetworkPairs { pairs, only } = open_both([&arguments.a, &arguments.b], &arguments.files.open())?;
+    let NetworkPairs { pairs, only } = open_both([&arguments.a, &arguments.b], &arguments.files.open()?)?;
     let counter = Progress::new(arguments.quiet).bytes("comparing");
     let comparisons = compare(&pairs, &counter)?;
     drop(counter);
