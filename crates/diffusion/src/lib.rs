@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod embedding;
 pub mod family;
 pub mod model;
 pub mod original;
