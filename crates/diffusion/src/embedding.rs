@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use mixbit_mil::{DType, WeightRef, Weights};
 
 pub use error::EmbeddingError;
-pub use files::EmbeddedFiles;
+pub use files::{EmbeddedFiles, VectorChannels};
 
 use crate::model::TEXT_ENCODERS;
+use crate::tokenizer::{Tokenizer, Word};
 
 /// The web UI's dictionary of vectors by placeholder; the placeholder is `*`.
 const WEB_UI: &str = "string_to_param.";
@@ -117,6 +118,12 @@ impl Embedding {
         &self.names
     }
 
+    /// True if one of the prompts has the word.
+    pub fn is_in(&self, prompts: &[String], tokenizer: &Tokenizer) -> bool {
+        let word = Word { names: self.names.clone(), ids: Vec::new() };
+        prompts.iter().any(|prompt| tokenizer.mentions(prompt, &word))
+    }
+
     /// The largest number of vectors that it has for a text encoder.
     pub fn vector_count(&self) -> usize {
         self.vectors.iter().map(|vectors| vectors.tensor.ty().shape[0]).max().unwrap_or(0)
@@ -127,11 +134,24 @@ impl Embedding {
         made_for(self.vectors.iter().map(Vectors::channels).collect())
     }
 
+    /// Checks that a model's text encoders take the vectors. Gives the folders of those that get some, if not
+    /// all do.
+    ///
+    /// # Errors
+    /// [`EmbeddingError::OtherFamily`] if some of the vectors fit none.
+    pub fn check(&self, channels: &VectorChannels) -> Result<Option<Vec<&'static str>>, EmbeddingError> {
+        let placed = self.placed(channels)?;
+        let with_vectors = channels.0.iter().zip(&placed).filter(|(_, vectors)| vectors.is_some());
+        let folders: Vec<&str> = with_vectors.map(|((index, _), _)| TEXT_ENCODERS[*index].0).collect();
+        Ok((folders.len() < placed.len()).then_some(folders))
+    }
+
     /// The vectors for each of a model's text encoders, by the channels that these take.
     ///
     /// # Errors
     /// [`EmbeddingError::OtherFamily`] if some of the vectors fit none.
-    fn placed(&self, encoders: &[(usize, usize)]) -> Result<Vec<Option<&WeightRef>>, EmbeddingError> {
+    fn placed(&self, channels: &VectorChannels) -> Result<Vec<Option<&WeightRef>>, EmbeddingError> {
+        let encoders = &channels.0;
         let mut placed = vec![None; encoders.len()];
         for vectors in &self.vectors {
             let fits = |(index, channels): &(usize, usize)| {

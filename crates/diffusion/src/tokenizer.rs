@@ -183,6 +183,12 @@ impl Tokenizer {
         found.filter_map(|(range, word)| Some((original(range)?, word))).collect()
     }
 
+    /// True if a prompt has a word, in one of its spellings, that need not be added.
+    pub fn mentions(&self, prompt: &str, word: &Word) -> bool {
+        let word = Words::new(vec![word.clone()], |name| self.normalized(name));
+        !word.find(normalized(&self.pipeline, prompt).get()).is_empty()
+    }
+
     /// A text as prompts are compared with it: Unicode NFC, lower case, single spaces.
     pub fn normalized(&self, text: &str) -> String {
         normalized(&self.pipeline, text).get().trim().to_string()

@@ -60,9 +60,10 @@ impl EmbeddedFiles {
     /// [`EmbeddingError::OtherFamily`], [`EmbeddingError::SameName`], or an error of the model's files.
     pub fn new(base: Box<dyn ModelFiles>, embeddings: &[Embedding]) -> Result<Self, EmbeddingError> {
         let plain = plain_encoders(&*base)?;
-        let widths = widths(&plain);
+        let channels =
+            VectorChannels(plain.iter().map(|plain| (plain.index, plain.config.hidden_size)).collect());
         let placed: Vec<Vec<Option<&WeightRef>>> =
-            embeddings.iter().map(|it| it.placed(&widths)).collect::<Result<_, _>>()?;
+            embeddings.iter().map(|it| it.placed(&channels)).collect::<Result<_, _>>()?;
         let mut encoders = Vec::new();
         for (position, plain) in plain.iter().enumerate() {
             let spellings = spellings(embeddings, &plain.tokenizer)?;
@@ -78,18 +79,24 @@ impl EmbeddedFiles {
     }
 }
 
-impl Embedding {
-    /// Checks that a model's text encoders take the vectors. Gives the folders of those that get some, if not
-    /// all do.
+/// The channels of the vectors that a model's text encoders take.
+pub struct VectorChannels(pub(super) Vec<(usize, usize)>);
+
+impl VectorChannels {
+    /// Those of a model.
     ///
     /// # Errors
-    /// As [`EmbeddedFiles::new`].
-    pub fn check(&self, model: &dyn ModelFiles) -> Result<Option<Vec<&'static str>>, EmbeddingError> {
-        let widths = widths(&plain_encoders(model)?);
-        let placed = self.placed(&widths)?;
-        let with_vectors = widths.iter().zip(&placed).filter(|(_, vectors)| vectors.is_some());
-        let folders: Vec<&str> = with_vectors.map(|((index, _), _)| TEXT_ENCODERS[*index].0).collect();
-        Ok((folders.len() < placed.len()).then_some(folders))
+    /// An error of the text encoders' configurations.
+    pub fn of(model: &dyn ModelFiles) -> Result<Self, ModelError> {
+        let mut all = Vec::new();
+        for (index, (component, _)) in TEXT_ENCODERS.into_iter().enumerate() {
+            if model.component(component).is_some()
+                && let Config::TextEncoder(config) = component_config(model, component)?
+            {
+                all.push((index, config.hidden_size));
+            }
+        }
+        Ok(VectorChannels(all))
     }
 }
 
@@ -132,11 +139,6 @@ fn plain_encoders(base: &dyn ModelFiles) -> Result<Vec<Plain>, EmbeddingError> {
         }
     }
     Ok(plain)
-}
-
-/// The text encoders' places in [`TEXT_ENCODERS`] and their channels.
-fn widths(plain: &[Plain]) -> Vec<(usize, usize)> {
-    plain.iter().map(|plain| (plain.index, plain.config.hidden_size)).collect()
 }
 
 /// The spellings of each word. Of those that two words have, or that are words of the vocabulary, only a word's
