@@ -109,7 +109,12 @@ pub struct Origin<'a> {
     pub seed: u64,
     /// The image that drawing started from.
     pub start: Option<&'a StartFile>,
+    /// The words of textual inversion in the prompts, each with the SHA-256 of its file.
+    pub embeddings: &'a [(String, [u8; 32])],
 }
+
+/// The number of hexadecimal digits of a file's hash, as in the web UI.
+const HASH_DIGITS: usize = 12;
 
 /// The names of settings, which the web UI's readers know where it has them.
 mod names {
@@ -127,6 +132,7 @@ mod names {
     pub(super) const STRENGTH: &str = "Denoising strength";
     pub(super) const START: &str = "Start image";
     pub(super) const START_SHA256: &str = "Start image SHA-256";
+    pub(super) const EMBEDDINGS: &str = "TI hashes";
     pub(super) const PRECISION: &str = "Precision";
     pub(super) const VERSION: &str = "Version";
 }
@@ -262,6 +268,12 @@ pub fn parameters(request: &Request, origin: &Origin) -> Result<Parameters, Sche
         parameters.set(names::START, &start.name);
         parameters.set(names::START_SHA256, &start.sha256);
     }
+    if !origin.embeddings.is_empty() {
+        let hash = |sum: &[u8; 32]| sum.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let one = |(name, sum): &(String, [u8; 32])| format!("{name}: {}", &hash(sum)[..HASH_DIGITS]);
+        let all: Vec<String> = origin.embeddings.iter().map(one).collect();
+        parameters.set(names::EMBEDDINGS, all.join(", "));
+    }
     if request.precision != Precision::F32 {
         parameters.set(names::PRECISION, request.precision.name());
     }
@@ -374,8 +386,10 @@ mod tests {
                 source: random_source("torch").unwrap(),
                 seed: u64::MAX,
                 start: asked.start.as_ref(),
+                embeddings: &[("my, style".to_string(), [0xab; 32])],
             };
             let written = parameters(&request, &origin).unwrap();
+            assert!(written.to_string().contains("TI hashes: \"my, style: abababababab\""), "{written}");
             let read = DrawRequest::from_parameters(&Parameters::parse(&written.to_string())).unwrap();
             let expected = DrawRequest { scheduler: read.scheduler.clone(), ..asked.clone() };
             assert_eq!(read, expected);
@@ -394,7 +408,7 @@ mod tests {
                 let scheduler = Some(entry.name.to_string());
                 let asked = DrawRequest { scheduler, ..DrawRequest::default() };
                 let request = asked.request(&model, Start::Noise).map_err(|error| error.to_string())?;
-                let origin = Origin { model: "", source, seed: 0, start: None };
+                let origin = Origin { model: "", source, seed: 0, start: None, embeddings: &[] };
                 let written = parameters(&request, &origin).map_err(|error| error.to_string())?;
                 let read = DrawRequest::from_parameters(&written).map_err(|error| error.to_string())?;
                 let again = read.request(&model, Start::Noise).map_err(|error| error.to_string())?;

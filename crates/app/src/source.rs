@@ -4,7 +4,9 @@ use std::path::Path;
 
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::bundle::Bundle;
-use mixbit_packages::source::{CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source};
+use mixbit_packages::source::{
+    AddedEmbedding, CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source,
+};
 use mixbit_packages::{Assumption, OpenError};
 
 use crate::demo;
@@ -47,6 +49,10 @@ pub struct LoadedModel {
     pub kind: Option<String>,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
+    /// The textual inversions that were added.
+    pub embeddings: Vec<AddedEmbedding>,
+    /// What of the options was passed over, and why.
+    pub warnings: Vec<String>,
 }
 
 /// Opens a model as [`open`] does, ready to run.
@@ -57,7 +63,8 @@ pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, O
     let opened = open(path, options)?;
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
     let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
-    Ok(LoadedModel { model, name, kind, assumptions })
+    let (embeddings, warnings) = (opened.embeddings().to_vec(), opened.warnings().to_vec());
+    Ok(LoadedModel { model, name, kind, assumptions, embeddings, warnings })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

@@ -2,6 +2,7 @@
 
 mod choices;
 mod diffusers;
+mod embeddings;
 pub(crate) mod single_file;
 
 use std::fs;
@@ -12,6 +13,7 @@ use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use choices::autoencoder;
 pub use diffusers::{Component, DiffusersModel};
+pub use embeddings::{AddedEmbedding, EmbeddingFile, EmbeddingOptions};
 
 use crate::assumption::Assumption;
 use crate::bundle::{Bundle, entries};
@@ -59,6 +61,8 @@ pub struct OpenOptions {
     pub use_ema: bool,
     /// Another autoencoder: a file, a component's directory or a model.
     pub vae: Option<PathBuf>,
+    /// Textual inversions to add to the tokenizers and text encoders.
+    pub embeddings: EmbeddingOptions,
 }
 
 impl OpenOptions {
@@ -70,6 +74,28 @@ impl OpenOptions {
             (self.use_ema, "--use-ema"),
         ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
+    /// Checks that no option is given that packages can't follow.
+    ///
+    /// # Errors
+    /// [`OpenError::Package`] with the first such option.
+    pub fn check_for_packages(&self, path: &Path) -> Result<(), OpenError> {
+        let given = [
+            (self.vae.is_some(), "--vae"),
+            (self.rescale_zero_snr, "--rescale-zero-snr"),
+            (!self.embeddings.files.is_empty(), "--embedding"),
+            (!self.embeddings.folders.is_empty(), "--embedding-dir"),
+        ];
+        let refused = given.into_iter().find(|(is_given, _)| *is_given);
+        refused.map_or(Ok(()), |(_, option)| {
+            Err(OpenError::Package {
+                path: path.to_path_buf(),
+                what: format!(
+                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
+                ),
+            })
+        })
     }
 
     /// True if some of a model's files are replaced.
@@ -98,6 +124,8 @@ pub struct OpenedModel {
     content: Content,
     kind: Option<String>,
     prediction_type: Option<String>,
+    embeddings: Vec<AddedEmbedding>,
+    warnings: Vec<String>,
 }
 
 enum Content {
@@ -112,7 +140,14 @@ impl OpenedModel {
     }
 
     fn of(name: impl Into<String>, content: Content) -> Self {
-        OpenedModel { name: name.into(), content, kind: None, prediction_type: None }
+        OpenedModel {
+            name: name.into(),
+            content,
+            kind: None,
+            prediction_type: None,
+            embeddings: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// The same model with what kind of model it is, in words.
@@ -123,6 +158,16 @@ impl OpenedModel {
     /// What kind of model it is, where its tensors tell: its family, and what its UNet predicts.
     pub fn kind(&self) -> Option<&str> {
         self.kind.as_deref()
+    }
+
+    /// The textual inversions that were added.
+    pub fn embeddings(&self) -> &[AddedEmbedding] {
+        &self.embeddings
+    }
+
+    /// What of the options was passed over, and why.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The model's files, to build another model of.
@@ -147,20 +192,27 @@ impl OpenedModel {
             }
             content => content,
         };
-        let refused = match (&self.content, &options.vae) {
-            (Content::Packages(_), Some(_)) => Some("--vae"),
-            (Content::Packages(_), None) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
-            _ => None,
-        };
-        match refused {
-            Some(option) => Err(OpenError::Package {
-                path: PathBuf::from(&self.name),
-                what: format!(
-                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
-                ),
-            }),
-            None => Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self }),
+        if let (Content::Files(_), false) = (&self.content, options.embeddings.is_empty()) {
+            return self.with_embeddings(options);
         }
+        if let Content::Packages(_) = &self.content {
+            options.check_for_packages(Path::new(&self.name))?;
+        }
+        Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self })
+    }
+
+    /// The model with the textual inversions that the options name.
+    fn with_embeddings(self, options: &OpenOptions) -> Result<Self, OpenError> {
+        let OpenedModel { name, content: Content::Files(files), kind, .. } = self else { return Ok(self) };
+        let added = embeddings::add(files, &options.embeddings)?;
+        Ok(OpenedModel {
+            name,
+            content: Content::Files(added.files),
+            kind,
+            prediction_type: options.prediction_type.clone(),
+            embeddings: added.embeddings,
+            warnings: added.warnings,
+        })
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as
