@@ -1,10 +1,10 @@
 //! The options of every command that opens a model: which of its files count, and what completes them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mixbit_app::hub::Wish;
-use mixbit_packages::source::OpenOptions;
+use mixbit_packages::source::{EmbeddingFile, EmbeddingOptions, OpenOptions};
 
 use super::hub::Asked;
 use super::values;
@@ -34,6 +34,25 @@ pub(super) struct ModelFileOptions {
     /// Another autoencoder: a file, a directory with config.json and weights, or a model
     #[arg(long, value_name = "PATH", help_heading = "Model files")]
     vae: Option<PathBuf>,
+    /// A textual inversion; its word is the file's name, or NAME. May be given several times
+    #[arg(long, value_name = "FILE[=NAME]", value_parser = embedding, help_heading = "Model files")]
+    embedding: Vec<EmbeddingFile>,
+    /// A folder of textual inversions; their words are the files' names. May be given several times
+    #[arg(long, value_name = "DIR", help_heading = "Model files")]
+    embedding_dir: Vec<PathBuf>,
+}
+
+/// `FILE` or `FILE=NAME`. A file that is there counts whole, whatever its name has in it.
+fn embedding(text: &str) -> Result<EmbeddingFile, String> {
+    match text.rsplit_once('=') {
+        Some((path, name)) if !Path::new(text).exists() => {
+            if name.trim().is_empty() {
+                return Err("no name follows the `=`".to_string());
+            }
+            Ok(EmbeddingFile { path: path.into(), name: Some(name.trim().to_string()) })
+        }
+        _ => Ok(EmbeddingFile { path: text.into(), name: None }),
+    }
 }
 
 impl ModelFileOptions {
@@ -48,7 +67,9 @@ impl ModelFileOptions {
             let wish = Wish { without_weights: true, ..Wish::default() };
             Asked { argument, wish }
         });
-        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain))
+        let embeddings = self.embedding.iter_mut().map(|embedding| &mut embedding.path);
+        let others = self.base.iter_mut().chain(&mut self.vae).chain(embeddings);
+        config.into_iter().chain(others.map(Asked::plain))
     }
 
     /// The options as the library has them.
@@ -61,6 +82,11 @@ impl ModelFileOptions {
             base: self.base.clone(),
             use_ema: self.use_ema,
             vae: self.vae.clone(),
+            embeddings: EmbeddingOptions {
+                files: self.embedding.clone(),
+                folders: self.embedding_dir.clone(),
+                prompts: None,
+            },
         }
     }
 }

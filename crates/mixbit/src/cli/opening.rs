@@ -4,8 +4,9 @@ use std::path::Path;
 
 use mixbit_app::source::{LoadedModel, load, open_checkpoint};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_packages::source::{OpenOptions, OpenedModel};
+use mixbit_packages::source::{AddedEmbedding, OpenOptions, OpenedModel};
 
+use super::printable::visible_line;
 use super::progress::Progress;
 
 /// The model of a path, or the demo model, and its name. Says what kind of model it is, where its tensors
@@ -18,10 +19,24 @@ pub(super) fn open(
     options: &OpenOptions,
     progress: &Progress,
 ) -> anyhow::Result<(DiffusionModel, String)> {
-    let LoadedModel { model, name, kind, assumptions } = load(path, options)?;
-    say_kind(&name, kind.as_deref(), progress);
-    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    let LoadedModel { model, name, .. } = loaded(path, options, progress)?;
     Ok((model, name))
+}
+
+/// As [`open`], with what was added to the model.
+///
+/// # Errors
+/// If it can't be opened.
+pub(super) fn loaded(
+    path: Option<&Path>,
+    options: &OpenOptions,
+    progress: &Progress,
+) -> anyhow::Result<LoadedModel> {
+    let loaded = load(path, options)?;
+    say_kind(&loaded.name, loaded.kind.as_deref(), progress);
+    loaded.assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    say_embeddings(&loaded.embeddings, &loaded.warnings, progress);
+    Ok(loaded)
 }
 
 /// The checkpoint of a path, or of the demo model. Says what kind of model it is, where its tensors tell.
@@ -35,10 +50,17 @@ pub(super) fn checkpoint(
 ) -> anyhow::Result<OpenedModel> {
     let model = open_checkpoint(path, options)?;
     say_kind(model.name(), model.kind(), progress);
+    say_embeddings(model.embeddings(), model.warnings(), progress);
     Ok(model)
 }
 
 /// Says what kind of model it is.
 pub(super) fn say_kind(name: &str, kind: Option<&str>, progress: &Progress) {
     kind.into_iter().for_each(|kind| progress.say(format_args!("{name}: {kind}")));
+}
+
+/// Says which textual inversions were added, and what was passed over.
+pub(super) fn say_embeddings(embeddings: &[AddedEmbedding], warnings: &[String], progress: &Progress) {
+    embeddings.iter().for_each(|embedding| progress.say(visible_line(&embedding.to_string())));
+    warnings.iter().for_each(|warning| progress.say(format_args!("warning: {}", visible_line(warning))));
 }
