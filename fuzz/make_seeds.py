@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,33 @@ write(
     "parameters/picture",
     b"a cat, (on:1.2) a mat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x768, Model: \"a, b\"",
 )
+
+
+# Pictures of one pixel with the parameters in each kind of text, and an Exif comment; a journal.
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*texts: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(texts) + pixels + chunk(b"IEND", b"")
+
+
+text = b"a cat\nSteps: 2, Seed: 1, Size: 1x1"
+write("picture/latin1", png(chunk(b"tEXt", b"parameters\0" + text)))
+write("picture/compressed", png(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(text))))
+write("picture/utf8", png(chunk(b"iTXt", b"parameters\0\0\0\0\0" + text)))
+write("picture/utf8-compressed", png(chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(text))))
+comment = b"UNICODE\0" + text.decode().encode("utf-16-be")
+tiff = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIII", 1, 0x8769, 4, 1, 26, 0)
+tiff += struct.pack(">HHHIII", 1, 0x9286, 7, len(comment), 44, 0) + comment
+exif = b"Exif\0\0" + tiff
+write("picture/jpeg", b"\xff\xd8\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + b"\xff\xd9")
+write(
+    "journal/two-measurements",
+    b'{"measured":"estimate of palette-4 on 1 states","options":{"steps":"2"}}\n'
+    b'{"key":{"isolated":{"layer":"a","scheme":"palette-4"}},"distortion":[[0.25,1.0,2.0]]}\n'
+    b'{"key":{"verified":{"network":"00000000000000ff"}},"distortion":[[0.5,1.0,2.0]]}\n',
+)
+write("journal/cut", b'{"measured":"m"}\n{"key":{"int8":{"layer":"a"}},"distortion":[]}\n{"key":{"in')

@@ -18,7 +18,8 @@ pub(crate) struct Arguments {
     /// Write one file in the original layout, not a directory
     #[arg(long)]
     single_file: bool,
-    /// The directory of the checkpoint, or its file; created if absent, and files of the same names are replaced
+    /// The directory of the checkpoint, or its file; made if it is not there. Files of the same names are
+    /// replaced
     directory: PathBuf,
     /// The seed of the weights
     #[arg(long, default_value_t = 0)]

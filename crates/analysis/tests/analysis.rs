@@ -235,5 +235,5 @@ fn senseless_options_are_refused() {
     run(&model, &good, Stops::never()).unwrap();
     let error = refused(Options { seed: 8, ..good.clone() });
     assert!(matches!(error, AnalyzeError::Journal(JournalError::OtherAnalysis { .. })), "{error}");
-    assert!(error.to_string().contains("another model or with other options"), "{error}");
+    assert!(error.to_string().contains("with other options (--seed was 7, and is 8)"), "{error}");
 }

@@ -148,6 +148,7 @@ impl Kind for SchedulerError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::UnknownScheduler { .. }
+            | Self::VariantAlone { .. }
             | Self::UnknownClass { .. }
             | Self::UnknownField { .. }
             | Self::OtherTraining { .. } => ErrorKind::Unsupported,
@@ -257,7 +258,7 @@ impl Kind for PlanError {
         match self {
             Self::Model(error) => error.kind(),
             Self::NoPart { .. } => ErrorKind::NotFound,
-            Self::Class { .. } | Self::Chunks { .. } => ErrorKind::Invalid,
+            Self::Class { .. } | Self::Chunks { .. } | Self::Misfit { .. } => ErrorKind::Invalid,
         }
     }
 }
@@ -315,6 +316,7 @@ impl Kind for TargetError {
         match self {
             Self::Input { .. } => ErrorKind::Conflict,
             Self::Layers { cause, .. } => cause.kind(),
+            Self::Model(error) => error.kind(),
             Self::Plan { cause, .. } => cause.kind(),
             Self::Package(error) => error.kind(),
             Self::Vocabulary(error) => error.kind(),

@@ -35,14 +35,14 @@ impl Parameters {
     pub fn parse(text: &str) -> Self {
         let mut lines: Vec<&str> = text.trim().lines().collect();
         let settings = match lines.last().map(|line| pairs(line)) {
-            Some(pairs) if pairs.len() >= FEWEST_PAIRS => {
+            // A negative prompt with colons and commas is still one.
+            Some(pairs) if pairs.len() >= FEWEST_PAIRS && !is_negative(lines[lines.len() - 1]) => {
                 lines.pop();
                 pairs
             }
             _ => Vec::new(),
         };
-        let first_negative =
-            lines.iter().position(|line| line.trim().starts_with(NEGATIVE)).unwrap_or(lines.len());
+        let first_negative = lines.iter().position(|line| is_negative(line)).unwrap_or(lines.len());
         let (prompt, negative) = lines.split_at(first_negative);
         let join = |lines: &[&str]| lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("\n");
         let negative = join(negative);
@@ -72,6 +72,10 @@ impl fmt::Display for Parameters {
         }
         Ok(())
     }
+}
+
+fn is_negative(line: &str) -> bool {
+    line.trim().starts_with(NEGATIVE)
 }
 
 /// A value, as a JSON string where it would not be read back as it is.
@@ -146,6 +150,14 @@ mod tests {
             "a cat, sitting\non a mat\nNegative prompt: dogs: all of them\n\
              Steps: 25, Sampler: Euler a, CFG scale: 7.5, Note: \"say \\\"cheese\\\", please: now\""
         );
+        assert_eq!(Parameters::parse(&parameters.to_string()), parameters);
+    }
+
+    #[test]
+    fn a_negative_prompt_like_settings_stays_one() {
+        let text = "a cat\nNegative prompt: one: 1, two: 2, three: 3";
+        let parameters = Parameters::parse(text);
+        assert_eq!(parameters.negative_prompt, "one: 1, two: 2, three: 3");
         assert_eq!(Parameters::parse(&parameters.to_string()), parameters);
     }
 

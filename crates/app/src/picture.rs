@@ -2,7 +2,6 @@
 
 mod exif;
 
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -102,8 +101,15 @@ pub fn encode(writer: impl Write, image: &Image, parameters: &str) -> io::Result
 /// # Errors
 /// [`PictureError`].
 pub fn read_parameters(path: &Path) -> Result<String, PictureError> {
+    parameters_in(path, open_file(path)?.0)
+}
+
+/// [`read_parameters`] of an open file, or of bytes in memory. `path` names it in messages.
+///
+/// # Errors
+/// [`PictureError`].
+pub fn parameters_in(path: &Path, mut file: impl Read + Seek) -> Result<String, PictureError> {
     let unreadable = |cause| PictureError::Read { path: path.to_path_buf(), cause };
-    let (mut file, _) = open_file(path)?;
     let mut head = Vec::new();
     (&mut file).take(HEAD as u64).read_to_end(&mut head).map_err(unreadable)?;
     match exif::user_comment(&head) {
@@ -135,7 +141,7 @@ fn utf8_in_latin1(bytes: &[u8]) -> Option<String> {
     std::str::from_utf8(bytes).ok().filter(|_| !bytes.is_ascii()).map(str::to_string)
 }
 
-fn png_parameters(path: &Path, file: File) -> Result<String, PictureError> {
+fn png_parameters(path: &Path, file: impl Read + Seek) -> Result<String, PictureError> {
     let path_buf = || path.to_path_buf();
     let mut reader = png::Decoder::new(BufReader::new(file))
         .read_info()
@@ -165,6 +171,8 @@ fn png_parameters(path: &Path, file: File) -> Result<String, PictureError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]

@@ -4,9 +4,11 @@
 //! [`DrawRequest::request`] makes the session's [`Request`] of it. [`parameters`] writes what decided a
 //! picture into its file, from where [`DrawRequest::from_parameters`] reads it.
 
-use mixbit_diffusion::model::DiffusionModel;
+use mixbit_diffusion::model::{DiffusionModel, ModelScheduler};
 use mixbit_diffusion::random::{RANDOM_SOURCES, RandomSourceEntry};
-use mixbit_diffusion::scheduler::{SchedulerError, SigmaSchedule, TimestepSpacing, scheduler_of_name};
+use mixbit_diffusion::scheduler::{
+    PREDICTION_TYPES, SchedulerError, SigmaSchedule, TimestepSpacing, scheduler_of_name,
+};
 use mixbit_diffusion::session::{Precision, Request, Start, Text, Tiling};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -51,6 +53,9 @@ pub struct DrawRequest {
     /// The name of the timestep spacing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestep_spacing: Option<String>,
+    /// The name of the UNet's prediction type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction_type: Option<String>,
     /// The name of the precision; `f32` if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -111,6 +116,10 @@ pub struct Origin<'a> {
     pub start: Option<&'a StartFile>,
     /// The words of textual inversion in the prompts, each with the SHA-256 of its file.
     pub embeddings: &'a [(String, [u8; 32])],
+    /// The model's own scheduler. What a request changes of it is written.
+    pub own: &'a ModelScheduler,
+    /// The prediction type, if it was asked for when the model was opened.
+    pub prediction_type: Option<&'a str>,
 }
 
 /// The number of hexadecimal digits of a file's hash, as in the web UI.
@@ -121,6 +130,8 @@ mod names {
     pub(super) const STEPS: &str = "Steps";
     pub(super) const SAMPLER: &str = "Sampler";
     pub(super) const SCHEDULE: &str = "Schedule type";
+    pub(super) const SPACING: &str = "Timestep spacing";
+    pub(super) const PREDICTION: &str = "Prediction type";
     pub(super) const GUIDANCE: &str = "CFG scale";
     pub(super) const RESCALE: &str = "Guidance rescale";
     pub(super) const SEED: &str = "Seed";
@@ -188,6 +199,12 @@ impl DrawRequest {
             let spacing = TimestepSpacing::parse(name).ok_or_else(|| value("timestep spacing", name))?;
             request.scheduler.set_timestep_spacing(spacing)?;
         }
+        if let Some(name) = &self.prediction_type {
+            let known = PREDICTION_TYPES.contains(&name.as_str());
+            known
+                .then(|| request.scheduler.set_prediction_type(name))
+                .ok_or_else(|| value("prediction type", name))?;
+        }
         Ok(request)
     }
 
@@ -224,7 +241,8 @@ impl DrawRequest {
             guidance_scale: number(names::GUIDANCE, get(names::GUIDANCE))?,
             guidance_rescale: number(names::RESCALE, get(names::RESCALE))?.unwrap_or(0.0),
             scheduler: get(names::SAMPLER).map(|label| scheduler(label, get(names::SCHEDULE))).transpose()?,
-            timestep_spacing: None,
+            timestep_spacing: get(names::SPACING).map(str::to_string),
+            prediction_type: get(names::PREDICTION).map(str::to_string),
             precision: get(names::PRECISION).map(str::to_string),
             tiled_decode: None,
             seed: number(names::SEED, get(names::SEED))?,
@@ -246,10 +264,7 @@ pub fn parameters(request: &Request, origin: &Origin) -> Result<Parameters, Sche
     };
     parameters.set(names::STEPS, request.steps);
     parameters.set(names::SAMPLER, request.scheduler.entry().label);
-    let sigmas = request.scheduler.sigmas()?;
-    if sigmas != SigmaSchedule::Trained {
-        parameters.set(names::SCHEDULE, capitalized(sigmas.name()));
-    }
+    schedule(&mut parameters, request, origin)?;
     parameters.set(names::GUIDANCE, request.guidance_scale);
     if request.guidance_rescale > 0.0 {
         parameters.set(names::RESCALE, request.guidance_rescale);
@@ -280,6 +295,39 @@ pub fn parameters(request: &Request, origin: &Origin) -> Result<Parameters, Sche
     parameters.set(names::VERSION, concat!("mixbit ", env!("CARGO_PKG_VERSION")));
     Ok(parameters)
 }
+
+/// Adds the schedule of sigmas and timesteps, and the prediction type, where they are not the model's own.
+fn schedule(parameters: &mut Parameters, request: &Request, origin: &Origin) -> Result<(), SchedulerError> {
+    let scheduler = &request.scheduler;
+    let (sigmas, spacing) = (scheduler.sigmas()?, scheduler.spacing()?);
+    let own = origin.own.with_scheduler(scheduler.entry().name).ok();
+    let own_spacing = own.as_ref().and_then(|own| own.spacing().ok().flatten());
+    let other_spacing = spacing.filter(|_| spacing != own_spacing);
+    match (sigmas, other_spacing) {
+        (SigmaSchedule::Trained, Some(TimestepSpacing::Trailing)) => {
+            parameters.set(names::SCHEDULE, SGM_UNIFORM)
+        }
+        (sigmas, spacing) => {
+            if sigmas != SigmaSchedule::Trained {
+                parameters.set(names::SCHEDULE, capitalized(sigmas.name()));
+            }
+            if let Some(spacing) = spacing {
+                parameters.set(names::SPACING, spacing.name());
+            }
+        }
+    }
+    let own_prediction = own.as_ref().and_then(|own| own.chosen_prediction_type());
+    let prediction = scheduler.chosen_prediction_type();
+    if let Some(name) =
+        prediction.filter(|_| origin.prediction_type.is_some() || prediction != own_prediction)
+    {
+        parameters.set(names::PREDICTION, name);
+    }
+    Ok(())
+}
+
+/// The web UI's word for trailing timesteps.
+const SGM_UNIFORM: &str = "SGM Uniform";
 
 fn value(option: &'static str, value: &str) -> RequestError {
     RequestError::Value { option, value: value.to_string() }
@@ -346,7 +394,8 @@ mod tests {
             guidance_scale: Some(3.1),
             guidance_rescale: 0.7,
             scheduler: Some("dpmpp-2m-karras".to_string()),
-            timestep_spacing: None,
+            timestep_spacing: Some("leading".to_string()),
+            prediction_type: Some("epsilon".to_string()),
             precision: Some("int8".to_string()),
             tiled_decode: None,
             seed: Some(u64::MAX),
@@ -361,11 +410,7 @@ mod tests {
 
     #[test]
     fn json_reads_back() {
-        let spaced = DrawRequest {
-            timestep_spacing: Some("trailing".to_string()),
-            tiled_decode: Some(true),
-            ..full()
-        };
+        let spaced = DrawRequest { timestep_spacing: None, tiled_decode: Some(true), ..full() };
         for request in [DrawRequest::default(), full(), spaced] {
             let json = request.to_json().unwrap().to_string();
             assert_eq!(DrawRequest::from_json(&json).unwrap(), request, "{json}");
@@ -377,8 +422,15 @@ mod tests {
     #[test]
     fn parameters_read_back() {
         let model = model();
-        let bare =
-            DrawRequest { start: None, precision: None, scheduler: None, guidance_rescale: 0.0, ..full() };
+        let bare = DrawRequest {
+            start: None,
+            precision: None,
+            scheduler: None,
+            timestep_spacing: None,
+            prediction_type: None,
+            guidance_rescale: 0.0,
+            ..full()
+        };
         for asked in [full(), bare] {
             let request = asked.request(&model, Start::Noise).unwrap();
             let origin = Origin {
@@ -387,6 +439,8 @@ mod tests {
                 seed: u64::MAX,
                 start: asked.start.as_ref(),
                 embeddings: &[("my, style".to_string(), [0xab; 32])],
+                own: &model.scheduler,
+                prediction_type: None,
             };
             let written = parameters(&request, &origin).unwrap();
             assert!(written.to_string().contains("TI hashes: \"my, style: abababababab\""), "{written}");
@@ -408,7 +462,16 @@ mod tests {
                 let scheduler = Some(entry.name.to_string());
                 let asked = DrawRequest { scheduler, ..DrawRequest::default() };
                 let request = asked.request(&model, Start::Noise).map_err(|error| error.to_string())?;
-                let origin = Origin { model: "", source, seed: 0, start: None, embeddings: &[] };
+                let (own, embeddings) = (&model.scheduler, &[][..]);
+                let origin = Origin {
+                    model: "",
+                    source,
+                    seed: 0,
+                    start: None,
+                    embeddings,
+                    own,
+                    prediction_type: None,
+                };
                 let written = parameters(&request, &origin).map_err(|error| error.to_string())?;
                 let read = DrawRequest::from_parameters(&written).map_err(|error| error.to_string())?;
                 let again = read.request(&model, Start::Noise).map_err(|error| error.to_string())?;
@@ -422,6 +485,40 @@ mod tests {
     }
 
     #[test]
+    fn schedules_have_the_web_ui_s_names_where_it_has_one() {
+        let model = model();
+        let source = random_source("torch").unwrap();
+        let mut own = model.scheduler.file().clone();
+        own["timestep_spacing"] = "leading".into();
+        let model = DiffusionModel { scheduler: ModelScheduler::new(own), ..model };
+        let own = &model.scheduler;
+        for (scheduler, spacing, expected) in [
+            ("euler", None, None),
+            ("euler-karras", None, Some("Schedule type: Karras,")),
+            ("euler-trailing", None, Some("Schedule type: SGM Uniform,")),
+            ("euler", Some("trailing"), Some("Schedule type: SGM Uniform,")),
+            ("euler", Some("linspace"), Some("Timestep spacing: linspace,")),
+            ("euler-karras", Some("trailing"), Some("Schedule type: Karras, Timestep spacing: trailing,")),
+        ] {
+            let asked = DrawRequest {
+                scheduler: Some(scheduler.to_string()),
+                timestep_spacing: spacing.map(str::to_string),
+                ..DrawRequest::default()
+            };
+            let request = asked.request(&model, Start::Noise).unwrap();
+            let origin = Origin { model: "", source, seed: 0, start: None, own, prediction_type: None };
+            let text = parameters(&request, &origin).unwrap().to_string();
+            match expected {
+                Some(expected) => assert!(text.contains(expected), "{text}"),
+                None => assert!(!text.contains("Schedule") && !text.contains("spacing"), "{text}"),
+            }
+            let read = DrawRequest::from_parameters(&Parameters::parse(&text)).unwrap();
+            let again = read.request(&model, Start::Noise).unwrap().scheduler;
+            assert_eq!(again.spacing(), request.scheduler.spacing(), "{text}");
+        }
+    }
+
+    #[test]
     fn names_that_nothing_has_are_refused() {
         let model = model();
         let of = |change: fn(&mut DrawRequest)| {
@@ -431,6 +528,7 @@ mod tests {
         };
         assert!(of(|it| it.precision = Some("f8".to_string())).contains("f8"));
         assert!(of(|it| it.scheduler = Some("eular".to_string())).contains("eular"));
+        assert!(of(|it| it.prediction_type = Some("w".to_string())).contains("prediction type can't be `w`"));
         assert!(of(|it| it.timestep_spacing = Some("wide".to_string())).contains("wide"));
     }
 }

@@ -31,7 +31,7 @@ pub struct Family {
     pub texts: &'static [(&'static str, &'static str)],
 }
 
-/// A row: the name, the name for people, the folder of its files where they are another's, and the files' paths.
+/// A row: the name, the name for people, the files' paths, and the folder of a file that is another's.
 macro_rules! family {
     ($name:literal, $title:literal: $($path:literal $(of $folder:literal)?),* $(,)?) => {
         Family {

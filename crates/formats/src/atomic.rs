@@ -70,7 +70,15 @@ pub fn write_where_asked<T>(
 /// [`Error::Make`].
 pub fn make_directory(path: &Path) -> Result<(), Error> {
     if !path.as_os_str().is_empty() {
-        fs::create_dir_all(path).map_err(|cause| Error::Make { path: path.to_path_buf(), cause })?;
+        fs::create_dir_all(path).map_err(|cause| {
+            let cause = match cause.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    io::Error::new(cause.kind(), "a file has that name: choose another")
+                }
+                _ => cause,
+            };
+            Error::Make { path: path.to_path_buf(), cause }
+        })?;
     }
     remove_leftovers(path);
     Ok(())
@@ -250,5 +258,7 @@ mod tests {
         std::os::unix::fs::symlink(scratch.path(), &inside).unwrap();
         assert!(matches!(make_subdirectory(&inside), Err(Error::Make { .. })));
         make_directory(&inside).unwrap();
+        let error = make_directory(&path).unwrap_err().to_string();
+        assert!(error.ends_with("a file has that name: choose another"), "{error}");
     }
 }

@@ -84,6 +84,22 @@ impl Claim {
         &self.path
     }
 
+    /// Removes the output, a file or a directory, in one step: it is there whole or gone. A link is removed,
+    /// not followed.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn remove(self) -> Result<(), Error> {
+        let removed = || {
+            // A leftover of this name is removed by the next run if this one is killed.
+            let partial = self.partial();
+            disk::rename(&self.path, &partial)?;
+            disk::remove(&partial)?;
+            disk::sync_directory(self.directory())
+        };
+        removed().map_err(|cause| Error::of_write(&self.path, cause))
+    }
+
     /// The directory of the output.
     pub(crate) fn directory(&self) -> &Path {
         directory_of(&self.path)
@@ -273,6 +289,25 @@ mod tests {
         .unwrap();
         assert_eq!(waited, 1);
         assert!(scratch.names().is_empty(), "{:?}", scratch.names());
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_and_links_are_not_followed() {
+        let scratch = Scratch::new();
+        scratch.file("m.mlpackage/Data/weights", b"old");
+        scratch.file("file", b"old");
+        let mut names = vec!["m.mlpackage", "file"];
+        #[cfg(unix)]
+        {
+            let kept = scratch.path().join("kept");
+            fs::create_dir(&kept).unwrap();
+            std::os::unix::fs::symlink(&kept, scratch.path().join("link")).unwrap();
+            names.push("link");
+        }
+        for name in names {
+            Claim::try_new(&scratch.path().join(name)).unwrap().unwrap().remove().unwrap();
+        }
+        assert_eq!(scratch.names(), if cfg!(unix) { vec!["kept"] } else { Vec::new() });
     }
 
     #[test]

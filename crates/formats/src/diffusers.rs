@@ -25,6 +25,9 @@ const FORMS: [Form; 2] = [
     Form { extension: "bin", stems: ["diffusion_pytorch_model", "pytorch_model"] },
 ];
 
+/// The ends of names of files that may be models by themselves.
+const SINGLE_FILES: [&str; 3] = [".safetensors", ".ckpt", ".gguf"];
+
 /// The variant that is taken by default if there are no weights without a variant.
 const FALLBACK_VARIANT: &str = "fp16";
 
@@ -382,9 +385,8 @@ fn resolve(path: &Path) -> Result<PathBuf, Error> {
     let not_found =
         |path: &Path, hint: &str| Error::NotFound { path: path.to_path_buf(), hint: hint.to_string() };
     if path.is_file() {
-        let hint = "it is a file, and a model is a directory with model_index.json; convert a single-file checkpoint \
-                    with diffusers' from_single_file(FILE).save_pretrained(DIR)";
-        return Err(Error::Layout { path: path.to_path_buf(), what: hint.to_string() });
+        let what = "it is a file, and no directory with model_index.json".to_string();
+        return Err(Error::Layout { path: path.to_path_buf(), what });
     }
     if !path.is_dir() {
         return Err(not_found(path, "there is no such directory"));
@@ -419,13 +421,12 @@ fn hint_for(files: &Files) -> String {
     if parent_has_index {
         return "this is one component of a model: give the directory above it".to_string();
     }
-    if let Some(name) = present.iter().find(|name| name.ends_with(".safetensors") || name.ends_with(".ckpt"))
-    {
-        return format!(
-            "`{}` looks like a single-file checkpoint, and mixbit reads the diffusers layout: convert it with \
-             diffusers' from_single_file(FILE).save_pretrained(DIR)",
-            shown(name)
-        );
+    let is_single = |name: &&String| SINGLE_FILES.iter().any(|end| name.ends_with(end));
+    let single: Vec<String> = present.iter().filter(is_single).cloned().collect();
+    match &single[..] {
+        [] => {}
+        [only] => return format!("a file is a model by itself: give `{}`, with its directory", shown(only)),
+        _ => return format!("each file is a model by itself: give one of {}", listed(&single)),
     }
     match present.is_empty() {
         true => "the directory is empty: give one that diffusers saved".to_string(),

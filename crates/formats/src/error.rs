@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mixbit_mil::Stopped;
 use thiserror::Error;
 
-use crate::coreml::CoreMlError;
+use crate::coreml::{CoreMlError, NotFinite};
 use crate::gguf::GgufError;
 use crate::npy::NpyError;
 use crate::safetensors::SafeTensorsError;
@@ -31,6 +31,14 @@ pub enum Error {
         path: PathBuf,
         /// The reason.
         cause: io::Error,
+    },
+    /// A weight that is NaN or infinite where only finite ones are written.
+    #[error("can't write {}: {cause}", path.display())]
+    NotFinite {
+        /// The file that was to hold it, which is unchanged.
+        path: PathBuf,
+        /// The weight.
+        cause: NotFinite,
     },
     /// The operating system refused to make a directory.
     #[error("can't make the directory {}: {cause}", path.display())]
@@ -159,9 +167,11 @@ impl Error {
     /// The error of a file that could not be written.
     pub(crate) fn of_write(path: &Path, cause: io::Error) -> Self {
         let path = path.to_path_buf();
-        match cause.get_ref().is_some_and(|cause| cause.is::<Stopped>()) {
-            true => Error::Stopped { path },
-            false => Error::Write { path, cause },
+        let not_finite = cause.get_ref().and_then(|cause| cause.downcast_ref::<NotFinite>()).cloned();
+        match (not_finite, cause.get_ref().is_some_and(|cause| cause.is::<Stopped>())) {
+            (Some(cause), _) => Error::NotFinite { path, cause },
+            (None, true) => Error::Stopped { path },
+            (None, false) => Error::Write { path, cause },
         }
     }
 }

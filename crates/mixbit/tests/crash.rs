@@ -21,7 +21,7 @@ struct Case {
     command: &'static [&'static str],
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case {
         name: "convert",
         before: &[],
@@ -31,6 +31,11 @@ const CASES: [Case; 4] = [
         name: "convert over another package",
         before: &["convert", "--convert-vae-decoder", "--latent-h", "16", "--latent-w", "16"],
         command: &["convert", "--convert-vae-decoder", "--force"],
+    },
+    Case {
+        name: "convert over another form, which is removed",
+        before: &["convert", "--convert-unet", "--chunk-unet"],
+        command: &["convert", "--convert-unet", "--force"],
     },
     Case {
         name: "palettize",

@@ -1,9 +1,9 @@
 //! The commands of the README and of the guide in `docs/guide`.
 //!
 //! Fenced blocks marked `sh` are run, in the order of a page, in a scratch directory and home of the page's
-//! own. `MODEL` is a tiny checkpoint there, `fixtures/pipelines/sdxl`; [`SMALL`] makes pictures small and
-//! steps few. Blocks marked `console` install, download or take gigabytes: they are not run but counted, by
-//! [`NOT_RUN`]. Commands and options that a page names within its text are looked up in the help.
+//! own. `MODEL` is a path to a tiny checkpoint there, `fixtures/pipelines/sdxl`; [`SMALL`] makes pictures
+//! small and steps few. Blocks marked `console` install, download or take gigabytes: they are not run but
+//! counted, by [`NOT_RUN`]. Commands and options that a page names within its text are looked up in the help.
 
 #![cfg(unix)]
 
@@ -140,6 +140,11 @@ fn made_small_line(line: &str) -> String {
     line
 }
 
+/// A script with a path in place of `MODEL`, as people give one: in a directory, with a space.
+fn with_a_path(script: &str) -> String {
+    script.replace("MODEL", "\"models/a model\"").replace("MIXBIT_\"models/a model\"", "MIXBIT_MODEL")
+}
+
 /// Runs a script that must succeed.
 fn run(script: &str, home: &Path) -> Result<(), Error> {
     let binary = Path::new(env!("CARGO_BIN_EXE_mixbit")).parent().ok_or("the binary has no directory")?;
@@ -160,10 +165,10 @@ fn commands_on_pages_run() {
     let mut failures = Failures::new("documents");
     for page in pages() {
         let scratch = Scratch::new();
-        copy_tree(&fixture_root().join("pipelines/sdxl"), &scratch.path().join("MODEL")).unwrap();
+        copy_tree(&fixture_root().join("pipelines/sdxl"), &scratch.path().join("models/a model")).unwrap();
         for block in page.blocks().into_iter().filter(|block| block.language == "sh") {
             let place = format!("{}:{}", page.name, block.line);
-            failures.case(&place, || run(&made_small(&block.text), scratch.path()));
+            failures.case(&place, || run(&with_a_path(&made_small(&block.text)), scratch.path()));
         }
     }
     failures.finish();

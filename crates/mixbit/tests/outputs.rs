@@ -266,13 +266,229 @@ fn a_bundle_is_of_the_packages_that_are_there() -> Outcome {
     Ok(())
 }
 
+/// A model of another family or name, or the same network in another form, in the directory of an output.
+#[test]
+fn what_belongs_to_another_model_is_refused_or_removed() -> Outcome {
+    let scratch = with_model()?;
+    copy_tree(&fixture_root().join("pipelines/sdxl"), &scratch.path().join("xl"))?;
+    let bundle = "--bundle-resources-for-swift-cli";
+    let convert = |model: &str, output: &str, more: &[&str]| {
+        let arguments = ["convert", "--model", model, "-q", "-o", output];
+        run(scratch.path(), &[&arguments, more].concat())
+    };
+    let out = |path: &str| scratch.path().join(path);
+    convert("xl", "out", &[bundle])?;
+    let before = read_tree(&out("out"))?;
+    let error = convert("model", "out", &[bundle]).unwrap_err();
+    assert!(error.contains("Resources/TextEncoder.mlmodelc is there already, but"), "{error}");
+    let error = convert("model", "out", &[]).unwrap_err();
+    let expected = "it is of the model `xl`, not `model` (";
+    assert!(error.contains(expected) && error.contains("remove them with --force"), "{error}");
+    assert!(read_tree(&out("out"))? == before, "a refused command changed something");
+    convert("model", "out", &[bundle, "--force"])?;
+    convert("model", "alone", &[bundle])?;
+    assert!(read_tree(&out("out"))? == read_tree(&out("alone"))?, "{:?}", names(&out("out")));
+
+    // The names of both may be the same; parts may come one by one, if they are of one model.
+    convert("xl", "named", &["--name", "m", "--convert-text-encoder"])?;
+    let error = convert("model", "named", &["--name", "m", "--convert-unet"]).unwrap_err();
+    assert!(error.contains("the model has no text_encoder_2") || error.contains("other weights"), "{error}");
+    convert("xl", "named", &["--name", "m", "--convert-unet"])?;
+    convert("xl", "named", &["--name", "m", "--convert-vae-decoder"])?;
+    run(scratch.path(), &["palettize", "--model", "named", "--nbits", "4", "-o", "small", "-q"])?;
+    let palettize = ["palettize", "--model", "alone", "--nbits", "4", "-o", "small", "-q"];
+    let error = run(scratch.path(), &palettize).unwrap_err();
+    assert!(error.contains("it is of the model `m`, not `model`"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn whole_and_cut_networks_do_not_lie_side_by_side() -> Outcome {
+    let scratch = with_model()?;
+    let convert = |more: &[&str]| {
+        let arguments = ["convert", "--model", "model", "--convert-unet", "-q", "-o", "out"];
+        run(scratch.path(), &[&arguments, more].concat())
+    };
+    let bundle = "--bundle-resources-for-swift-cli";
+    let unets = |folder: &str| {
+        let mut names = names(&scratch.path().join(folder));
+        names.retain(|name| name.ends_with(".mlmodelc") || name.ends_with(".mlpackage"));
+        names
+    };
+    let compiled_chunks = ["UnetChunk1.mlmodelc", "UnetChunk2.mlmodelc"];
+    for (first, second, compiled) in [
+        (&[bundle][..], &[bundle, "--chunk-unet"][..], &compiled_chunks[..]),
+        (&[bundle, "--chunk-unet"], &[bundle], &["Unet.mlmodelc"]),
+    ] {
+        convert(&[first, &["--force"]].concat())?;
+        let error = convert(second).unwrap_err();
+        assert!(error.contains("which is written"), "{error}");
+        convert(&[second, &["--force"]].concat())?;
+        assert_eq!(unets("out/Resources"), compiled);
+        assert_eq!(unets("out").len(), compiled.len());
+    }
+    // One chunk after the other is no conflict.
+    convert(&[bundle, "--chunk-unet", "--force"])?;
+    for chunk in ["1", "2"] {
+        let package = format!("out/Stable_Diffusion_version_model_unet_chunk{chunk}.mlpackage");
+        run(scratch.path(), &["palettize", "--model", &package, "--nbits", "4", "-o", "chunks", "-q"])?;
+    }
+    assert_eq!(unets("chunks").len(), 2);
+    Ok(())
+}
+
+/// Networks of other architectures, damaged weights, and options without effect.
+#[test]
+fn conversions_that_would_go_wrong_are_refused_by_name() -> Outcome {
+    let scratch = with_model()?;
+    for name in ["sdxl", "refiner"] {
+        copy_tree(&fixture_root().join("pipelines").join(name), &scratch.path().join(name))?;
+    }
+    let model = |name: &str| scratch.path().join(name);
+    copy_tree(&model("sdxl/vae"), &model("four/vae"))?;
+    let four = model("four/vae/config.json");
+    let text = fs::read_to_string(&four)?;
+    fs::write(&four, text.replace("\"latent_channels\": 4", "\"latent_channels\": 16"))?;
+    let net = fixture_root().join("models/controlnet-sdxl");
+    let net = net.to_string_lossy();
+    let mut failures = Failures::new("refusals");
+    let cases: [(&[&str], &str); 9] = [
+        (&["convert", "--model", "model", "--refiner-version", "refiner"], "no second text encoder"),
+        (&["convert", "--model", "sdxl", "--refiner-version", "model"], "takes no sizes"),
+        (&["convert", "--model", "sdxl", "--refiner-version", "sdxl"], "a base model is no refiner"),
+        (&["convert", "--model", "model", "--custom-vae-version", "sdxl"], "scaled by 0.13025"),
+        (&["convert", "--model", "sdxl", "--custom-vae-version", "four/vae"], "have 16 channels"),
+        (&["convert", "--model", "model", "--convert-controlnet", &net], "is for a UNet with"),
+        (&["palettize", "--model", "model", "--nbits", "4", "--like", "no"], "no effect without --recipe"),
+        (&["palettize", "--model", "model", "--nbits", "4", "--select", "4"], "no effect without --recipe"),
+        (&["palettize", "--model", "model", "--recipe", "no", "--like", "no"], "--like: no is not there"),
+    ];
+    for (arguments, expected) in cases {
+        failures.case(expected, || match run(scratch.path(), &[arguments, &["-o", "out"]].concat()) {
+            Err(error) if error.contains(expected) && !model("out").exists() => Ok(()),
+            other => Err(format!("{arguments:?}: {other:?}")),
+        });
+    }
+    failures.finish();
+    run(scratch.path(), &["convert", "--model", "model", "-o", "packages"])?;
+    for (option, value) in [("--name", "x"), ("--min-deployment-target", "macOS15")] {
+        let palettize = ["palettize", "--model", "packages", "--nbits", "4", "-o", "out", option, value];
+        let error = run(scratch.path(), &palettize).unwrap_err();
+        assert!(error.contains(&format!("{option} is for checkpoints")), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() -> Outcome {
+    let scratch = with_model()?;
+    let path = scratch.path().join("model/unet/diffusion_pytorch_model.safetensors");
+    let before = fs::read(&path)?;
+    let convert = |more: &[&str]| {
+        let arguments = ["convert", "--model", "model", "--convert-unet", "-q", "-o", "out"];
+        run(scratch.path(), &[&arguments, more].concat())
+    };
+    // The tensors are in fp16.
+    let last = before.len() - 2;
+    for (value, expected) in [([0x01, 0x7e], "has nan at element"), ([0x00, 0xfc], "has -inf at element")] {
+        let mut bytes = before.clone();
+        bytes[last..].copy_from_slice(&value);
+        fs::write(&path, bytes)?;
+        let error = convert(&[]).unwrap_err();
+        assert!(error.contains("tensor `") && error.contains(expected), "{error}");
+        let packages = names(&scratch.path().join("out"));
+        assert!(!packages.iter().any(|name| name.ends_with(".mlpackage")), "{packages:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_written_before_everything_is_checked() -> Outcome {
+    let scratch = with_model()?;
+    let palettize = |model: &str, output: &str, more: &[&str]| {
+        let bits = ["palettize", "--model", model, "--nbits", "4", "--min-size", "100", "-q", "-o", output];
+        run(scratch.path(), &[&bits, more].concat())
+    };
+    palettize("model", "parts", &["--part", "unet"])?;
+    run(scratch.path(), &["convert", "--model", "model", "--convert-text-encoder", "-q", "-o", "parts"])?;
+    let error = palettize("parts", "out", &[]).unwrap_err();
+    assert!(error.contains("are compressed already"), "{error}");
+    assert!(!scratch.path().join("out").exists(), "the text encoder was written");
+    palettize("parts", "out", &["--force"])?;
+    Ok(())
+}
+
+#[test]
+fn incomplete_models_say_what_is_missing() -> Outcome {
+    let scratch = with_model()?;
+    run(scratch.path(), &["convert", "--model", "model", "-q", "-o", "whole"])?;
+    run(scratch.path(), &["convert", "--model", "model", "--chunk-unet", "-q", "-o", "cut"])?;
+    let name = |part: &str| format!("Stable_Diffusion_version_model_{part}.mlpackage");
+    let weights = "Data/com.apple.CoreML/weights/weight.bin";
+    fs::create_dir_all(scratch.path().join("above/deep"))?;
+    copy_tree(&scratch.path().join("model"), &scratch.path().join("above/deep/sd15"))?;
+    let mut failures = Failures::new("incomplete models");
+    type Break = fn(&Path, &dyn Fn(&str) -> String, &str) -> std::io::Result<()>;
+    let cases: [(&str, &str, Break, &str); 7] = [
+        ("whole", "a", |at, name, _| fs::remove_dir_all(at.join(name("unet"))), "no UNet among its packages"),
+        (
+            "whole",
+            "b",
+            |at, name, _| fs::remove_dir_all(at.join(name("vae_decoder"))),
+            "no package of the vae_decoder; convert the missing part",
+        ),
+        (
+            "whole",
+            "c",
+            |at, name, _| fs::remove_dir_all(at.join(name("text_encoder"))),
+            "no package of a text encoder; convert the missing part",
+        ),
+        (
+            "cut",
+            "d",
+            |at, name, _| fs::remove_dir_all(at.join(name("unet_chunk2"))),
+            "half of a unet, and the other half is not there",
+        ),
+        (
+            "whole",
+            "e",
+            |at, name, weights| fs::remove_file(at.join(name("unet")).join(weights)),
+            "the package is incomplete: copy or download it again",
+        ),
+        (
+            "whole",
+            "f",
+            |at, name, weights| {
+                let file = fs::File::options().write(true).open(at.join(name("unet")).join(weights))?;
+                file.set_len(1000)
+            },
+            "the file was cut off: copy or download it again",
+        ),
+        ("above", "g", |_, _, _| Ok(()), "the model is in a directory inside: give g/deep/sd15"),
+    ];
+    for (from, to, damage, expected) in cases {
+        failures.case(expected, || -> Outcome {
+            copy_tree(&scratch.path().join(from), &scratch.path().join(to))?;
+            damage(&scratch.path().join(to), &name, weights)?;
+            let draw = ["generate", "a", "--model", to, "--steps", "1", "-o", "x.png"];
+            let error = run(scratch.path(), &draw).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+            Ok(())
+        });
+    }
+    failures.finish();
+    Ok(())
+}
+
 #[test]
 fn an_analysis_with_other_targets_adds_its_recipes() -> Outcome {
     let scratch = with_model()?;
     let analyze = |target: &[&str]| {
-        let arguments = ["analyze", "--model", "model", "--steps", "2", "--min-size", "4000"];
-        let more = ["--effort", "low", "--no-images", "-q", "-o", "a"];
-        run(scratch.path(), &[&arguments[..], &more, target].concat())
+        let arguments = ["analyze", "--model", "model", "--effort", "low", "--no-images", "-q", "-o", "a"];
+        let usual = [("--steps", "2"), ("--min-size", "4000")];
+        let usual = usual.into_iter().filter(|(option, _)| !target.contains(option));
+        let usual: Vec<&str> = usual.flat_map(|(option, value)| [option, value]).collect();
+        run(scratch.path(), &[&arguments[..], &usual, target].concat())
     };
     let path = scratch.path().join("a/model_palettization_recipe.json");
     let recipes = || RecipeFile::read(&path).map(|file| file.recipes);
@@ -285,10 +501,32 @@ fn an_analysis_with_other_targets_adds_its_recipes() -> Outcome {
     assert!(both.len() == 2 && first.iter().all(|(name, recipe)| both.get(name) == Some(recipe)));
     let measured = lines()?;
     // A target out of reach, and those that are there: nothing is run, nothing is lost.
-    analyze(&["--target-psnr", "500"])?;
+    let error = analyze(&["--target-psnr", "500"]).unwrap_err();
+    assert!(error.contains("no recipe for 500 dB: the closest to the model is"), "{error}");
     analyze(&["--target-bits", "3,4.5"])?;
+    let error = analyze(&["--target-bits", "4.5,0.2"]).unwrap_err();
+    assert!(error.contains("no recipe for 0.2 bits per weight: the smallest is palette-1"), "{error}");
     assert!(recipes()? == both, "recipes were lost or made twice");
     assert_eq!(lines()?, measured, "recipes were run again");
+    // Other measurements in the same directory: what differs is named.
+    for (more, says) in [
+        (&["--steps", "3"][..], "--steps was 2, and is 3"),
+        (&["--seed", "94"], "--seed was 93, and is 94"),
+        (&["--min-size", "1000"], "--min-size was 4000, and is 1000"),
+        (&["--negative-prompt", "x"], "--negative-prompt was not given, and is x"),
+        (&["--method", "exhaustive"], "--method was estimate, and is exhaustive"),
+    ] {
+        let error = analyze(&[&["--target-bits", "3"], more].concat()).unwrap_err();
+        assert!(error.contains(says) && error.contains("--output") && !error.contains("states"), "{error}");
+    }
+    let weights = scratch.path().join("model/unet/diffusion_pytorch_model.safetensors");
+    let (unchanged, mut bytes) = (fs::read(&weights)?, fs::read(&weights)?);
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].fill(0x30);
+    fs::write(&weights, bytes)?;
+    let error = analyze(&["--target-bits", "3"]).unwrap_err();
+    assert!(error.contains("of another model"), "{error}");
+    fs::write(&weights, unchanged)?;
     fs::write(&path, r#"{"model_version": "m", "recipes": {"apples": {}}}"#)?;
     let error = analyze(&["--target-bits", "3"]).unwrap_err();
     assert!(error.contains("was not made by mixbit"), "{error}");

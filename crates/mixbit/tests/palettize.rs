@@ -316,7 +316,7 @@ fn what_can_not_be_done_is_said() -> Result<(), Error> {
         (&package, &out, &[], "the following required arguments were not provided"),
         (&package, &out, &["--nbits", "5"], "there are 1, 2, 3, 4, 6, 8 bits"),
         (&package, &out, &["--nbits", "4", "--scheme", "linear-8"], "cannot be used with"),
-        (&package, &out, &["--scheme", "palette-5"], "possible values: palette-1"),
+        (&package, &out, &["--scheme", "palette-5"], "[one of palette-1"),
         (&package, &out, &["--recipe", fine], "--select"),
         (
             &package,

@@ -76,17 +76,65 @@ fn what_is_not_there_is_answered_on_one_line() {
         (&["a lighthouse"], "mixbit generate \"a lighthouse\""),
         (&["txt2img", "x"], "mixbit generate"),
         (&["palettize", "a", "b", "--nbits", "6", "-o", "c"], "one model"),
+        (&["palettize", "a"], "--output <PATH>"),
+        (&["generate", "x", "--seed"], "a value is required for '--seed"),
+        (&["generate", "x", "--rng", "dice"], "[one of torch, numpy, nvidia]"),
+        (&["generate", "x", "--cfg-scale", "7", "--cfg", "8"], "--cfg-scale and --cfg are the same option"),
+        (&["generate", "x", "--scheduler", "karras"], "as in dpmpp-2m-karras"),
+        (&["convert", "a", "--size", "8", "--latent-h", "1", "--latent-w", "1"], "cannot be used with"),
     ] {
         failures.case(&format!("{arguments:?}"), || -> Result<(), Error> {
             let output = run(scratch.path(), arguments)?;
             let error = stderr(&output);
             assert_eq!(output.status.code(), Some(2), "{error}");
             assert!(error.starts_with("error: ") && error.lines().count() == 1, "{error}");
-            assert!(error.contains(says) && !error.contains("-- --") && !error.contains("..="), "{error}");
+            assert!(
+                error.contains(says)
+                    && !error.contains("For more")
+                    && !error.contains("-- --")
+                    && !error.contains("..="),
+                "{error}"
+            );
             Ok(())
         });
     }
     failures.finish();
+}
+
+#[test]
+fn words_fit_what_is_said() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let convert = ["convert", "--demo", "--convert-vae-decoder", "-o", "out"];
+    let [_, said] = success(scratch.path(), &convert)?;
+    assert!(said.contains("1 package, 1.3 MB"), "{said}");
+    let [_, said] = success(scratch.path(), &convert)?;
+    assert!(said.contains("1 package, there already"), "{said}");
+    let file = scratch.file("file", b"");
+    let output = run(scratch.path(), &["convert", "--demo", "-o", "file"])?;
+    assert!(stderr(&output).contains("file: a file has that name"), "{}", stderr(&output));
+    assert!(file.is_file());
+    for help in [&["help", "--help"][..], &["help", "convert", "--help"]] {
+        assert!(success(scratch.path(), help)?[0].contains("Usage: mixbit"));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_empty_is_not_there() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let empty = mixbit(scratch.path(), &["convert"]).env("MIXBIT_MODEL", "").output()?;
+    assert!(stderr(&empty).contains("say which model"), "{}", stderr(&empty));
+    let draw = ["generate", "a red circle", "--steps", "1", "-o", "a.png"];
+    let drawn = mixbit(scratch.path(), &draw).env("MIXBIT_MODEL", "").output()?;
+    assert!(drawn.status.success(), "{}", stderr(&drawn));
+    for (arguments, says) in [
+        (&["generate", "-"][..], "standard input has no prompt"),
+        (&["generate", "--prompts-file", "-"], "standard input has no line with text"),
+    ] {
+        let output = mixbit(scratch.path(), arguments).stdin(Stdio::null()).output()?;
+        assert!(output.status.code() == Some(1) && stderr(&output).contains(says), "{}", stderr(&output));
+    }
+    Ok(())
 }
 
 #[test]
@@ -284,6 +332,18 @@ fn manual_pages_and_completions_say_where_they_go() -> Result<(), Error> {
         said.contains("man man1/mixbit.1") && scratch.path().join("man1/mixbit-generate.1").exists(),
         "{said}"
     );
+    #[cfg(unix)]
+    {
+        let victim = scratch.file("victim", b"precious");
+        fs::create_dir(scratch.path().join("linked"))?;
+        std::os::unix::fs::symlink(&victim, scratch.path().join("linked/mixbit.1"))?;
+        success(scratch.path(), &["man", "linked"])?;
+        assert_eq!(fs::read(&victim)?, b"precious");
+        assert_eq!(
+            fs::read(scratch.path().join("linked/mixbit.1"))?,
+            fs::read(scratch.path().join("man1/mixbit.1"))?
+        );
+    }
     let [help, _] = success(scratch.path(), &["completions", "--help"])?;
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(help.contains(&format!("  {shell}: mixbit completions {shell}")), "{help}");
@@ -306,6 +366,7 @@ fn every_command_stops_within_a_second() -> Result<(), Error> {
         (&["compare", "--models", demo, "--steps", "900", "a red circle"], false),
         (&["palettize", demo, "--nbits", "6", "--output", "out"], true),
         (&["analyze", demo, "--output", "out"], true),
+        (&["convert", demo, "--check-output-correctness", "--output", "out"], true),
         (&["bench", demo, "--runs", "10000"], false),
     ] {
         failures.case(&format!("{arguments:?}"), || -> Result<(), Error> {

@@ -1,5 +1,6 @@
-//! Models in one file of the original layouts, beside the same models in the diffusers layout. The names of the
-//! original layouts are those of `fixtures/checkpoints/names.json`, which diffusers' converters have judged.
+//! Models in one file of the original layouts, beside the same models in the diffusers layout. The names of
+//! the original layouts are those of `fixtures/checkpoints/names.json`, which diffusers' converters have
+//! judged.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -20,6 +20,9 @@ use crate::assumption::Assumption;
 use crate::error::OpenError;
 use crate::package::{CHUNKS, PACKAGE_KINDS, PackageKind, SAFETY_CHECKER, WHOLE, keys};
 
+/// The remedy for a directory that lacks a part of its model.
+const REMEDY: &str = "convert the missing part into this directory, or download the whole model";
+
 /// A directory of Core ML packages.
 pub struct Bundle {
     directory: PathBuf,
@@ -65,7 +68,7 @@ impl Bundle {
         }
         if !packages.contains_key("unet") && !packages.contains_key("refiner") {
             let found: Vec<&str> = stems.keys().map(String::as_str).collect();
-            let what = format!("there is no UNet among its packages: {}", found.join(", "));
+            let what = format!("there is no UNet among its packages: {}; {REMEDY}", found.join(", "));
             return Err(OpenError::Package { path: path.to_path_buf(), what });
         }
         Ok(Bundle { directory: path.to_path_buf(), packages })
@@ -76,6 +79,13 @@ impl Bundle {
     /// # Errors
     /// If the packages lack a part of it, or don't fit each other.
     pub fn model(&self) -> Result<DiffusionModel, OpenError> {
+        let has = |kind: &str| self.packages.contains_key(kind);
+        if !has("vae_decoder") {
+            return Err(self.lacks("package of the vae_decoder"));
+        }
+        if !TEXT_ENCODERS.iter().any(|(name, _)| has(name)) {
+            return Err(self.lacks("package of a text encoder"));
+        }
         match self.is_configured() {
             true => DiffusionModel::from_files(self).map_err(|source| self.unusable(source)),
             false => foreign::model(self),
@@ -109,7 +119,7 @@ impl Bundle {
     }
 
     fn lacks(&self, what: &str) -> OpenError {
-        OpenError::Package { path: self.directory.clone(), what: format!("it has no {what}") }
+        OpenError::Package { path: self.directory.clone(), what: format!("it has no {what}; {REMEDY}") }
     }
 
     /// The first package of a component.
@@ -155,7 +165,16 @@ impl Packaged {
             })?;
             return Ok(Some(Packaged { function, ..first }));
         }
-        named(WHOLE).map(|path| Self::read(path)).transpose()
+        if let Some(whole) = named(WHOLE) {
+            return Self::read(whole).map(Some);
+        }
+        match (named(CHUNKS[0]), named(CHUNKS[1])) {
+            (Some(half), None) | (None, Some(half)) => Err(OpenError::Package {
+                path: half.clone(),
+                what: format!("it is half of a {}, and the other half is not there; {REMEDY}", kind.name),
+            }),
+            _ => Ok(None),
+        }
     }
 
     fn read(path: &Path) -> Result<Self, OpenError> {

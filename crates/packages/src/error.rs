@@ -58,7 +58,7 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
         /// The defect.
-        source: OriginalError,
+        source: Box<OriginalError>,
     },
     /// A textual inversion that can't be read, or does not fit the model.
     #[error("{}: {source}", path.display())]

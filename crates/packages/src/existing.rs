@@ -36,6 +36,21 @@ pub enum ExistsError {
         /// The file.
         path: PathBuf,
     },
+    /// A package or file that would not fit beside the new ones.
+    #[error(
+        "{} is there already, and {reason}{}: choose another directory, or remove {} with --force",
+        path.display(),
+        if *more > 0 { format!(" ({more} more like it)") } else { String::new() },
+        if *more > 0 { "them" } else { "it" }
+    )]
+    Stale {
+        /// The first of them.
+        path: PathBuf,
+        /// Why it does not fit, in words.
+        reason: String,
+        /// The number of others.
+        more: usize,
+    },
     /// A package of a kind that is not read, such as one of a newer tool.
     #[error("{} is there already, and can't be compared; --force replaces it: {cause}", path.display())]
     Unreadable {
@@ -120,13 +135,15 @@ fn differences(found: &Metadata, planned: &Metadata) -> Vec<String> {
     let (there, here) = (options(found), options(planned));
     let names: BTreeMap<&String, ()> = there.keys().chain(here.keys()).map(|name| (name, ())).collect();
     for name in names.into_keys().filter(|name| there.get(*name) != here.get(*name)) {
-        let value = |value: Option<&Value>| match value {
-            Some(Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-            None => "nothing".to_string(),
-        };
-        let (there, here) = (value(there.get(name)), value(here.get(name)));
-        all.push(format!("--{name} was {there}, and is {here}"));
+        let value = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        match (there.get(name).map(value), here.get(name).map(value)) {
+            (Some(there), Some(here)) => all.push(format!("--{name} was {there}, and is {here}")),
+            // The recipe tells these apart already.
+            _ if name == "min-size" && differs(keys::RECIPE) => {}
+            (Some(there), None) => all.push(format!("--{name} was {there}, and is not given")),
+            (None, Some(here)) => all.push(format!("--{name} was not given, and is {here}")),
+            (None, None) => {}
+        }
     }
     if differs(keys::VERSION) {
         let version = |metadata| of(metadata, keys::VERSION).unwrap_or_else(|| "another tool".to_string());
@@ -178,7 +195,10 @@ mod tests {
     fn what_differs_is_named() {
         let planned = metadata(&[
             (keys::SOURCE, "a"),
-            (keys::OPTIONS, r#"{"attention-implementation":"ORIGINAL","min-size":"2048"}"#),
+            (
+                keys::OPTIONS,
+                r#"{"attention-implementation":"ORIGINAL","min-size":"2048","unet-batch-one":"true"}"#,
+            ),
             (keys::RECIPE, "palette-4"),
             (keys::VERSION, "1"),
         ]);
@@ -194,7 +214,7 @@ mod tests {
             "it was made of other weights",
             "it is not palettized, and would be palettized by palette-4",
             "--attention-implementation was SPLIT_EINSUM, and is ORIGINAL",
-            "--min-size was nothing, and is 2048",
+            "--unet-batch-one was not given, and is true",
             "it was written by version 2, not 1",
         ];
         assert_eq!(differences(&other, &planned), expected);

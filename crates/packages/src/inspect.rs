@@ -143,7 +143,7 @@ fn single_file(path: &Path, files: &OpenOptions) -> Result<Option<OpenedModel>, 
         Err(OpenError::Package { .. }) if files.of_single_files().is_none() => Ok(None),
         Err(OpenError::Original { source, .. })
             if matches!(
-                source,
+                *source,
                 OriginalError::NoNetwork { .. }
                     | OriginalError::Incomplete { .. }
                     | OriginalError::Unusual { .. }

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
-pub use choices::autoencoder;
 pub use diffusers::{Component, DiffusersModel};
 pub use embeddings::{AddedEmbedding, EmbeddingFile, EmbeddingOptions};
+pub use single_file::controlnet;
 
 use crate::assumption::Assumption;
 use crate::bundle::{Bundle, entries};
@@ -327,11 +327,11 @@ pub(crate) fn is_zip(path: &Path) -> bool {
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"PK\x03\x04"
 }
 
-/// The error for a directory that has no packages itself, but directories with packages inside.
+/// The error for a directory that is no model itself, but has models in directories inside.
 fn elsewhere(path: &Path) -> Option<OpenError> {
     const MOST: usize = 8;
     let mut found = Vec::new();
-    bundles_below(path, DEEPEST, &mut found);
+    models_below(path, DEEPEST, &mut found);
     if found.is_empty() {
         return None;
     }
@@ -341,19 +341,22 @@ fn elsewhere(path: &Path) -> Option<OpenError> {
     if more > 0 {
         names.push(format!("{more} more"));
     }
-    let what = format!("its packages are in directories inside: give one of {}", names.join(", "));
+    let what = match &names[..] {
+        [one] => format!("the model is in a directory inside: give {one}"),
+        names => format!("models are in directories inside: give one of {}", names.join(", ")),
+    };
     Some(OpenError::Package { path: path.to_path_buf(), what })
 }
 
-/// How deep the directories with packages may lie in a repository, or in a copy of the Hugging Face client.
+/// How deep the directories of models may lie in a repository, or in a copy of the Hugging Face client.
 const DEEPEST: usize = 4;
 
-/// Adds the directories with packages below one.
-fn bundles_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+/// Adds the directories of models below one.
+fn models_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     for path in entries(directory).unwrap_or_default().into_iter().filter(|path| path.is_dir()) {
-        match Bundle::is_at(&path) {
+        match Bundle::is_at(&path) || path.join("model_index.json").is_file() {
             true => found.push(path),
-            false if depth > 1 => bundles_below(&path, depth - 1, found),
+            false if depth > 1 => models_below(&path, depth - 1, found),
             false => {}
         }
     }

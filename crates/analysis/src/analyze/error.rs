@@ -93,11 +93,10 @@ pub enum JournalError {
     Io { path: PathBuf, what: &'static str, source: io::Error },
     /// A conflict: the directory has measurements of another analysis.
     #[error(
-        "{} holds measurements of another model or with other options ({found}, not {expected}): give \
-         another --output, or delete it",
+        "{} holds measurements {difference}: give another --output, or delete it",
         path.display()
     )]
-    OtherAnalysis { path: PathBuf, found: String, expected: String },
+    OtherAnalysis { path: PathBuf, difference: String },
     /// A conflict: another process makes the same measurements.
     #[error(
         "{} is being written by another run: wait for it, or give another --shard or --output",

@@ -4,7 +4,7 @@
 //! the analysis, and files of another analysis are refused. Each further line is one measurement. A process
 //! that is killed may leave an incomplete last line, which is ignored.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -56,9 +56,15 @@ struct Line {
     distortion: Vec<[f64; 3]>,
 }
 
+/// The options that measurements depend on, by their names on the command line.
+pub(super) type MeasuredOptions = BTreeMap<String, String>;
+
 #[derive(Serialize, Deserialize)]
 struct Header {
     measured: String,
+    /// For messages; files of older versions lack them.
+    #[serde(default)]
+    options: MeasuredOptions,
 }
 
 /// The measurements of an analysis, by key.
@@ -66,9 +72,58 @@ pub(super) struct Journal {
     directory: PathBuf,
     /// The description of the analysis, in the header of every file.
     measured: String,
+    options: MeasuredOptions,
     measurements: HashMap<Key, Vec<Distortion>>,
     /// The file of this process, locked; `None` until it is opened.
     own: Option<File>,
+}
+
+/// The header and the measurements of a file; `None` if it has no whole line.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Option<(Header, Vec<Line>)>, JournalError> {
+    // A cut may go through a character.
+    let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return Ok(None) };
+    let mut lines = bytes[..end].split(|&byte| byte == b'\n');
+    let Some(first) = lines.next() else { return Ok(None) };
+    let header = serde_json::from_slice(first)
+        .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
+    let measurement = |(index, line)| {
+        let wrong = |source| JournalError::Line { path: path.to_path_buf(), line: index + 2, source };
+        serde_json::from_slice(line).map_err(wrong)
+    };
+    Ok(Some((header, lines.enumerate().map(measurement).collect::<Result<_, _>>()?)))
+}
+
+/// The number of measurements in a journal's bytes. `path` names it in messages.
+///
+/// # Errors
+/// [`JournalError::Header`] or [`JournalError::Line`].
+pub fn count_measurements(path: &Path, bytes: &[u8]) -> Result<usize, JournalError> {
+    Ok(parse(path, bytes)?.map_or(0, |(_, lines)| lines.len()))
+}
+
+/// The difference between two analyses, in words.
+fn difference(found: &MeasuredOptions, own: &MeasuredOptions) -> String {
+    if found.is_empty() {
+        return "of another model or with other options".to_string();
+    }
+    let mut names: Vec<&String> = found.keys().chain(own.keys()).collect();
+    names.sort();
+    names.dedup();
+    let one = |name: &&String| {
+        let [before, after] = [found, own].map(|options| options.get(*name).map(String::as_str));
+        let [was, is] = [before, after].map(|value| value.unwrap_or("not given"));
+        match name.as_str() {
+            _ if before == after => None,
+            // Values that nobody can read.
+            "prompts" => Some("--prompts has others".to_string()),
+            name => Some(format!("--{name} was {was}, and is {is}")),
+        }
+    };
+    let differences: Vec<String> = names.iter().filter_map(one).collect();
+    match differences.is_empty() {
+        true => "of another model, for the options are the same".to_string(),
+        false => format!("with other options ({})", differences.join("; ")),
+    }
 }
 
 /// The end of the files' names.
@@ -80,11 +135,17 @@ impl Journal {
     /// # Errors
     /// If the directory or a file can't be used, a file belongs to another analysis, or another process
     /// writes this one's file.
-    pub(super) fn open(directory: &Path, shard: Option<Shard>, measured: &str) -> Result<Self, JournalError> {
+    pub(super) fn open(
+        directory: &Path,
+        shard: Option<Shard>,
+        measured: &str,
+        options: MeasuredOptions,
+    ) -> Result<Self, JournalError> {
         make_directory(directory)?;
         let mut journal = Journal {
             directory: directory.to_path_buf(),
             measured: measured.to_string(),
+            options,
             measurements: HashMap::new(),
             own: None,
         };
@@ -103,7 +164,7 @@ impl Journal {
         let Some((file, len)) = own else { return Err(JournalError::Busy { path: path.to_path_buf() }) };
         self.own = Some(file);
         if len == 0 {
-            self.append(&Header { measured: self.measured.clone() })?;
+            self.append(&Header { measured: self.measured.clone(), options: self.options.clone() })?;
         }
         Ok(())
     }
@@ -126,25 +187,14 @@ impl Journal {
 
     fn read(&mut self, path: &Path) -> Result<(), JournalError> {
         let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
-        // A cut may go through a character.
-        let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else { return Ok(()) };
-        let mut lines = bytes[..end].split(|&byte| byte == b'\n');
-        let Some(first) = lines.next() else { return Ok(()) };
-        let header: Header = serde_json::from_slice(first)
-            .map_err(|source| JournalError::Header { path: path.to_path_buf(), source })?;
+        let Some((header, lines)) = parse(path, &bytes)? else { return Ok(()) };
         if header.measured != self.measured {
             return Err(JournalError::OtherAnalysis {
                 path: path.to_path_buf(),
-                found: header.measured,
-                expected: self.measured.clone(),
+                difference: difference(&header.options, &self.options),
             });
         }
-        for (index, line) in lines.enumerate() {
-            let line: Line = serde_json::from_slice(line).map_err(|source| JournalError::Line {
-                path: path.to_path_buf(),
-                line: index + 2,
-                source,
-            })?;
+        for line in lines {
             let distortion =
                 line.distortion.iter().map(|&[square, a, b]| Distortion { square, peaks: [a, b] });
             self.measurements.insert(line.key, distortion.collect());
@@ -216,26 +266,39 @@ mod tests {
     const HALF: Option<Shard> = Some(Shard { index: 0, count: 2 });
     const ONE: Distortion = Distortion { square: 0.1 + 0.2, peaks: [1.0 / 3.0, 2.0] };
 
+    fn options() -> MeasuredOptions {
+        MeasuredOptions::from([("steps".to_string(), "2".to_string())])
+    }
+
+    #[test]
+    fn differences_are_told_in_options() {
+        let three = MeasuredOptions::from([("steps".to_string(), "3".to_string())]);
+        assert_eq!(difference(&options(), &three), "with other options (--steps was 2, and is 3)");
+        assert_eq!(difference(&options(), &options()), "of another model, for the options are the same");
+        assert_eq!(difference(&MeasuredOptions::new(), &three), "of another model or with other options");
+    }
+
     #[test]
     fn measurements_are_found_again_exactly() {
         let scratch = Scratch::new();
-        let mut journal = Journal::open(scratch.path(), HALF, "model a").unwrap();
+        let mut journal = Journal::open(scratch.path(), HALF, "model a", options()).unwrap();
         journal.insert(key("a"), vec![ONE]).unwrap();
-        let mut other = Journal::open(scratch.path(), Some(Shard { index: 1, count: 2 }), "model a").unwrap();
+        let mut other =
+            Journal::open(scratch.path(), Some(Shard { index: 1, count: 2 }), "model a", options()).unwrap();
         assert_eq!(other.get(&key("a")), Some(&[ONE][..]));
         other.insert(key("b"), vec![ONE, ONE]).unwrap();
         journal.reload().unwrap();
         assert_eq!(journal.get(&key("b")), Some(&[ONE, ONE][..]));
-        let error = Journal::open(scratch.path(), HALF, "model a").err().unwrap();
+        let error = Journal::open(scratch.path(), HALF, "model a", options()).err().unwrap();
         assert!(matches!(error, JournalError::Busy { .. }), "{error}");
-        let error = Journal::open(scratch.path(), HALF, "model b").err().unwrap();
+        let error = Journal::open(scratch.path(), HALF, "model b", options()).err().unwrap();
         assert!(error.to_string().contains("another model"), "{error}");
     }
 
     #[test]
     fn an_incomplete_last_line_is_cut_off() {
         let scratch = Scratch::new();
-        let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
+        let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m", options()).unwrap();
         journal.insert(key("a"), vec![ONE]).unwrap();
         journal.insert(key("層.é"), vec![ONE]).unwrap();
         drop(journal);
@@ -243,14 +306,14 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         for len in (0..bytes.len()).rev() {
             fs::write(&path, &bytes[..len]).unwrap();
-            let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
+            let mut journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m", options()).unwrap();
             journal.insert(key("c"), vec![ONE]).unwrap();
             drop(journal);
-            let journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").unwrap();
+            let journal = Journal::open(scratch.path(), Some(Shard::WHOLE), "m", options()).unwrap();
             assert_eq!(journal.get(&key("c")), Some(&[ONE][..]), "cut at {len}");
         }
         fs::write(&path, b"{\"measured\":\"m\"}\ngarbage\n").unwrap();
-        let error = Journal::open(scratch.path(), Some(Shard::WHOLE), "m").err().unwrap();
+        let error = Journal::open(scratch.path(), Some(Shard::WHOLE), "m", options()).err().unwrap();
         assert!(error.to_string().contains("line 2 is no measurement"), "{error}");
     }
 }

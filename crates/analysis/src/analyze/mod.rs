@@ -48,6 +48,7 @@ use mixbit_packages::recipe::ModelIdentity;
 
 pub use cost::{Cost, expected};
 pub use error::{AnalyzeError, JournalError};
+pub use journal::count_measurements;
 pub use options::{
     AnalysisMethod, EFFORTS, EarlierRecipe, Effort, Goal, METHODS, Options, Shard, schemes_of_recipes,
 };
@@ -57,7 +58,7 @@ pub use point::{PROMPTS, Point, Setting};
 
 use encoder::CalibratedEncoder;
 use evaluator::Evaluator;
-use journal::Journal;
+use journal::{Journal, MeasuredOptions};
 use measurements::{Measurements, Order};
 use network::SegmentedNetwork;
 use strategy::{Chooser, Strategy};
@@ -185,7 +186,8 @@ impl Work<'_> {
 
     fn measure(&self, prepared: &mut Prepared<'_>) -> Result<Measurements, AnalyzeError> {
         let measured = self.description(prepared);
-        let journal = Journal::open(&self.options.directory, self.options.shard, &measured)?;
+        let journal =
+            Journal::open(&self.options.directory, self.options.shard, &measured, self.measured_options())?;
         let measuring = self.progress.measuring;
         let Prepared { subject, quantized, .. } = prepared;
         measure::measure(self.strategy, subject, quantized, journal, self.options.shard, measuring)
@@ -198,6 +200,27 @@ impl Work<'_> {
         let name = self.options.method.name;
         let hash = fingerprint::fingerprint(subject, &format!("{points:?} {:?}", self.strategy.setting()));
         format!("{name} of {} on {} states, {hash:016x}", schemes.join(" "), points.len())
+    }
+
+    /// The options that measurements depend on, by their names on the command line.
+    fn measured_options(&self) -> MeasuredOptions {
+        let Options { method, effort, schemes, min_size, prompts, seed, .. } = self.options;
+        let Setting { negative_prompt, size: [width, height], steps, guidance_scale } = &self.options.setting;
+        let schemes: Vec<String> = schemes.iter().map(Scheme::to_string).collect();
+        let prompts = fingerprint::of_text(&prompts.join("\n"));
+        let all = [
+            ("method", method.name.to_string()),
+            ("effort", effort.name.to_string()),
+            ("schemes", schemes.join(",")),
+            ("min-size", min_size.to_string()),
+            ("prompts", format!("{prompts:016x}")),
+            ("seed", seed.to_string()),
+            ("size", format!("{width}x{height}")),
+            ("steps", steps.to_string()),
+            ("guidance-scale", guidance_scale.to_string()),
+        ];
+        let negative = negative_prompt.clone().map(|prompt| ("negative-prompt", prompt));
+        all.into_iter().chain(negative).map(|(name, value)| (name.to_string(), value)).collect()
     }
 
     /// Refuses recipes of an earlier analysis that are not of this model.

@@ -40,6 +40,11 @@ impl LatentFormat {
         LatentFormat { channels, scale, factor, shift: 0.0, moments: None }
     }
 
+    /// The scaling factor.
+    pub fn factor(&self) -> f64 {
+        self.factor
+    }
+
     /// The UNet's latents (channels, height, width), sampled with `noise` from the encoder's output.
     /// `moments` holds the means, then the log variances, of a normal distribution.
     pub fn from_encoder(&self, moments: &[f32], noise: &mut dyn NoiseSource) -> Vec<f32> {

@@ -4,6 +4,7 @@
 //! the family's configuration must say otherwise. [`OriginalFiles`] then is a model in the diffusers layout
 //! over the file: every tensor has diffusers' name and form, and none is read.
 
+mod controlnet;
 mod error;
 mod kind;
 mod names;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use mixbit_mil::Weights;
 use serde_json::Value;
 
+pub use controlnet::ControlNetFile;
 pub use error::OriginalError;
 pub use kind::{Edm, PARAMETERIZATION, Training};
 pub use names::{Names, Place, View};
@@ -116,15 +118,7 @@ impl Original {
         let tensors = self.found[component].tensors(&*self.weights);
         match (component, &self.structure) {
             ("unet", Some(structure)) => {
-                let known = structure.channels_of(&own);
-                if let Some(other) = structure.channels().iter().find(|it| !known.contains(it)) {
-                    return Err(unusual(format!("a level of {other} channels")));
-                }
-                let text = own["cross_attention_dim"].as_u64().map(|text| text as usize);
-                if structure.text_channels.is_some() && structure.text_channels != text {
-                    let channels = structure.text_channels.unwrap_or(0);
-                    return Err(unusual(format!("{channels} channels of prompt embeddings")));
-                }
+                structure.check_published(&own).map_err(unusual)?;
                 structure.configuration(&own).map_err(unusual)
             }
             ("vae", _) => place::vae_config(&tensors, own, self.training.edm.as_ref()).map_err(unusual),

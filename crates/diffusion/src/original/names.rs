@@ -1,8 +1,8 @@
 //! The names of the original layouts (CompVis' `ldm`, Stability's `sgm`, OpenCLIP) for those of diffusers and
 //! transformers.
 //!
-//! A map is made from a network's configuration, module by module. diffusers counts blocks by level and layer,
-//! `ldm` one after another.
+//! A map is made from a network's configuration, module by module. diffusers counts blocks by level and
+//! layer, `ldm` one after another.
 
 use crate::arch::unet::{Config as UnetConfig, Middle, control};
 use crate::arch::vae;

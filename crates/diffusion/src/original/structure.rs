@@ -146,6 +146,24 @@ impl Structure {
         self.down.iter().map(|level| level.channels).collect()
     }
 
+    /// Checks that a family has levels and prompt embeddings of these widths.
+    ///
+    /// # Errors
+    /// What no family has, in words.
+    pub(super) fn check_published(&self, family: &Value) -> Result<(), String> {
+        let known = self.channels_of(family);
+        if let Some(other) = self.channels().iter().find(|it| !known.contains(it)) {
+            return Err(format!("a level of {other} channels"));
+        }
+        let text = family["cross_attention_dim"].as_u64().map(|text| text as usize);
+        match self.text_channels {
+            Some(channels) if Some(channels) != text => {
+                Err(format!("{channels} channels of prompt embeddings"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A family's configuration with the fields that this structure says otherwise.
     ///
     /// # Errors

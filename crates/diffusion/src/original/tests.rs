@@ -157,3 +157,25 @@ fn every_tensor_of_published_networks_has_one_place() {
         }
     }
 }
+
+#[test]
+fn a_controlnet_of_published_widths_is_found_in_its_file() {
+    let unet = Family::of_name("sdxl-base").unwrap().files().json("unet", "config.json").unwrap();
+    let mut config = unet.clone();
+    config.as_object_mut().unwrap().remove("up_block_types");
+    config.as_object_mut().unwrap().remove("out_channels");
+    let read = |config: &Value| arch::lookup("ControlNetModel").unwrap().config(config).unwrap();
+    let Config::ControlNet(own) = read(&config) else { panic!("no ControlNet") };
+    let names = Names::controlnet(&own);
+    let tensors = Config::ControlNet(own.clone()).tensors(POOLED).unwrap();
+    let named = |name: &String| format!("control_model.{}", names.place(name).unwrap().name);
+    let original = Zeros(tensors.iter().map(|(name, shape)| (named(name), shape.clone())).collect());
+    for file in [original, Zeros(tensors.clone())] {
+        let found = ControlNetFile::find(Arc::new(file), "canny").unwrap().unwrap();
+        let config = found.json("canny", "config.json").unwrap();
+        let Config::ControlNet(mine) = read(&config) else { panic!("no ControlNet") };
+        assert_eq!(mine, own);
+        assert!(found.weights("canny").unwrap().names().into_iter().eq(tensors.keys()));
+    }
+    assert!(ControlNetFile::find(Arc::new(unet_file(&unet)), "unet").unwrap().is_none());
+}

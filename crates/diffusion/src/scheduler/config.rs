@@ -119,6 +119,14 @@ impl SchedulerConfig {
         self.set("timestep_spacing", spacing.name().into())
     }
 
+    /// The timestep spacing; `None` for a class that has no choice.
+    ///
+    /// # Errors
+    /// A spacing that the class does not have.
+    pub fn spacing(&self) -> Result<Option<TimestepSpacing>, SchedulerError> {
+        self.reads("timestep_spacing").then(|| self.timestep_spacing()).transpose()
+    }
+
     /// Overrides the sigma schedule.
     ///
     /// # Errors
@@ -180,6 +188,11 @@ impl SchedulerConfig {
     /// The prediction type by diffusers' name: `epsilon`, `v_prediction` or `sample`.
     pub fn prediction_type(&self) -> &str {
         self.choice("prediction_type")
+    }
+
+    /// [`prediction_type`](Self::prediction_type), or `None` for a class that has only one.
+    pub fn chosen_prediction_type(&self) -> Option<&str> {
+        self.has("prediction_type").then(|| self.prediction_type())
     }
 
     /// The prediction type.

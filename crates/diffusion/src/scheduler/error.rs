@@ -4,10 +4,10 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SchedulerError {
     /// The configuration is not a JSON object.
-    #[error("the scheduler configuration is not a JSON object")]
+    #[error("scheduler_config.json is not a JSON object: download it again")]
     NotAnObject,
     /// The configuration has no `_class_name`.
-    #[error("the scheduler configuration has no `_class_name`")]
+    #[error("scheduler_config.json does not name the scheduler (`_class_name`): take another (--scheduler)")]
     NoClass,
     /// The requested name is not in the table.
     #[error("unknown scheduler `{name}`{}; the known ones are {known}", suggestion(*nearest))]
@@ -18,6 +18,16 @@ pub enum SchedulerError {
         nearest: Option<&'static str>,
         /// The known names, separated by commas.
         known: String,
+    },
+    /// The name of a schedule without a scheduler.
+    #[error(
+        "`{name}` is no scheduler by itself, but a schedule that follows the name of one, as in dpmpp-2m-{variant}"
+    )]
+    VariantAlone {
+        /// The requested name.
+        name: String,
+        /// The schedule's own name.
+        variant: &'static str,
     },
     /// The class in a model's files is not in the table.
     #[error(
@@ -46,7 +56,7 @@ pub enum SchedulerError {
         fitting: String,
     },
     /// A field that belongs to no known class.
-    #[error("the scheduler field `{field}` = {value} is not known for {class}")]
+    #[error("the scheduler setting `{field}` = {value} is not known for {class}")]
     UnknownField {
         /// The field.
         field: String,
@@ -56,7 +66,7 @@ pub enum SchedulerError {
         class: &'static str,
     },
     /// An override of a field that the chosen class does not have.
-    #[error("the scheduler {class} has no `{field}`")]
+    #[error("the scheduler {class} has no {}", choice(field))]
     NoSuchOption {
         /// The field.
         field: &'static str,
@@ -64,7 +74,7 @@ pub enum SchedulerError {
         class: &'static str,
     },
     /// A value that the class does not accept, or that mixbit does not support.
-    #[error("the scheduler field `{field}` = {value} of {class} {reason}")]
+    #[error("the scheduler setting `{field}` = {value} of {class} {reason}")]
     BadValue {
         /// The field.
         field: &'static str,
@@ -89,4 +99,16 @@ pub enum SchedulerError {
 
 fn suggestion(nearest: Option<&str>) -> String {
     nearest.map(|name| format!(", nearest to `{name}`")).unwrap_or_default()
+}
+
+/// A field as users of the command know it.
+fn choice(field: &str) -> String {
+    match field {
+        "timestep_spacing" => "choice of timesteps (--timestep-spacing, -trailing)".to_string(),
+        "use_karras_sigmas" => "schedule of Karras (-karras)".to_string(),
+        "use_exponential_sigmas" => "exponential schedule (-exponential)".to_string(),
+        "use_beta_sigmas" => "beta schedule (-beta)".to_string(),
+        "use_lu_lambdas" => "schedule of Lu (-lu)".to_string(),
+        field => format!("setting `{field}`"),
+    }
 }

@@ -70,7 +70,7 @@ impl fmt::Display for NamedScheduler {
 ///
 /// # Errors
 ///
-/// [`SchedulerError::UnknownScheduler`], with the nearest known name.
+/// [`SchedulerError::UnknownScheduler`], with the nearest known name; [`SchedulerError::VariantAlone`].
 pub fn scheduler_of_name(name: &str) -> Result<NamedScheduler, SchedulerError> {
     let unknown = || SchedulerError::UnknownScheduler {
         name: name.chars().take(LONGEST).collect(),
@@ -83,7 +83,14 @@ pub fn scheduler_of_name(name: &str) -> Result<NamedScheduler, SchedulerError> {
     let folded = folded(name);
     // k-diffusion's functions are `sample_euler`; the first web UIs called them `k_euler`.
     let bare = ["sample", "k"].into_iter().filter_map(|prefix| folded.strip_prefix(prefix));
-    std::iter::once(&folded[..]).chain(bare).find_map(of_folded).ok_or_else(unknown)
+    let found = std::iter::once(&folded[..]).chain(bare).find_map(of_folded);
+    let is_alone = |variant: &&SchedulerVariant| {
+        variant.aliases.iter().copied().chain([variant.name]).any(|word| self::folded(word) == folded)
+    };
+    found.ok_or_else(|| match VARIANTS.iter().find(is_alone) {
+        Some(variant) => SchedulerError::VariantAlone { name: name.to_string(), variant: variant.name },
+        None => unknown(),
+    })
 }
 
 fn of_folded(name: &str) -> Option<NamedScheduler> {
@@ -241,7 +248,10 @@ mod tests {
         assert!(
             message("warp drive").starts_with("unknown scheduler `warp drive`; the known ones are ddim, ")
         );
-        for name in ["", "-", "karras", "_karras", "euler karras karras", &"é".repeat(1000)] {
+        for name in ["karras", "_karras", "Simple", "k"] {
+            assert!(message(name).contains("is no scheduler by itself"), "{name}");
+        }
+        for name in ["", "-", "euler karras karras", &"é".repeat(1000)] {
             assert!(message(name).contains("the known ones are ddim"), "{name}");
         }
     }

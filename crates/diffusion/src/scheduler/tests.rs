@@ -51,33 +51,36 @@ fn every_entry_runs_with_its_defaults() {
 fn refusals_name_the_field_and_the_value() {
     let class = "_class_name";
     let cases = [
-        (json!([]), "the scheduler configuration is not a JSON object"),
-        (json!({}), "the scheduler configuration has no `_class_name`"),
+        (json!([]), "scheduler_config.json is not a JSON object: download it again"),
+        (
+            json!({}),
+            "scheduler_config.json does not name the scheduler (`_class_name`): take another (--scheduler)",
+        ),
         (
             json!({class: "DDIMScheduler", "beta_schedule": "cubic"}),
-            "the scheduler field `beta_schedule` = \"cubic\" of DDIMScheduler is not one of linear, scaled_linear, \
+            "the scheduler setting `beta_schedule` = \"cubic\" of DDIMScheduler is not one of linear, scaled_linear, \
              squaredcos_cap_v2",
         ),
         (
             json!({class: "DDIMScheduler", "num_train_timesteps": 1e12}),
-            "the scheduler field `num_train_timesteps` = 1000000000000.0 of DDIMScheduler is not an integer from 1 to \
+            "the scheduler setting `num_train_timesteps` = 1000000000000.0 of DDIMScheduler is not an integer from 1 to \
              100000",
         ),
         (
             json!({class: "DDIMScheduler", "beta_end": "big"}),
-            "the scheduler field `beta_end` = \"big\" of DDIMScheduler is not a finite number",
+            "the scheduler setting `beta_end` = \"big\" of DDIMScheduler is not a finite number",
         ),
         (
             json!({class: "DDIMScheduler", "beta_end": 1.5}),
-            "the scheduler field `beta_end` = 1.5 of DDIMScheduler is not between 0 and 1",
+            "the scheduler setting `beta_end` = 1.5 of DDIMScheduler is not between 0 and 1",
         ),
         (
             json!({class: "DDIMScheduler", "trained_betas": [0.1, 0.2]}),
-            "the scheduler field `trained_betas` = [0.1,0.2] of DDIMScheduler has 2 values for 1000 timesteps",
+            "the scheduler setting `trained_betas` = [0.1,0.2] of DDIMScheduler has 2 values for 1000 timesteps",
         ),
         (
             json!({class: "DDIMScheduler", "warp_factor": 9}),
-            "the scheduler field `warp_factor` = 9 is not known for DDIMScheduler",
+            "the scheduler setting `warp_factor` = 9 is not known for DDIMScheduler",
         ),
         (
             json!({class: "DDIMScheduler", "num_train_timesteps": 10}),
@@ -89,19 +92,19 @@ fn refusals_name_the_field_and_the_value() {
         ),
         (
             json!({class: "PNDMScheduler", "prediction_type": "sample"}),
-            "the scheduler field `prediction_type` = \"sample\" of PNDMScheduler is not one of epsilon, v_prediction",
+            "the scheduler setting `prediction_type` = \"sample\" of PNDMScheduler is not one of epsilon, v_prediction",
         ),
         (
             json!({class: "UniPCMultistepScheduler", "use_flow_sigmas": true}),
-            "the scheduler field `use_flow_sigmas` = true of UniPCMultistepScheduler is not supported",
+            "the scheduler setting `use_flow_sigmas` = true of UniPCMultistepScheduler is not supported",
         ),
         (
             json!({class: "EulerDiscreteScheduler", "use_karras_sigmas": true, "use_beta_sigmas": true}),
-            "the scheduler field `use_beta_sigmas` = true of EulerDiscreteScheduler excludes `use_karras_sigmas`",
+            "the scheduler setting `use_beta_sigmas` = true of EulerDiscreteScheduler excludes `use_karras_sigmas`",
         ),
         (
             json!({class: "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}),
-            "the scheduler field `algorithm_type` = \"dpmsolver\" of DPMSolverMultistepScheduler needs \
+            "the scheduler setting `algorithm_type` = \"dpmsolver\" of DPMSolverMultistepScheduler needs \
              `final_sigmas_type` = sigma_min",
         ),
         (
@@ -110,24 +113,24 @@ fn refusals_name_the_field_and_the_value() {
         ),
         (
             json!({class: "DPMSolverSinglestepScheduler", "lambda_min_clipped": "Infinity"}),
-            "the scheduler field `lambda_min_clipped` = \"Infinity\" of DPMSolverSinglestepScheduler is not a finite \
+            "the scheduler setting `lambda_min_clipped` = \"Infinity\" of DPMSolverSinglestepScheduler is not a finite \
              number",
         ),
         (
             json!({class: "DPMSolverSinglestepScheduler", "lambda_min_clipped": 1e3}),
-            "the scheduler field `lambda_min_clipped` = 1000.0 of DPMSolverSinglestepScheduler leaves no timestep",
+            "the scheduler setting `lambda_min_clipped` = 1000.0 of DPMSolverSinglestepScheduler leaves no timestep",
         ),
         (
             json!({class: "HeunDiscreteScheduler", "clip_sample": true, "clip_sample_range": -1}),
-            "the scheduler field `clip_sample_range` = -1 of HeunDiscreteScheduler is not positive",
+            "the scheduler setting `clip_sample_range` = -1 of HeunDiscreteScheduler is not positive",
         ),
         (
             json!({class: "UniPCMultistepScheduler", "thresholding": true, "dynamic_thresholding_ratio": 2}),
-            "the scheduler field `dynamic_thresholding_ratio` = 2 of UniPCMultistepScheduler is not from 0 to 1",
+            "the scheduler setting `dynamic_thresholding_ratio` = 2 of UniPCMultistepScheduler is not from 0 to 1",
         ),
         (
             json!({class: "EulerDiscreteScheduler", "use_karras_sigmas": true, "sigma_min": 0}),
-            "the scheduler field `sigma_min` = 0 of EulerDiscreteScheduler is not positive",
+            "the scheduler setting `sigma_min` = 0 of EulerDiscreteScheduler is not positive",
         ),
         (
             json!({class: "DDPMScheduler", "beta_start": 0.999, "beta_end": 0.999}),
@@ -156,12 +159,12 @@ fn unknown_classes_and_names_list_the_known_ones() {
         "{message}"
     );
     let config = SchedulerConfig::new(&SCHEDULERS[0]);
-    for name in ["warp", "euler-warp", "warp-karras", "-karras"] {
+    for name in ["warp", "euler-warp", "warp-karras"] {
         let message = config.with_scheduler(name).expect_err("unknown").to_string();
         assert!(message.contains(&format!("`{name}`")) && message.contains("dpmpp-2m-sde, "), "{message}");
     }
     let message = config.with_scheduler("ddpm-karras").expect_err("no sigmas").to_string();
-    assert_eq!(message, "the scheduler DDPMScheduler has no `use_karras_sigmas`");
+    assert_eq!(message, "the scheduler DDPMScheduler has no schedule of Karras (-karras)");
 }
 
 #[test]
@@ -254,7 +257,7 @@ fn overrides_replace_the_files_own() {
     config.set_sigmas(SigmaSchedule::Trained).expect("every class has it");
     assert!(!config.bool("use_beta_sigmas"));
     let message = config.set_sigmas(SigmaSchedule::Lu).expect_err("Euler has not").to_string();
-    assert_eq!(message, "the scheduler EulerDiscreteScheduler has no `use_lu_lambdas`");
+    assert_eq!(message, "the scheduler EulerDiscreteScheduler has no schedule of Lu (-lu)");
 }
 
 /// diffusers ends these at NaN: the last step multiplies an infinite `B(h)` by a zero residual.

@@ -206,7 +206,7 @@ impl Conditioning {
                 let (layout, _) = layout.ok_or_else(|| {
                     mismatch(format!(
                         "it takes `{}` of shape {shape:?}, and its text encoders make {} tokens of {channels} \
-                         channels: they are of another model",
+                         channels: they are of another model, or one is missing",
                         found.name, self.tokens
                     ))
                 })?;

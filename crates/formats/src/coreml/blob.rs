@@ -59,7 +59,10 @@ pub(super) fn read(file: &Bytes, offset: u64, ty: &TensorType) -> Result<Bytes, 
         usize::try_from(start).ok().zip(start.checked_add(size).and_then(|end| usize::try_from(end).ok()));
     range
         .and_then(|(start, end)| file.slice(start..end))
-        .ok_or_else(|| format!("its {size} bytes from {start} are not all in the file of {}", file.len()))
+        .ok_or_else(|| format!(
+            "its {size} bytes from {start} are not all in the file of {}; the file was cut off: copy or download it again",
+            file.len()
+        ))
 }
 
 fn padding_bits(ty: &TensorType) -> u64 {

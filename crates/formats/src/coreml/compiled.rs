@@ -20,8 +20,8 @@ use super::schema::model::ML_PROGRAM;
 use super::schema::{IOS_18, MODEL_PATH, WEIGHT_FILE};
 use super::wire::Message;
 use super::{
-    CoreMlError, FeatureKind, Form, Model, ShapeFlexibility, StoredModel, WeightFiles, build_info, metadata,
-    specification,
+    CoreMlError, FeatureKind, Form, Model, ShapeFlexibility, StoredModel, Values, WeightFiles, build_info,
+    metadata, specification,
 };
 use crate::files::Files;
 use crate::{Claim, Error, base64, sha256};
@@ -80,7 +80,12 @@ fn read_data(data: &[u8]) -> Result<(u32, Description), CoreMlError> {
 }
 
 /// Writes a compiled model; see [`super::write_compiled`].
-pub(super) fn write(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+pub(super) fn write(
+    claim: &Claim,
+    model: &Model,
+    values: Values,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     let in_model = |problem| Error::CoreMl { path: claim.path().to_path_buf(), problem };
     check(model).map_err(in_model)?;
     let stored = StoredModel { model, placement: Placement::plan(model), file: WEIGHT_FILE.to_string() };
@@ -102,7 +107,7 @@ pub(super) fn write(claim: &Claim, model: &Model, progress: &dyn Progress) -> Re
     directory.bytes("coremldata.bin", &data(model))?;
     directory.bytes("analytics/coremldata.bin", &analytics(&specification))?;
     if !placement.is_empty() {
-        directory.file("weights/weight.bin", |writer| placement.write(writer, progress))?;
+        directory.file("weights/weight.bin", |writer| placement.write(writer, values, progress))?;
     }
     directory.finish()
 }

@@ -56,3 +56,22 @@ impl CoreMlError {
         CoreMlError::Inconsistent { what: what.into() }
     }
 }
+
+/// A weight that is NaN or infinite in the type that it is written in.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error(
+    "tensor `{tensor}` has {} at element {index}: {}",
+    if value.is_finite() { value.to_string() } else { value.to_string().to_lowercase() },
+    match value.is_finite() {
+        true => "a 16-bit float holds at most 65504; the model's authors may offer another precision",
+        false => "the checkpoint is damaged, as by a failed merge or download; take another copy",
+    }
+)]
+pub struct NotFinite {
+    /// The tensor's name in its checkpoint.
+    pub tensor: String,
+    /// The position of the first such value among the elements as they are written.
+    pub index: usize,
+    /// The value in the checkpoint.
+    pub value: f32,
+}

@@ -59,7 +59,7 @@ use std::path::Path;
 
 use mixbit_mil::{Bytes, Program, Progress, TensorType};
 
-pub use error::CoreMlError;
+pub use error::{CoreMlError, NotFinite};
 
 use directory::NewDirectory;
 use placement::Placement;
@@ -239,6 +239,15 @@ impl fmt::Display for FeatureKind {
     }
 }
 
+/// The values that weights may have when a model is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// All.
+    Any,
+    /// Finite ones: [`Error::NotFinite`] refuses others, and values that overflow the element type.
+    Finite,
+}
+
 /// A model's metadata. Unknown texts are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
@@ -288,7 +297,7 @@ pub fn from_files(label: &str, files: impl IntoIterator<Item = (String, Bytes)>)
 /// [`Error::CoreMl`] if the model contradicts itself or holds what a package can't, [`Error::Write`] with the
 /// system's reason, [`Error::Stopped`] if `progress` stops it.
 pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    write_package_as(&claimed(path)?, model, progress)
+    write_package_as(&claimed(path)?, model, Values::Any, progress)
 }
 
 /// Writes a compiled `.mlmodelc` directory as Apple's compiler does, in the way of [`write_package`].
@@ -296,17 +305,22 @@ pub fn write_package(path: &Path, model: &Model, progress: &dyn Progress) -> Res
 /// # Errors
 /// Those of [`write_package`]; pipelines, several functions and flexible shapes are refused.
 pub fn write_compiled(path: &Path, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
-    compiled::write(&claimed(path)?, model, progress)
+    compiled::write(&claimed(path)?, model, Values::Any, progress)
 }
 
 /// Writes a claimed path: a compiled model if it ends in `.mlmodelc`, else a package.
 ///
 /// # Errors
-/// Those of [`write_package`].
-pub fn write_claimed(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+/// Those of [`write_package`], and [`Error::NotFinite`].
+pub fn write_claimed(
+    claim: &Claim,
+    model: &Model,
+    values: Values,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     match claim.path().extension().is_some_and(|extension| extension == "mlmodelc") {
-        true => compiled::write(claim, model, progress),
-        false => write_package_as(claim, model, progress),
+        true => compiled::write(claim, model, values, progress),
+        false => write_package_as(claim, model, values, progress),
     }
 }
 
@@ -315,7 +329,12 @@ fn claimed(path: &Path) -> Result<Claim, Error> {
     Claim::new(path, &mut || Ok(()))
 }
 
-fn write_package_as(claim: &Claim, model: &Model, progress: &dyn Progress) -> Result<(), Error> {
+fn write_package_as(
+    claim: &Claim,
+    model: &Model,
+    values: Values,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     let stored = stored(model);
     let specification = specification::check(model).and_then(|()| encode::package(model, &stored));
     let specification =
@@ -326,7 +345,7 @@ fn write_package_as(claim: &Claim, model: &Model, progress: &dyn Progress) -> Re
     directory.bytes("Data/com.apple.CoreML/model.mlmodel", &specification)?;
     for stored in stored.iter().filter(|stored| !stored.placement.is_empty()) {
         let file = format!("Data/com.apple.CoreML/{}", stored.file);
-        directory.file(&file, |writer| stored.placement.write(writer, progress))?;
+        directory.file(&file, |writer| stored.placement.write(writer, values, progress))?;
     }
     directory.finish()
 }
@@ -400,7 +419,12 @@ impl WeightFiles {
         let inside = inside.ok_or("the name does not lead to a file of the model")?;
         let path =
             if self.folder.is_empty() { inside.to_string() } else { format!("{}/{inside}", self.folder) };
-        let bytes = self.files.map(&path).map_err(|error| error.to_string())?;
+        let bytes = self.files.map(&path).map_err(|error| match &error {
+            Error::Read { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
+                "the file is not there, so the package is incomplete: copy or download it again".to_string()
+            }
+            error => error.to_string(),
+        })?;
         self.mapped.insert(name.to_string(), bytes.clone());
         Ok(bytes)
     }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use mixbit_mil::{Constant, DType, Def, Identity, Progress, Tally, TensorType, Unit, ValueId};
+use mixbit_mil::{Constant, DType, Def, Identity, Progress, Tally, TensorType, Unit, ValueId, WeightRef};
 
-use super::Model;
 use super::blob::{self, Layout};
+use super::error::NotFinite;
 use super::names::{self, Names};
 use super::schema::IOS_18;
+use super::{Model, Values};
 
 /// Literals of fewer elements stay in the specification, as coremltools does it.
 const BLOB_COUNT: usize = 10;
@@ -74,7 +75,15 @@ impl<'m> Placement<'m> {
     }
 
     /// Writes the weight file, one constant after the other.
-    pub(super) fn write(&self, writer: &mut dyn Write, progress: &dyn Progress) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The writer's, that of `progress`, and [`NotFinite`] if `values` are to be finite.
+    pub(super) fn write(
+        &self,
+        writer: &mut dyn Write,
+        values: Values,
+        progress: &dyn Progress,
+    ) -> io::Result<()> {
         let len = |constant: &Constant| constant.ty().byte_len().unwrap_or(0) as u64;
         let total = self.constants.iter().map(|constant| len(constant)).sum();
         let tally = Tally::new(progress, total, Unit::Bytes);
@@ -82,7 +91,11 @@ impl<'m> Placement<'m> {
             match self.constants[index] {
                 Constant::Literal(literal) => writer.write_all(literal.bytes().unwrap_or_default())?,
                 Constant::Weight(weight) => {
-                    writer.write_all(&weight.read().map_err(io::Error::other)?)?;
+                    let bytes = weight.read().map_err(io::Error::other)?;
+                    if values == Values::Finite && !is_finite(&bytes, weight.ty().dtype) {
+                        return Err(io::Error::other(not_finite(weight, &bytes)));
+                    }
+                    writer.write_all(&bytes)?;
                     weight.release();
                 }
             }
@@ -109,6 +122,38 @@ impl<'m> Placement<'m> {
     }
 }
 
+/// The first value of a weight that is not finite in `bytes`, its elements as they are written.
+fn not_finite(weight: &WeightRef, bytes: &[u8]) -> NotFinite {
+    let width = (weight.ty().dtype.bits() / 8).max(1);
+    let is_wrong = |element: &[u8]| !is_finite(element, weight.ty().dtype);
+    let index = bytes.chunks_exact(width).position(is_wrong).unwrap_or_default();
+    let wide = weight.cast(DType::F32);
+    let wide = wide.read().unwrap_or_default();
+    let value = wide.as_chunks().0.get(index).map_or(f32::NAN, |&element| f32::from_le_bytes(element));
+    NotFinite { tensor: weight.name().to_string(), index, value }
+}
+
+/// True if all elements are finite: none has an exponent of ones. Other types than floats always are.
+fn is_finite(bytes: &[u8], dtype: DType) -> bool {
+    // A block at a time: the loop over it has no branch, so that it is vectorised.
+    const BLOCK: usize = 4096;
+    let halves = |exponent: u16| {
+        bytes.chunks(BLOCK).all(|block| {
+            let is_wrong = |&element: &[u8; 2]| u16::from_le_bytes(element) & exponent == exponent;
+            !block.as_chunks().0.iter().fold(false, |found, element| found | is_wrong(element))
+        })
+    };
+    match dtype {
+        DType::F16 => halves(0x7c00),
+        DType::BF16 => halves(0x7f80),
+        DType::F32 => bytes.chunks(BLOCK).all(|block| {
+            let is_wrong = |&element: &[u8; 4]| !f32::from_le_bytes(element).is_finite();
+            !block.as_chunks().0.iter().fold(false, |found, element| found | is_wrong(element))
+        }),
+        _ => true,
+    }
+}
+
 /// True if a constant goes to the weight file.
 pub(super) fn belongs(constant: &Constant, specification_version: u32) -> bool {
     let ty = constant.ty();
@@ -118,5 +163,47 @@ pub(super) fn belongs(constant: &Constant, specification_version: u32) -> bool {
         // However small, so that it keeps its name.
         Constant::Weight(_) => known && ty.rank() > 0 && ty.count() > 0,
         Constant::Literal(_) => known && ty.count() >= BLOB_COUNT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mixbit_mil::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn values_that_are_not_finite_are_found_in_every_place() {
+        for (dtype, width, wrong) in [
+            (DType::F16, 2, &[0x00, 0x7c][..]),
+            (DType::F16, 2, &[0x01, 0xfe]),
+            (DType::BF16, 2, &[0x80, 0xff]),
+            (DType::F32, 4, &[0, 0, 0xc0, 0x7f]),
+            (DType::F32, 4, &[0, 0, 0x80, 0xff]),
+        ] {
+            let mut bytes = vec![0x7b; 3 * 4096 + 2 * width];
+            assert!(is_finite(&bytes, dtype));
+            for at in [0, 4096 - width, 4096, 3 * 4096 + width] {
+                let before = bytes[at..at + width].to_vec();
+                bytes[at..at + width].copy_from_slice(wrong);
+                assert!(!is_finite(&bytes, dtype), "{dtype} at {at}");
+                let ty = TensorType::new(dtype, [bytes.len() / width]);
+                let weight = WeightRef::new("w", ty, Bytes::new(bytes.clone()));
+                assert_eq!(not_finite(&weight.unwrap(), &bytes).index, at / width);
+                bytes[at..at + width].copy_from_slice(&before);
+            }
+        }
+        assert!(is_finite(&[0xff; 8], DType::U8));
+    }
+
+    #[test]
+    fn values_that_overflow_are_told_with_what_they_were() {
+        let bytes: Vec<u8> =
+            [1.0f32, 65519.0, -65520.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let weight = WeightRef::new("w", TensorType::new(DType::F32, [3]), Bytes::new(bytes)).unwrap();
+        assert!(is_finite(&weight.read().unwrap(), DType::F32));
+        let half = weight.cast(DType::F16);
+        let found = not_finite(&half, &half.read().unwrap());
+        assert!(found.to_string().contains("-65520 at element 2: a 16-bit float holds at most"), "{found}");
     }
 }

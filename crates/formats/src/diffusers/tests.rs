@@ -175,7 +175,7 @@ fn what_is_no_model_is_refused_with_advice() {
         (scratch.path().join("absent"), "absent is not there: there is no such directory"),
         (empty.path().to_path_buf(), "model_index.json is not there: the directory is empty"),
         (make("other", "notes.txt"), "the directory has `notes.txt`"),
-        (make("single", "sd15.safetensors"), "`sd15.safetensors` looks like a single-file checkpoint"),
+        (make("single", "sd15.safetensors"), "give `sd15.safetensors`, with its directory"),
         (scratch.path().join("single/sd15.safetensors"), "it is a file"),
         (whole.path().join("unet"), "give the directory above it"),
         (make("malformed", INDEX), "model_index.json: it is not JSON"),

@@ -19,9 +19,11 @@ struct Syntax {
 }
 
 /// Syntax that reaches the text encoder as plain words.
-static SYNTAX: [Syntax; 3] = [
+static SYNTAX: [Syntax; 5] = [
     Syntax { shown: network, about: "no LoRA is loaded by the prompt, and its name counts as words" },
     Syntax { shown: weight, about: "weights have no effect yet, and their numbers count as words" },
+    Syntax { shown: emphasis, about: "brackets have no effect yet, and count as words" },
+    Syntax { shown: alternatives, about: "no alternative is chosen, and all of them count as words" },
     Syntax { shown: breaks, about: "prompts are not cut into parts yet, and BREAK counts as a word" },
 ];
 
@@ -42,6 +44,24 @@ fn weight(prompt: &str) -> Option<String> {
         let (_, number) = inside.rsplit_once(':')?;
         number.trim().parse::<f32>().is_ok().then(|| format!("({inside})"))
     })
+}
+
+/// `[words]` and `((words))`. Single parentheses are common in plain text.
+fn emphasis(prompt: &str) -> Option<String> {
+    let between = |open: &str, close: &str| {
+        let start = prompt.find(open)?;
+        let inside = &prompt[start + open.len()..];
+        let end = inside.find(close).filter(|&end| end > 0)?;
+        Some(prompt[start..start + open.len() + end + close.len()].to_string())
+    };
+    between("((", "))").or_else(|| between("[", "]"))
+}
+
+/// `{a|b}`.
+fn alternatives(prompt: &str) -> Option<String> {
+    let (_, rest) = prompt.split_once('{')?;
+    let (inside, _) = rest.split_once('}')?;
+    inside.contains('|').then(|| format!("{{{inside}}}"))
 }
 
 /// `BREAK` by itself.
@@ -210,7 +230,9 @@ mod tests {
             ("a cat <lora:detail:0.8>", vec!["<lora:detail:0.8>"]),
             ("a (red:1.2) cat BREAK a dog", vec!["(red:1.2)", "BREAK"]),
             ("a cat (sitting: happy), 1 < 2, 16:9 (wide), BREAKING", vec![]),
-            ("((best quality)) <3", vec![]),
+            ("((best quality)) <3", vec!["((best quality))"]),
+            ("a [bad] cat, {black|white}", vec!["[bad]", "{black|white}"]),
+            ("[] (( {a} ] )), [", vec!["(( {a} ] ))"]),
         ] {
             let warnings = syntax(&Text::new(prompt));
             assert_eq!(warnings.len(), shown.len(), "{prompt}: {warnings:?}");

@@ -17,11 +17,11 @@ use super::backends::Machine;
 use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::progress::{Progress, Wait};
-use super::table::{Side, Table};
+use super::table::{Side, Table, counted};
 use super::{estimate, input, interrupt, next, opening, print_line, values};
 use mixbit_analysis::analyze::{
     self, Analysis, Cost, EFFORTS, EarlierRecipe, Goal, METHODS, Options, Outcome, PROMPTS, Phases, Setting,
-    Shard, analyze, schemes_of_recipes,
+    Shard, Verified, analyze, schemes_of_recipes,
 };
 use mixbit_analysis::report::{self, Report};
 use mixbit_packages::palettize::MIN_SIZE;
@@ -42,8 +42,9 @@ pub(super) struct Arguments {
     /// `merge` measures nothing: it makes the recipes of what shards have measured
     #[arg(value_name = "STEP")]
     step: Option<Step>,
-    /// A model's directory in the diffusers layout, or one of Core ML packages
-    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]
@@ -113,8 +114,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "I/N", value_parser = shard, help_heading = "Sharing")]
     shard: Option<Shard>,
     /// Threads [default: one for each processor]
-    #[arg(long, value_name = "N", help_heading = "Sharing")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Sharing")]
+    threads: Option<u16>,
 
     /// Draw no images for the report
     #[arg(long, help_heading = "Output")]
@@ -153,7 +155,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.output.join(format!("{}_palettization_recipe.json", name.replace(['/', ' '], "-")));
     let earlier = earlier_file(&path)?;
     let options = Options { earlier: earlier_recipes(&earlier), ..arguments.options(&model.defaults)? };
-    let machine = Machine::new(arguments.threads)?;
+    let machine = Machine::new(arguments.threads.map(usize::from))?;
     if arguments.step.is_none() && !arguments.quiet {
         progress.say(expected(&model, &machine, &options)?);
     }
@@ -171,14 +173,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let analysis = match outcome {
         Outcome::Done(analysis) => *analysis,
         Outcome::Partial { done, total } if arguments.step == Some(Step::Merge) => {
-            bail!(
-                "{} of {total} measurements are missing: let all shards finish, then merge again",
-                total - done
-            )
+            bail!("{} of {total} measurements missing: let all shards finish, then merge again", total - done)
         }
         Outcome::Partial { done, total } => {
             progress.say(format_args!(
-                "{done} of {total} measurements are there; when all shards are done, run `mixbit analyze merge` with the \
+                "{done} of {total} measurements done; when all shards are done, run `mixbit analyze merge` with the \
                  same options"
             ));
             return Ok(());
@@ -193,7 +192,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     print_line(path.display())?;
     let shown = arguments.report(model, &name, &analysis, &options, &backend, &cancel, &progress)?;
     print_line(shown.display())?;
-    if let Some(recipe) = analysis.recipes.first() {
+    let asked = arguments.goals();
+    if let Some(recipe) = nearest(&analysis.recipes, asked.first().copied().unwrap_or(USUAL)) {
         let select = format!("{:.2}", recipe.bits);
         progress.say(next::palettizing(
             arguments.model.as_deref().filter(|_| !arguments.demo),
@@ -201,7 +201,47 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             &select,
         ));
     }
-    Ok(())
+    let missed: Vec<Goal> = analysis.unreached.iter().filter(|goal| asked.contains(goal)).copied().collect();
+    match (missed.first(), analysis.recipes.is_empty()) {
+        (None, false) => Ok(()),
+        (Some(&goal), _) => bail!(unreachable(&analysis, goal)),
+        (None, true) => bail!("no recipe was made: {}", unreachable(&analysis, USUAL)),
+    }
+}
+
+/// The goal that the last line has in mind if none is asked for.
+const USUAL: Goal = Goal::Bits(4.5);
+
+/// The recipe nearest to a goal.
+fn nearest(recipes: &[Verified], goal: Goal) -> Option<&Verified> {
+    let distance = |recipe: &&Verified| match goal {
+        Goal::Bits(bits) => (recipe.bits - bits).abs(),
+        Goal::Bytes(bytes) => recipe.bytes.abs_diff(bytes) as f64,
+        Goal::Psnr(psnr) => (recipe.mean_psnr() - psnr).abs(),
+    };
+    recipes.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)))
+}
+
+/// The reason why no recipe reaches a goal: the nearest network in one form for all layers.
+fn unreachable(analysis: &Analysis, goal: Goal) -> String {
+    let uniform = || analysis.baselines.iter().filter(|baseline| !baseline.layers.is_empty());
+    let nearest = match goal {
+        Goal::Psnr(_) => uniform().max_by(|a, b| a.mean_psnr().total_cmp(&b.mean_psnr())),
+        _ => uniform().min_by_key(|baseline| baseline.bytes),
+    };
+    let reachable = match (goal, nearest) {
+        (_, None) => "the model has no layer that can be compressed".to_string(),
+        (Goal::Psnr(_), Some(best)) => {
+            format!("the closest to the model is {} with {:.1} dB", best.name, best.mean_psnr())
+        }
+        (_, Some(least)) => format!(
+            "the smallest is {} with {:.2} bits per weight, {:.1} MB",
+            least.name,
+            least.bits,
+            least.bytes as f64 / 1e6
+        ),
+    };
+    format!("there is no recipe for {goal}: {reachable}")
 }
 
 /// The recipe file that an earlier analysis made, if it is there.
@@ -253,17 +293,17 @@ fn expected(model: &Arc<DiffusionModel>, machine: &Machine, options: &Options) -
     let seconds = (computing.unwrap_or_default() + encoding.unwrap_or_default())
         / options.shard.map_or(1, |shard| shard.count) as f64;
     Ok(format!(
-        "{measurements} measurements take {} on this machine; Ctrl-C stops, and the same command goes on",
-        estimate::about(seconds)
+        "{} {} {} on this machine; Ctrl-C stops, and the same command goes on",
+        counted(measurements as u64, "measurement"),
+        if measurements == 1 { "takes" } else { "take" },
+        estimate::or_more(seconds)
     ))
 }
 
 /// The recipes and the networks beside them, as a table.
 fn summarize(analysis: &Analysis, progress: &Progress) {
     for goal in &analysis.unreached {
-        progress.say(format_args!(
-            "there is no recipe for {goal}: none of the forms is that small, or that close"
-        ));
+        progress.say(unreachable(analysis, *goal));
     }
     let mut table = Table::new([
         ("bits", Side::Right),
@@ -323,15 +363,20 @@ impl Arguments {
         files.into_iter().next().context("the report has no page")
     }
 
-    fn options(&self, defaults: &mixbit_diffusion::model::Defaults) -> anyhow::Result<Options> {
-        let method = METHODS.iter().find(|method| method.name == self.method);
-        let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
+    /// The goals that are asked for.
+    fn goals(&self) -> Vec<Goal> {
         let goals = [
             self.target_bits.iter().map(|&bits| Goal::Bits(bits)).collect::<Vec<_>>(),
             self.target_size.iter().map(|&bytes| Goal::Bytes(bytes)).collect(),
             self.target_psnr.iter().map(|&psnr| Goal::Psnr(psnr)).collect(),
         ];
-        let mut goals = goals.concat();
+        goals.concat()
+    }
+
+    fn options(&self, defaults: &mixbit_diffusion::model::Defaults) -> anyhow::Result<Options> {
+        let method = METHODS.iter().find(|method| method.name == self.method);
+        let effort = EFFORTS.iter().find(|effort| effort.name == self.effort);
+        let mut goals = self.goals();
         if goals.is_empty() {
             goals = TARGET_BITS.map(Goal::Bits).into();
         }

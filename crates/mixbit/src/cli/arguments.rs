@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::ffi::{OsStr, OsString};
-use std::num::{ParseFloatError, ParseIntError};
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
@@ -17,6 +17,8 @@ pub(super) struct Understood {
     pub(super) arguments: Vec<OsString>,
     /// The notes on names that mixbit does not need.
     pub(super) notes: Vec<String>,
+    /// The options as they were typed, each with the long name of the option that it stands for.
+    pub(super) typed: Vec<(String, String)>,
 }
 
 /// The commands whose model may stand by itself.
@@ -26,7 +28,11 @@ const OF_A_MODEL: [&str; 4] = ["convert", "palettize", "analyze", "bench"];
 ///
 /// # Errors
 /// The answer to a name that has no option.
-pub(super) fn understood(cli: &Command, arguments: Vec<OsString>) -> Result<Understood, String> {
+pub(super) fn understood(cli: &Command, mut arguments: Vec<OsString>) -> Result<Understood, String> {
+    // `mixbit help --help` asks for what `mixbit help` shows.
+    if arguments.get(1).is_some_and(|argument| argument == "help") {
+        arguments.retain(|argument| argument != "--help" && argument != "-h");
+    }
     let mut rest = arguments.into_iter();
     let mut out = Understood::default();
     let mut command = None;
@@ -118,6 +124,13 @@ impl<I: Iterator<Item = OsString>> Translator<'_, I> {
     /// Translates one option. `value` is what follows its equals sign.
     fn option(&mut self, name: &str, value: Option<OsString>, typed: OsString) -> Result<(), String> {
         let dashed = name.replace('_', "-");
+        let means = match row(self.command, &dashed).map(|row| row.meaning) {
+            Some(Meaning::Option(option)) => option,
+            _ => &dashed,
+        };
+        if let Some(long) = long_name(self.command, means) {
+            self.out.typed.push((name.to_string(), long));
+        }
         if let Some(name) = [name, &dashed].into_iter().find(|name| has(self.command, name)) {
             self.known(name.to_string(), value);
             return Ok(());
@@ -216,6 +229,21 @@ fn values(command: &Command, name: &str) -> [usize; 2] {
     }
 }
 
+/// The long name, with its dashes, of the option that has a name.
+fn long_name(command: &Command, name: &str) -> Option<String> {
+    let (long, short) = match name.strip_prefix("--") {
+        Some(long) => (Some(long), None),
+        None => (None, name.strip_prefix('-').filter(|name| name.chars().count() == 1)?.chars().next()),
+    };
+    let is_named = |arg: &&clap::Arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let shorts = arg.get_all_short_aliases().unwrap_or_default();
+        long.is_some_and(|long| arg.get_long() == Some(long) || aliases.contains(&long))
+            || short.is_some_and(|short| arg.get_short() == Some(short) || shorts.contains(&short))
+    };
+    Some(format!("--{}", command.get_arguments().find(is_named)?.get_long()?))
+}
+
 /// True if a command has an option of this name, with its dashes.
 fn has(command: &Command, name: &str) -> bool {
     let is_long = |long: &str| {
@@ -250,8 +278,14 @@ fn row(command: &Command, name: &str) -> Option<&'static Row> {
     })
 }
 
-/// The line for arguments that clap refuses; `None` where clap's own text serves, as for help.
-pub(super) fn refusal(cli: &Command, arguments: &[OsString], error: &Error) -> Option<String> {
+/// The line for arguments that clap refuses; `None` where clap's own text serves, as for help. `typed` are
+/// the options in the user's words.
+pub(super) fn refusal(
+    cli: &Command,
+    arguments: &[OsString],
+    typed: &[(String, String)],
+    error: &Error,
+) -> Option<String> {
     let get = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         _ => None,
@@ -267,15 +301,60 @@ pub(super) fn refusal(cli: &Command, arguments: &[OsString], error: &Error) -> O
             let option = option.split(' ').next().unwrap_or(&option);
             Some(format!("{option} can't be `{value}`: {}", reason(error)))
         }
-        _ => None,
+        (ErrorKind::ArgumentConflict, _) if get(ContextKind::InvalidArg) == get(ContextKind::PriorArg) => {
+            Some(twice(&get(ContextKind::InvalidArg)?, typed))
+        }
+        (
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+            _,
+        ) => None,
+        (_, command) => Some(in_one_line(&error.to_string(), command)),
+    }
+}
+
+/// The line for an option that is given twice, by the names that were typed.
+fn twice(option: &str, typed: &[(String, String)]) -> String {
+    let option = option.split(' ').next().unwrap_or(option);
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in typed.iter().filter(|(_, long)| long == option) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    match &names[..] {
+        [] => format!("{option} is given twice: leave one out"),
+        [name] => format!("{name} is given twice: leave one out"),
+        names => format!("{} are the same option, and each is given: leave one out", names.join(" and ")),
+    }
+}
+
+/// clap's message without its advice, which is about clap's own syntax as often as not.
+fn in_one_line(message: &str, command: Option<&Command>) -> String {
+    let is_advice = |line: &&str| {
+        let line = line.trim_start();
+        ["Usage:", "For more information", "tip:", "note:"].iter().any(|start| line.starts_with(start))
+    };
+    let lines = message.lines().take_while(|line| !is_advice(line)).map(str::trim);
+    let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text).replace(" [possible values: ", " [one of ");
+    match command {
+        Some(command) => format!("{text}; `mixbit {} --help` describes the options", command.get_name()),
+        None => format!("{text}; `mixbit --help` lists the commands"),
     }
 }
 
 /// The reason of a value that can't be read.
 fn reason(error: &Error) -> String {
     let Some(source) = error.source() else { return "it can't be read".to_string() };
-    if source.is::<ParseIntError>() {
-        return "it must be a whole number".to_string();
+    if let Some(error) = source.downcast_ref::<ParseIntError>() {
+        let is_large = matches!(error.kind(), IntErrorKind::PosOverflow | IntErrorKind::NegOverflow);
+        return match is_large {
+            true => "it is too large",
+            false => "it must be a whole number",
+        }
+        .to_string();
     }
     if source.is::<ParseFloatError>() {
         return "it must be a number, such as 7.5".to_string();
@@ -371,7 +450,7 @@ mod tests {
 
     fn of(arguments: &[&str]) -> Result<(Vec<String>, Vec<String>), String> {
         let all = std::iter::once("mixbit").chain(arguments.iter().copied()).map(OsString::from);
-        let Understood { arguments, notes } = understood(&cli(), all.collect())?;
+        let Understood { arguments, notes, .. } = understood(&cli(), all.collect())?;
         Ok((arguments.iter().skip(1).map(|it| it.to_string_lossy().into_owned()).collect(), notes))
     }
 
@@ -405,6 +484,8 @@ mod tests {
             ("generate x --guidance-scale -1", "generate x --guidance-scale -1"),
             ("draw x --sampler a", "draw x --sampler a"),
             ("--help", "--help"),
+            ("help --help", "help"),
+            ("help convert -h", "help convert"),
         ] {
             let split = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<_>>();
             let arguments: Vec<&str> = typed.split(' ').collect();
@@ -477,13 +558,31 @@ mod tests {
             (&["generate", "x", "--seed", "abc"], "a whole number"),
             (&["generate", "x", "--guidance-scale", "abc"], "a number"),
             (&["generate", "x", "--threads", "0"], "1 to 1024"),
+            (&["analyze", "x", "-o", "y", "--threads", "0"], "1 to 1024"),
+            (&["generate", "x", "--seed", "18446744073709551616"], "it is too large"),
+            (
+                &["generate", "x", "--cfg-scale", "7", "--cfg", "8"],
+                "--cfg-scale and --cfg are the same option",
+            ),
+            (&["generate", "x", "--sampler", "ddim", "--sampler", "ddim"], "--sampler is given twice"),
+            (&["convert", "--model-version", "a", "-m", "b"], "--model-version and -m are the same option"),
+            (&["generate", "x", "--scheduler", "karras"], "as in dpmpp-2m-karras"),
+            (&["generate", "x", "--scheduler", "SGM Uniform"], "as in dpmpp-2m-trailing"),
+            (&["palettize", "x"], "--output <PATH>"),
+            (&["generate", "x", "--seed"], "--seed"),
+            (&["generate", "x", "--quiet=yes"], "--quiet"),
+            (&["generate", "x", "--rng", "dice"], "[one of"),
         ] {
             let arguments: Vec<OsString> =
                 std::iter::once("mixbit").chain(typed.iter().copied()).map(OsString::from).collect();
+            let Understood { arguments, typed: names, .. } = understood(&cli(), arguments).unwrap();
             let error = Cli::command().try_get_matches_from(&arguments).unwrap_err();
-            let line = refusal(&cli(), &arguments, &error).unwrap_or_default();
+            let line = refusal(&cli(), &arguments, &names, &error).unwrap_or_default();
             assert!(
-                line.contains(said) && !line.contains('\n') && !line.contains("..="),
+                line.contains(said)
+                    && !["\n", "..=", "For more information", "Usage", "tip:"]
+                        .iter()
+                        .any(|no| line.contains(no)),
                 "{typed:?}: {line}"
             );
         }

@@ -19,7 +19,7 @@ use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
-use super::table::{Side, Table, shortened};
+use super::table::{Side, Table, counted, shortened};
 use super::{estimate, interrupt, opening, palettize, print_line, values};
 use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::parameters::Parameters;
@@ -36,9 +36,9 @@ pub(super) struct Arguments {
     /// What to draw: a row for each
     #[arg(required = true, value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// Models, a column for each: directories in the diffusers layout, or of Core ML packages [default: the
-    /// demo model]
-    #[arg(short, long, value_name = "DIR", value_delimiter = ',', help_heading = "Columns")]
+    /// Models, a column for each: files, directories in the diffusers layout or of Core ML packages, or names
+    /// on the Hugging Face Hub [default: the demo model]
+    #[arg(short, long, value_name = "MODEL", value_delimiter = ',', help_heading = "Columns")]
     models: Vec<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,
@@ -141,8 +141,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let encoding: f64 = candidates.iter().map(|candidate| candidate.encoding).sum();
     let computing = || estimate::computing(&machine, Precision::F32, work);
     if let Some(computing) = (!arguments.quiet).then(computing).flatten() {
-        let about = estimate::about(computing + encoding);
-        progress.say(format_args!("{images} images take {about} on this machine"));
+        let about = estimate::or_more(computing + encoding);
+        let takes = if images == 1 { "takes" } else { "take" };
+        progress.say(format_args!("{} {takes} {about} on this machine", counted(images as u64, "image")));
     }
     let mut columns: Vec<Column> = Vec::new();
     let mut session: Option<Session> = None;
@@ -161,7 +162,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         print_line(table(&arguments.prompts, &columns))?;
     }
     print_line(arguments.path().display())?;
-    progress.say(format_args!("{images} images of {}x{}, seed {}", size[0], size[1], arguments.seed));
+    let images = counted(images as u64, "image");
+    progress.say(format_args!("{images} of {}x{}, seed {}", size[0], size[1], arguments.seed));
     Ok(())
 }
 

@@ -10,20 +10,20 @@ use mixbit_app::hub::Wish;
 use mixbit_app::source::open_checkpoint;
 use mixbit_compress::{Scheme, Width};
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_diffusion::model::ModelFiles;
 use mixbit_engine::Cancel;
 use mixbit_packages::inspect::bits_per_element;
 use mixbit_packages::package::{
     ConversionOptions, ConversionSource, DeploymentTarget, Package, check_output, plan,
 };
 use mixbit_packages::palettize::{Job, Outcome, PlanSource, Report, Targets};
-use mixbit_packages::source::{Component, DiffusersModel, OpenOptions, OpenedModel};
+use mixbit_packages::source::{OpenOptions, OpenedModel, controlnet};
 
 use super::backends::Machine;
 use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::palettize::{Shown, say_limits};
 use super::progress::Progress;
+use super::table::counted;
 use super::{interrupt, memory, next, opening, print_line, values};
 
 /// The least output PSNR in dB; Apple's converter refuses packages below it.
@@ -38,8 +38,9 @@ const SCALE: usize = 8;
   mixbit convert --model sdxl --convert-unet --latent-h 96 --latent-w 128
   mixbit convert --demo --output converted")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout
-    #[arg(short, long, alias = "model-version", value_name = "DIR", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout, or a name on the
+    /// Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]
@@ -71,8 +72,8 @@ pub(super) struct Arguments {
     /// Convert the safety checker
     #[arg(long, help_heading = "Parts")]
     convert_safety_checker: bool,
-    /// Convert ControlNets, each a directory with config.json and weights
-    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Parts")]
+    /// Convert ControlNets, each a file, or a directory with config.json and weights
+    #[arg(long, value_name = "PATH", num_args = 1.., help_heading = "Parts")]
     convert_controlnet: Vec<PathBuf>,
     /// Make a UNet that takes a ControlNet's residuals too
     #[arg(long, help_heading = "Parts")]
@@ -80,9 +81,6 @@ pub(super) struct Arguments {
     /// Convert the UNet of this model as the refiner
     #[arg(long, value_name = "DIR", help_heading = "Parts")]
     refiner_version: Option<PathBuf>,
-    /// Take the autoencoder of this directory
-    #[arg(long, value_name = "DIR", help_heading = "Parts")]
-    custom_vae_version: Option<PathBuf>,
 
     #[command(flatten, next_help_heading = "Form")]
     size: values::Size,
@@ -131,8 +129,7 @@ impl Models for Arguments {
             Wish { safety_checker: self.convert_safety_checker || self.are_all_parts(), ..self.files.wish() };
         let model = self.model.iter_mut().filter(|_| !self.demo);
         let model = model.map(|argument| Asked { argument, wish: wish.clone() });
-        let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version);
-        let others = others.chain(&mut self.custom_vae_version).map(Asked::plain);
+        let others = self.convert_controlnet.iter_mut().chain(&mut self.refiner_version).map(Asked::plain);
         model.chain(others).chain(self.files.models()).collect()
     }
 
@@ -151,14 +148,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = opening::checkpoint(path, &options, &progress)?;
     let refiner = arguments.refiner_version.as_deref();
     let refiner = refiner.map(|path| open_checkpoint(Some(path), &OpenOptions::default())).transpose()?;
-    let vae = arguments.custom_vae_version.as_deref().map(autoencoder).transpose()?;
-    let controlnets = arguments.convert_controlnet.iter().map(|path| Component::open(path, None));
+    let controlnets = arguments.convert_controlnet.iter().map(|path| controlnet(path));
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     let source = ConversionSource {
         model: model.files(),
         refiner: refiner.as_ref().map(|refiner: &OpenedModel| (refiner.name().to_string(), refiner.files())),
-        vae: vae.as_deref(),
-        controlnets: controlnets.iter().map(|net| (net.name().to_string(), net as &dyn ModelFiles)).collect(),
+        controlnets: controlnets.iter().map(|(name, net)| (name.clone(), &**net)).collect(),
     };
     let options = arguments.options(model.name())?;
     let packages = plan(&source, &options).with_context(|| model.name().to_string())?;
@@ -166,13 +161,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let plans = arguments
         .quantize_nbits
         .map_or(PlanSource::Unchanged, |width| PlanSource::uniform(Scheme::palette(width)));
-    let targets = Targets::of_plan(&packages, model.files(), &arguments.output)?;
+    let targets = Targets::of_plan(&packages, model.files(), &options.model_version, &arguments.output)?;
     let (mut job, _) = Job::new(targets, &plans)?;
     if arguments.bundle_resources_for_swift_cli {
         job = job.with_bundle()?;
     }
-    job.begin(arguments.force)?;
     let shown = Shown { progress: &progress, cancel: &cancel };
+    shown.begin(&job, arguments.force)?;
     let checker = arguments.check_output_correctness.then(|| Machine::new(None)).transpose()?;
     let mut bytes = 0;
     for (index, package) in packages.iter().enumerate() {
@@ -193,9 +188,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         shown.check_stopped(&package.name)?;
     }
     progress.say(format_args!(
-        "{} packages, {:.1} MB, in {:.1} s{}",
-        packages.len(),
-        bytes as f64 / 1e6,
+        "{}, {}, in {:.1} s{}",
+        counted(packages.len() as u64, "package"),
+        if bytes == 0 { "there already".to_string() } else { format!("{:.1} MB", bytes as f64 / 1e6) },
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
@@ -211,8 +206,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// A package's layers in fewer bits, in words.
 fn palettized(name: &str, report: &Report) -> String {
     format!(
-        "{name}: {} layers palettized, {:.2} bits per weight of all layers",
-        report.layers.len(),
+        "{name}: {} palettized, {:.2} bits per weight of all layers",
+        counted(report.layers.len() as u64, "layer"),
         bits_per_element(report.weights as usize, report.after as usize)
     )
 }
@@ -313,13 +308,5 @@ impl Arguments {
             control_unet: self.unet_support_controlnet,
             target,
         })
-    }
-}
-
-/// A model's autoencoder, or a standalone one.
-fn autoencoder(path: &Path) -> anyhow::Result<Box<dyn ModelFiles>> {
-    match path.join("model_index.json").is_file() {
-        true => Ok(Box::new(DiffusersModel::open(path, None)?)),
-        false => Ok(Box::new(Component::open(path, Some("vae"))?)),
     }
 }

@@ -107,7 +107,8 @@ fn to_text(machine: &Machine, rates: &[(Precision, Option<f64>)]) -> String {
     };
     let [total, free] = memory::of_system();
     heading("memory", vec![memory("total", total), memory("free", free)]);
-    let model = env::var("MIXBIT_MODEL").unwrap_or_else(|_| "not set".to_string());
+    let model = env::var("MIXBIT_MODEL").ok().filter(|model| !model.is_empty());
+    let model = model.unwrap_or_else(|| "not set".to_string());
     heading("settings", vec![line("MIXBIT_MODEL", model)]);
     let cache = |cache: Cache| {
         let bytes = size(&cache.directory);

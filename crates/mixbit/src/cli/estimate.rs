@@ -8,7 +8,8 @@ use mixbit_mil::{Builder, Bytes, DType, Function, Opset, TensorType, WeightRef, 
 
 use super::backends::Machine;
 
-/// The part of the CPU's peak that whole networks reach.
+/// The part of the CPU's peak that large networks reach on an idle machine. Small ones reach less, down to an
+/// eighth for the demo model: what follows from it is a lower bound, which [`or_more`] says.
 const OF_PEAK: f64 = 0.5;
 
 /// Seconds for multiply-adds in a precision; `None` if the machine's peak is not known. Measuring it takes a
@@ -57,6 +58,11 @@ fn random_layer(side: usize) -> Option<Layer> {
     let w = b.weight(weight);
     let y = b.op("linear").arg("x", x).arg("weight", w).add().ok()?;
     mixbit_compress::layers(&b.finish(&[y]).ok()?).into_iter().next()
+}
+
+/// A duration that may be longer: what [`computing`] gives.
+pub(super) fn or_more(seconds: f64) -> String {
+    format!("{} or more", about(seconds))
 }
 
 /// A duration that is known roughly, as `about 4 min`.

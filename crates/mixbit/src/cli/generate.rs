@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{NoiseSource, random_source};
-use mixbit_diffusion::scheduler::SchedulerError;
+use mixbit_diffusion::scheduler::{SchedulerError, SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::{
     DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start, Text,
 };
@@ -24,6 +24,7 @@ use super::model_files::ModelFileOptions;
 use super::output::{Images, Output, preview};
 use super::phases::Phases;
 use super::progress::{Counter, Progress};
+use super::table::counted;
 use super::{advice, input, interrupt, memory, opening, print_line, profile, values};
 use mixbit_app::demo;
 use mixbit_app::picture;
@@ -57,9 +58,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PROMPT")]
     negative_prompt_2: Option<String>,
 
-    /// A model: a directory in the diffusers layout (it holds model_index.json), or one of Core ML
-    /// packages; without it, the small demo model in the binary draws coloured shapes
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME); without it, the small demo model in the
+    /// binary draws coloured shapes
+    #[arg(short, long, value_name = "MODEL", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,
@@ -194,6 +196,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         planned_images: count,
         ..SessionOptions::default()
     };
+    let own = model.scheduler.clone();
     let mut session = Session::with_options(model, backend, options);
     let mut times = Times::default();
     let mut dropped = Vec::new();
@@ -202,7 +205,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (index, (prompt, seed)) in images.enumerate() {
         let request = &requests[prompt];
         let place = output.place(prompt, &prompts[prompt], seed)?;
-        let origin = Origin { model: &model_name, source, seed, start: None, embeddings: &hashes[prompt] };
+        let origin = Origin {
+            model: &model_name,
+            source,
+            seed,
+            start: None,
+            embeddings: &hashes[prompt],
+            own: &own,
+            prediction_type: arguments.files.prediction_type(),
+        };
         let parameters = parameters(request, &origin)?.to_string();
         let name = match count {
             1 => "drawing".to_string(),
@@ -268,7 +279,13 @@ impl Arguments {
         }
         match (&self.prompt, &self.prompts_file) {
             (Some(prompt), _) if prompt == "-" => {
-                Ok(vec![input::text(Path::new("-"))?.trim_end_matches(['\r', '\n']).to_string()])
+                let text = input::text(Path::new("-"))?;
+                if text.trim().is_empty() {
+                    bail!(
+                        "standard input has no prompt: write it there, or on the command line (an empty one is \"\")"
+                    );
+                }
+                Ok(vec![text.trim_end_matches(['\r', '\n']).to_string()])
             }
             (Some(prompt), _) => Ok(vec![prompt.clone()]),
             (None, path) => input::lines(path.as_deref().unwrap_or(Path::new("-"))),
@@ -325,7 +342,11 @@ fn seeds(arguments: &Arguments, largest: u64) -> anyhow::Result<RangeInclusive<u
     let first = arguments.seed.unwrap_or_else(values::random_seed);
     let images = u64::from(arguments.images);
     let last = first.checked_add(images - 1).filter(|&last| last <= largest).with_context(|| {
-        format!("{images} images from seed {first} go beyond {largest}, the last seed of `{}`", arguments.rng)
+        format!(
+            "{} from seed {first} would go beyond {largest}, the last seed of --rng {}: give a smaller --seed",
+            counted(images, "image"),
+            arguments.rng
+        )
     })?;
     Ok(first..=last)
 }
@@ -416,7 +437,6 @@ fn summary(
     total: Duration,
 ) -> Result<String, SchedulerError> {
     let [width, height] = request.size;
-    let counted = |count: usize, name: &str| format!("{count} {name}{}", if count == 1 { "" } else { "s" });
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     let seeds = match first == last {
         true => format!("seed {first}"),
@@ -425,12 +445,12 @@ fn summary(
     let noun = if times.evaluations == request.steps * images { "step" } else { "evaluation" };
     Ok(format!(
         "{} of {width}x{height}, {seeds}, {}, {}\nin {}: load {}, {} of {}, decode {}{}",
-        counted(images, "image"),
+        counted(images as u64, "image"),
         values::scheduler_name(&request.scheduler)?,
-        counted(request.steps, "step"),
+        counted(request.steps as u64, "step"),
         seconds(total),
         seconds(times.load),
-        counted(times.evaluations, noun),
+        counted(times.evaluations as u64, noun),
         seconds(times.per_step()),
         seconds(times.decode),
         memory::in_summary()
@@ -461,6 +481,9 @@ fn summary_json(
         "height": request.size[1],
         "steps": request.steps,
         "scheduler": request.scheduler.entry().name,
+        "sigmas": request.scheduler.sigmas().ok().map(SigmaSchedule::name),
+        "timestep_spacing": request.scheduler.spacing().ok().flatten().map(TimestepSpacing::name),
+        "prediction_type": request.scheduler.chosen_prediction_type(),
         "guidance_scale": request.guidance_scale,
         "dropped_words": dropped,
         "evaluations": times.evaluations,

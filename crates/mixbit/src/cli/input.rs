@@ -37,7 +37,8 @@ pub(super) fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let lines: Vec<String> = lines.map(str::to_string).collect();
     if lines.is_empty() {
-        bail!("{} has no line with text", path.display());
+        let name = if path == Path::new("-") { "standard input".into() } else { path.display().to_string() };
+        bail!("{name} has no line with text: write a prompt on each line");
     }
     Ok(lines)
 }

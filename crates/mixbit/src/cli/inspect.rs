@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::printable::visible_line;
-use super::table::{Side, Table, byte_size, shortened};
+use super::table::{Side, Table, byte_size, counted, shortened};
 use super::{print_line, recipe, summary};
 
 #[derive(Debug, Args)]
@@ -237,8 +237,9 @@ fn show_file(file: &InspectedNetwork, arguments: &Arguments) -> anyhow::Result<(
         print_line(format_args!("{}: {}", visible_line(tensor.weight.name()), tensor.weight.ty()))?;
     }
     print_line(format_args!(
-        "{} tensors, {count} weights, {}, {:.2} bits each",
-        tensors.len(),
+        "{}, {}, {}, {:.2} bits each",
+        counted(tensors.len() as u64, "tensor"),
+        counted(count as u64, "weight"),
         byte_size(bytes),
         bits_per_element(count, bytes)
     ))

@@ -40,14 +40,14 @@ mod verify;
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+use mixbit_formats::{make_directory, write_atomically};
 
 use arguments::Understood;
 use printable::one_line;
@@ -138,8 +138,16 @@ fn completions(shell: Shell) -> anyhow::Result<()> {
 /// Writes the manual pages, and says how they are read.
 fn manual(directory: &Path) -> anyhow::Result<()> {
     let unwritable = || format!("the manual pages can't be written to {}", directory.display());
-    fs::create_dir_all(directory).with_context(unwritable)?;
-    clap_mangen::generate_to(Cli::command(), directory).with_context(unwritable)?;
+    make_directory(directory).with_context(unwritable)?;
+    let mut cli = Cli::command().disable_help_subcommand(true);
+    cli.build();
+    let commands = cli.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    for command in commands.chain([cli.clone()]) {
+        let page = clap_mangen::Man::new(command);
+        // A link that has the page's name is replaced, not followed.
+        write_atomically(&directory.join(page.get_filename()), |file| page.render(file))
+            .with_context(unwritable)?;
+    }
     let page = directory.join("mixbit.1");
     print_line(page.display())?;
     progress::print_line(format_args!("read it: man {}", page.display()));
@@ -183,16 +191,36 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+/// The environment variable with the model that commands work on.
+const MODEL: &str = "MIXBIT_MODEL";
+
+/// An argument that no environment variable stands for.
+fn without_environment(argument: clap::Arg) -> clap::Arg {
+    match argument.get_env().is_some_and(|name| name == MODEL) {
+        true => argument.env(None::<&'static str>),
+        false => argument,
+    }
+}
+
 /// Parses arguments, with the names of other tools. Help and the version are printed, and end the process.
 ///
 /// # Errors
 /// The line for arguments that can't be understood.
 fn parsed(typed: Vec<OsString>) -> Result<Cli, String> {
-    let mut commands = Cli::command();
+    // An empty variable is one that a script has unset in the way of shells.
+    let is_empty = std::env::var_os(MODEL).is_some_and(|model| model.is_empty());
+    let parser = || match is_empty {
+        true => Cli::command().mut_subcommands(|command| command.mut_args(without_environment)),
+        false => Cli::command(),
+    };
+    let mut commands = parser();
     commands.build();
-    let Understood { arguments, notes } = arguments::understood(&commands, typed)?;
-    let cli = Cli::try_parse_from(&arguments)
-        .map_err(|error| arguments::refusal(&commands, &arguments, &error).unwrap_or_else(|| error.exit()))?;
+    let Understood { arguments, notes, typed } = arguments::understood(&commands, typed)?;
+    let refused = |error: clap::Error| {
+        arguments::refusal(&commands, &arguments, &typed, &error).unwrap_or_else(|| error.exit())
+    };
+    let matches = parser().try_get_matches_from(&arguments).map_err(refused)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(refused)?;
     let is_quiet = arguments.iter().any(|argument| argument == "-q" || argument == "--quiet");
     for note in notes.iter().filter(|_| !is_quiet) {
         progress::print_line(format_args!("note: {note}"));

@@ -32,7 +32,7 @@ pub(super) struct ModelFileOptions {
     #[arg(long, help_heading = "Model files")]
     use_ema: bool,
     /// Another autoencoder: a file, a directory with config.json and weights, or a model
-    #[arg(long, value_name = "PATH", help_heading = "Model files")]
+    #[arg(long, alias = "custom-vae-version", value_name = "PATH", help_heading = "Model files")]
     vae: Option<PathBuf>,
     /// A textual inversion; its word is the file's name, or NAME. May be given several times
     #[arg(long, value_name = "FILE[=NAME]", value_parser = embedding, help_heading = "Model files")]
@@ -42,10 +42,11 @@ pub(super) struct ModelFileOptions {
     embedding_dir: Vec<PathBuf>,
 }
 
-/// `FILE` or `FILE=NAME`. A file that is there counts whole, whatever its name has in it.
+/// `FILE` or `FILE=NAME`. A file that is there counts whole, and so does the query of a link.
 fn embedding(text: &str) -> Result<EmbeddingFile, String> {
+    let is_query = |path: &str| path.contains("://") && path.contains('?');
     match text.rsplit_once('=') {
-        Some((path, name)) if !Path::new(text).exists() => {
+        Some((path, name)) if !Path::new(text).exists() && !is_query(path) => {
             if name.trim().is_empty() {
                 return Err("no name follows the `=`".to_string());
             }
@@ -72,6 +73,11 @@ impl ModelFileOptions {
         config.into_iter().chain(others.map(Asked::plain))
     }
 
+    /// The prediction type that was asked for.
+    pub(super) fn prediction_type(&self) -> Option<&str> {
+        self.prediction_type.as_deref()
+    }
+
     /// The options as the library has them.
     pub(super) fn open(&self) -> OpenOptions {
         OpenOptions {
@@ -88,5 +94,25 @@ impl ModelFileOptions {
                 prompts: None,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_embedding_follows_the_last_equals_sign() {
+        for (text, path, name) in [
+            ("a.pt", "a.pt", None),
+            ("a.pt=my word", "a.pt", Some("my word")),
+            ("a=b.pt=x", "a=b.pt", Some("x")),
+            ("https://host/a.pt?download=true", "https://host/a.pt?download=true", None),
+            ("owner/name/a.pt=x", "owner/name/a.pt", Some("x")),
+        ] {
+            let expected = EmbeddingFile { path: path.into(), name: name.map(str::to_string) };
+            assert_eq!(embedding(text), Ok(expected), "{text}");
+        }
+        assert!(embedding("a.pt=").is_err());
     }
 }

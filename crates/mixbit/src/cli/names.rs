@@ -99,7 +99,7 @@ pub(super) static NAMES: &[Row] = &[
     row(&["--recipes", "--pre-analysis-json-path", "--recipe-file"], Option("--recipe")),
     row(&["--recipe", "--pre-analysis-json-path", "--recipe-file"], Option("--recipes")),
     row(&["--selected-recipe", "--select-recipe", "--recipe-name"], Option("--select")),
-    row(&["--vae", "--vae-path", "--vae-version"], Option("--custom-vae-version")),
+    row(&["--vae-path", "--vae-version"], Option("--vae")),
     row(
         &["--xl-version", "--sdxl", "--xl"],
         Needless { takes_value: false, note: "the model's own files say whether it is an XL model" },
@@ -144,10 +144,6 @@ pub(super) static NAMES: &[Row] = &[
     row(&["--revision"], Answer("the revision follows the model's name, as in OWNER/NAME@REVISION")),
     row(&["--cache-dir", "--hf-home"], Answer("HF_HOME is the directory of the Hub's cache")),
     row(&["--clip-skip"], Answer("the text encoder's layer is the one that the model's files name")),
-    row(
-        &["--vae", "--vae-path"],
-        Answer("another autoencoder is put into packages: mixbit convert --custom-vae-version DIR"),
-    ),
     row(&["--image", "--init-image", "--init-img", "--strength", "--denoising-strength"], Answer(START)),
     row(&["--mask", "--mask-image", "--start-image"], Answer(START)),
     row(

@@ -23,7 +23,7 @@ use mixbit_packages::palettize::{
 use super::hub::{Asked, Models};
 use super::model_files::ModelFileOptions;
 use super::progress::Progress;
-use super::table::{Side, Table, byte_size, shortened};
+use super::table::{Side, Table, byte_size, counted, shortened};
 use super::{estimate, interrupt, memory, next, opening, print_line, recipe, values, verify};
 
 /// The number of layers listed by PSNR for each package.
@@ -37,8 +37,9 @@ const WORST: usize = 10;
   mixbit palettize --model Unet.mlpackage --recipe recipe.json --select 4.50 --like sdxl --output small
   mixbit palettize --model Unet.mlpackage --scheme linear-8 --output small/Unet.mlpackage")]
 pub(super) struct Arguments {
-    /// A model's directory in the diffusers layout, a directory of Core ML packages, or one package
-    #[arg(short, long, alias = "model-version", value_name = "PATH", env = "MIXBIT_MODEL")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, one package, or a name on the Hugging Face Hub (OWNER/NAME)
+    #[arg(short, long, alias = "model-version", value_name = "MODEL", env = "MIXBIT_MODEL")]
     model: Option<PathBuf>,
     /// The demo model in the binary
     #[arg(long)]
@@ -90,17 +91,17 @@ pub(super) struct Arguments {
     /// The model's name in file names and metadata [default: the directory's]
     #[arg(long, value_name = "NAME", help_heading = "Checkpoints")]
     name: Option<String>,
-    /// How attention is written: for the Neural Engine split, for the GPU original
+    /// How attention is written: for the Neural Engine split, for the GPU original [default: SPLIT_EINSUM]
     #[arg(long, value_name = "NAME", value_parser = values::attention(), ignore_case = true,
-          default_value = "SPLIT_EINSUM", help_heading = "Checkpoints")]
-    attention_implementation: AttentionImplementation,
+          help_heading = "Checkpoints")]
+    attention_implementation: Option<AttentionImplementation>,
     /// Cut UNets in two, for devices that can't load them whole
     #[arg(long, help_heading = "Checkpoints")]
     chunk_unet: bool,
-    /// The oldest system to run on; a form that came later raises it
+    /// The oldest system to run on; a form that came later raises it [default: macOS13]
     #[arg(long, value_name = "NAME", value_parser = values::targets(), ignore_case = true,
-          default_value = "macOS13", help_heading = "Checkpoints")]
-    min_deployment_target: &'static DeploymentTarget,
+          help_heading = "Checkpoints")]
+    min_deployment_target: Option<&'static DeploymentTarget>,
 }
 
 impl Models for Arguments {
@@ -124,8 +125,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let cancel = interrupt::cancel()?;
     let progress = Progress::new(arguments.quiet);
     let source = arguments.plan_source()?;
-    if let PlanSource::Recipe { name, .. } = &source {
-        progress.say(format_args!("recipe {name}"));
+    if let PlanSource::Recipe { name, file, .. } = &source {
+        progress.say(recipe::chosen_in_words(file, name, arguments.select.as_deref()));
     }
     let (mut job, warnings) = Job::new(arguments.targets(&source, &progress)?, &source)?;
     if arguments.bundle_resources_for_swift_cli {
@@ -134,18 +135,20 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for warning in warnings {
         progress.say(warning);
     }
-    job.begin(arguments.force)?;
+    let shown = Shown { progress: &progress, cancel: &cancel };
+    shown.begin(&job, arguments.force)?;
     let (layers, weights) = job.work();
     let scheme = source.schemes().into_iter().next().filter(|_| !arguments.quiet);
     if let Some(seconds) = scheme.and_then(|scheme| estimate::encoding(scheme, layers, weights)) {
-        progress.say(format_args!("{layers} layers take {} on this machine", estimate::about(seconds)));
+        let (layers, takes) = (counted(layers as u64, "layer"), if layers == 1 { "takes" } else { "take" });
+        progress.say(format_args!("{layers} {takes} {} on this machine", estimate::about(seconds)));
     }
-    let (mut before, mut after) = (0, 0);
-    let shown = Shown { progress: &progress, cancel: &cancel };
+    let (mut before, mut after, mut kept) = (0, 0, 0);
     for (index, target) in job.targets().iter().enumerate() {
         let name = target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match shown.write(&job, index, arguments.force)? {
-            Outcome::Kept | Outcome::Copied => {}
+            Outcome::Kept => kept += 1,
+            Outcome::Copied => {}
             Outcome::Palettized(report) => {
                 if !arguments.quiet {
                     print_report(target.kind.map_or(&name, |kind| kind.name), &report)?;
@@ -159,10 +162,16 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         shown.check_stopped(&name)?;
     }
     progress.say(format_args!(
-        "{} packages, layers {} before and {} after, in {:.1} s{}",
-        job.targets().len(),
-        byte_size(before as usize),
-        byte_size(after as usize),
+        "{}, {}, in {:.1} s{}",
+        counted(job.targets().len() as u64, "package"),
+        match kept == job.targets().len() {
+            true => "there already".to_string(),
+            false => format!(
+                "layers {} before and {} after",
+                byte_size(before as usize),
+                byte_size(after as usize)
+            ),
+        },
         begin.elapsed().as_secs_f64(),
         memory::in_summary()
     ));
@@ -220,6 +229,14 @@ pub(super) fn place_of(what: &str, index: usize, count: usize, name: &str) -> St
 }
 
 impl Shown<'_> {
+    /// Prepares the output directories, and says what was removed there.
+    pub(super) fn begin(&self, job: &Job, force: bool) -> anyhow::Result<()> {
+        for path in job.begin(force)? {
+            self.progress.say(format_args!("removed {}", path.display()));
+        }
+        Ok(())
+    }
+
     /// Writes a package, and says so if it is kept.
     pub(super) fn write(&self, job: &Job, index: usize, force: bool) -> anyhow::Result<Outcome> {
         let target = &job.targets()[index];
@@ -293,12 +310,12 @@ fn kept(path: &Path) -> String {
 fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
     let bits = |bytes: u64| 8.0 * bytes as f64 / report.weights.max(1) as f64;
     print_line(format_args!(
-        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} layers palettized, each decoded again and right",
+        "{name}: {} at {:.2} bits, now {} at {:.2} bits\n  {} palettized, each decoded again and right",
         byte_size(report.before as usize),
         bits(report.before),
         byte_size(report.after as usize),
         bits(report.after),
-        report.layers.len()
+        counted(report.layers.len() as u64, "layer")
     ))?;
     let mut layers: Vec<_> = report.layers.iter().collect();
     layers.sort_by(|a, b| a.psnr.total_cmp(&b.psnr).then_with(|| a.name.cmp(&b.name)));
@@ -311,6 +328,16 @@ fn print_report(name: &str, report: &Report) -> anyhow::Result<()> {
 
 impl Arguments {
     fn plan_source(&self) -> anyhow::Result<PlanSource> {
+        // clap lets an option pass that requires another if that one conflicts with what is given.
+        let of_recipes = [("--select", self.select.is_some()), ("--like", self.like.is_some())];
+        if let Some((option, _)) =
+            of_recipes.into_iter().find(|(_, is_given)| *is_given && self.recipe.is_none())
+        {
+            bail!("{option} is for recipes, and has no effect without --recipe FILE: leave it out");
+        }
+        if let Some(like) = self.like.as_ref().filter(|like| !like.exists()) {
+            bail!("--like: {} is not there", like.display());
+        }
         let uniform = |scheme| PlanSource::Uniform { scheme, min_size: self.min_size, any_kind: true };
         if let Some(width) = self.nbits {
             return Ok(uniform(Scheme::palette(width)));
@@ -328,15 +355,36 @@ impl Arguments {
         match values::model(self.model.as_deref(), self.demo)? {
             Some(path) if is_package(path) => {
                 self.files.open().check_for_packages(path)?;
+                self.check_no_options_of_checkpoints()?;
+                if !self.part.is_empty() {
+                    bail!("--part chooses among the parts of a model, and {} is one package", path.display());
+                }
                 Ok(Targets::of_package(path, &self.output)?)
             }
             Some(path)
                 if path.is_dir() && !is_checkpoint(path, &self.files.open()) && Bundle::is_at(path) =>
             {
                 self.files.open().check_for_packages(path)?;
+                self.check_no_options_of_checkpoints()?;
                 Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }
             path => self.of_checkpoint(path, source, progress),
+        }
+    }
+
+    /// Refuses options that decide how a checkpoint is converted, for packages are converted already.
+    fn check_no_options_of_checkpoints(&self) -> anyhow::Result<()> {
+        let given = [
+            ("--name", self.name.is_some()),
+            ("--attention-implementation", self.attention_implementation.is_some()),
+            ("--chunk-unet", self.chunk_unet),
+            ("--min-deployment-target", self.min_deployment_target.is_some()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => bail!(
+                "{option} is for checkpoints, and packages are converted already: leave it out, or palettize the checkpoint"
+            ),
+            None => Ok(()),
         }
     }
 
@@ -348,7 +396,7 @@ impl Arguments {
     ) -> anyhow::Result<Targets> {
         values::check_apart(path, &self.output)?;
         let model = opening::checkpoint(path, &self.files.open(), progress)?;
-        let asked = self.min_deployment_target;
+        let asked = self.min_deployment_target.unwrap_or_default();
         let target = source.target(asked);
         if target != asked {
             progress.say(format_args!(
@@ -359,7 +407,7 @@ impl Arguments {
         let options = ConversionOptions {
             parts: self.parts(),
             model_version: self.name.clone().unwrap_or_else(|| model.name().to_string()),
-            attention: self.attention_implementation,
+            attention: self.attention_implementation.unwrap_or(AttentionImplementation::SplitEinsum),
             chunk_unet: self.chunk_unet,
             target,
             ..ConversionOptions::default()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::print_line;
 use super::printable::visible_line;
-use super::table::{Side, Table};
+use super::table::{Side, Table, counted};
 
 /// Reads a recipe file and chooses a recipe, by its name, a part of it, or a number of bits. A file with one
 /// recipe needs no choice.
@@ -29,6 +29,21 @@ pub(super) fn chosen(path: &Path, select: Option<&str>) -> anyhow::Result<(Recip
     };
     Ok((file, name))
 }
+
+/// The chosen recipe, and how far it is from the bits that were asked for, if it is.
+pub(super) fn chosen_in_words(file: &RecipeFile, name: &str, asked: Option<&str>) -> String {
+    let bits = file.recipes.get(name).and_then(|recipe| recipe.bits(name));
+    let asked = asked.and_then(|asked| asked.parse::<f64>().ok());
+    match asked.zip(bits) {
+        Some((asked, bits)) if (asked - bits).abs() >= OFF => {
+            format!("recipe {name}: {bits:.2} bits per weight, the nearest to {asked}")
+        }
+        _ => format!("recipe {name}"),
+    }
+}
+
+/// The distance in bits per weight from which a recipe is not what was asked for.
+const OFF: f64 = 0.05;
 
 /// The recipes of a file, each with its bits and PSNR.
 fn listed(file: &RecipeFile) -> String {
@@ -62,11 +77,11 @@ fn to_text(file: &RecipeFile) -> String {
     if let Some(details) = &file.details {
         let [width, height] = details.calibration.size;
         text += &format!(
-            "  made by mixbit {}: {} weights, {} prompts, {width}x{height}, {} states\n",
+            "  made by mixbit {}: {} weights, {}, {width}x{height}, {}\n",
             visible_line(&details.version),
             details.model.weights,
-            details.calibration.prompts.len(),
-            details.calibration.timesteps.len()
+            counted(details.calibration.prompts.len() as u64, "prompt"),
+            counted(details.calibration.timesteps.len() as u64, "state")
         );
     }
     let other = file.baselines.iter().filter(|(name, _)| !file.recipes.contains_key(*name));
@@ -131,6 +146,12 @@ mod tests {
         assert!(error.contains("3.00 (recipe_3.00_bit), 4.50 (recipe_4.50_bit, 75.8 dB)"), "{error}");
         assert_eq!(chosen(&path, Some("4.2")).unwrap().1, "recipe_4.50_bit");
         assert!(chosen(&path, Some("x")).is_err());
+        let file = RecipeFile::read(&path).unwrap();
+        let words = |asked| chosen_in_words(&file, "recipe_4.50_bit", asked);
+        assert_eq!(words(Some("9")), "recipe recipe_4.50_bit: 4.50 bits per weight, the nearest to 9");
+        for asked in [Some("4.5"), Some("4.50_bit"), None] {
+            assert_eq!(words(asked), "recipe recipe_4.50_bit");
+        }
         let one = scratch.file("one.json", br#"{"model_version": "m", "recipes": {"only": {"a": 4}}}"#);
         assert_eq!(chosen(&one, None).unwrap().1, "only");
     }

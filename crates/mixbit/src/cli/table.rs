@@ -98,6 +98,12 @@ fn without_middle(text: &str, most: usize) -> String {
     first.iter().chain(&['…']).chain(last).collect()
 }
 
+/// A number of things, such as `1 package` and `2 packages`.
+pub(super) fn counted(count: impl Into<u64>, noun: &str) -> String {
+    let count = count.into();
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A value on one line, shortened if long.
 pub(super) fn shortened(value: &str) -> String {
     let line: String = visible_line(&value.split_whitespace().collect::<Vec<_>>().join(" "));

@@ -1,6 +1,6 @@
 //! Errors of conversion.
 
-use mixbit_diffusion::model::ModelError;
+use mixbit_diffusion::model::{ModelError, ModelFiles};
 use thiserror::Error;
 
 /// A model that can't be converted as asked.
@@ -25,12 +25,28 @@ pub enum PlanError {
         /// Its class.
         class: String,
     },
+    /// A network of another model that does not work with the model's own.
+    #[error("{option} can't be used with this model: {what}")]
+    Misfit {
+        /// The option that names the network.
+        option: &'static str,
+        /// The difference.
+        what: String,
+    },
     /// A network that can't be cut in two.
     #[error("{component} is too small to be cut in two: leave out --chunk-unet")]
     Chunks {
         /// The component.
         component: String,
     },
+}
+
+impl PlanError {
+    /// The error for a component of another class than its place has.
+    pub(super) fn wrong_class(files: &dyn ModelFiles, component: &str) -> Self {
+        let class = files.component(component).unwrap_or_default().to_string();
+        PlanError::Class { component: component.to_string(), class }
+    }
 }
 
 /// A package that can't be written.

@@ -10,6 +10,7 @@
 
 mod check;
 mod error;
+pub(crate) mod fit;
 mod plan;
 pub(crate) mod provenance;
 mod vocabulary;
@@ -81,7 +82,7 @@ const UNET: PackageKind = PackageKind {
     is_unet: true,
     is_palettized: true,
 };
-const REFINER: PackageKind = PackageKind {
+pub(crate) const REFINER: PackageKind = PackageKind {
     name: "refiner",
     compiled: "UnetRefiner",
     asked_as: "refiner",
@@ -97,7 +98,7 @@ const CONTROL_UNET: PackageKind = PackageKind {
     is_unet: true,
     is_palettized: true,
 };
-const CONTROLNET: PackageKind = PackageKind {
+pub(crate) const CONTROLNET: PackageKind = PackageKind {
     name: "controlnet",
     compiled: "controlnet",
     asked_as: "controlnet",
@@ -131,7 +132,7 @@ pub(crate) const SAFETY_CHECKER: PackageKind = PackageKind {
 };
 
 /// The start of the names of ControlNets' packages.
-const CONTROLNET_PREFIX: &str = "ControlNet_";
+pub(crate) const CONTROLNET_PREFIX: &str = "ControlNet_";
 
 /// The ends of a kind's names, in packages and compiled: of a whole network, and of the two halves of one
 /// that is cut.

@@ -17,7 +17,8 @@ use super::error::PlanError;
 use super::write::{Build, ComponentWeights, Package};
 use super::{
     CONTROL_UNET, CONTROLNET, CONTROLNET_PREFIX, DeploymentTarget, PackageKind, REFINER, SAFETY_CHECKER,
-    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, keys, provenance, title_case,
+    TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE_DECODER, VAE_ENCODER, file_name, fit, keys, provenance,
+    title_case,
 };
 
 /// The version of Apple's converter whose packages these are like.
@@ -53,8 +54,6 @@ pub struct ConversionSource<'a> {
     pub model: &'a dyn ModelFiles,
     /// A model whose UNet becomes the refiner, and its name.
     pub refiner: Option<(String, &'a dyn ModelFiles)>,
-    /// A model or component whose autoencoder replaces the model's.
-    pub vae: Option<&'a dyn ModelFiles>,
     /// ControlNets by name; each has one component of that name.
     pub controlnets: Vec<(String, &'a dyn ModelFiles)>,
 }
@@ -62,7 +61,7 @@ pub struct ConversionSource<'a> {
 impl<'a> ConversionSource<'a> {
     /// A model by itself.
     pub fn of(model: &'a dyn ModelFiles) -> Self {
-        ConversionSource { model, refiner: None, vae: None, controlnets: Vec::new() }
+        ConversionSource { model, refiner: None, controlnets: Vec::new() }
     }
 }
 
@@ -74,7 +73,7 @@ pub fn plan(source: &ConversionSource<'_>, options: &ConversionOptions) -> Resul
     check_pipeline(source.model)?;
     let mut planner = Planner { options, source, packages: Vec::new() };
     let Config::Unet(unet) = component_config(source.model, "unet")? else {
-        return Err(wrong_class(source.model, "unet"));
+        return Err(PlanError::wrong_class(source.model, "unet"));
     };
     planner.text_encoders(&unet)?;
     planner.unets(&unet)?;
@@ -124,11 +123,6 @@ pub fn left_out_safety_checker(model: &dyn ModelFiles) -> Result<Option<FileErro
     })
 }
 
-fn wrong_class(files: &dyn ModelFiles, component: &str) -> PlanError {
-    let class = files.component(component).unwrap_or_default().to_string();
-    PlanError::Class { component: component.to_string(), class }
-}
-
 fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, PlanError> {
     Ok(files.weights(component).map_err(ModelError::File)?)
 }
@@ -166,7 +160,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let Config::TextEncoder(config) = component_config(files, name)? else {
-                return Err(wrong_class(files, name));
+                return Err(PlanError::wrong_class(files, name));
             };
             let tokens = config.max_position_embeddings;
             let weights = weights(files, name)?;
@@ -213,8 +207,9 @@ impl<'a> Planner<'a> {
         if let Some((version, refiner)) = &self.source.refiner {
             let refiner = *refiner;
             let Config::Unet(config) = component_config(refiner, "unet")? else {
-                return Err(wrong_class(refiner, "unet"));
+                return Err(PlanError::wrong_class(refiner, "unet"));
             };
+            fit::refiner(files, unet, refiner, &config)?;
             unets.push((&REFINER, refiner, version, *config, pooled_channels(refiner)?, false));
         }
         for (kind, files, version, config, pooled, control) in unets {
@@ -235,8 +230,9 @@ impl<'a> Planner<'a> {
         }
         for (name, files) in &self.source.controlnets {
             let Config::ControlNet(config) = component_config(*files, name)? else {
-                return Err(wrong_class(*files, name));
+                return Err(PlanError::wrong_class(*files, name));
             };
+            fit::controlnet(name, &config.unet, unet)?;
             let graph_options = graph_options(&config.unet, pooled, false)?;
             let weights = weights(*files, name)?;
             let built = weights.clone();
@@ -290,17 +286,17 @@ impl<'a> Planner<'a> {
 
     /// The files of the autoencoder, and its configuration.
     fn vae(&self) -> Result<(&'a dyn ModelFiles, vae::Config), PlanError> {
-        let files = self.source.vae.unwrap_or(self.source.model);
+        let files = self.source.model;
         match component_config(files, "vae")? {
             Config::Vae(config) => Ok((files, config)),
-            _ => Err(wrong_class(files, "vae")),
+            _ => Err(PlanError::wrong_class(files, "vae")),
         }
     }
 
     fn safety_checker(&mut self, unet: &unet::Config) -> Result<(), PlanError> {
         let (files, name) = (self.source.model, SAFETY_CHECKER.name);
         let Config::SafetyChecker(config) = component_config(files, name)? else {
-            return Err(wrong_class(files, name));
+            return Err(PlanError::wrong_class(files, name));
         };
         let (_, vae) = self.vae()?;
         let size = self.size(unet);

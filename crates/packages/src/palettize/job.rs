@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use mixbit_compress::{Layer, Plan, Scheme, uniform};
 use mixbit_diffusion::arch::AttentionImplementation;
-use mixbit_formats::{Claim, coreml, make_directory, make_subdirectory};
+use mixbit_formats::coreml::{self, Values};
+use mixbit_formats::{Claim, make_directory, make_subdirectory};
 use mixbit_mil::{Function, Opset, Progress, Unit, constexpr};
 use thiserror::Error;
 
 use super::check::{CheckError, Report};
+use super::stale::{self, Stale};
 use super::target::{Target, TargetError, Targets};
-use super::{MIN_SIZE, PalettizeError, by_recipe, by_structure, palettize};
+use super::{MIN_SIZE, PalettizeError, by_recipe, by_structure, check_plan, palettize};
 use crate::existing::{self, ExistsError, SideFile};
 use crate::inspect::{InspectError, open};
 use crate::package::{ConversionOptions, DeploymentTarget, PackageKind, VOCABULARY, keys, provenance};
@@ -338,19 +340,33 @@ impl Job {
         layers.fold((0, 0), |(layers, weights), count| (layers + 1, weights + count as u64))
     }
 
-    /// Refuses outputs that are there and are others, unless `force` replaces them. Then makes the
+    /// Refuses plans that can't be carried out; also outputs that are there and are others, and packages that
+    /// would not fit beside the new ones, unless `force` replaces and removes them. Then makes the
     /// directories, which removes what killed runs left in them, and writes the files beside the packages.
+    /// Returns the paths that it removed.
     ///
     /// # Errors
     /// [`JobError`]; nothing is written then.
-    pub fn begin(&self, force: bool) -> Result<(), JobError> {
-        for index in (0..self.targets.packages.len()).filter(|_| !force) {
+    pub fn begin(&self, force: bool) -> Result<Vec<PathBuf>, JobError> {
+        for (index, target) in self.targets.packages.iter().enumerate() {
             let planned = self.metadata(index);
-            self.is_there(&self.targets.packages[index].path, &planned)?;
-            if let Some(resources) = &self.resources {
-                existing::is_there(&self.targets.packages[index].compiled_path(resources)?, &planned)?;
+            let is_kept = !force && self.is_there(&target.path, &planned)?;
+            if let Some(resources) = self.resources.as_ref().filter(|_| !force) {
+                existing::is_there(&target.compiled_path(resources)?, &planned)?;
+            }
+            if let Some(plan) = self.plans[index].as_ref().filter(|_| !is_kept) {
+                let refused =
+                    |cause| JobError::Palettize { package: target.source.clone(), cause: Box::new(cause) };
+                check_plan(&target.model, plan, force).map_err(refused)?;
             }
         }
+        let resources = self.resources.as_deref();
+        let compiled = resources.map(|resources| {
+            self.targets.packages.iter().map(|target| target.compiled_path(resources)).collect()
+        });
+        let stale = stale::find(&self.targets, &compiled.unwrap_or_else(|| Ok(Vec::new()))?)
+            .map_err(TargetError::Open)?;
+        let stale = if force { stale } else { stale::refused(stale).map(|()| Vec::new())? };
         let mut missing = Vec::new();
         for file in &self.targets.files {
             match file.is_there() {
@@ -363,8 +379,11 @@ impl Job {
         for folder in &self.targets.folders {
             make_subdirectory(folder)?;
         }
+        for Stale { path, .. } in &stale {
+            Claim::new(path, &mut || Ok(()))?.remove()?;
+        }
         missing.into_iter().try_for_each(SideFile::write)?;
-        Ok(())
+        Ok(stale.into_iter().map(|stale| stale.path).collect())
     }
 
     /// Writes one package and verifies it. A package that is there, made of the same source in the same way,
@@ -382,14 +401,16 @@ impl Job {
         }
         let class = target.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let model = coreml::Model { metadata, class, ..target.model.clone() };
+        // Packages of other tools may have infinities in their masks.
+        let values = if target.is_of_package { Values::Any } else { Values::Finite };
         let Some(plan) = plan else {
-            coreml::write_claimed(&claim, &model, &*phases(Phase::Copying))?;
+            coreml::write_claimed(&claim, &model, values, &*phases(Phase::Copying))?;
             return Ok(Outcome::Copied);
         };
         let package = || target.source.clone();
         let palettized = palettize(&model, plan, force, &*phases(Phase::Palettes))
             .map_err(|cause| JobError::Palettize { package: package(), cause: Box::new(cause) })?;
-        coreml::write_claimed(&claim, &palettized.model, &*phases(Phase::Writing))?;
+        coreml::write_claimed(&claim, &palettized.model, values, &*phases(Phase::Writing))?;
         let report = palettized
             .check(&target.path, &*phases(Phase::Checking))
             .map_err(|cause| JobError::Check { package: package(), cause: Box::new(cause) })?;
@@ -415,7 +436,7 @@ impl Job {
         if !force && existing::is_there(&path, &model.metadata)? {
             return Ok(Some((path, false)));
         }
-        coreml::write_claimed(&claim, &model, &*phases(Phase::Bundling))?;
+        coreml::write_claimed(&claim, &model, Values::Any, &*phases(Phase::Bundling))?;
         Ok(Some((path, true)))
     }
 

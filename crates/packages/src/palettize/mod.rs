@@ -8,6 +8,8 @@
 
 mod check;
 mod job;
+mod owner;
+mod stale;
 mod target;
 
 use std::collections::{HashMap, HashSet};
@@ -139,17 +141,12 @@ fn stored_layers(model: &coreml::Model) -> Result<Vec<Layer>, PalettizeError> {
     Ok(layers.collect::<Result<Vec<_>, mixbit_mil::Error>>()?.into_iter().flatten().collect())
 }
 
-/// A model with layers stored as planned. Palettes are fitted on all threads; `progress` counts the layers.
-/// `again` allows to compress what layers that are compressed decode to.
+/// Refuses a plan that a model's layers can't be stored by. No weight is read. `again` allows to compress
+/// what layers that are compressed decode to.
 ///
 /// # Errors
-/// [`PalettizeError`].
-pub fn palettize(
-    model: &coreml::Model,
-    plan: &Plan,
-    again: bool,
-    progress: &dyn Progress,
-) -> Result<Palettized, PalettizeError> {
+/// [`PalettizeError::Target`], [`PalettizeError::Compressed`], or a graph that can't be used.
+fn check_plan(model: &coreml::Model, plan: &Plan, again: bool) -> Result<Vec<Layer>, PalettizeError> {
     let before = stored_layers(model)?;
     let oldest = model.program.main().ok_or(PalettizeError::NoFunction)?.opset;
     let planned = |layer: &Layer| plan.get(&layer.name);
@@ -164,6 +161,21 @@ pub fn palettize(
     if let (Some(first), false) = (compressed.first(), again) {
         return Err(PalettizeError::Compressed { count: compressed.len(), first: first.name.clone() });
     }
+    Ok(before)
+}
+
+/// A model with layers stored as planned. Palettes are fitted on all threads; `progress` counts the layers.
+/// `again` allows to compress what layers that are compressed decode to.
+///
+/// # Errors
+/// [`PalettizeError`].
+pub fn palettize(
+    model: &coreml::Model,
+    plan: &Plan,
+    again: bool,
+    progress: &dyn Progress,
+) -> Result<Palettized, PalettizeError> {
+    let before = check_plan(model, plan, again)?;
     let mut model = model.clone();
     let mut encoded = SharedEncodings::default();
     let mut after = Vec::new();

@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use mixbit_compress::Layer;
-use mixbit_diffusion::model::ModelFiles;
+use mixbit_diffusion::model::{ModelError, ModelFiles};
 use mixbit_formats::{coreml, map_file};
 use thiserror::Error;
 
+use super::owner::Owner;
 use super::{PalettizeError, model_layers};
 use crate::bundle::entries;
 use crate::error::OpenError;
 use crate::existing::SideFile;
 use crate::package::{
-    ConversionOptions, ConversionSource, Package, PackageError, PackageKind, PlanError, VocabularyError,
-    is_package, plan, vocabulary,
+    ConversionOptions, ConversionSource, PACKAGE_KINDS, Package, PackageError, PackageKind, PlanError,
+    VocabularyError, is_package, plan, vocabulary,
 };
 
 /// The packages to be written, and the files beside them.
@@ -23,6 +24,10 @@ pub struct Targets {
     /// The directories to be made: the output, which the user named, and those inside it.
     pub(super) output: PathBuf,
     pub(super) folders: Vec<PathBuf>,
+    /// True if they are the packages of a model, not one by itself.
+    pub(super) is_model: bool,
+    /// The model, if it is known.
+    pub(super) owner: Option<Owner>,
 }
 
 /// One package to be written.
@@ -67,6 +72,9 @@ pub enum TargetError {
     /// A package of a checkpoint that can't be made.
     #[error(transparent)]
     Package(#[from] PackageError),
+    /// A model whose files can't be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A model whose vocabulary can't be given.
     #[error(transparent)]
     Vocabulary(#[from] VocabularyError),
@@ -92,7 +100,10 @@ impl Targets {
         };
         let directory = output.parent().unwrap_or(Path::new("")).to_path_buf();
         let packages = vec![Target::read(path, output)?];
-        Ok(Targets { packages, files: Vec::new(), output: directory, folders: Vec::new() })
+        let kinds = PACKAGE_KINDS.iter().map(|kind| kind.name).collect();
+        let owner = owner(&packages, kinds);
+        let (files, folders) = (Vec::new(), Vec::new());
+        Ok(Targets { packages, files, output: directory, folders, is_model: false, owner })
     }
 
     /// Reads the packages of a directory, of the asked parts or all. The other files are copied. No weight is
@@ -102,6 +113,7 @@ impl Targets {
     /// [`TargetError`].
     pub fn of_bundle(directory: &Path, output: &Path, parts: &[&str]) -> Result<Self, TargetError> {
         let (mut packages, mut files, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kinds = Vec::new();
         for folder in ["", "controlnet"] {
             let path = directory.join(folder);
             if !path.is_dir() {
@@ -114,6 +126,7 @@ impl Targets {
             paths.sort();
             for path in paths.iter().filter(|path| !is_hidden(path)) {
                 let output = output.join(folder).join(path.file_name().unwrap_or_default());
+                kinds.extend(PackageKind::of_stem(&stem(path)).map(|kind| kind.name));
                 if is_package(path) && is_asked(path, parts) {
                     packages.push(Target::read(path, output)?);
                 } else if path.is_file() && !is_package(path) {
@@ -121,7 +134,8 @@ impl Targets {
                 }
             }
         }
-        Ok(Targets { packages, files, output: output.to_path_buf(), folders })
+        let owner = owner(&packages, kinds);
+        Ok(Targets { packages, files, output: output.to_path_buf(), folders, is_model: true, owner })
     }
 
     /// Makes the packages of a checkpoint, and its vocabulary. Only samples of the weights are read.
@@ -136,26 +150,38 @@ impl Targets {
     ) -> Result<Self, TargetError> {
         let packages = plan(&ConversionSource::of(files), options)
             .map_err(|cause| TargetError::Plan { model: name.to_string(), cause: Box::new(cause) })?;
-        Self::of_plan(&packages, files, output)
+        Self::of_plan(&packages, files, &options.model_version, output)
     }
 
-    /// The packages of a plan, and the vocabulary of its model. Only samples of the weights are read.
+    /// The packages of a plan, and the vocabulary of its model, which is called `version`.
+    /// Only samples of the weights are read.
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn of_plan(packages: &[Package], files: &dyn ModelFiles, output: &Path) -> Result<Self, TargetError> {
-        let vocabulary = vocabulary(files)?;
-        let files = vocabulary
+    pub fn of_plan(
+        packages: &[Package],
+        files: &dyn ModelFiles,
+        version: &str,
+        output: &Path,
+    ) -> Result<Self, TargetError> {
+        let vocabulary = vocabulary(files)?
             .into_iter()
             .map(|(name, text)| SideFile { path: output.join(name), content: text.into_bytes() });
         let target = |package: &Package| Target::of(package.path(output), package.model()?, false);
         Ok(Targets {
             packages: packages.iter().map(target).collect::<Result<_, _>>()?,
-            files: files.collect(),
+            files: vocabulary.collect(),
             output: output.to_path_buf(),
             folders: Vec::new(),
+            is_model: true,
+            owner: Some(Owner::of_files(version, files).map_err(ModelError::File)?),
         })
     }
+}
+
+/// The model of packages that are read; `kinds` are those that it has.
+fn owner(packages: &[Target], kinds: Vec<&'static str>) -> Option<Owner> {
+    Owner::of_packages(packages.iter().map(|target| (target.kind, &target.model.metadata)), kinds)
 }
 
 impl Target {

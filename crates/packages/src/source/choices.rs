@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mixbit_diffusion::model::{FileError, ModelFiles, ModelFilesLayer};
-use mixbit_diffusion::original::{Base, Original, OriginalFiles};
+use mixbit_diffusion::original::{Base, Original, OriginalError, OriginalFiles};
 use mixbit_mil::Weights;
 use serde_json::Value;
 
 use super::{Component, DIFFUSERS, OpenOptions, SINGLE_FILE, open, single_file};
 use crate::error::OpenError;
+use crate::package::fit;
 
 const VAE: &str = "vae";
 const SCHEDULER: &str = "scheduler";
@@ -29,12 +30,23 @@ impl Chosen {
     /// # Errors
     /// If the autoencoder can't be opened.
     pub(super) fn new(base: Box<dyn ModelFiles>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let vae = options.vae.as_deref().map(|path| fitting(path, &*base)).transpose()?;
         Ok(Chosen {
-            vae: options.vae.as_deref().map(|path| autoencoder(path, &*base)).transpose()?,
+            vae,
             base,
             prediction_type: options.prediction_type.clone(),
             rescale_zero_snr: options.rescale_zero_snr,
         })
+    }
+}
+
+/// The autoencoder of a path, whose latents are the model's.
+fn fitting(path: &Path, model: &dyn ModelFiles) -> Result<Box<dyn ModelFiles>, OpenError> {
+    let vae = autoencoder(path, model)?;
+    let unusable = |source| OpenError::Model { model: path.display().to_string(), source: Box::new(source) };
+    match fit::of_autoencoder(model, &*vae).map_err(unusable)? {
+        Some(what) => Err(OpenError::Package { path: path.to_path_buf(), what }),
+        None => Ok(vae),
     }
 }
 
@@ -43,14 +55,14 @@ impl Chosen {
 ///
 /// # Errors
 /// If there is none.
-pub fn autoencoder(path: &Path, model: &dyn ModelFiles) -> Result<Box<dyn ModelFiles>, OpenError> {
+fn autoencoder(path: &Path, model: &dyn ModelFiles) -> Result<Box<dyn ModelFiles>, OpenError> {
     if path.is_dir() && !path.join("model_index.json").is_file() && path.join(CONFIG).is_file() {
         return Ok(Box::new(Component::open(path, Some(VAE))?));
     }
     if !path.is_file() {
         return open(Some(path), &OpenOptions::default(), [&DIFFUSERS])?.into_files();
     }
-    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source };
+    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source: Box::new(source) };
     let (file, metadata) = single_file::read(path)?;
     let original = Original::find(file, &metadata, false).map_err(unusable)?;
     if !original.networks().any(|network| network == VAE) {
@@ -60,10 +72,7 @@ pub fn autoencoder(path: &Path, model: &dyn ModelFiles) -> Result<Box<dyn ModelF
     if original.networks().count() > 1 {
         return open(Some(path), &OpenOptions::default(), [&SINGLE_FILE])?.into_files();
     }
-    let config = model.json(VAE, CONFIG).map_err(|source| OpenError::Original {
-        path: path.to_path_buf(),
-        source: mixbit_diffusion::original::OriginalError::File(source),
-    })?;
+    let config = model.json(VAE, CONFIG).map_err(|source| unusable(OriginalError::File(source)))?;
     let class = model.component(VAE).unwrap_or("AutoencoderKL").to_string();
     let base = Base { config: Some(Box::new(VaeConfig { class, config })), model: None };
     Ok(Box::new(OriginalFiles::new(original, base).map_err(unusable)?))

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use mixbit_diffusion::embedding::Embedding;
 use mixbit_diffusion::model::ModelFiles;
-use mixbit_diffusion::original::{Base, Original, OriginalError, OriginalFiles, PARAMETERIZATION};
+use mixbit_diffusion::original::{
+    Base, ControlNetFile, Original, OriginalError, OriginalFiles, PARAMETERIZATION,
+};
 use mixbit_formats::{TensorFile, read_text};
 use mixbit_mil::Weights;
 
-use super::{DIFFUSERS, DiffusersModel, OpenOptions, OpenedModel, Probe, SINGLE_FILE, open};
+use super::{Component, DIFFUSERS, DiffusersModel, OpenOptions, OpenedModel, Probe, SINGLE_FILE, open};
 use crate::error::OpenError;
 
 /// The most bytes of a `.yaml` beside a checkpoint.
@@ -86,7 +88,7 @@ pub(super) fn probe(path: Option<&Path>, options: &OpenOptions) -> Result<Probe,
         let names: Vec<String> = EXTENSIONS.iter().map(|extension| format!(".{extension}")).collect();
         return Ok(Probe::Declined(format!("its name does not end in {}", names.join(", "))));
     }
-    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source };
+    let unusable = |source| OpenError::Original { path: path.to_path_buf(), source: Box::new(source) };
     let (file, metadata) = read(path)?;
     let base = Base {
         config: options.config.as_deref().map(configuration).transpose()?,
@@ -109,6 +111,27 @@ pub(super) fn probe(path: Option<&Path>, options: &OpenOptions) -> Result<Probe,
     }
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     Ok(Probe::Found(OpenedModel::new(name, files).with_kind(kind)))
+}
+
+/// A ControlNet of a path: a directory with `config.json` and weights, or a file. Its name is the path's.
+///
+/// # Errors
+/// If it is none.
+pub fn controlnet(path: &Path) -> Result<(String, Box<dyn ModelFiles>), OpenError> {
+    if !path.is_file() {
+        let component = Component::open(path, None)?;
+        return Ok((component.name().to_string(), Box::new(component)));
+    }
+    let (file, _) = read(path)?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let found = ControlNetFile::find(file, &name)
+        .map_err(|source| OpenError::Original { path: path.to_path_buf(), source: Box::new(source) })?;
+    match found {
+        Some(file) => Ok((name, Box::new(file))),
+        None => {
+            Err(OpenError::Package { path: path.to_path_buf(), what: "it holds no ControlNet".to_string() })
+        }
+    }
 }
 
 /// The configurations of a directory in the diffusers layout.

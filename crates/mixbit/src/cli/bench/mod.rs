@@ -51,9 +51,9 @@ fn part_names() -> PossibleValuesParser {
   mixbit bench --synthetic sdxl-base --nbits 6 --size 768x768 --only unet
   mixbit bench --model DIR --steps 25 --json")]
 pub(super) struct Arguments {
-    /// A model: a directory in the diffusers layout, or one of Core ML packages; without it, the demo
-    /// model in the binary
-    #[arg(short, long, value_name = "DIR", env = "MIXBIT_MODEL", help_heading = "Model")]
+    /// A model: a file (.safetensors, .ckpt, .gguf), a directory in the diffusers layout or of Core ML
+    /// packages, or a name on the Hugging Face Hub (OWNER/NAME); without it, the demo model in the binary
+    #[arg(short, long, value_name = "MODEL", env = "MIXBIT_MODEL", help_heading = "Model")]
     model: Option<PathBuf>,
     #[command(flatten)]
     files: ModelFileOptions,
@@ -151,7 +151,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let work: f64 = stages.iter().map(|stage| (runs + 1) as f64 * estimate::of_stage(stage)).sum();
     let seconds = estimated.then(|| estimate::computing(&machine, request.precision, work)).flatten();
     if let Some(seconds) = seconds {
-        progress.say(format_args!("measuring takes {} on this machine", estimate::about(seconds)));
+        progress.say(format_args!("measuring takes {} on this machine", estimate::or_more(seconds)));
     }
     let measured = stages.into_iter().map(|stage| {
         peaks.measure(&machine, stage.precision);

@@ -101,7 +101,7 @@ impl<'a> Cache<'a> {
         // The cache is mixbit's own: what another version left there is replaced.
         let is_other = match job.begin(false) {
             Err(JobError::Exists(_)) => true,
-            begun => begun.map(|()| false)?,
+            begun => begun.map(|_| false)?,
         };
         if is_other {
             job.begin(true)?;
