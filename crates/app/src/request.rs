@@ -506,7 +506,9 @@ mod tests {
                 ..DrawRequest::default()
             };
             let request = asked.request(&model, Start::Noise).unwrap();
-            let origin = Origin { model: "", source, seed: 0, start: None, own, prediction_type: None };
+            let embeddings = &[][..];
+            let origin =
+                Origin { model: "", source, seed: 0, start: None, embeddings, own, prediction_type: None };
             let text = parameters(&request, &origin).unwrap().to_string();
             match expected {
                 Some(expected) => assert!(text.contains(expected), "{text}"),

@@ -33,7 +33,7 @@ fn text(path: &Path) -> &str {
 
 fn ids(model: &DiffusionModel, prompt: &str) -> Result<Vec<Vec<u32>>, Error> {
     let encoders = model.text_encoders.iter();
-    Ok(encoders.map(|encoder| Ok(encoder.tokenizer.encode(prompt)?.ids)).collect::<Result<_, Error>>()?)
+    encoders.map(|encoder| Ok(encoder.tokenizer.encode(prompt)?.ids)).collect()
 }
 
 #[test]
@@ -77,6 +77,26 @@ fn packages_have_the_words_and_the_same_pictures() -> Result<(), Error> {
         let parameters = String::from_utf8_lossy(&fs::read(&pictures[0])?).into_owned();
         assert!(parameters.contains("TI hashes: "), "{parameters}");
         drawn(&packages, &pictures[1], &[])?;
+    }
+    Ok(())
+}
+
+/// A package is not kept where its words would be others, or stand for other vectors of the same number.
+#[test]
+fn packages_of_other_words_are_not_kept() -> Result<(), Error> {
+    let scratch = Scratch::new();
+    let (checkpoint, packages) = (model("sd15"), scratch.path().join("packages"));
+    let [toys, params] = ["toys.safetensors", "params.safetensors"].map(|name| text(&file(name)).to_string());
+    let converted = |embedding: &str| {
+        let model = ["convert", "--model", text(&checkpoint), "--output", text(&packages)];
+        mixbit(&[&model[..], &["--convert-text-encoder", "--embedding", embedding]].concat())
+    };
+    let (code, said) = converted(&format!("{toys}=one"))?;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(converted(&format!("{toys}=one"))?.0, Some(0));
+    for (embedding, what) in [(format!("{toys}=two"), "another name"), (format!("{params}=one"), "vectors")] {
+        let (code, said) = converted(&embedding)?;
+        assert!(code == Some(1) && said.contains("--embedding was one ("), "{what}: {code:?} {said}");
     }
     Ok(())
 }

@@ -2,11 +2,14 @@ use super::*;
 use mixbit_mil::{Bytes, TensorType};
 use mixbit_testkit::Failures;
 
+/// The names and shapes of a file's tensors.
+type Tensors = &'static [(&'static str, &'static [usize])];
+
 /// Tensors of zeros by name.
 struct Zeros(BTreeMap<String, TensorType>);
 
 impl Zeros {
-    fn of(tensors: &[(&str, &[usize])]) -> Self {
+    fn of(tensors: Tensors) -> Self {
         let named =
             |&(name, shape): &(&str, &[usize])| (name.to_string(), TensorType::new(DType::F32, shape));
         Zeros(tensors.iter().map(named).collect())
@@ -26,7 +29,7 @@ impl Weights for Zeros {
 
 #[test]
 fn every_form_gives_its_names_and_vectors() {
-    let cases: [(&[(&str, &[usize])], &[&str], usize, &str); 8] = [
+    let cases: [(Tensors, &[&str], usize, &str); 8] = [
         (&[("string_to_param.*", &[4, 768])], &["file", "old"], 4, "Stable Diffusion 1.x (768 channels)"),
         (&[("<cat>", &[768])], &["<cat>", "file"], 1, "Stable Diffusion 1.x (768 channels)"),
         (&[("file", &[1, 2, 1024])], &["file"], 2, "Stable Diffusion 2.x (1024 channels)"),
@@ -58,29 +61,16 @@ fn every_form_gives_its_names_and_vectors() {
             let embedding =
                 Embedding::read(&Zeros::of(tensors), &metadata, "file").map_err(|error| error.to_string())?;
             let found = (embedding.names(), embedding.vector_count(), embedding.made_for());
-            if found == (&names.map_to_strings()[..], count, made_for.to_string()) {
-                Ok(())
-            } else {
-                Err(format!("{found:?}"))
-            }
+            let is_right = found.0 == names && found.1 == count && found.2 == made_for;
+            if is_right { Ok(()) } else { Err(format!("{found:?}")) }
         });
     }
     failures.finish();
 }
 
-trait Strings {
-    fn map_to_strings(&self) -> Vec<String>;
-}
-
-impl Strings for [&str] {
-    fn map_to_strings(&self) -> Vec<String> {
-        self.iter().map(|text| text.to_string()).collect()
-    }
-}
-
 #[test]
 fn other_files_are_refused_by_what_they_are() {
-    let cases: [(&[(&str, &[usize])], &str); 7] = [
+    let cases: [(Tensors, &str); 7] = [
         (&[], "no tensors"),
         (&[("lora_unet_x.lora_down.weight", &[4, 4])], "--lora"),
         (&[("a", &[1]), ("model.diffusion_model.out.0.weight", &[4])], "--model"),

@@ -117,7 +117,7 @@ pub(super) fn add(base: Box<dyn ModelFiles>, options: &EmbeddingOptions) -> Resu
     }
     let mut warnings = Vec::new();
     for folder in &options.folders {
-        let (found, passed) = of_one_folder(folder, &*base, &channels, options, &all)?;
+        let Folder { found, passed } = of_one_folder(folder, &*base, &channels, options, &all)?;
         all.extend(found);
         warnings.extend(passed_over(folder, &passed));
     }
@@ -150,15 +150,22 @@ fn read(path: &Path) -> Result<Embedding, OpenError> {
     Embedding::read(&file, file.metadata(), &stem).map_err(unusable(path))
 }
 
-/// The embeddings of a folder that are wanted and not yet there, and the files that are passed over with the
-/// reasons.
+/// A folder's embeddings that are wanted and not yet there.
+#[derive(Default)]
+struct Folder {
+    found: Vec<Read>,
+    /// The files that are passed over, and the reasons.
+    passed: Vec<(PathBuf, String)>,
+}
+
+/// Reads a folder.
 fn of_one_folder(
     folder: &Path,
     base: &dyn ModelFiles,
     channels: &VectorChannels,
     options: &EmbeddingOptions,
     given: &[Read],
-) -> Result<(Vec<Read>, Vec<(PathBuf, String)>), OpenError> {
+) -> Result<Folder, OpenError> {
     if !folder.is_dir() {
         return Err(match folder.is_file() {
             true => {
@@ -175,17 +182,18 @@ fn of_one_folder(
     let mut taken: BTreeSet<String> = given.iter().map(|read| normalized(read.embedding.name())).collect();
     let mut files = Vec::new();
     files_below(folder, DEEPEST, &mut files)?;
-    let (mut found, mut passed) = (Vec::new(), Vec::new());
+    let mut folder = Folder::default();
     for path in files {
         if given.iter().any(|read| is_same(&read.path, &path)) {
             continue;
         }
         let embedding = match read(&path) {
             Ok(embedding) => embedding,
-            Err(error) => {
-                passed.push((path, reason(&error)));
+            Err(error) if is_named(&path, options) => {
+                folder.passed.push((path, reason(&error)));
                 continue;
             }
+            Err(_) => continue,
         };
         let is_used = match (&options.prompts, &tokenizer) {
             (Some(prompts), Some(tokenizer)) => embedding.is_in(prompts, tokenizer),
@@ -195,23 +203,21 @@ fn of_one_folder(
             continue;
         }
         match embedding.check(channels) {
-            Err(error) => passed.push((path, error.to_string())),
+            Err(error) => folder.passed.push((path, error.to_string())),
             Ok(_) if !taken.insert(normalized(embedding.name())) => {
-                passed.push((path, "another embedding has its name".to_string()));
+                folder.passed.push((path, "another embedding has its name".to_string()));
             }
-            Ok(_) => found.push(Read { embedding, path }),
+            Ok(_) => folder.found.push(Read { embedding, path }),
         }
     }
-    if options.prompts.is_some() {
-        // Files that can't be read say no words; only a name in a prompt shows that one was meant.
-        let prompts = options.prompts.iter().flatten().map(|prompt| prompt.to_lowercase());
-        let prompts: Vec<String> = prompts.collect();
-        passed.retain(|(path, _)| {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
-            prompts.iter().any(|prompt| prompt.contains(&stem))
-        });
-    }
-    Ok((found, passed))
+    Ok(folder)
+}
+
+/// True if a file's name is in one of the prompts that will be drawn, or these are not known.
+fn is_named(path: &Path, options: &EmbeddingOptions) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let is_in = |prompts: &Vec<String>| prompts.iter().any(|prompt| prompt.to_lowercase().contains(&stem));
+    options.prompts.as_ref().is_none_or(is_in)
 }
 
 /// The tokenizer of the first text encoder.
