@@ -3,6 +3,7 @@
 use mixbit_analysis::analyze::{AnalyzeError, JournalError};
 use mixbit_diffusion::adapter::AdapterError;
 use mixbit_diffusion::arch::ArchError;
+use mixbit_diffusion::embedding::EmbeddingError;
 use mixbit_diffusion::model::{FileError, ModelError};
 use mixbit_diffusion::original::OriginalError;
 use mixbit_diffusion::random::RandomError;
@@ -193,6 +194,18 @@ impl Kind for GenerateError {
     }
 }
 
+impl Kind for EmbeddingError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotAnEmbedding { .. } | Self::Tensor { .. } => ErrorKind::Invalid,
+            Self::OtherFamily { .. } => ErrorKind::Unsupported,
+            Self::SameName { .. } => ErrorKind::Conflict,
+            Self::Model(error) => error.kind(),
+            Self::File(error) => error.kind(),
+        }
+    }
+}
+
 impl Kind for OriginalError {
     fn kind(&self) -> ErrorKind {
         match self {
@@ -234,6 +247,7 @@ impl Kind for OpenError {
             Self::Model { source, .. } => source.kind(),
             Self::Original { source, .. } => source.kind(),
             Self::Adapter { source, .. } => source.kind(),
+            Self::Embedding { source, .. } => source.kind(),
             Self::Format(error) => error.kind(),
         }
     }

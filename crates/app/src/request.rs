@@ -114,11 +114,16 @@ pub struct Origin<'a> {
     pub seed: u64,
     /// The image that drawing started from.
     pub start: Option<&'a StartFile>,
+    /// The words of textual inversion in the prompts, each with the SHA-256 of its file.
+    pub embeddings: &'a [(String, [u8; 32])],
     /// The model's own scheduler. What a request changes of it is written.
     pub own: &'a ModelScheduler,
     /// The prediction type, if it was asked for when the model was opened.
     pub prediction_type: Option<&'a str>,
 }
+
+/// The number of hexadecimal digits of a file's hash, as in the web UI.
+const HASH_DIGITS: usize = 12;
 
 /// The names of settings, which the web UI's readers know where it has them.
 mod names {
@@ -138,6 +143,7 @@ mod names {
     pub(super) const STRENGTH: &str = "Denoising strength";
     pub(super) const START: &str = "Start image";
     pub(super) const START_SHA256: &str = "Start image SHA-256";
+    pub(super) const EMBEDDINGS: &str = "TI hashes";
     pub(super) const PRECISION: &str = "Precision";
     pub(super) const VERSION: &str = "Version";
 }
@@ -276,6 +282,12 @@ pub fn parameters(request: &Request, origin: &Origin) -> Result<Parameters, Sche
         parameters.set(names::STRENGTH, start.strength);
         parameters.set(names::START, &start.name);
         parameters.set(names::START_SHA256, &start.sha256);
+    }
+    if !origin.embeddings.is_empty() {
+        let hash = |sum: &[u8; 32]| sum.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let one = |(name, sum): &(String, [u8; 32])| format!("{name}: {}", &hash(sum)[..HASH_DIGITS]);
+        let all: Vec<String> = origin.embeddings.iter().map(one).collect();
+        parameters.set(names::EMBEDDINGS, all.join(", "));
     }
     if request.precision != Precision::F32 {
         parameters.set(names::PRECISION, request.precision.name());
@@ -426,10 +438,12 @@ mod tests {
                 source: random_source("torch").unwrap(),
                 seed: u64::MAX,
                 start: asked.start.as_ref(),
+                embeddings: &[("my, style".to_string(), [0xab; 32])],
                 own: &model.scheduler,
                 prediction_type: None,
             };
             let written = parameters(&request, &origin).unwrap();
+            assert!(written.to_string().contains("TI hashes: \"my, style: abababababab\""), "{written}");
             let read = DrawRequest::from_parameters(&Parameters::parse(&written.to_string())).unwrap();
             let expected = DrawRequest { scheduler: read.scheduler.clone(), ..asked.clone() };
             assert_eq!(read, expected);
@@ -448,8 +462,16 @@ mod tests {
                 let scheduler = Some(entry.name.to_string());
                 let asked = DrawRequest { scheduler, ..DrawRequest::default() };
                 let request = asked.request(&model, Start::Noise).map_err(|error| error.to_string())?;
-                let own = &model.scheduler;
-                let origin = Origin { model: "", source, seed: 0, start: None, own, prediction_type: None };
+                let (own, embeddings) = (&model.scheduler, &[][..]);
+                let origin = Origin {
+                    model: "",
+                    source,
+                    seed: 0,
+                    start: None,
+                    embeddings,
+                    own,
+                    prediction_type: None,
+                };
                 let written = parameters(&request, &origin).map_err(|error| error.to_string())?;
                 let read = DrawRequest::from_parameters(&written).map_err(|error| error.to_string())?;
                 let again = read.request(&model, Start::Noise).map_err(|error| error.to_string())?;
@@ -484,7 +506,9 @@ mod tests {
                 ..DrawRequest::default()
             };
             let request = asked.request(&model, Start::Noise).unwrap();
-            let origin = Origin { model: "", source, seed: 0, start: None, own, prediction_type: None };
+            let embeddings = &[][..];
+            let origin =
+                Origin { model: "", source, seed: 0, start: None, embeddings, own, prediction_type: None };
             let text = parameters(&request, &origin).unwrap().to_string();
             match expected {
                 Some(expected) => assert!(text.contains(expected), "{text}"),

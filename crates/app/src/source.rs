@@ -5,7 +5,7 @@ use std::path::Path;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::bundle::Bundle;
 use mixbit_packages::source::{
-    AppliedLora, CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source,
+    AddedEmbedding, AppliedLora, CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source,
 };
 use mixbit_packages::{Assumption, OpenError};
 
@@ -53,6 +53,10 @@ pub struct LoadedModel {
     pub unpacked_bytes: usize,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
+    /// The textual inversions that were added.
+    pub embeddings: Vec<AddedEmbedding>,
+    /// What of the options was passed over, and why.
+    pub warnings: Vec<String>,
 }
 
 /// Opens a model as [`open`] does, ready to run.
@@ -64,7 +68,8 @@ pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, O
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
     let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
     let (loras, unpacked_bytes) = (opened.loras().to_vec(), opened.unpacked_bytes()?);
-    Ok(LoadedModel { model, name, kind, loras, unpacked_bytes, assumptions })
+    let (embeddings, warnings) = (opened.embeddings().to_vec(), opened.warnings().to_vec());
+    Ok(LoadedModel { model, name, kind, loras, unpacked_bytes, assumptions, embeddings, warnings })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

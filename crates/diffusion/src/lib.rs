@@ -15,6 +15,7 @@
 
 pub mod adapter;
 pub mod arch;
+pub mod embedding;
 pub mod family;
 pub mod model;
 pub mod original;

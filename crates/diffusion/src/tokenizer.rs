@@ -5,10 +5,15 @@
 //! collapsed white space, lower case, CLIP's word pattern, bytes as characters and `</w>` at the end of a
 //! word. Hugging Face's own `tokenizers` crate does the arithmetic. The files are checked first, because it
 //! panics on some.
+//!
+//! Words of textual inversion are added by [`WORDS_KEY`], a field of mixbit in `tokenizer_config.json`. They are
+//! found before all other tokens.
 
 mod files;
+mod words;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 use thiserror::Error;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -16,10 +21,14 @@ use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{SplitDelimiterBehavior, TokenizerBuilder, TokenizerImpl};
+use tokenizers::{
+    NormalizedString, Normalizer, SplitDelimiterBehavior, TokenizerBuilder, TokenizerImpl, normalizer,
+};
 
 pub use files::TokenizerFiles;
 use files::{Parts, parse};
+use words::Words;
+pub use words::{EMBEDDING_PREFIX, WORDS_KEY, Word};
 
 /// CLIP's word pattern.
 const WORDS: &str =
@@ -78,6 +87,7 @@ pub struct Tokenizer {
     end: u32,
     padding: u32,
     several: Vec<SeveralVectors>,
+    words: Words,
     /// The text encoder's embeddings; an id from here on has none.
     embeddings: usize,
 }
@@ -98,7 +108,7 @@ impl Tokenizer {
     pub fn new(files: &TokenizerFiles<'_>) -> Result<Self, TokenizerError> {
         let parts = parse(files)?;
         let length = parts.length.unwrap_or(DEFAULT_LENGTH);
-        let Parts { vocabulary, merges, added, special, .. } = parts;
+        let Parts { vocabulary, merges, added, special, words, .. } = parts;
         let bpe = BPE::builder()
             .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
             .unk_token(special.unknown.clone())
@@ -112,7 +122,8 @@ impl Tokenizer {
         };
         let (start, end, padding) = (id(&special.start)?, id(&special.end)?, id(&special.padding)?);
         let several = several_vectors(&pipeline);
-        Ok(Tokenizer { pipeline, length, start, end, padding, several, embeddings: usize::MAX })
+        let words = Words::new(words, |name| normalized(&pipeline, name).get().trim().to_string());
+        Ok(Tokenizer { pipeline, length, start, end, padding, several, words, embeddings: usize::MAX })
     }
 
     /// The tokenizer for a text encoder with this number of embeddings; prompts with a token beyond them are
@@ -155,36 +166,86 @@ impl Tokenizer {
             .collect()
     }
 
+    /// The words that [`WORDS_KEY`] adds to the vocabulary.
+    pub fn words(&self) -> &[Word] {
+        self.words.all()
+    }
+
+    /// The places of added words in a prompt, from left to right, and their indices in
+    /// [`words`](Self::words).
+    pub fn find_words(&self, prompt: &str) -> Vec<(Range<usize>, usize)> {
+        if self.words.all().is_empty() {
+            return Vec::new();
+        }
+        let text = normalized(&self.pipeline, prompt);
+        let original = |range| text.convert_offsets(normalizer::Range::Normalized(range));
+        let found = self.words.find(text.get()).into_iter();
+        found.filter_map(|(range, word)| Some((original(range)?, word))).collect()
+    }
+
+    /// True if a prompt has a word, in one of its spellings, that need not be added.
+    pub fn mentions(&self, prompt: &str, word: &Word) -> bool {
+        let word = Words::new(vec![word.clone()], |name| self.normalized(name));
+        !word.find(normalized(&self.pipeline, prompt).get()).is_empty()
+    }
+
+    /// A text as prompts are compared with it: Unicode NFC, lower case, single spaces.
+    pub fn normalized(&self, text: &str) -> String {
+        normalized(&self.pipeline, text).get().trim().to_string()
+    }
+
+    /// True if the vocabulary or the added tokens have a token of this text.
+    pub fn has_token(&self, token: &str) -> bool {
+        self.pipeline.token_to_id(token).is_some()
+    }
+
+    /// True if a text is one word of the vocabulary.
+    pub fn is_word(&self, text: &str) -> bool {
+        self.has_token(&format!("{}{END_OF_WORD}", self.normalized(text)))
+    }
+
     /// Tokenizes a prompt, truncated and padded to [`length`](Self::length) ids.
     ///
     /// # Errors
     /// [`TokenizerError::Prompt`] if a character has no token and the vocabulary has no unknown token, or a
     /// token has no embedding.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
-        let to_error = |error: tokenizers::Error| TokenizerError::Prompt(error.to_string());
-        let mut encoding = self.pipeline.encode_fast(prompt, false).map_err(to_error)?;
-        // As in diffusers, the first of several vectors calls for the others.
-        let is_used = |several: &&SeveralVectors| encoding.get_ids().contains(&several.id);
-        let used: Vec<&SeveralVectors> = self.several.iter().filter(is_used).collect();
-        if !used.is_empty() {
-            let whole = used.iter().fold(prompt.to_string(), |text, it| text.replace(&it.token, &it.all));
-            encoding = self.pipeline.encode_fast(whole, false).map_err(to_error)?;
+        let mut all = Vec::new();
+        let mut begin = 0;
+        for (place, word) in self.find_words(prompt) {
+            all.extend(self.plain_ids(&prompt[begin..place.start])?);
+            all.extend_from_slice(&self.words.all()[word].ids);
+            begin = place.end;
         }
-        if let Some(&id) = encoding.get_ids().iter().find(|&&id| id as usize >= self.embeddings) {
+        all.extend(self.plain_ids(&prompt[begin..])?);
+        if let Some(&id) = all.iter().find(|&&id| id as usize >= self.embeddings) {
             let token = self.pipeline.id_to_token(id).unwrap_or_default();
             let what =
                 format!("the text encoder has no embedding for the added token `{token}`; leave it out");
             return Err(TokenizerError::Prompt(what));
         }
-        let (kept, cut) = encoding.get_ids().split_at(encoding.len().min(self.length - 2));
+        let (kept, cut) = all.split_at(all.len().min(self.length - 2));
         let mut ids = Vec::with_capacity(self.length);
         ids.push(self.start);
         ids.extend_from_slice(kept);
         ids.push(self.end);
         let used = ids.len();
         ids.resize(self.length, self.padding);
-        let dropped = if cut.is_empty() { None } else { Some(self.decode(cut).map_err(to_error)?) };
+        let dropped = if cut.is_empty() { None } else { Some(self.decode(cut).map_err(unencodable)?) };
         Ok(Encoding { ids, used, dropped })
+    }
+
+    /// The ids of a part of a prompt without added words.
+    fn plain_ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.pipeline.encode_fast(text, false).map_err(unencodable)?;
+        // As in diffusers, the first of several vectors calls for the others.
+        let is_used = |several: &&SeveralVectors| encoding.get_ids().contains(&several.id);
+        let used: Vec<&SeveralVectors> = self.several.iter().filter(is_used).collect();
+        if used.is_empty() {
+            return Ok(encoding.get_ids().to_vec());
+        }
+        let whole = used.iter().fold(text.to_string(), |text, it| text.replace(&it.token, &it.all));
+        Ok(self.pipeline.encode_fast(whole, false).map_err(unencodable)?.get_ids().to_vec())
     }
 
     /// The text of token ids, words separated by spaces.
@@ -234,6 +295,19 @@ fn pipeline(bpe: BPE) -> tokenizers::Result<Pipeline> {
         .with_decoder(Some(bytes.into()))
         .with_post_processor(None)
         .build()
+}
+
+/// A text after the steps that come before the split into words.
+fn normalized(pipeline: &Pipeline, text: &str) -> NormalizedString {
+    let mut normalized = NormalizedString::from(text);
+    // CLIP's steps accept any text.
+    let _ = pipeline.get_normalizer().map(|steps| steps.normalize(&mut normalized));
+    normalized
+}
+
+/// An error of the library in a prompt.
+fn unencodable(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Prompt(error.to_string())
 }
 
 /// An error of the library that the file checks did not catch.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::adapter::AdapterError;
+use mixbit_diffusion::embedding::EmbeddingError;
 use mixbit_diffusion::model::ModelError;
 use mixbit_diffusion::original::OriginalError;
 use thiserror::Error;
@@ -67,6 +68,14 @@ pub enum OpenError {
         path: PathBuf,
         /// The defect.
         source: Box<AdapterError>,
+    },
+    /// A textual inversion that can't be read, or does not fit the model.
+    #[error("{}: {source}", path.display())]
+    Embedding {
+        /// The file.
+        path: PathBuf,
+        /// The defect.
+        source: Box<EmbeddingError>,
     },
     /// A malformed file.
     #[error(transparent)]

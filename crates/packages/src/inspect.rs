@@ -105,6 +105,7 @@ pub fn open(
         };
     }
     if is_package(path) {
+        files.check_for_packages(path)?;
         return packaged(path);
     }
     if path.is_file() {
@@ -114,6 +115,7 @@ pub fn open(
     if path.is_dir() && !is_checkpoint(path, files) {
         let packages = packages(path)?;
         if !packages.is_empty() {
+            files.check_for_packages(path)?;
             let networks = packages.iter().map(|path| packaged(path));
             return Ok(networks.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
         }

@@ -2,6 +2,7 @@
 
 mod choices;
 mod diffusers;
+mod embeddings;
 mod loras;
 pub(crate) mod single_file;
 
@@ -13,6 +14,7 @@ use mixbit_diffusion::adapter::Merged;
 use mixbit_diffusion::model::{DiffusionModel, ModelError, ModelFiles};
 
 pub use diffusers::{Component, DiffusersModel};
+pub use embeddings::{AddedEmbedding, EmbeddingFile, EmbeddingOptions};
 pub use loras::{AppliedLora, Lora};
 pub use single_file::controlnet;
 
@@ -64,6 +66,8 @@ pub struct OpenOptions {
     pub vae: Option<PathBuf>,
     /// Adapters that are added to the weights, in order.
     pub loras: Vec<Lora>,
+    /// Textual inversions to add to the tokenizers and text encoders.
+    pub embeddings: EmbeddingOptions,
 }
 
 impl OpenOptions {
@@ -75,6 +79,28 @@ impl OpenOptions {
             (self.use_ema, "--use-ema"),
         ];
         given.into_iter().find(|(is_given, _)| *is_given).map(|(_, name)| name)
+    }
+
+    /// Checks that no option is given that packages can't follow.
+    ///
+    /// # Errors
+    /// [`OpenError::Package`] with the first such option.
+    pub fn check_for_packages(&self, path: &Path) -> Result<(), OpenError> {
+        let given = [
+            (self.vae.is_some(), "--vae"),
+            (self.rescale_zero_snr, "--rescale-zero-snr"),
+            (!self.embeddings.files.is_empty(), "--embedding"),
+            (!self.embeddings.folders.is_empty(), "--embedding-dir"),
+        ];
+        let refused = given.into_iter().find(|(is_given, _)| *is_given);
+        refused.map_or(Ok(()), |(_, option)| {
+            Err(OpenError::Package {
+                path: path.to_path_buf(),
+                what: format!(
+                    "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
+                ),
+            })
+        })
     }
 
     /// True if some of a model's files are replaced.
@@ -106,6 +132,8 @@ pub struct OpenedModel {
     loras: Vec<AppliedLora>,
     /// True if its files are packages.
     is_packaged: bool,
+    embeddings: Vec<AddedEmbedding>,
+    warnings: Vec<String>,
 }
 
 enum Content {
@@ -129,6 +157,8 @@ impl OpenedModel {
             prediction_type: None,
             loras: Vec::new(),
             is_packaged: false,
+            embeddings: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -155,6 +185,16 @@ impl OpenedModel {
     /// The adapters that were added, and how they fit.
     pub fn loras(&self) -> &[AppliedLora] {
         &self.loras
+    }
+
+    /// The textual inversions that were added.
+    pub fn embeddings(&self) -> &[AddedEmbedding] {
+        &self.embeddings
+    }
+
+    /// What of the options was passed over, and why.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The model's files, to build another model of.
@@ -199,6 +239,12 @@ impl OpenedModel {
             }
             content => content,
         };
+        if let (Content::Files(_), false) = (&self.content, options.embeddings.is_empty()) {
+            self = self.with_embeddings(options)?;
+        }
+        if let Content::Packages(_) = &self.content {
+            options.check_for_packages(Path::new(&self.name))?;
+        }
         if !options.loras.is_empty() {
             let files: Box<dyn ModelFiles> = match self.content {
                 Content::Files(files) => files,
@@ -210,6 +256,18 @@ impl OpenedModel {
             self.loras = loras;
         }
         Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self })
+    }
+
+    /// The model with the textual inversions that the options name.
+    fn with_embeddings(self, options: &OpenOptions) -> Result<Self, OpenError> {
+        let OpenedModel { content: Content::Files(files), .. } = self else { return Ok(self) };
+        let added = embeddings::add(files, &options.embeddings)?;
+        Ok(OpenedModel {
+            content: Content::Files(added.files),
+            embeddings: added.embeddings,
+            warnings: added.warnings,
+            ..self
+        })
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as

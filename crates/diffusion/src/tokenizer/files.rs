@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
 use super::TokenizerError;
+use super::words::{WORDS_KEY, Word};
 
 /// The id limit. Larger ids are a mistake or an attack: no text encoder has that many embeddings.
 const ID_LIMIT: u64 = 1 << 24;
@@ -70,6 +71,8 @@ pub(super) struct Parts {
     pub(super) special: Special,
     /// `model_max_length`, if set.
     pub(super) length: Option<usize>,
+    /// The words that [`WORDS_KEY`] adds.
+    pub(super) words: Vec<Word>,
 }
 
 /// The content of the special tokens.
@@ -131,7 +134,8 @@ pub(super) fn parse(files: &TokenizerFiles<'_>) -> Result<Parts, TokenizerError>
     }
     let length = length(&config)?;
     let (special, added) = special_tokens(&config, added.into_values().collect())?;
-    Ok(Parts { vocabulary, merges, added, special, length })
+    let words = config.get(WORDS_KEY).map_or(Ok(Vec::new()), words)?;
+    Ok(Parts { vocabulary, merges, added, special, length, words })
 }
 
 /// The configuration with the special tokens of all files, and the added tokens by id.
@@ -235,6 +239,22 @@ fn add_legacy(
         added.insert(id, AddedToken::from(token, is_special));
     }
     Ok(())
+}
+
+/// The words of [`WORDS_KEY`]: a list of objects with `names` and `ids`.
+fn words(value: &Value) -> Result<Vec<Word>, TokenizerError> {
+    let listed = value.as_array().filter(|words| words.len() <= ADDED_LIMIT);
+    let words: Option<Vec<Word>> = listed.and_then(|words| words.iter().map(word).collect());
+    let what = || format!("`{WORDS_KEY}` is no list of names and ids: {}", brief(value));
+    words.ok_or_else(|| wrong(CONFIG_FILE, what()))
+}
+
+fn word(value: &Value) -> Option<Word> {
+    let names = value.get("names")?.as_array()?.iter();
+    let names = names.map(|name| name.as_str().filter(|name| !name.trim().is_empty()).map(str::to_string));
+    let ids = value.get("ids")?.as_array()?.iter();
+    let ids = ids.map(|id| id.as_u64().filter(|&id| id < ID_LIMIT).map(|id| id as u32));
+    Some(Word { names: names.collect::<Option<_>>()?, ids: ids.collect::<Option<_>>()? })
 }
 
 /// A token given as a string or as an object with flags.

@@ -1,8 +1,10 @@
 //! Warnings about requests that a model can't fulfil as they are meant.
 
+use std::ops::Range;
+
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::session::{Request, Text};
-use mixbit_diffusion::tokenizer::Tokenizer;
+use mixbit_diffusion::tokenizer::{EMBEDDING_PREFIX, Tokenizer};
 
 use super::printable::visible_line;
 
@@ -73,15 +75,69 @@ fn breaks(prompt: &str) -> Option<String> {
 /// The warnings about a request.
 pub(super) fn all(model: &DiffusionModel, request: &Request, is_demo: bool) -> Vec<String> {
     let of_demo = if is_demo { of_demo(model, request) } else { Vec::new() };
-    [of_demo, syntax(&request.text), without_effect(model, request)].concat()
+    let unknown = unknown_embeddings(model, &request.text);
+    [of_demo, syntax(&request.text), unknown, without_effect(model, request)].concat()
+}
+
+/// The warnings about words of textual inversion that the model has not.
+fn unknown_embeddings(model: &DiffusionModel, text: &Text) -> Vec<String> {
+    let Some(tokenizer) = model.text_encoders.first().map(|encoder| &encoder.tokenizer) else {
+        return Vec::new();
+    };
+    let added: Vec<String> = tokenizer.added_tokens().into_values().collect();
+    let mut warnings: Vec<String> = Vec::new();
+    for prompt in prompts(text) {
+        let known = tokenizer.find_words(prompt);
+        let is_known = |place: &Range<usize>| {
+            known.iter().any(|(known, _)| known.start < place.end && place.start < known.end)
+                || added.iter().any(|token| token.eq_ignore_ascii_case(&prompt[place.clone()]))
+        };
+        for place in embedding_places(prompt).into_iter().filter(|place| !is_known(place)) {
+            let warning = format!(
+                "warning: `{}` in the prompt: no embedding of that name is loaded, and it counts as words; \
+                 --embedding FILE or --embedding-dir DIR loads it",
+                visible_line(&prompt[place])
+            );
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+    }
+    warnings
+}
+
+/// The places of `embedding:NAME` and `<NAME>` in a prompt.
+fn embedding_places(prompt: &str) -> Vec<Range<usize>> {
+    let is_name = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let mut places = Vec::new();
+    for (start, _) in prompt.match_indices(EMBEDDING_PREFIX) {
+        let name = &prompt[start + EMBEDDING_PREFIX.len()..];
+        let length = name.find(|c| !is_name(c)).unwrap_or(name.len());
+        if length > 0 {
+            places.push(start..start + EMBEDDING_PREFIX.len() + length);
+        }
+    }
+    for (start, _) in prompt.match_indices('<') {
+        if let Some((name, _)) = prompt[start + 1..].split_once('>')
+            && name.chars().any(char::is_alphanumeric)
+            && name.chars().all(is_name)
+        {
+            places.push(start..start + name.len() + 2);
+        }
+    }
+    places
+}
+
+/// All prompts of a request.
+fn prompts(text: &Text) -> impl Iterator<Item = &String> {
+    let optional = [&text.prompt_2, &text.negative_prompt, &text.negative_prompt_2];
+    std::iter::once(&text.prompt).chain(optional.into_iter().flatten())
 }
 
 /// The warnings about the syntax of prompts.
 fn syntax(text: &Text) -> Vec<String> {
-    let optional = [&text.prompt_2, &text.negative_prompt, &text.negative_prompt_2];
-    let prompts = || std::iter::once(&text.prompt).chain(optional.into_iter().flatten());
     let one = |syntax: &Syntax| {
-        let shown = prompts().find_map(|prompt| (syntax.shown)(prompt))?;
+        let shown = prompts(text).find_map(|prompt| (syntax.shown)(prompt))?;
         Some(format!("warning: `{}` in the prompt: {}", visible_line(&shown), syntax.about))
     };
     SYNTAX.iter().filter_map(one).collect()
@@ -189,6 +245,18 @@ mod tests {
         }
         let negative = Text { negative_prompt: Some("(bad:1.4)".to_string()), ..Text::new("x") };
         assert_eq!(syntax(&negative).len(), 1);
+    }
+
+    #[test]
+    fn words_that_look_like_embeddings_are_found() {
+        for (prompt, shown) in [
+            ("a <cat-toy>, embedding:bad.v2, x", vec!["embedding:bad.v2", "<cat-toy>"]),
+            ("1 < 2 > 1, <lora:x:1>, embedding: x, <3 <>", vec![]),
+            ("(embedding:easy:1.2)", vec!["embedding:easy"]),
+        ] {
+            let found: Vec<&str> = embedding_places(prompt).into_iter().map(|place| &prompt[place]).collect();
+            assert_eq!(found, shown, "{prompt}");
+        }
     }
 
     #[test]

@@ -247,8 +247,10 @@ impl Arguments {
         let names = names(&opened, &paths);
         let size = self.size.or(opened.first().map_or([512, 512], |opened| opened.model.defaults.size));
         let mut candidates = Vec::new();
-        for (LoadedModel { model, kind, loras, assumptions, .. }, name) in opened.into_iter().zip(names) {
+        for (loaded, name) in opened.into_iter().zip(names) {
+            let LoadedModel { model, kind, loras, assumptions, embeddings, warnings, .. } = loaded;
             opening::say_kind(&name, kind.as_deref(), progress);
+            opening::say_embeddings(&embeddings, &warnings, progress);
             lora::say(&loras, progress);
             assumptions
                 .iter()

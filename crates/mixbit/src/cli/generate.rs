@@ -1,5 +1,6 @@
 //! `mixbit generate`.
 
+use std::collections::BTreeSet;
 use std::io::{Write, stderr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use mixbit_diffusion::model::DiffusionModel;
 use mixbit_diffusion::random::{NoiseSource, random_source};
 use mixbit_diffusion::scheduler::{SchedulerError, SigmaSchedule, TimestepSpacing};
 use mixbit_diffusion::session::{
-    DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start,
+    DroppedWords, GenerateError, Request, Role, Run, Session, SessionOptions, Start, Text,
 };
 use mixbit_engine::Backend;
 use serde_json::json;
@@ -28,6 +30,8 @@ use mixbit_app::demo;
 use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::LoadedModel;
+use mixbit_packages::OpenError;
+use mixbit_packages::source::AddedEmbedding;
 
 /// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
@@ -169,7 +173,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let typed = arguments.prompts()?;
     let (prompts, loras) = lora::taken_from(&typed, arguments.files.lora_dir())?;
     options.loras.extend(loras);
-    let LoadedModel { model, name: model_name, loras, .. } =
+    options.embeddings.prompts = Some(arguments.texts(&prompts));
+    let LoadedModel { model, name: model_name, loras, embeddings, .. } =
         opening::loaded(arguments.model.as_deref(), &options, &progress)?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;
@@ -181,6 +186,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(refusal) = requests.iter().find_map(|request| advice::refused(&model, &request.text)) {
         bail!(refusal);
     }
+    let hashes = requests.iter().map(|request| used(&model, &embeddings, &request.text));
+    let hashes = hashes.collect::<Result<Vec<_>, _>>()?;
     let source = random_source(&arguments.rng)?;
     let seeds = seeds(arguments, source.max_seed)?;
     let (first_seed, last_seed) = (*seeds.start(), *seeds.end());
@@ -200,8 +207,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for (index, (prompt, seed)) in images.enumerate() {
         let request = &requests[prompt];
         let place = output.place(prompt, &prompts[prompt], seed)?;
-        let prediction_type = arguments.files.prediction_type();
-        let origin = Origin { model: &model_name, source, seed, start: None, own: &own, prediction_type };
+        let origin = Origin {
+            model: &model_name,
+            source,
+            seed,
+            start: None,
+            embeddings: &hashes[prompt],
+            own: &own,
+            prediction_type: arguments.files.prediction_type(),
+        };
         let mut parameters = parameters(request, &origin)?;
         parameters.prompt.clone_from(&typed[prompt]);
         mixbit_app::loras::record(&loras, &mut parameters)?;
@@ -283,6 +297,12 @@ impl Arguments {
         }
     }
 
+    /// All prompts that the text encoders will read.
+    fn texts(&self, prompts: &[String]) -> Vec<String> {
+        let others = [&self.prompt_2, &self.negative_prompt, &self.negative_prompt_2];
+        prompts.iter().chain(others.into_iter().flatten()).cloned().collect()
+    }
+
     /// The request with names resolved; absent options take the model's defaults.
     fn request(&self, prompt: &str, backend: &dyn Backend) -> DrawRequest {
         let [width, height] = self.size.given();
@@ -303,6 +323,23 @@ impl Arguments {
             ..DrawRequest::default()
         }
     }
+}
+
+/// The words of textual inversion in a request's prompts, each with the SHA-256 of its file.
+fn used(
+    model: &DiffusionModel,
+    embeddings: &[AddedEmbedding],
+    text: &Text,
+) -> Result<Vec<(String, [u8; 32])>, OpenError> {
+    let others = [&text.prompt_2, &text.negative_prompt, &text.negative_prompt_2];
+    let prompts: Vec<&String> = [&text.prompt].into_iter().chain(others.into_iter().flatten()).collect();
+    let mut words = BTreeSet::new();
+    for tokenizer in model.text_encoders.iter().map(|encoder| &encoder.tokenizer) {
+        let found = prompts.iter().flat_map(|prompt| tokenizer.find_words(prompt));
+        words.extend(found.filter_map(|(_, word)| tokenizer.words()[word].names.first()));
+    }
+    let used = embeddings.iter().filter(|embedding| words.contains(&embedding.name));
+    used.map(|embedding| Ok((embedding.name.clone(), embedding.sha256()?))).collect()
 }
 
 /// One seed per image.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mixbit_app::hub::Wish;
-use mixbit_packages::source::{Lora, OpenOptions};
+use mixbit_packages::source::{EmbeddingFile, EmbeddingOptions, Lora, OpenOptions};
 
 use super::hub::Asked;
 use super::lora::Argument;
@@ -42,6 +42,26 @@ pub(super) struct ModelFileOptions {
     /// generate
     #[arg(long, value_name = "DIR", help_heading = "Model files")]
     lora_dir: Option<PathBuf>,
+    /// A textual inversion; its word is the file's name, or NAME. May be given several times
+    #[arg(long, value_name = "FILE[=NAME]", value_parser = embedding, help_heading = "Model files")]
+    embedding: Vec<EmbeddingFile>,
+    /// A folder of textual inversions; their words are the files' names. May be given several times
+    #[arg(long, value_name = "DIR", help_heading = "Model files")]
+    embedding_dir: Vec<PathBuf>,
+}
+
+/// `FILE` or `FILE=NAME`. A file that is there counts whole, and so does the query of a link.
+fn embedding(text: &str) -> Result<EmbeddingFile, String> {
+    let is_query = |path: &str| path.contains("://") && path.contains('?');
+    match text.rsplit_once('=') {
+        Some((path, name)) if !Path::new(text).exists() && !is_query(path) => {
+            if name.trim().is_empty() {
+                return Err("no name follows the `=`".to_string());
+            }
+            Ok(EmbeddingFile { path: path.into(), name: Some(name.trim().to_string()) })
+        }
+        _ => Ok(EmbeddingFile { path: text.into(), name: None }),
+    }
 }
 
 impl ModelFileOptions {
@@ -59,7 +79,9 @@ impl ModelFileOptions {
         let directory = self.lora_dir.clone();
         let is_file = move |lora: &&mut Argument| lora.named_in(directory.as_deref()).is_none();
         let loras = self.lora.iter_mut().filter(is_file).map(|lora| Asked::plain(&mut lora.path));
-        config.into_iter().chain(self.base.iter_mut().chain(&mut self.vae).map(Asked::plain)).chain(loras)
+        let embeddings = self.embedding.iter_mut().map(|embedding| &mut embedding.path);
+        let others = self.base.iter_mut().chain(&mut self.vae).chain(embeddings);
+        config.into_iter().chain(others.map(Asked::plain)).chain(loras)
     }
 
     /// The directory of LoRAs.
@@ -94,6 +116,31 @@ impl ModelFileOptions {
             use_ema: self.use_ema,
             vae: self.vae.clone(),
             loras,
+            embeddings: EmbeddingOptions {
+                files: self.embedding.clone(),
+                folders: self.embedding_dir.clone(),
+                prompts: None,
+            },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_embedding_follows_the_last_equals_sign() {
+        for (text, path, name) in [
+            ("a.pt", "a.pt", None),
+            ("a.pt=my word", "a.pt", Some("my word")),
+            ("a=b.pt=x", "a=b.pt", Some("x")),
+            ("https://host/a.pt?download=true", "https://host/a.pt?download=true", None),
+            ("owner/name/a.pt=x", "owner/name/a.pt", Some("x")),
+        ] {
+            let expected = EmbeddingFile { path: path.into(), name: name.map(str::to_string) };
+            assert_eq!(embedding(text), Ok(expected), "{text}");
+        }
+        assert!(embedding("a.pt=").is_err());
     }
 }

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use mixbit_app::source::{LoadedModel, load, open_checkpoint};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_packages::source::{OpenOptions, OpenedModel};
+use mixbit_packages::source::{AddedEmbedding, OpenOptions, OpenedModel};
 
 use super::lora;
+use super::printable::visible_line;
 use super::progress::Progress;
 
 /// The model of a path, or the demo model, and its name. Says what kind of model it is, where its tensors
@@ -36,8 +37,8 @@ pub(super) fn loaded(
     say_kind(&loaded.name, loaded.kind.as_deref(), progress);
     lora::say(&loaded.loras, progress);
     lora::say_unpacked(loaded.unpacked_bytes, progress);
-    let assumptions = &loaded.assumptions;
-    assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    loaded.assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
+    say_embeddings(&loaded.embeddings, &loaded.warnings, progress);
     Ok(loaded)
 }
 
@@ -53,10 +54,17 @@ pub(super) fn checkpoint(
     let model = open_checkpoint(path, options)?;
     say_kind(model.name(), model.kind(), progress);
     lora::say(model.loras(), progress);
+    say_embeddings(model.embeddings(), model.warnings(), progress);
     Ok(model)
 }
 
 /// Says what kind of model it is.
 pub(super) fn say_kind(name: &str, kind: Option<&str>, progress: &Progress) {
     kind.into_iter().for_each(|kind| progress.say(format_args!("{name}: {kind}")));
+}
+
+/// Says which textual inversions were added, and what was passed over.
+pub(super) fn say_embeddings(embeddings: &[AddedEmbedding], warnings: &[String], progress: &Progress) {
+    embeddings.iter().for_each(|embedding| progress.say(visible_line(&embedding.to_string())));
+    warnings.iter().for_each(|warning| progress.say(format_args!("warning: {}", visible_line(warning))));
 }

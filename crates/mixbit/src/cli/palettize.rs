@@ -14,7 +14,7 @@ use mixbit_mil::Unit;
 use mixbit_packages::bundle::Bundle;
 use mixbit_packages::inspect::is_checkpoint;
 use mixbit_packages::package::{
-    ConversionOptions, DeploymentTarget, PACKAGE_KINDS, added_tokens, is_package, left_out_safety_checker,
+    ConversionOptions, DeploymentTarget, PACKAGE_KINDS, added_words, is_package, left_out_safety_checker,
 };
 use mixbit_packages::palettize::{
     Job, JobError, MIN_SIZE, Outcome, Phase, PlanSource, Report, Target, Targets,
@@ -205,12 +205,11 @@ pub(super) fn say_limits(model: &dyn ModelFiles, is_whole: bool, progress: &Prog
     if let Some(reason) = left_out_safety_checker(model)?.filter(|_| is_whole) {
         progress.say(format_args!("warning: the safety checker is left out: {reason}"));
     }
-    let added = added_tokens(model)?;
+    let added = added_words(model)?;
     if !added.is_empty() {
-        let names: Vec<&str> = added.values().map(String::as_str).collect();
         progress.say(format_args!(
             "warning: apps that use Apple's Swift tokenizer do not know the added tokens (mixbit does): {}",
-            shortened(&names.join(" "))
+            shortened(&added.join(" "))
         ));
     }
     Ok(())
@@ -356,6 +355,7 @@ impl Arguments {
         let options = self.files.open()?;
         match values::model(self.model.as_deref(), self.demo)? {
             Some(path) if is_package(path) => {
+                options.check_for_packages(path)?;
                 self.check_no_options_of_checkpoints()?;
                 if !self.part.is_empty() {
                     bail!("--part chooses among the parts of a model, and {} is one package", path.display());
@@ -363,6 +363,7 @@ impl Arguments {
                 Ok(Targets::of_package(path, &self.output)?)
             }
             Some(path) if path.is_dir() && !is_checkpoint(path, &options) && Bundle::is_at(path) => {
+                options.check_for_packages(path)?;
                 self.check_no_options_of_checkpoints()?;
                 Ok(Targets::of_bundle(path, &self.output, &self.parts())?)
             }

@@ -24,7 +24,7 @@ pub use check::{OutputError, check_output};
 pub use error::{PackageError, PlanError};
 pub use plan::{ConversionOptions, ConversionSource, left_out_safety_checker, plan};
 pub(crate) use vocabulary::VOCABULARY;
-pub use vocabulary::{VocabularyError, added_tokens, vocabulary};
+pub use vocabulary::{VocabularyError, added_tokens, added_words, vocabulary};
 pub use write::Package;
 
 /// A network of a model, as Apple's tools name it.

@@ -8,7 +8,7 @@ use mixbit_diffusion::arch::{
 };
 use mixbit_diffusion::model::{
     FileError, ModelError, ModelFiles, ModelScheduler, TEXT_ENCODERS, check_pipeline, component_config,
-    merged_tokenizer_config, pooled_channels,
+    merged_tokenizer_config, pooled_channels, read_tokenizer,
 };
 use mixbit_mil::{DType, Function, Weights, bisect};
 use serde_json::{Map, Value, json};
@@ -23,6 +23,15 @@ use super::{
 
 /// The version of Apple's converter whose packages these are like.
 const APPLE_VERSION: &str = "1.1.0";
+
+/// The option that added words to the text encoders.
+const EMBEDDING: &str = "embedding";
+
+/// The end of the name of a text encoder's table of input vectors.
+const TOKEN_TABLE: &str = "token_embedding.weight";
+
+/// The hexadecimal digits of the vectors' checksum.
+const DIGITS: usize = 12;
 
 /// Builds a network from its configuration and weights.
 type Graph = Arc<dyn Fn(&GraphOptions) -> Result<Function, ArchError> + Send + Sync>;
@@ -127,6 +136,27 @@ fn weights(files: &dyn ModelFiles, component: &str) -> Result<Arc<dyn Weights>, 
     Ok(files.weights(component).map_err(ModelError::File)?)
 }
 
+/// The words of textual inversion in a tokenizer, and a checksum of their vectors: the checksum of the text
+/// encoder's weights takes samples of its table, and may miss these.
+fn embeddings(
+    files: &dyn ModelFiles,
+    tokenizer: &str,
+    weights: &dyn Weights,
+) -> Result<Option<String>, PlanError> {
+    let tokenizer = read_tokenizer(files, tokenizer)?;
+    let names: Vec<&str> =
+        tokenizer.words().iter().flat_map(|word| &word.names).map(String::as_str).collect();
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let ids = || tokenizer.words().iter().flat_map(|word| &word.ids).map(|&id| id as usize);
+    let (first, end) = (ids().min().unwrap_or(0), ids().max().map_or(0, |last| last + 1));
+    let table = weights.names().into_iter().find(|name| name.ends_with(TOKEN_TABLE));
+    let rows = table.and_then(|name| weights.get(name)?.slice(0, first, end - first).ok());
+    let sum = provenance::hex(&rows.map(|rows| rows.read_stored().into_owned()).unwrap_or_default());
+    Ok(Some(format!("{} ({})", names.join(", "), sum.get(..DIGITS).unwrap_or(&sum))))
+}
+
 struct Planner<'a> {
     options: &'a ConversionOptions,
     source: &'a ConversionSource<'a>,
@@ -168,10 +198,14 @@ impl<'a> Planner<'a> {
             let graph: Graph =
                 Arc::new(move |options| text_encoder::build(&config, &*built, options, outputs));
             let graph_options = GraphOptions { tokens, ..self.graph_options(DType::F16) };
-            let tokenizer = merged_tokenizer_config(files, tokenizer)?;
-            let more = tokenizer.map(|text| (keys::TOKENIZER, text)).into_iter().collect();
+            let settings = merged_tokenizer_config(files, tokenizer)?;
+            let asked = match &settings {
+                Some(_) => embeddings(files, tokenizer, &*weights)?.map(|words| (EMBEDDING, words)),
+                None => None,
+            };
+            let asked = asked.into_iter().collect();
+            let more = settings.map(|text| (keys::TOKENIZER, text)).into_iter().collect();
             let version = &self.options.model_version;
-            let asked = Vec::new();
             let component =
                 Component { kind, files, name, version, weights, graph, graph_options, asked, more };
             self.add(component, false)?;

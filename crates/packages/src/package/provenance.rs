@@ -71,7 +71,7 @@ fn of_bytes(bytes: &[u8]) -> String {
 }
 
 /// The first 16 bytes of SHA-256.
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     sha256(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 

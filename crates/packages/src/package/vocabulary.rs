@@ -1,6 +1,6 @@
 //! The tokenizer's files beside the packages, for Apple's tools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mixbit_diffusion::model::{ModelError, ModelFiles, TEXT_ENCODERS, read_tokenizer};
 use serde_json::{Map, Value};
@@ -38,6 +38,26 @@ pub fn added_tokens(model: &dyn ModelFiles) -> Result<BTreeMap<u32, String>, Voc
         }
     }
     Ok(all)
+}
+
+/// The words that a model's tokenizers have besides the vocabulary: those of [`added_tokens`], and one for all
+/// tokens of a word of textual inversion.
+///
+/// # Errors
+/// [`VocabularyError::Model`].
+pub fn added_words(model: &dyn ModelFiles) -> Result<Vec<String>, VocabularyError> {
+    let mut all = BTreeSet::new();
+    for (encoder, tokenizer) in TEXT_ENCODERS {
+        if model.component(encoder).is_some() {
+            let tokenizer = read_tokenizer(model, tokenizer)?;
+            let of_words: Vec<u32> =
+                tokenizer.words().iter().flat_map(|word| word.ids.iter().copied()).collect();
+            let tokens = tokenizer.added_tokens().into_iter();
+            all.extend(tokens.filter(|(id, _)| !of_words.contains(id)).map(|(_, token)| token));
+            all.extend(tokenizer.words().iter().filter_map(|word| word.names.first().cloned()));
+        }
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// The names of the files that [`vocabulary`] gives.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use mixbit_diffusion::embedding::Embedding;
 use mixbit_diffusion::model::ModelFiles;
 use mixbit_diffusion::original::{
     Base, ControlNetFile, Original, OriginalError, OriginalFiles, PARAMETERIZATION,
@@ -20,6 +21,10 @@ const YAML_LIMIT: u64 = 1 << 20;
 /// Extensions of files of tensors.
 pub(crate) const EXTENSIONS: [&str; 7] = ["safetensors", "ckpt", "pt", "pth", "bin", "gguf", "sft"];
 
+/// A textual inversion given as a model.
+const EMBEDDING: &str = "a textual inversion, which adds a word to a model: name the model with --model and this \
+                         file with --embedding";
+
 /// Names of tensors, or parts of them, that tell files which are no model, and what those are.
 const OTHERS: [(&[&str], &str); 3] = [
     (
@@ -35,11 +40,7 @@ const OTHERS: [(&[&str], &str); 3] = [
         ],
         "a LoRA, which changes a model: name the model with --model and this file with --lora",
     ),
-    (
-        &["emb_params", "string_to_param", "clip_l", "clip_g"],
-        "a textual inversion, which adds a word to a model: name the model with --model and this file with \
-         --embedding",
-    ),
+    (&["emb_params", "string_to_param", "clip_l", "clip_g"], EMBEDDING),
     (
         &["input_hint_block.", "controlnet_cond_embedding."],
         "a ControlNet, which guides a model: `mixbit convert --convert-controlnet` takes it",
@@ -56,7 +57,9 @@ pub(crate) fn is_named(path: &Path) -> bool {
 pub(crate) fn other_kind(weights: &dyn Weights) -> Option<&'static str> {
     let names = weights.names();
     let is = |marks: &[&str]| names.iter().any(|name| marks.iter().any(|mark| name.contains(mark)));
-    OTHERS.iter().find(|(marks, _)| is(marks)).map(|(_, what)| *what)
+    let other = OTHERS.iter().find(|(marks, _)| is(marks)).map(|(_, what)| *what);
+    let is_embedding = || Embedding::read(weights, &BTreeMap::new(), "file").is_ok();
+    other.or_else(|| is_embedding().then_some(EMBEDDING))
 }
 
 /// What a file of tensors is that is no LoRA, if it is known.
