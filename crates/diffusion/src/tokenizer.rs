@@ -6,8 +6,8 @@
 //! word. Hugging Face's own `tokenizers` crate does the arithmetic. The files are checked first, because it
 //! panics on some.
 //!
-//! Words of textual inversion are added by [`WORDS_KEY`], a field of mixbit in `tokenizer_config.json`. They are
-//! found before all other tokens.
+//! Words of textual inversion are added by [`WORDS_KEY`], a field of mixbit in `tokenizer_config.json`. They
+//! are found before all other tokens.
 
 mod files;
 mod words;

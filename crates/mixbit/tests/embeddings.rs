@@ -1,4 +1,5 @@
-//! Textual inversion from the command line: pictures, packages with the enlarged token table, folders, refusals.
+//! Textual inversion from the command line: pictures, packages with the enlarged token table, folders,
+//! refusals.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,12 @@ fn packages_have_the_words_and_the_same_pictures() -> Result<(), Error> {
 fn packages_of_other_words_are_not_kept() -> Result<(), Error> {
     let scratch = Scratch::new();
     let (checkpoint, packages) = (model("sd15"), scratch.path().join("packages"));
-    let [toys, params] = ["toys.safetensors", "params.safetensors"].map(|name| text(&file(name)).to_string());
+    let toys = text(&file("toys.safetensors")).to_string();
+    // Another value in a vector, as after more training.
+    let mut bytes = fs::read(&toys)?;
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    let other = text(&scratch.file("other.safetensors", &bytes)).to_string();
     let converted = |embedding: &str| {
         let model = ["convert", "--model", text(&checkpoint), "--output", text(&packages)];
         mixbit(&[&model[..], &["--convert-text-encoder", "--embedding", embedding]].concat())
@@ -94,7 +100,7 @@ fn packages_of_other_words_are_not_kept() -> Result<(), Error> {
     let (code, said) = converted(&format!("{toys}=one"))?;
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(converted(&format!("{toys}=one"))?.0, Some(0));
-    for (embedding, what) in [(format!("{toys}=two"), "another name"), (format!("{params}=one"), "vectors")] {
+    for (embedding, what) in [(format!("{toys}=two"), "another name"), (format!("{other}=one"), "vectors")] {
         let (code, said) = converted(&embedding)?;
         assert!(code == Some(1) && said.contains("--embedding was one ("), "{what}: {code:?} {said}");
     }

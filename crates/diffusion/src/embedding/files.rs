@@ -141,8 +141,8 @@ fn plain_encoders(base: &dyn ModelFiles) -> Result<Vec<Plain>, EmbeddingError> {
     Ok(plain)
 }
 
-/// The spellings of each word. Of those that two words have, or that are words of the vocabulary, only a word's
-/// own name counts.
+/// The spellings of each word. Of those that two words have, or that are words of the vocabulary, only a
+/// word's own name counts.
 fn spellings(embeddings: &[Embedding], tokenizer: &Tokenizer) -> Result<Vec<Vec<String>>, EmbeddingError> {
     let mut own = BTreeSet::new();
     for embedding in embeddings {
@@ -242,8 +242,8 @@ fn with_words(settings: &str, plain: &Plain, words: &[Word]) -> Result<String, s
     Ok(Value::Object(settings).to_string())
 }
 
-/// The added tokens of words, by id. `None` if the tokenizer would give them other ids or has one of them: then
-/// other tools can't know the words.
+/// The added tokens of words, by id. `None` if the tokenizer would give them other ids or has one of them:
+/// then other tools can't know the words.
 fn tokens(plain: &Plain, words: &[Word], added: &Map<String, Value>) -> Option<Vec<(String, Value)>> {
     let tokenizer = &plain.tokenizer;
     let is_listed = |id: &u32| added.contains_key(&id.to_string());

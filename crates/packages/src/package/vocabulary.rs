@@ -40,8 +40,8 @@ pub fn added_tokens(model: &dyn ModelFiles) -> Result<BTreeMap<u32, String>, Voc
     Ok(all)
 }
 
-/// The words that a model's tokenizers have besides the vocabulary: those of [`added_tokens`], and one for all
-/// tokens of a word of textual inversion.
+/// The words that a model's tokenizers have besides the vocabulary: those of [`added_tokens`], and one for
+/// all tokens of a word of textual inversion.
 ///
 /// # Errors
 /// [`VocabularyError::Model`].

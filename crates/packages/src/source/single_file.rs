@@ -22,8 +22,8 @@ const YAML_LIMIT: u64 = 1 << 20;
 pub(crate) const EXTENSIONS: [&str; 7] = ["safetensors", "ckpt", "pt", "pth", "bin", "gguf", "sft"];
 
 /// A textual inversion given as a model.
-const EMBEDDING: &str = "a textual inversion, which adds a word to a model: name the model with --model and this \
-                         file with --embedding";
+const EMBEDDING: &str = "a textual inversion, which adds a word to a model: name the model with --model and \
+                         this file with --embedding";
 
 /// Names of tensors, or parts of them, that tell files which are no model, and what those are.
 const OTHERS: [(&[&str], &str); 3] = [
