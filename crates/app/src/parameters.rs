@@ -120,7 +120,10 @@ fn value(text: &str) -> (String, &str) {
 fn is_name(text: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut characters = text.chars();
-    characters.next().is_some_and(is_word)
+    // It would be read back as the negative prompt.
+    let is_negative = NEGATIVE.strip_suffix(':') == Some(text);
+    !is_negative
+        && characters.next().is_some_and(is_word)
         && text.chars().count() > 1
         && characters.all(|c| is_word(c) || " -/".contains(c))
 }
@@ -158,6 +161,13 @@ mod tests {
         let text = "a cat\nNegative prompt: one: 1, two: 2, three: 3";
         let parameters = Parameters::parse(text);
         assert_eq!(parameters.negative_prompt, "one: 1, two: 2, three: 3");
+        assert_eq!(Parameters::parse(&parameters.to_string()), parameters);
+    }
+
+    #[test]
+    fn no_setting_is_called_as_the_negative_prompt_is() {
+        let parameters = Parameters::parse("a cat,Negative prompt: dogs, Steps: 1, Size: 8x8, Seed: 2");
+        assert!(parameters.settings.iter().all(|(name, _)| name != "Negative prompt"), "{parameters:?}");
         assert_eq!(Parameters::parse(&parameters.to_string()), parameters);
     }
 
