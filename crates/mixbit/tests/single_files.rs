@@ -385,6 +385,14 @@ fn a_tensor_that_the_architecture_has_not_is_refused() -> Result<(), Error> {
     let config = configuration(&scratch, "sd15")?.to_string_lossy().into_owned();
     let error = drawn(&scratch, &path, &["--config", &config]).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("it is another one"), "{error}");
+    let mut of_diffusers = tensors("sd15", "unet")?;
+    let extra = "mid_block.extra.weight";
+    of_diffusers.insert(extra.to_string(), (TensorType::new(DType::F32, [1]), vec![0; 4]));
+    let alone = scratch.path().join("extra.safetensors");
+    write(&alone, &of_diffusers, &[])?;
+    let base = pipeline("sd15").to_string_lossy().into_owned();
+    let error = drawn(&scratch, &alone, &["--config", &config, "--base", &base]).unwrap_err().to_string();
+    assert!(error.contains(extra) && error.contains("it is another one"), "{error}");
     all.remove(name);
     all.remove("model.diffusion_model.middle_block.1.norm.weight");
     write(&path, &all, &[])?;

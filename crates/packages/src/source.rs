@@ -375,9 +375,7 @@ fn check_path(path: &Path) -> Result<(), OpenError> {
 /// True if a file is a zip archive of files. PyTorch's checkpoints, which are such archives too, are not
 /// meant.
 pub(crate) fn is_zip(path: &Path) -> bool {
-    const PICKLES: [&str; 4] = ["ckpt", "pt", "pth", "bin"];
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    if extension.is_some_and(|extension| PICKLES.contains(&extension.as_str())) || !path.is_file() {
+    if single_file::is_named(path) || !path.is_file() {
         return false;
     }
     let mut magic = [0; 4];

@@ -213,7 +213,7 @@ impl Mapped {
         names: Option<&Names>,
         needed: &BTreeMap<String, Vec<usize>>,
     ) -> Result<Self, Problem> {
-        let Some(names) = names else { return Ok(Mapped::under_prefix(&*weights, found)) };
+        let Some(names) = names else { return Mapped::under_prefix(&*weights, found, needed) };
         let of_network = found.tensors(&*weights);
         let (mut tensors, mut used, mut missing) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         for (name, shape) in needed {
@@ -258,13 +258,23 @@ impl Mapped {
         }
     }
 
-    fn under_prefix(weights: &dyn Weights, found: &Found) -> Self {
+    fn under_prefix(
+        weights: &dyn Weights,
+        found: &Found,
+        needed: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<Self, Problem> {
         let names = weights.names();
         let own = names.into_iter().filter_map(|name| Some((name, name.strip_prefix(found.prefix)?)));
         let tensors = own
             .filter(|(_, name)| !name.ends_with("position_ids"))
             .filter_map(|(full, name)| Some((name.to_string(), weights.get(full)?.renamed(name))));
-        Mapped { tensors: tensors.collect() }
+        let tensors: BTreeMap<String, WeightRef> = tensors.collect();
+        let unknown: Vec<String> = tensors
+            .keys()
+            .filter(|name| !needed.contains_key(*name) && is_foreign(found.naming, name))
+            .map(|name| format!("{}{name}", found.prefix))
+            .collect();
+        if unknown.is_empty() { Ok(Mapped { tensors }) } else { Err(Problem::Unknown(unknown)) }
     }
 }
 
@@ -276,6 +286,20 @@ fn is_foreign(naming: PartNaming, name: &str) -> bool {
                 .iter()
                 .any(|part| name.starts_with(part))
         }
+        PartNaming::Unet(Naming::Diffusers) => [
+            "conv_in.",
+            "conv_norm_out.",
+            "conv_out.",
+            "down_blocks.",
+            "mid_block.",
+            "up_blocks.",
+            "time_embedding.",
+            "add_embedding.",
+            "class_embedding.",
+            "controlnet_",
+        ]
+        .iter()
+        .any(|part| name.starts_with(part)),
         PartNaming::VaeOriginal => ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."]
             .iter()
             .any(|part| name.starts_with(part)),
