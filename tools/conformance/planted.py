@@ -270,8 +270,8 @@ def main():
         for at in (4, 0x24, 0x2B, 0x60):
             plant(f"coremldata.bin {at:#x}", good_compiled, lambda path: with_data(path, Package(good), at))
         apple.write_model(REFERENCE["model"], folder / "model")
-        convert(sys.argv[1], folder / "model", ["--convert-text-encoder"], folder)
-        same = folder / f"Stable_Diffusion_version_tiny_{REFERENCE['part']}.mlpackage"
+        convert(sys.argv[1], folder / "model", ["--convert-text-encoder"], folder / "reference")
+        same = folder / "reference" / f"Stable_Diffusion_version_tiny_{REFERENCE['part']}.mlpackage"
         assert not apple.differences(REFERENCE, Package(same)), "the package is not as Apple's"
         for change, kind, parameter in PARAMETERS:
             plant(change.__name__, same, lambda path: with_parameter(path, kind, parameter, change))
