@@ -66,7 +66,8 @@ def all_cases(scratch):
             for attention in ATTENTION:
                 yield Case(model, attention, latent=latent, parts=UNETS)
         yield Case(model, latent=(12, 20))
-    pairs = [(PIPELINES / "sd15", NETWORKS / "controlnet"), (xl_for_controlnet(scratch), NETWORKS / "controlnet-sdxl")]
+    sd15 = with_unet_of(scratch, "sd15", "controlnet")
+    pairs = [(sd15, NETWORKS / "controlnet"), (xl_for_controlnet(scratch), NETWORKS / "controlnet-sdxl")]
     for model, controlnet in pairs:
         for attention in ATTENTION:
             yield Case(model, attention, controlnet=controlnet, compiled=True, parts=UNETS)
@@ -76,8 +77,9 @@ def all_cases(scratch):
         for target in TARGETS:
             yield Case(model, target=target, compiled=True)
         yield Case(model, latent=(12, 20))
+    xl = xl_for_refiner(scratch)
     for chunked in (False, True):
-        yield Case(PIPELINES / "sdxl", refiner=PIPELINES / "refiner", chunked=chunked, compiled=True, parts=UNETS)
+        yield Case(xl, refiner=PIPELINES / "refiner", chunked=chunked, compiled=True, parts=UNETS)
 
 
 def with_safety_checker(scratch, checker):
@@ -92,11 +94,36 @@ def with_safety_checker(scratch, checker):
     return model
 
 
+def with_unet_of(scratch, name, controlnet):
+    """A model with the UNet that a ControlNet of the fixtures is for."""
+    model = scratch / f"{name}-controlled"
+    copytree(PIPELINES / name, model)
+    copytree(NETWORKS / f"{controlnet}-unet", model / "unet", dirs_exist_ok=True)
+    return model
+
+
+def xl_for_refiner(scratch):
+    """An XL model with the second text encoder of the fixtures' refiner, whose pooled output its UNet takes."""
+    model = scratch / "sdxl-refined"
+    copytree(PIPELINES / "sdxl", model)
+    for component in ["text_encoder_2", "tokenizer_2"]:
+        copytree(PIPELINES / "refiner" / component, model / component, dirs_exist_ok=True)
+    pooled = json.loads((model / "text_encoder_2" / "config.json").read_text())["projection_dim"]
+    config = model / "unet" / "config.json"
+    unet = json.loads(config.read_text())
+    added = pooled + 6 * unet["addition_time_embed_dim"]
+    config.write_text(json.dumps(unet | {"projection_class_embeddings_input_dim": added}))
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = weights.load(file)
+    embedding = "add_embedding.linear_1.weight"
+    tensors[embedding] = np.ascontiguousarray(tensors[embedding][:, :added])
+    save_file(tensors, file)
+    return model
+
+
 def xl_for_controlnet(scratch):
     """An XL model whose text has as many channels as the ControlNet in the fixtures asks for."""
-    model = scratch / "sdxl-controlled"
-    copytree(PIPELINES / "sdxl", model)
-    copytree(NETWORKS / "controlnet-sdxl-unet", model / "unet", dirs_exist_ok=True)
+    model = with_unet_of(scratch, "sdxl", "controlnet-sdxl")
     unet = json.loads((model / "unet" / "config.json").read_text())
     pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
     config = model / "text_encoder_2" / "config.json"

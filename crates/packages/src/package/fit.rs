@@ -10,9 +10,6 @@ use super::error::PlanError;
 const REFINER: &str = "--refiner-version";
 const CONTROLNET: &str = "--convert-controlnet";
 
-/// Channels of the text states of the published families.
-const PUBLISHED_TEXT: [usize; 4] = [768, 1024, 1280, 2048];
-
 fn misfit(option: &'static str, what: impl Into<String>) -> PlanError {
     PlanError::Misfit { option, what: what.into() }
 }
@@ -83,11 +80,9 @@ pub(crate) fn of_autoencoder(
 pub(super) fn controlnet(name: &str, unet: &unet::Config, own: &unet::Config) -> Result<(), PlanError> {
     let channels =
         |config: &unet::Config| -> Vec<usize> { config.down.iter().map(|stage| stage.channels).collect() };
-    // The conformance tests put tiny ControlNets beside models of other tiny widths.
-    let is_published = |text: Option<usize>| text.is_some_and(|text| PUBLISHED_TEXT.contains(&text));
-    let other_text = unet.text_channels != own.text_channels
-        && [unet.text_channels, own.text_channels].into_iter().any(is_published);
-    let fits = !other_text && unet.takes_sizes() == own.takes_sizes() && channels(unet) == channels(own);
+    let fits = unet.text_channels == own.text_channels
+        && unet.takes_sizes() == own.takes_sizes()
+        && channels(unet) == channels(own);
     if fits {
         return Ok(());
     }
