@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use mixbit_diffusion::adapter::Strength;
-use mixbit_formats::{Sha256, TensorFile, TensorFormat};
+use mixbit_formats::{Sha256, TensorFile, TensorFormat, hex};
 use mixbit_packages::source::{AppliedLora, Lora};
 use thiserror::Error;
 
@@ -252,8 +252,7 @@ fn hash(path: &Path) -> Result<String, LoraError> {
             count => hash.update(&block[..count]),
         }
     }
-    let digits: String = hash.finish().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(digits[..HASH].to_string())
+    Ok(hex(&hash.finish())[..HASH].to_string())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use mixbit_diffusion::scheduler::{
     PREDICTION_TYPES, SchedulerError, SigmaSchedule, TimestepSpacing, scheduler_of_name,
 };
 use mixbit_diffusion::session::{Precision, Request, Start, Text, Tiling};
+use mixbit_formats::hex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -284,8 +285,7 @@ pub fn parameters(request: &Request, origin: &Origin) -> Result<Parameters, Sche
         parameters.set(names::START_SHA256, &start.sha256);
     }
     if !origin.embeddings.is_empty() {
-        let hash = |sum: &[u8; 32]| sum.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let one = |(name, sum): &(String, [u8; 32])| format!("{name}: {}", &hash(sum)[..HASH_DIGITS]);
+        let one = |(name, sum): &(String, [u8; 32])| format!("{name}: {}", &hex(sum)[..HASH_DIGITS]);
         let all: Vec<String> = origin.embeddings.iter().map(one).collect();
         parameters.set(names::EMBEDDINGS, all.join(", "));
     }

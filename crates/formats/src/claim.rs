@@ -21,7 +21,7 @@ use std::time::Duration;
 use mixbit_mil::Stopped;
 
 use crate::disk;
-use crate::{Error, sha256};
+use crate::{Error, hex, sha256};
 
 const LOCK: &str = "mixbit-lock";
 const PARTIAL: &str = "mixbit-partial";
@@ -165,7 +165,7 @@ fn key(name: &OsStr) -> String {
     if name.len() <= LONGEST_NAME {
         return name.into_owned();
     }
-    let digest: String = sha256(name.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&sha256(name.as_bytes())[..8]);
     let cut: String = name.chars().take(40).collect();
     format!("{cut}-{digest}")
 }

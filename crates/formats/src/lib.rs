@@ -72,6 +72,6 @@ pub use gguf::Gguf;
 pub use map::{map_file, open_file};
 pub use safetensors::SafeTensors;
 pub use scales::ScaleError;
-pub use sha256::{Sha256, sha256};
+pub use sha256::{Sha256, hex, sha256};
 pub use tensor_file::{TensorFile, TensorFormat};
 pub use torch::Torch;

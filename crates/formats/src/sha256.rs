@@ -23,6 +23,11 @@ pub fn sha256(message: &[u8]) -> [u8; 32] {
     hash.finish()
 }
 
+/// Bytes in hexadecimal digits, two for each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The SHA-256 hash of a message that comes in portions.
 #[derive(Clone, Debug)]
 pub struct Sha256 {
@@ -105,10 +110,6 @@ fn compress(state: &mut [u32; 8], block: &[u8; 64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
 
     #[test]
     fn published_digests_come_out() {

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mixbit_formats::Sha256;
+use mixbit_formats::{Sha256, hex};
 use mixbit_mil::Stopped;
 
 use super::Watch;
@@ -80,8 +80,7 @@ pub(super) fn download(
     }
     fetched?;
     part.file.sync_all().map_err(|cause| HubError::io("write", partial, cause))?;
-    let found =
-        part.hash.map(|hash| hash.finish().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let found = part.hash.map(|hash| hex(&hash.finish()));
     let len = part.len;
     drop(part.file);
     let name = || remote.name.to_string();

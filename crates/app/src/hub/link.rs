@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use mixbit_formats::{read_text, sha256, write_atomically};
+use mixbit_formats::{hex, read_text, sha256, write_atomically};
 use serde::{Deserialize, Serialize};
 
 use super::cache::lock;
@@ -55,7 +55,7 @@ pub(super) fn locate(
     url: &str,
     watch: &dyn Watch,
 ) -> Result<Located, HubError> {
-    let key: String = sha256(url.as_bytes()).iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    let key = hex(&sha256(url.as_bytes())[..12]);
     let folder = folder(settings).join(key);
     let shown = without_query(url);
     let located = |file: &str, downloaded: u64| {
@@ -91,11 +91,7 @@ pub(super) fn locate(
     // Only a strong version says that a part is of the same file.
     let etag = answer.header("etag").filter(|etag| etag.starts_with('"')).map(str::to_string);
     drop(answer);
-    let version: String = sha256(etag.as_deref().unwrap_or_default().as_bytes())
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let version = hex(&sha256(etag.as_deref().unwrap_or_default().as_bytes())[..8]);
     let partial = folder.join(format!("{version}.incomplete"));
     let begun = partial.metadata().map_or(0, |metadata| metadata.len()).min(size.unwrap_or(0));
     let needed = size.unwrap_or(0) - begun;

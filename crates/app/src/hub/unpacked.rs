@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mixbit_formats::{free_space, unpack};
+use mixbit_formats::{free_space, hex, sha256, unpack};
 use mixbit_mil::{Progress, Stopped, Unit};
 use mixbit_packages::bundle::Bundle;
 
@@ -39,8 +39,7 @@ pub(super) fn unpacked(settings: &Settings, archive: &Path, watch: &dyn Watch) -
         }
         _ => {
             let text = format!("{}\n{}", content.display(), metadata.len());
-            let hash = mixbit_formats::sha256(text.as_bytes());
-            hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+            hex(&sha256(text.as_bytes())[..16])
         }
     };
     let folder = folder(settings).join(&key);

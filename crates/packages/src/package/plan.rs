@@ -153,7 +153,7 @@ fn embeddings(
     let (first, end) = (ids().min().unwrap_or(0), ids().max().map_or(0, |last| last + 1));
     let table = weights.names().into_iter().find(|name| name.ends_with(TOKEN_TABLE));
     let rows = table.and_then(|name| weights.get(name)?.slice(0, first, end - first).ok());
-    let sum = provenance::hex(&rows.map(|rows| rows.read_stored().into_owned()).unwrap_or_default());
+    let sum = provenance::checksum(&rows.map(|rows| rows.read_stored().into_owned()).unwrap_or_default());
     Ok(Some(format!("{} ({})", names.join(", "), sum.get(..DIGITS).unwrap_or(&sum))))
 }
 

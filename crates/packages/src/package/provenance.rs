@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mixbit_formats::sha256;
+use mixbit_formats::{hex, sha256};
 use mixbit_mil::{Arg, Constant, Def, Function, WeightRef, Weights};
 use serde_json::{Map, Value};
 
@@ -28,7 +28,7 @@ pub(crate) fn of_weights(weights: &dyn Weights) -> String {
     let mut names = weights.names();
     names.sort_unstable();
     let line = |name| Some(format!("{name} {}\n", of_weight(&weights.get(name)?)));
-    hex(names.into_iter().filter_map(line).collect::<String>().as_bytes())
+    checksum(names.into_iter().filter_map(line).collect::<String>().as_bytes())
 }
 
 /// The checksum of a network that was read from a package: of its ops and constants, as [`of_weights`] takes
@@ -42,7 +42,7 @@ pub(crate) fn of_function(function: &Function) -> String {
             let constant = match &value.def {
                 Def::Const(Constant::Weight(weight)) => of_weight(weight),
                 Def::Const(Constant::Literal(literal)) => {
-                    hex(format!("{:?} {:?}", literal.bytes(), literal.strings()).as_bytes())
+                    checksum(format!("{:?} {:?}", literal.bytes(), literal.strings()).as_bytes())
                 }
                 _ => String::new(),
             };
@@ -50,7 +50,7 @@ pub(crate) fn of_function(function: &Function) -> String {
         }
         text.push('\n');
     }
-    hex(text.as_bytes())
+    checksum(text.as_bytes())
 }
 
 fn of_weight(weight: &WeightRef) -> String {
@@ -63,16 +63,16 @@ fn of_weight(weight: &WeightRef) -> String {
 
 fn of_bytes(bytes: &[u8]) -> String {
     if bytes.len() <= SAMPLE * SAMPLES {
-        return hex(bytes);
+        return checksum(bytes);
     }
     let last = bytes.len() - SAMPLE;
     let starts = (0..SAMPLES).map(|index| last * index / (SAMPLES - 1));
-    hex(&starts.flat_map(|start| &bytes[start..start + SAMPLE]).copied().collect::<Vec<u8>>())
+    checksum(&starts.flat_map(|start| &bytes[start..start + SAMPLE]).copied().collect::<Vec<u8>>())
 }
 
 /// The first 16 bytes of SHA-256.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    sha256(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+pub(super) fn checksum(bytes: &[u8]) -> String {
+    hex(&sha256(bytes)[..16])
 }
 
 /// Options by their names on the command line, as metadata keeps them.

@@ -179,7 +179,7 @@ impl ModelIdentity {
         };
         let lines: BTreeSet<String> = layers.iter().map(line).collect();
         let digest = mixbit_formats::sha256(lines.into_iter().collect::<String>().as_bytes());
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = mixbit_formats::hex(&digest);
         let weights: u64 = layers.iter().map(|layer| layer.count() as u64).sum();
         ModelIdentity {
             name: name.to_string(),
@@ -294,7 +294,7 @@ impl Recipe {
 
 /// The first 8 bytes of the checksum of a text.
 fn short(text: &str) -> String {
-    mixbit_formats::sha256(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    mixbit_formats::hex(&mixbit_formats::sha256(text.as_bytes())[..8])
 }
 
 /// Bits of a weight, as Apple's recipes write them.
