@@ -280,13 +280,11 @@ impl Mapped {
 
 /// True if a tensor that nothing used is a part of the network itself: the architecture is another one then.
 fn is_foreign(naming: PartNaming, name: &str) -> bool {
-    match naming {
+    let parts: &[&str] = match naming {
         PartNaming::Unet(Naming::Original) => {
-            ["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb", "out."]
-                .iter()
-                .any(|part| name.starts_with(part))
+            &["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb", "out."]
         }
-        PartNaming::Unet(Naming::Diffusers) => [
+        PartNaming::Unet(Naming::Diffusers) => &[
             "conv_in.",
             "conv_norm_out.",
             "conv_out.",
@@ -297,14 +295,11 @@ fn is_foreign(naming: PartNaming, name: &str) -> bool {
             "add_embedding.",
             "class_embedding.",
             "controlnet_",
-        ]
-        .iter()
-        .any(|part| name.starts_with(part)),
-        PartNaming::VaeOriginal => ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."]
-            .iter()
-            .any(|part| name.starts_with(part)),
-        _ => false,
-    }
+        ],
+        PartNaming::VaeOriginal => &["encoder.", "decoder.", "quant_conv.", "post_quant_conv."],
+        _ => &[],
+    };
+    parts.iter().any(|part| name.starts_with(part))
 }
 
 /// A tensor in the form that a network needs; `None` if it has none.

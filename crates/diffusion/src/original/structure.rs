@@ -117,7 +117,7 @@ impl Structure {
         let mut reader = Reader { tensors, modules: &modules, attended: None };
         let (down, up) = match tensors.naming {
             Naming::Diffusers => (reader.named_levels("down_blocks"), reader.named_levels("up_blocks")),
-            _ => (reader.numbered_down(), reader.numbered_up()),
+            _ => (reader.numbered_levels("input_blocks", 1), reader.numbered_levels("output_blocks", 0)),
         };
         let middle = match tensors.naming {
             Naming::Diffusers => reader.middle("mid_block.resnets.0", "mid_block.attentions.0"),
@@ -336,40 +336,28 @@ impl Reader<'_, '_> {
         levels
     }
 
-    fn numbered_down(&mut self) -> Vec<Level> {
+    /// The levels of `ldm`'s names, whose blocks are counted from `first` on. A convolution that changes the
+    /// size ends a level: a block by itself on the way down, the end of a layer on the way up.
+    fn numbered_levels(&mut self, blocks: &str, first: usize) -> Vec<Level> {
         let mut levels = Vec::new();
-        let mut depths = Vec::new();
-        let mut channels = 0;
-        for index in 1.. {
-            let block = format!("input_blocks.{index}");
-            if let Some(out) = self.residual(&format!("{block}.0")) {
-                channels = out;
-                depths.push(self.transformer(&format!("{block}.1")));
-            } else if self.tensors.has(&format!("{block}.0.op.weight")) {
-                levels.push(Level { channels, depths: std::mem::take(&mut depths) });
-            } else {
+        let mut level = Level { channels: 0, depths: Vec::new() };
+        for index in first.. {
+            let block = format!("{blocks}.{index}");
+            let residual = self.residual(&format!("{block}.0"));
+            if let Some(channels) = residual {
+                level.channels = channels;
+                level.depths.push(self.transformer(&format!("{block}.1")));
+            }
+            let ends = ["0.op", "1.conv", "2.conv"];
+            if ends.iter().any(|end| self.tensors.has(&format!("{block}.{end}.weight"))) {
+                let depths = std::mem::take(&mut level.depths);
+                levels.push(Level { channels: level.channels, depths });
+            } else if residual.is_none() {
                 break;
             }
         }
-        levels.push(Level { channels, depths });
-        levels
-    }
-
-    fn numbered_up(&mut self) -> Vec<Level> {
-        let mut levels = Vec::new();
-        let mut depths = Vec::new();
-        let mut channels = 0;
-        for index in 0.. {
-            let block = format!("output_blocks.{index}");
-            let Some(out) = self.residual(&format!("{block}.0")) else { break };
-            channels = out;
-            depths.push(self.transformer(&format!("{block}.1")));
-            if [1, 2].iter().any(|at| self.tensors.has(&format!("{block}.{at}.conv.weight"))) {
-                levels.push(Level { channels, depths: std::mem::take(&mut depths) });
-            }
-        }
-        if !depths.is_empty() {
-            levels.push(Level { channels, depths });
+        if !level.depths.is_empty() {
+            levels.push(level);
         }
         levels
     }
