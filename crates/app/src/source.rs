@@ -5,7 +5,7 @@ use std::path::Path;
 use mixbit_diffusion::model::DiffusionModel;
 use mixbit_packages::bundle::Bundle;
 use mixbit_packages::source::{
-    AddedEmbedding, AppliedLora, CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Probe, SINGLE_FILE, Source,
+    CORE_ML, DIFFUSERS, OpenOptions, OpenedModel, Opening, Probe, SINGLE_FILE, Source,
 };
 use mixbit_packages::{Assumption, OpenError};
 
@@ -45,18 +45,12 @@ pub struct LoadedModel {
     pub model: DiffusionModel,
     /// Its name for people.
     pub name: String,
-    /// What kind of model it is, where its tensors tell.
-    pub kind: Option<String>,
-    /// The LoRAs that were added to its weights.
-    pub loras: Vec<AppliedLora>,
+    /// The findings and additions of opening it.
+    pub opening: Opening,
     /// Bytes of compressed weights that the LoRAs make it hold uncompressed.
     pub unpacked_bytes: usize,
     /// Assumptions where its files are silent.
     pub assumptions: Vec<Assumption>,
-    /// The textual inversions that were added.
-    pub embeddings: Vec<AddedEmbedding>,
-    /// What of the options was passed over, and why.
-    pub warnings: Vec<String>,
 }
 
 /// Opens a model as [`open`] does, ready to run.
@@ -66,10 +60,8 @@ pub struct LoadedModel {
 pub fn load(path: Option<&Path>, options: &OpenOptions) -> Result<LoadedModel, OpenError> {
     let opened = open(path, options)?;
     let (model, assumptions) = (opened.model()?, opened.assumptions()?);
-    let (name, kind) = (opened.name().to_string(), opened.kind().map(str::to_string));
-    let (loras, unpacked_bytes) = (opened.loras().to_vec(), opened.unpacked_bytes()?);
-    let (embeddings, warnings) = (opened.embeddings().to_vec(), opened.warnings().to_vec());
-    Ok(LoadedModel { model, name, kind, loras, unpacked_bytes, assumptions, embeddings, warnings })
+    let (name, opening) = (opened.name().to_string(), opened.opening().clone());
+    Ok(LoadedModel { model, name, opening, unpacked_bytes: opened.unpacked_bytes()?, assumptions })
 }
 
 fn probe_demo(path: Option<&Path>, _: &OpenOptions) -> Result<Probe, OpenError> {

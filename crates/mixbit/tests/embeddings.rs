@@ -117,9 +117,10 @@ fn all_that_fits_of_a_folder_is_added_without_prompts() -> Result<(), Error> {
     };
     let options = OpenOptions { embeddings, ..OpenOptions::default() };
     let loaded = load(Some(&model("sd15")), &options)?;
-    let names: Vec<&str> = loaded.embeddings.iter().map(|embedding| embedding.name.as_str()).collect();
+    let names: Vec<&str> =
+        loaded.opening.embeddings.iter().map(|embedding| embedding.name.as_str()).collect();
     assert_eq!(names, ["my word", "Easy_Neg.v1", "bad-hands 5", "<cat-toy>", "params", "<toys>"]);
-    let warnings = loaded.warnings.join("\n");
+    let warnings = loaded.opening.warnings.join("\n");
     assert!(warnings.contains("wide.safetensors") && warnings.contains("Stable Diffusion 2.x"), "{warnings}");
     assert!(ids(&loaded.model, "a MY WORD")?[0].contains(&604));
     Ok(())

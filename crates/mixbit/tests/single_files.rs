@@ -325,7 +325,7 @@ fn what_a_model_was_trained_for_is_told() {
             let options =
                 OpenOptions { config: Some(configuration(&scratch, "sdxl")?), ..OpenOptions::default() };
             let model = open(Some(&path), &options)?;
-            let kind = model.kind().unwrap_or_default();
+            let kind = model.opening().kind.as_deref().unwrap_or_default();
             assert!(kind.ends_with(said.strip_prefix("SDXL").unwrap_or(said)), "{kind}");
             let config =
                 model.files().json("scheduler", "scheduler_config.json").map_err(|it| it.to_string())?;

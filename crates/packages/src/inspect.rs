@@ -83,9 +83,9 @@ pub struct StoredTensor {
     pub is_table: bool,
 }
 
-/// True if a path leads to one network or weight file, not to the networks of a model.
-pub fn is_single(path: &Path, files: &OpenOptions) -> bool {
-    is_package(path) || is_weight_file(path) && !is_checkpoint(path, files)
+/// True if a path that is no checkpoint leads to one network or weight file, not to the networks of a model.
+pub fn is_single(path: &Path) -> bool {
+    is_package(path) || is_weight_file(path)
 }
 
 /// Opens a path: a package, the packages of a directory, a weight file, or the networks of a checkpoint,
@@ -258,7 +258,7 @@ fn checkpoint(
         let function = package.function().map_err(PackageError::from)?;
         let unusable = |source| InspectError::Tensor { name: package.compiled.clone(), source };
         Ok(InspectedNetwork {
-            kind: model.kind().map(str::to_string),
+            kind: model.opening().kind.clone(),
             name: package.compiled.clone(),
             tensors: tensors(&function).map_err(unusable)?,
             function: Some(function),

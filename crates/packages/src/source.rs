@@ -127,13 +127,23 @@ pub static DIFFUSERS: Source =
 pub struct OpenedModel {
     name: String,
     content: Content,
-    kind: Option<String>,
+    opening: Opening,
     prediction_type: Option<String>,
-    loras: Vec<AppliedLora>,
     /// True if its files are packages.
     is_packaged: bool,
-    embeddings: Vec<AddedEmbedding>,
-    warnings: Vec<String>,
+}
+
+/// The findings and additions of opening a model, for people.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// The kind of model, where its tensors tell: its family, and the prediction of its UNet.
+    pub kind: Option<String>,
+    /// The adapters that were added, and how they fit.
+    pub loras: Vec<AppliedLora>,
+    /// The textual inversions that were added.
+    pub embeddings: Vec<AddedEmbedding>,
+    /// The files of options that were passed over, and why.
+    pub warnings: Vec<String>,
 }
 
 enum Content {
@@ -153,23 +163,21 @@ impl OpenedModel {
         OpenedModel {
             name: name.into(),
             content,
-            kind: None,
+            opening: Opening::default(),
             prediction_type: None,
-            loras: Vec::new(),
             is_packaged: false,
-            embeddings: Vec::new(),
-            warnings: Vec::new(),
         }
     }
 
-    /// The same model with what kind of model it is, in words.
-    pub(crate) fn with_kind(self, kind: String) -> Self {
-        OpenedModel { kind: Some(kind), ..self }
+    /// The same model with its kind, in words.
+    pub(crate) fn with_kind(mut self, kind: String) -> Self {
+        self.opening.kind = Some(kind);
+        self
     }
 
-    /// What kind of model it is, where its tensors tell: its family, and what its UNet predicts.
-    pub fn kind(&self) -> Option<&str> {
-        self.kind.as_deref()
+    /// The findings and additions of opening it.
+    pub fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     /// Bytes of compressed weights that adapters make the model hold uncompressed.
@@ -178,23 +186,8 @@ impl OpenedModel {
     /// [`OpenError`] if weights can't be read.
     pub fn unpacked_bytes(&self) -> Result<usize, OpenError> {
         let Content::Merged(files) = &self.content else { return Ok(0) };
-        let path = self.loras.first().map(|lora| lora.path.clone()).unwrap_or_default();
+        let path = self.opening.loras.first().map(|lora| lora.path.clone()).unwrap_or_default();
         files.unpacked_bytes().map_err(|source| OpenError::Adapter { path, source: Box::new(source) })
-    }
-
-    /// The adapters that were added, and how they fit.
-    pub fn loras(&self) -> &[AppliedLora] {
-        &self.loras
-    }
-
-    /// The textual inversions that were added.
-    pub fn embeddings(&self) -> &[AddedEmbedding] {
-        &self.embeddings
-    }
-
-    /// What of the options was passed over, and why.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
     }
 
     /// The model's files, to build another model of.
@@ -214,36 +207,26 @@ impl OpenedModel {
 
     /// The model with what the options choose.
     fn chosen(mut self, options: &OpenOptions) -> Result<Self, OpenError> {
-        let refused = match &self.content {
-            Content::Packages(_) if options.vae.is_some() => Some("--vae"),
-            Content::Packages(_) if options.rescale_zero_snr => Some("--rescale-zero-snr"),
-            Content::Packages(bundle) if !options.loras.is_empty() && !bundle.is_configured() => {
-                let what =
-                    "--lora is for checkpoints and for packages that mixbit made, which carry the names \
-                            of the layers"
-                        .to_string();
-                return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
+        if let Content::Packages(bundle) = &self.content {
+            self.is_packaged = true;
+            let path = || PathBuf::from(&self.name);
+            options.check_for_packages(&path())?;
+            if !options.loras.is_empty() && !bundle.is_configured() {
+                let what = "--lora is for checkpoints and for packages that mixbit made, which carry the names \
+                            of the layers";
+                return Err(OpenError::Package { path: path(), what: what.to_string() });
             }
-            _ => None,
-        };
-        if let Some(option) = refused {
-            let what = format!(
-                "{option} is for checkpoints, and these are packages: convert the checkpoint with it"
-            );
-            return Err(OpenError::Package { path: PathBuf::from(&self.name), what });
         }
-        self.is_packaged = matches!(self.content, Content::Packages(_));
-        self.content = match self.content {
-            Content::Files(files) if options.replace_files() => {
-                Content::Files(Box::new(choices::Chosen::new(files, options)?))
+        if let Content::Files(mut files) = self.content {
+            if options.replace_files() {
+                files = Box::new(choices::Chosen::new(files, options)?);
             }
-            content => content,
-        };
-        if let (Content::Files(_), false) = (&self.content, options.embeddings.is_empty()) {
-            self = self.with_embeddings(options)?;
-        }
-        if let Content::Packages(_) = &self.content {
-            options.check_for_packages(Path::new(&self.name))?;
+            if !options.embeddings.is_empty() {
+                let added = embeddings::add(files, &options.embeddings)?;
+                (self.opening.embeddings, self.opening.warnings) = (added.embeddings, added.warnings);
+                files = added.files;
+            }
+            self.content = Content::Files(files);
         }
         if !options.loras.is_empty() {
             let files: Box<dyn ModelFiles> = match self.content {
@@ -253,21 +236,9 @@ impl OpenedModel {
             };
             let (merged, loras) = loras::added(files, &options.loras)?;
             self.content = Content::Merged(Box::new(merged));
-            self.loras = loras;
+            self.opening.loras = loras;
         }
         Ok(OpenedModel { prediction_type: options.prediction_type.clone(), ..self })
-    }
-
-    /// The model with the textual inversions that the options name.
-    fn with_embeddings(self, options: &OpenOptions) -> Result<Self, OpenError> {
-        let OpenedModel { content: Content::Files(files), .. } = self else { return Ok(self) };
-        let added = embeddings::add(files, &options.embeddings)?;
-        Ok(OpenedModel {
-            content: Content::Files(added.files),
-            embeddings: added.embeddings,
-            warnings: added.warnings,
-            ..self
-        })
     }
 
     /// The name for people: the directory's, or the model's own where that is one of a layout, such as
@@ -385,12 +356,10 @@ pub(crate) fn is_zip(path: &Path) -> bool {
 /// The error for a directory that is no model itself, but has models in directories inside.
 fn elsewhere(path: &Path) -> Option<OpenError> {
     const MOST: usize = 8;
-    let mut found = Vec::new();
-    models_below(path, DEEPEST, &mut found);
+    let found = models_below(path);
     if found.is_empty() {
         return None;
     }
-    found.sort();
     let more = found.len().saturating_sub(MOST);
     let mut names: Vec<String> = found.iter().take(MOST).map(|path| path.display().to_string()).collect();
     if more > 0 {
@@ -403,18 +372,28 @@ fn elsewhere(path: &Path) -> Option<OpenError> {
     Some(OpenError::Package { path: path.to_path_buf(), what })
 }
 
-/// How deep the directories of models may lie in a repository, or in a copy of the Hugging Face client.
-const DEEPEST: usize = 4;
+/// True if a directory is a model: it holds packages, or has the diffusers layout.
+pub fn is_model(directory: &Path) -> bool {
+    Bundle::is_at(directory) || directory.join("model_index.json").is_file()
+}
 
-/// Adds the directories of models below one.
-fn models_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    for path in entries(directory).unwrap_or_default().into_iter().filter(|path| path.is_dir()) {
-        match Bundle::is_at(&path) || path.join("model_index.json").is_file() {
-            true => found.push(path),
-            false if depth > 1 => models_below(&path, depth - 1, found),
-            false => {}
+/// The directories of models below one, sorted, as deep as repositories, archives and copies of the Hugging
+/// Face client have them.
+pub fn models_below(directory: &Path) -> Vec<PathBuf> {
+    const DEEPEST: usize = 4;
+    fn add(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+        for path in entries(directory).unwrap_or_default().into_iter().filter(|path| path.is_dir()) {
+            match is_model(&path) {
+                true => found.push(path),
+                false if depth > 1 => add(&path, depth - 1, found),
+                false => {}
+            }
         }
     }
+    let mut found = Vec::new();
+    add(directory, DEEPEST, &mut found);
+    found.sort();
+    found
 }
 
 /// Names of directories in the layouts of packages, which say nothing of the model.

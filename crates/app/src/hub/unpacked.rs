@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mixbit_formats::{free_space, hex, sha256, unpack};
 use mixbit_mil::{Progress, Stopped, Unit};
-use mixbit_packages::bundle::Bundle;
+use mixbit_packages::source::{is_model, models_below};
 
 use super::cache::lock;
 use super::error::HubError;
@@ -14,9 +14,6 @@ use super::{Notice, Watch};
 
 /// The most bytes that an archive may unpack to.
 const LARGEST: u64 = 64 << 30;
-
-/// How deep a model may lie in an archive.
-const DEEPEST: usize = 4;
 
 /// Progress as the receiver of downloads shows it.
 struct Shown<'w>(&'w dyn Watch);
@@ -66,10 +63,10 @@ pub(super) fn folder(settings: &Settings) -> PathBuf {
 
 /// The only model below a directory; the directory itself if there is none, which opening it explains.
 fn model_in(directory: &Path) -> Result<PathBuf, HubError> {
-    let mut found = Vec::new();
-    models_below(directory, DEEPEST, &mut found);
-    found.sort();
-    match &found[..] {
+    if is_model(directory) {
+        return Ok(directory.to_path_buf());
+    }
+    match &models_below(directory)[..] {
         [] => Ok(directory.to_path_buf()),
         [model] => Ok(model.clone()),
         models => {
@@ -77,16 +74,5 @@ fn model_in(directory: &Path) -> Result<PathBuf, HubError> {
             let what = format!("the archive has several models: give one of {}", named.join(", "));
             Err(HubError::Choice { name: directory.display().to_string(), what })
         }
-    }
-}
-
-fn models_below(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    if Bundle::is_at(directory) || directory.join("model_index.json").is_file() {
-        found.push(directory.to_path_buf());
-        return;
-    }
-    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
-    for path in entries.map(|entry| entry.path()).filter(|path| depth > 0 && path.is_dir()) {
-        models_below(&path, depth - 1, found);
     }
 }

@@ -20,7 +20,7 @@ use super::model_files::ModelFileOptions;
 use super::output::{check_format, directory_of, is_png};
 use super::progress::{Progress, Wait};
 use super::table::{Side, Table, counted, shortened};
-use super::{estimate, interrupt, lora, opening, palettize, print_line, values};
+use super::{estimate, interrupt, opening, palettize, print_line, values};
 use mixbit_analysis::report::{Cell, Grid, OneOf, Picture, Planner, Recoded, draw, latent_psnr, pixel_psnr};
 use mixbit_app::parameters::Parameters;
 use mixbit_app::source::{self, LoadedModel};
@@ -248,10 +248,8 @@ impl Arguments {
         let size = self.size.or(opened.first().map_or([512, 512], |opened| opened.model.defaults.size));
         let mut candidates = Vec::new();
         for (loaded, name) in opened.into_iter().zip(names) {
-            let LoadedModel { model, kind, loras, assumptions, embeddings, warnings, .. } = loaded;
-            opening::say_kind(&name, kind.as_deref(), progress);
-            opening::say_embeddings(&embeddings, &warnings, progress);
-            lora::say(&loras, progress);
+            let LoadedModel { model, opening, assumptions, .. } = loaded;
+            opening::say(&name, &opening, progress);
             assumptions
                 .iter()
                 .for_each(|assumption| progress.say(format_args!("warning: {name}: {assumption}")));

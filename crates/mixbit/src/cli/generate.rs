@@ -31,7 +31,7 @@ use mixbit_app::picture;
 use mixbit_app::request::{DrawRequest, Origin, parameters};
 use mixbit_app::source::LoadedModel;
 use mixbit_packages::OpenError;
-use mixbit_packages::source::AddedEmbedding;
+use mixbit_packages::source::{AddedEmbedding, Opening};
 
 /// The maximum number of characters shown of dropped words.
 const LONGEST_DROPPED: usize = 400;
@@ -174,7 +174,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (prompts, loras) = lora::taken_from(&typed, arguments.files.lora_dir())?;
     options.loras.extend(loras);
     options.embeddings.prompts = Some(arguments.texts(&prompts));
-    let LoadedModel { model, name: model_name, loras, embeddings, .. } =
+    let LoadedModel { model, name: model_name, opening: Opening { loras, embeddings, .. }, .. } =
         opening::loaded(arguments.model.as_deref(), &options, &progress)?;
     let model = Arc::new(model);
     let backend = Machine::new(arguments.threads.map(usize::from))?.backend;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mixbit_app::source::{LoadedModel, load, open_checkpoint};
 use mixbit_diffusion::model::DiffusionModel;
-use mixbit_packages::source::{AddedEmbedding, OpenOptions, OpenedModel};
+use mixbit_packages::source::{OpenOptions, OpenedModel, Opening};
 
 use super::lora;
 use super::printable::visible_line;
@@ -34,11 +34,9 @@ pub(super) fn loaded(
     progress: &Progress,
 ) -> anyhow::Result<LoadedModel> {
     let loaded = load(path, options)?;
-    say_kind(&loaded.name, loaded.kind.as_deref(), progress);
-    lora::say(&loaded.loras, progress);
+    say(&loaded.name, &loaded.opening, progress);
     lora::say_unpacked(loaded.unpacked_bytes, progress);
     loaded.assumptions.iter().for_each(|assumption| progress.say(format_args!("warning: {assumption}")));
-    say_embeddings(&loaded.embeddings, &loaded.warnings, progress);
     Ok(loaded)
 }
 
@@ -52,19 +50,15 @@ pub(super) fn checkpoint(
     progress: &Progress,
 ) -> anyhow::Result<OpenedModel> {
     let model = open_checkpoint(path, options)?;
-    say_kind(model.name(), model.kind(), progress);
-    lora::say(model.loras(), progress);
-    say_embeddings(model.embeddings(), model.warnings(), progress);
+    say(model.name(), model.opening(), progress);
     Ok(model)
 }
 
-/// Says what kind of model it is.
-pub(super) fn say_kind(name: &str, kind: Option<&str>, progress: &Progress) {
-    kind.into_iter().for_each(|kind| progress.say(format_args!("{name}: {kind}")));
-}
-
-/// Says which textual inversions were added, and what was passed over.
-pub(super) fn say_embeddings(embeddings: &[AddedEmbedding], warnings: &[String], progress: &Progress) {
+/// Says the kind of a model, the LoRAs and textual inversions that were added, and the files passed over.
+pub(super) fn say(name: &str, opening: &Opening, progress: &Progress) {
+    let Opening { kind, loras, embeddings, warnings } = opening;
+    kind.iter().for_each(|kind| progress.say(format_args!("{name}: {kind}")));
+    lora::say(loras, progress);
     embeddings.iter().for_each(|embedding| progress.say(visible_line(&embedding.to_string())));
     warnings.iter().for_each(|warning| progress.say(format_args!("warning: {}", visible_line(warning))));
 }

@@ -26,7 +26,8 @@ pub struct NetworkPairs {
 /// [`DiffError`], if either can't be read, or there is nothing like the single network.
 pub fn open_both(paths: [&Path; 2], files: &OpenOptions) -> Result<NetworkPairs, DiffError> {
     let options = ConversionOptions::default();
-    let mut sides = match paths.map(|path| is_checkpoint(path, files)) {
+    let checkpoints = paths.map(|path| is_checkpoint(path, files));
+    let mut sides = match checkpoints {
         [true, false] => {
             let b = open(paths[1], &options, files)?;
             [like(paths[0], &b, files)?, b]
@@ -39,7 +40,7 @@ pub fn open_both(paths: [&Path; 2], files: &OpenOptions) -> Result<NetworkPairs,
         _ => [open(paths[0], &options, files)?, open(paths[1], &options, files)?],
     };
     join_chunks(&mut sides);
-    match paths.map(|path| is_single(path, files)) {
+    match [0, 1].map(|side| !checkpoints[side] && is_single(paths[side])) {
         [true, false] => pick(&mut sides, 0, paths)?,
         [false, true] => pick(&mut sides, 1, paths)?,
         _ => {}

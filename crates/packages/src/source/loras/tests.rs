@@ -48,7 +48,7 @@ fn every_family_is_merged_as_its_library_does() {
         failures.case(name, || {
             let base = opened(model, &[]).map_err(|error| error.to_string())?;
             let merged = opened(model, &[(name, 1.0)]).map_err(|error| error.to_string())?;
-            let fit = &merged.loras()[0].fit;
+            let fit = &merged.opening().loras[0].fit;
             if fit.matched != fit.layers || !fit.unmatched.is_empty() {
                 return Err(format!("{fit:?}"));
             }
@@ -202,7 +202,7 @@ fn strengths_scale_and_add_up() {
     let back = opened("sd15", &[("kohya-sd15", 0.7), ("kohya-sd15", -0.7)]).unwrap();
     assert_eq!(values(&back, "unet", tensor), base);
     let twice = opened("sd15", &[("kohya-sd15", 0.5), ("full", 0.0), ("kohya-sd15", 0.5)]).unwrap();
-    assert_eq!(twice.loras().len(), 3);
+    assert_eq!(twice.opening().loras.len(), 3);
     let once = opened("sd15", &[("kohya-sd15", 1.0)]).unwrap();
     let pairs = values(&twice, "unet", tensor).into_iter().zip(values(&once, "unet", tensor));
     assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 2e-3));
@@ -239,7 +239,7 @@ fn files_that_do_not_fit_are_answered() {
     let mut failures = Failures::new("adapters that do not fit");
     for (path, expected) in &cases {
         failures.case(path, || match opened("sd15", &[(path, 1.0)]) {
-            Ok(model) => Err(format!("it is taken: {:?}", model.loras())),
+            Ok(model) => Err(format!("it is taken: {:?}", model.opening().loras)),
             Err(error) if error.to_string().contains(expected) => Ok(()),
             Err(error) => Err(error.to_string()),
         });
