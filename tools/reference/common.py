@@ -21,6 +21,19 @@ ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
 
 
+def quiet():
+    """Silences the warnings and the progress bars of diffusers and transformers."""
+    import warnings
+
+    import diffusers
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore")
+    for log in (logging, diffusers.utils.logging):
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+
+
 def meta(script, seed, *packages):
     """The `meta` entry of a `cases.json`: script, seed, versions and machine, to make the files again."""
     versions = {name: importlib.metadata.version(name) for name in packages}

@@ -1,22 +1,15 @@
 """Textual inversions in every form, and diffusers' prompt embeddings with them. See fixtures/README.md."""
 
 import shutil
-import warnings
 
 import common
 import torch
 from common import write_cases, write_tensors
 
-import diffusers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from transformers.utils import logging
 
-warnings.filterwarnings("ignore")
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
+common.quiet()
 
 SEED = 20261201
 FOLDER = common.area("embeddings")

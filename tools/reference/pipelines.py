@@ -4,13 +4,11 @@ import collections
 import functools
 import json
 import shutil
-import warnings
 
 import common
 import torch
 from common import write_cases, write_json, write_tensors
 
-import diffusers
 import pipeline_configs as configs
 from diffusers import (
     AutoencoderKL,
@@ -22,13 +20,8 @@ from diffusers import (
 from models import Draws, randomize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from tokenizer import byte_characters, published
-from transformers.utils import logging
 
-warnings.filterwarnings("ignore")
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
+common.quiet()
 
 SEED = 20261123
 START, END = "<|startoftext|>", "<|endoftext|>"
